@@ -1,0 +1,84 @@
+"""The tensors that cross from data to training, and their shapes. Nothing else does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+class _Movable:
+    """`.to()` and `.pin_memory()` over every tensor of a frozen dataclass."""
+
+    def _map(self, move: Callable[[Any], Any]) -> Self:
+        def walk(value: Any) -> Any:
+            if isinstance(value, Tensor | _Movable):
+                return move(value)
+            return tuple(walk(v) for v in value) if isinstance(value, tuple) else value
+
+        return replace(self, **{f.name: walk(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Every tensor moved as `Tensor.to` would; floating dtypes are cast only when one is given."""
+        return self._map(lambda t: t.to(*args, **kwargs))
+
+    def pin_memory(self) -> Self:
+        """Every tensor in page-locked memory."""
+        return self._map(lambda t: t.pin_memory())
+
+
+@dataclass(frozen=True)
+class Text(_Movable):
+    """Prompt embeddings of one batch, right-padded."""
+
+    embeddings: Tensor  # (B, T, D)
+    mask: Tensor | None  # (B, T) bool, True = a token; None when nothing is padded (faster kernels)
+
+    @staticmethod
+    def pad(rows: list[Tensor]) -> "Text":
+        """Stack embeddings (T_i, D) of different lengths into (B, max T, D) and their mask."""
+        lengths = torch.tensor([len(row) for row in rows])
+        embeddings = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = torch.arange(embeddings.shape[1])[None] < lengths[:, None]
+        return Text(embeddings, None if bool(mask.all()) else mask)
+
+
+@dataclass(frozen=True)
+class Condition(_Movable):
+    """What the edit is conditioned on: the text, and the clean latents of the references, in the order of the prompt."""
+
+    text: Text
+    references: tuple[Tensor, ...]  # n tensors (B, 16, h_i, w_i): one list of shapes is true for the whole batch
+
+
+@dataclass(frozen=True)
+class EditBatch(_Movable):
+    """Samples of one bucket: all targets of one shape, reference i of every sample of one shape."""
+
+    target: Tensor  # (B, 16, h, w) normalised latents of the edited image
+    condition: Condition
+    ids: tuple[str, ...]
+    step: int  # which global batch since the start of training; keys every draw
+    slots: tuple[int, ...]  # (B,) each sample's place in the global batch
+    num_slots: int  # samples in the global batch
+    tasks: tuple[str, ...] = ()
+    instructions: tuple[str, ...] = ()
+    unconditional: Text | None = None  # validation only: the text " " with the same references
+    pixels: Tensor | None = None  # validation only: (B, 3, H, W) the true target, in [-1, 1]
+    sources: tuple[Tensor, ...] = ()  # validation only: n tensors (B, 3, H_i, W_i), in [-1, 1]
+    weight: Tensor | None = None  # validation only: (B,) 0 for samples that only fill up a rank's share
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.target), len(self.ids), len(self.slots), *map(len, self.condition.references)}
+        if len(sizes) != 1:
+            raise ValueError(f"EditBatch: target, references, ids and slots differ in length: {sorted(sizes)}")
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of the whole batch: a token is a 2x2 patch of latents."""
+        images = (self.target, *self.condition.references)
+        return len(self) * sum(image.shape[-2] * image.shape[-1] // 4 for image in images)

@@ -1,0 +1,1 @@
+"""What has weights, and the sizes and layouts it expects."""

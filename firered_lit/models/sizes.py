@@ -1,0 +1,85 @@
+"""How large every image is: the one place that loader, trainer, validation and export ask."""
+
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+
+RATIOS = tuple(Fraction(*r) for r in [(2, 1), (16, 9), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (9, 16), (1, 2)])
+SIDE = 32  # the stock pipelines round every side to this
+
+Shape = tuple[int, int]  # (height, width) in pixels
+
+
+def calculate_dimensions(area: int, ratio: float) -> tuple[int, int]:
+    """(width, height) near `area` pixels at width / height = `ratio`, sides to multiples of 32.
+
+    The rule of diffusers' `QwenImageEditPlusPipeline` (a test holds the two equal), without its import time.
+    """
+    width = math.sqrt(area * ratio)
+    return round(width / SIDE) * SIDE, round(width / ratio / SIDE) * SIDE
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Pixel areas of the three roles of an image. The defaults are the stock pipeline's constants.
+
+    target_area: the edited image; reference_area: a reference as the VAE sees it; condition_area: a reference as the
+    vision-language model sees it. `max_upscale`: an image is refused when it would be enlarged more than this.
+    """
+
+    target_area: int = 1024 * 1024
+    reference_area: int = 1024 * 1024
+    condition_area: int = 384 * 384
+    max_upscale: float = 4.0
+
+    @property
+    def stock(self) -> bool:
+        """Whether the stock pipeline, whose reference and condition sizes are constants, sees what training saw."""
+        return (self.reference_area, self.condition_area) == (1024 * 1024, 384 * 384)
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def shape_table(area: int) -> tuple[Shape, ...]:
+    """Candidate shapes (height, width) for a pixel area: the nine aspect ratios from 2:1 to 1:2, widest first."""
+    shapes = [calculate_dimensions(area, float(ratio))[::-1] for ratio in RATIOS]
+    return tuple(dict.fromkeys(shape for shape in shapes if min(shape) > 0))
+
+
+def assign(height: int, width: int, table: tuple[Shape, ...]) -> Shape:
+    """The shape that loses the least area when an image is resized to cover it and centre-cropped.
+
+    Ties go to the smaller |H*W - h*w| (method: multi-condition aware buckets).
+    """
+
+    def loss(shape: Shape) -> tuple[float, int]:
+        h, w = shape
+        scale = max(h / height, w / width)
+        return round(1 - (h * w) / (scale * scale * height * width), 9), abs(height * width - h * w)
+
+    return min(table, key=loss)
+
+
+def cover(height: int, width: int, shape: Shape) -> float:
+    """The scale that makes an image just cover `shape`."""
+    return max(shape[0] / height, shape[1] / width)
+
+
+def crop_box(height: int, width: int, shape: Shape) -> tuple[float, float, float, float]:
+    """The centre region (left, top, right, bottom) of the image, in its own pixels, that becomes `shape`."""
+    scale = cover(height, width, shape)
+    w, h = shape[1] / scale, shape[0] / scale
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h
+
+
+def condition_size(height: int, width: int, area: int) -> Shape:
+    """(height, width) at which a reference of the given size is shown, at its own aspect ratio."""
+    w, h = calculate_dimensions(area, width / height)
+    return h, w
+
+
+def tokens(shape: Shape) -> int:
+    """Visual tokens of an image: one per 16x16 pixels."""
+    return (shape[0] // 16) * (shape[1] // 16)

@@ -1,0 +1,1 @@
+"""The arithmetic of rewards; engines that read images live in `callbacks`."""
