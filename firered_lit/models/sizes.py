@@ -32,11 +32,6 @@ class Sizes:
     condition_area: int = 384 * 384
     max_upscale: float = 4.0
 
-    @property
-    def stock(self) -> bool:
-        """Whether the stock pipeline, whose reference and condition sizes are constants, sees what training saw."""
-        return (self.reference_area, self.condition_area) == (1024 * 1024, 384 * 384)
-
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 

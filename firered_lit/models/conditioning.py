@@ -1,0 +1,146 @@
+"""Prompts and references through Qwen2.5-VL, as the stock pipelines do it, with the positions the weights know.
+
+The stock edit pipelines of diffusers 0.42 lose the processor's token types under transformers 5, so their text gets
+one-dimensional positions; here everything that the processor returns is passed on (a test shows both side by side).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import UserError
+from .sizes import condition_size
+
+if TYPE_CHECKING:
+    from .family import Base
+
+UNCONDITIONAL = " "  # the stock negative prompt; the references stay
+PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"  # one per reference, before the instruction
+MAX_TEXT_TOKENS = 1024  # text-to-image prompts are cut here by the stock pipeline
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat template of the stock pipelines: the text with one `{}`, and how many tokens of it are dropped."""
+
+    text: str
+    drop: int
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the first thing that differs between prompts."""
+        return self.text.split("<|vision_start|>")[0].split("{}")[0]
+
+
+@cache
+def stock_templates() -> dict[str, Template]:
+    """The templates of the installed diffusers, by variant, so that a new release is followed without a copy here."""
+    from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
+
+    none = dict.fromkeys(["scheduler", "vae", "text_encoder", "tokenizer", "transformer"])
+    stock = {
+        "edit_plus": QwenImageEditPlusPipeline(processor=None, **none),
+        "edit": QwenImageEditPipeline(processor=None, **none),
+        "text": QwenImagePipeline(**none),
+    }
+    return {k: Template(p.prompt_template_encode, p.prompt_template_encode_start_idx) for k, p in stock.items()}
+
+
+class Conditioner:
+    """The frozen text encoder with its processor: prompts and references in, embeddings out."""
+
+    def __init__(self, base: "Base", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        self.processor = _processor(base)
+        self.encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(base.folder / "text_encoder", dtype=dtype)
+        self.encoder.eval().requires_grad_(False).to(device)
+        self.device = torch.device(device)
+        templates = stock_templates()
+        self.single = base.variant == "edit"  # its template holds the one image itself
+        self.templates = {"edit": templates["edit" if self.single else "edit_plus"], "text": templates["text"]}
+        for template in self.templates.values():
+            count = len(self.processor.tokenizer(template.prefix).input_ids)
+            if count != template.drop:
+                raise UserError(
+                    f"{base.folder / 'tokenizer'}: the prompt template's prefix counts {count} tokens, the stock "
+                    f"pipeline drops {template.drop}: this tokenizer does not belong to a Qwen-Image model"
+                )
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], references: Sequence[Sequence[Image.Image]], condition_area: int
+    ) -> list[Tensor]:
+        """Embeddings (T_i, D) of each prompt with its references, without template prefix and padding.
+
+        A prompt without references goes through the text-to-image template. Raises UserError when the model takes a
+        single reference and gets more, or when a prompt holds one of the vision tokens.
+        """
+        rows: list[Tensor | None] = [None] * len(prompts)
+        edits = [i for i, images in enumerate(references) if images]
+        texts = [i for i, images in enumerate(references) if not images]
+        for kind, members in (("edit", edits), ("text", texts)):
+            if members:
+                chosen = [(prompts[i], references[i]) for i in members]
+                for i, row in zip(members, self._encode(kind, chosen, condition_area), strict=True):
+                    rows[i] = row
+        return [row for row in rows if row is not None]
+
+    def _encode(self, kind: str, items: list[tuple[str, Sequence[Image.Image]]], area: int) -> list[Tensor]:
+        template = self.templates[kind]
+        texts = [template.text.format(self._pictures(kind, images) + _plain(prompt)) for prompt, images in items]
+        if kind == "text":
+            limit = MAX_TEXT_TOKENS + template.drop
+            inputs = self.processor.tokenizer(
+                texts, max_length=limit, truncation=True, padding=True, return_tensors="pt"
+            )
+        else:
+            shown = [show(image, area) for _, images in items for image in images]
+            inputs = self.processor(text=texts, images=shown, padding=True, return_tensors="pt")
+        inputs = inputs.to(self.device)
+        hidden = self.encoder.model(**inputs).last_hidden_state
+        mask = inputs["attention_mask"].bool()
+        return [row[keep][template.drop :] for row, keep in zip(hidden, mask, strict=True)]
+
+    def _pictures(self, kind: str, images: Sequence[Image.Image]) -> str:
+        if kind == "text":
+            return ""
+        if self.single:
+            if len(images) > 1:
+                raise UserError(f"this base takes one reference, not {len(images)}: use a 2509-kind base for more")
+            return ""
+        return "".join(PICTURE.format(i + 1) for i in range(len(images)))
+
+
+def show(image: Image.Image, area: int) -> Image.Image:
+    """A reference as the vision-language model sees it: near `area` pixels at its own aspect ratio."""
+    height, width = condition_size(image.height, image.width, area)
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _plain(prompt: str) -> str:
+    for token in ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"):
+        if token in prompt:
+            raise UserError(f"the instruction {prompt[:60]!r} holds the token {token}, which stands for an image")
+    return prompt
+
+
+def _processor(base: "Base") -> Any:
+    """The folder's processor; a text-to-image folder has none, and gets Qwen2.5-VL's around its own tokenizer."""
+    from transformers import AutoTokenizer, Qwen2VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    if (base.folder / "processor").exists():
+        return Qwen2VLProcessor.from_pretrained(base.folder / "processor")
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 1280),
+        tokenizer=AutoTokenizer.from_pretrained(base.folder / "tokenizer"),
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template="{{messages}}",
+    )

@@ -1,0 +1,69 @@
+"""The transformer's one forward, shared by training, validation, rollout and `edit`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Condition
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, h, w) -> tokens (B, h/2 * w/2, 4C): a token is a 2x2 patch."""
+    b, c, h, w = latents.shape
+    return latents.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack`, for latents of (height, width)."""
+    b, _, c = tokens.shape
+    patches = tokens.reshape(b, height // 2, width // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(b, c // 4, height, width)
+
+
+def image_shapes(images: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    """(frames, rows, columns) in tokens of the target and then of each reference: what the 3-D RoPE is built on."""
+    return [(1, image.shape[-2] // 2, image.shape[-1] // 2) for image in images]
+
+
+def velocity(transformer: "QwenImageTransformer2DModel", x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    """The predicted velocity at x_t (B, 16, h, w), sigma (B,), given text and clean references. -> (B, 16, h, w)
+
+    Target tokens first, then the tokens of each reference; only the target's are read. The transformer takes one list
+    of shapes for the whole batch, so reference i must have one shape in all its samples (the buckets see to that).
+    """
+    images = (x_t, *condition.references)
+    if any(len(image) != len(x_t) for image in images) or len(condition.text.embeddings) != len(x_t):
+        raise ValueError("velocity: x_t, text and references differ in batch size")
+    tokens = [pack(image.to(x_t)) for image in images]
+    prediction = transformer(
+        hidden_states=torch.cat(tokens, dim=1),
+        encoder_hidden_states=condition.text.embeddings.to(x_t),
+        encoder_hidden_states_mask=condition.text.mask,
+        timestep=sigma.to(x_t),
+        img_shapes=[image_shapes(images)] * len(x_t),
+        return_dict=False,
+    )[0]
+    return unpack(prediction[:, : tokens[0].shape[1]], *x_t.shape[-2:])
+
+
+def unused_parameters(transformer: nn.Module) -> list[str]:
+    """Names of the last block's text branch, which the loss never reaches.
+
+    Left trainable, these stop DDP ("parameters that were not used") and sharded checkpoints from resuming.
+    """
+    last = f"transformer_blocks.{len(transformer.transformer_blocks) - 1}."
+    dead = (f"{last}attn.to_add_out.", f"{last}txt_mlp.")
+    return [name for name, _ in transformer.named_parameters() if name.startswith(dead)]
+
+
+def freeze_unused(transformer: nn.Module) -> None:
+    """Freeze the parameters that the loss never reaches, by name."""
+    dead = set(unused_parameters(transformer))
+    for name, parameter in transformer.named_parameters():
+        if name in dead:
+            parameter.requires_grad_(False)
