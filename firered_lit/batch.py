@@ -46,7 +46,7 @@ class Text(_Movable):
 
 @dataclass(frozen=True)
 class Condition(_Movable):
-    """What the edit is conditioned on: the text, and the clean latents of the references, in the order of the prompt."""
+    """What the edit is conditioned on: the text, and the clean latents of the references, in the prompt's order."""
 
     text: Text
     references: tuple[Tensor, ...]  # n tensors (B, 16, h_i, w_i): one list of shapes is true for the whole batch

@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def cached_tiny() -> Path:
-    """The tiny pipeline's folder, built on first use, once per version of its parts; safe when several start at once."""
+    """The tiny pipeline's folder, built on first use, once per version of its parts. Several may start at once."""
     import diffusers
     import transformers
 

@@ -1,0 +1,169 @@
+"""Edit a photo: the stock pipeline where it shows the model what training showed, else our own sampler."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+
+from .batch import Condition, Text
+from .errors import UserError
+from .flow.sampler import schedule
+from .models.codec import to_image, to_pixels
+from .models.conditioning import UNCONDITIONAL
+from .models.family import Base, Variant, open_base
+from .models.sampling import sample
+from .models.sizes import calculate_dimensions
+
+
+def edit(
+    model: str,
+    images: Sequence[str],
+    prompt: str,
+    out: str,
+    steps: int = 40,
+    seed: int = 0,
+    width: int | None = None,
+    height: int | None = None,
+    guidance: float = 4.0,
+    stock: bool = False,
+) -> None:
+    """Edit `images` (none: text-to-image) as `prompt` says and write `out`.
+
+    guidance is the stock pipelines' `true_cfg_scale`, with the negative prompt " "; 1 switches it off. At the stock
+    pipeline's sizes, or when `stock`, the stock pipeline runs; at other sizes our own sampler does, and says so. Unless
+    `stock`, the prompt is encoded here, with the positions that the weights know. Raises UserError on bad input.
+    """
+    base = open_base(model)
+    references = [_open(path) for path in images]
+    if base.variant == Variant.EDIT and len(references) > 1:
+        raise UserError(f"{model}: takes one --image, not {len(references)}")
+    size = _size(base, references, width, height)
+    begin = time.perf_counter()
+    if stock or base.at_stock_sizes:
+        sampler = "the stock pipeline" + ("" if stock else ", with our prompt embeddings")
+        image = _stock(base, references, prompt, steps, seed, size, guidance, own_embeddings=not stock)
+    else:
+        sampler = "our sampler, at the sizes the model was trained at"
+        image = _own(base, references, prompt, steps, seed, size, guidance)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    image.save(out)
+    seconds = time.perf_counter() - begin
+    print(
+        f"{out}: {image.width}x{image.height}, {steps} steps, guidance {guidance:g}, seed {seed}, {sampler}, {seconds:.1f} s"
+    )
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+        raise UserError(f"--image {path}: cannot be read as an image ({problem})") from problem
+
+
+def _size(base: Base, references: list[Image.Image], width: int | None, height: int | None) -> tuple[int, int]:
+    """(width, height): as asked, floored to 16 as the stock pipeline does, else like the last reference."""
+    ratio = references[-1].width / references[-1].height if references else 1.0
+    best = calculate_dimensions(base.sizes.target_area, ratio)
+    asked = (width or best[0], height or best[1])
+    size = asked[0] // 16 * 16, asked[1] // 16 * 16
+    if min(size) < 16:
+        raise UserError(f"--width {asked[0]} --height {asked[1]}: the smallest side is 16")
+    if size != asked:
+        print(f"note: {asked[0]}x{asked[1]} becomes {size[0]}x{size[1]}; sides are multiples of 16")
+    return size
+
+
+def _device() -> tuple[torch.device, torch.dtype]:
+    return (torch.device("cuda"), torch.bfloat16) if torch.cuda.is_available() else (torch.device("cpu"), torch.float32)
+
+
+def _texts(base: Base, references: list[Image.Image], prompt: str, guidance: float) -> list[Text]:
+    """The prompt and, with guidance, the unconditional text, each a batch of one; the encoder is freed afterwards."""
+    device, dtype = _device()
+    prompts = [prompt, UNCONDITIONAL] if guidance > 1 else [prompt]
+    rows = base.conditioner(device, dtype).encode(prompts, [references] * len(prompts), base.sizes.condition_area)
+    return [Text.pad([row]) for row in rows]
+
+
+def _stock(
+    base: Base, references: list[Image.Image], prompt: str, steps: int, seed: int, size: tuple[int, int],
+    guidance: float, own_embeddings: bool,
+) -> Image.Image:  # fmt: skip
+    device, dtype = _device()
+    call: dict[str, Any] = {"num_inference_steps": steps, "true_cfg_scale": guidance}
+    call |= {"width": size[0], "height": size[1], "generator": torch.Generator().manual_seed(seed)}
+    if references:
+        call["image"] = references[0] if base.variant == Variant.EDIT else references
+    if own_embeddings:
+        texts = _texts(base, references, prompt, guidance)
+        for role, text in zip(("prompt", "negative_prompt"), texts):
+            ones = torch.ones(text.embeddings.shape[:2], dtype=torch.long, device=device)
+            call |= {f"{role}_embeds": text.embeddings, f"{role}_embeds_mask": ones}
+    else:
+        lost_positions(bool(references))
+        call |= {"prompt": prompt, "negative_prompt": UNCONDITIONAL} if guidance > 1 else {"prompt": prompt}
+    return stock_pipeline(base, bool(references)).to(device, dtype)(**call).images[0]
+
+
+def stock_pipeline(base: Base, edits: bool) -> Any:
+    """The installed diffusers' pipeline for this base; without references, its text-to-image one."""
+    from diffusers import DiffusionPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(base.folder)
+    pipeline.set_progress_bar_config(disable=None)
+    parts = {k: v for k, v in pipeline.components.items() if k != "processor"}
+    if not edits and base.variant != Variant.TEXT:
+        return QwenImagePipeline(**parts)
+    if edits and base.variant == Variant.TEXT:
+        return QwenImageEditPlusPipeline(**parts, processor=base.conditioner().processor)
+    return pipeline
+
+
+def lost_positions(edits: bool) -> bool:
+    """Whether the installed versions' stock edit pipelines lose the text's 3-D positions; warns when they do."""
+    import inspect
+
+    import transformers
+    from diffusers import QwenImageEditPlusPipeline, __version__
+
+    source = inspect.getsource(QwenImageEditPlusPipeline._get_qwen_prompt_embeds)
+    lost = edits and "mm_token_type_ids" not in source and int(transformers.__version__.split(".")[0]) >= 5
+    if lost:
+        warnings.warn(
+            f"diffusers {__version__} with transformers {transformers.__version__}: the stock edit pipeline encodes "
+            "prompts with 1-D positions, the weights know 3-D ones; leave --stock out for the right embeddings",
+            stacklevel=2,
+        )
+    return lost
+
+
+def _own(
+    base: Base, references: list[Image.Image], prompt: str, steps: int, seed: int, size: tuple[int, int], guidance: float
+) -> Image.Image:  # fmt: skip
+    device, dtype = _device()
+    codec = base.codec(device, dtype)
+    shown = [image.resize(_reference_size(base, image), Image.Resampling.LANCZOS) for image in references]
+    latents = tuple(codec.encode(to_pixels(image)[None]) for image in shown)
+    conditions = [Condition(text, latents) for text in _texts(base, references, prompt, guidance)]
+    width, height = size[0] // codec.factor, size[1] // codec.factor
+    noise = torch.randn((1, latents_channels(codec), height, width), generator=torch.Generator().manual_seed(seed))
+    sigmas = schedule(steps, height * width // 4, base.scheduler_config)
+    transformer = base.transformer(dtype).to(device).eval()
+    negative = conditions[1] if guidance > 1 else None
+    return to_image(
+        codec.decode(sample(transformer, noise.to(device, dtype), sigmas, conditions[0], negative, guidance))[0]
+    )
+
+
+def _reference_size(base: Base, image: Image.Image) -> tuple[int, int]:
+    return calculate_dimensions(base.sizes.reference_area, image.width / image.height)
+
+
+def latents_channels(codec: Any) -> int:
+    """Channels of the codec's latents: 16 for the Qwen-Image family."""
+    return codec.mean.shape[1]

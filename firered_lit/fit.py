@@ -1,0 +1,131 @@
+"""Train one stage: the straight line from a recipe's parts to a finished run."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import yaml
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from .checkpoint import AtomicCheckpointIO, resolve
+from .errors import UserError
+from .stages.base import Stage
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives and how it starts.
+
+    dir: the run's folder. resume: "last", "best" or a checkpoint's path; None refuses a folder that holds a run.
+    validate_every: optimizer steps between validations (None: never). validate_first: also before the first step, so
+    that the grid begins with the base model.
+    """
+
+    dir: str
+    resume: str | None = None
+    validate_every: int | None = None
+    validate_first: bool = True
+
+
+class Saver(Protocol):
+    """What `fit` needs of the checkpoint callback."""
+
+    def save(self, trainer: L.Trainer) -> Any: ...
+
+
+def fit(
+    run: Run,
+    stage: Stage,
+    data: L.LightningDataModule,
+    trainer: Callable[..., L.Trainer],
+    checkpoint: Any,
+    callbacks: Mapping[str, Any] | None = None,
+    logger: Logger | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> int:
+    """Train `stage` on `data` and return the process's exit code: 0, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C.
+
+    trainer is a factory that takes the rest of its arguments here. recipe, the resolved one, is written into the run's
+    folder and logged. Raises UserError when the folder holds a run and `run.resume` is not given, or when the data was
+    made with another VAE or text encoder.
+    """
+    folder = Path(run.dir).resolve()
+    start = resolve(folder, run.resume)
+    if run.resume is None and any((folder / "checkpoints").glob("*.ckpt")):
+        raise UserError(f"{folder}: holds a run already; continue it with run.resume=last or choose another run.dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    check = getattr(data, "check", None)
+    if check:
+        check(stage.base)
+    every = [c for c in (callbacks or {}).values() if c is not None]
+    engine = trainer(
+        default_root_dir=str(folder),
+        callbacks=[*every, checkpoint],
+        logger=logger or False,
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        **_validation(run, trainer, start),
+    )
+    _write_run(folder, stage, data, recipe)
+    if recipe is not None and engine.logger is not None:
+        engine.logger.log_hyperparams(dict(recipe))
+    rank_zero_info(f"{'continuing from ' + str(start) if start else 'starting'} in {folder}")
+    engine.fit(stage, datamodule=data, ckpt_path=str(start) if start else None)
+    code = next((c.exit_code for c in every if getattr(c, "exit_code", None)), 0)
+    if not code:
+        checkpoint.save(engine)
+        _say(folder, engine)
+    return code
+
+
+def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None) -> dict[str, Any]:
+    """Trainer arguments for validation counted in optimizer steps; Lightning counts micro-batches."""
+    given = getattr(trainer, "keywords", {})
+    settings: dict[str, Any] = {"num_sanity_val_steps": -1 if run.validate_first and start is None else 0}
+    if run.validate_every is None:
+        return {"limit_val_batches": 0, "num_sanity_val_steps": 0}
+    accumulate = given.get("accumulate_grad_batches", 1)
+    return settings | {"val_check_interval": run.validate_every * accumulate, "check_val_every_n_epoch": None}
+
+
+@rank_zero_only
+def _write_run(folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] | None) -> None:
+    """recipe.yaml, as resolved, and what `export` needs to know in run.json (other keys there are kept)."""
+    if recipe is not None:
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        _replace(folder / "recipe.yaml", text)
+    path = folder / "run.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known |= {
+        "stage": type(stage).__name__,
+        "base": stage.backbone.name,
+        "base_folder": str(stage.base.folder),
+        "sizes": asdict(getattr(data, "sizes", stage.base.sizes)),
+        "data": getattr(data, "summary", {}),
+    }
+    _replace(path, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    staging = path.with_name(path.name + ".tmp")
+    staging.write_text(text, encoding="utf-8")
+    os.replace(staging, path)
+
+
+@rank_zero_only
+def _say(folder: Path, engine: L.Trainer) -> None:
+    """The last lines of a finished run: where it is and what it reached."""
+    metrics = {k: float(v) for k, v in sorted(engine.callback_metrics.items()) if k.split("/")[0] in ("train", "val")}
+    grids: Sequence[Path] = sorted((folder / "samples").glob("*.png"))
+    print(f"run         {folder}")
+    print(f"steps       {engine.global_step}")
+    for name in ("train/loss", "val/loss", "val/psnr", "val/ssim"):
+        if name in metrics:
+            print(f"{name:<11} {metrics[name]:.4f}")
+    if grids:
+        print(f"grid        {grids[-1]}")

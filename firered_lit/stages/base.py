@@ -1,0 +1,114 @@
+"""What every stage shares: the transformer, its optimizer, and the validation that needs no loss of its own."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from ..batch import Condition, EditBatch
+from ..draws import gaussian
+from ..flow.path import interpolate, velocity
+from ..flow.sampler import resolution_shift, schedule
+from ..losses.flow_matching import flow_matching_loss
+from ..models import qwen_image
+from ..models.backbone import Backbone
+from ..models.codec import Codec
+from ..models.sampling import Preview, sample
+from ..optim import OptimizerFactory, ScheduleFactory, parameter_groups
+
+
+class Stage(L.LightningModule):
+    """A stage without a loss: subclasses add `training_step`.
+
+    optimizer, schedule: factories, `optimizer(groups)` and `schedule(optimizer)`. seed keys every draw.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory | None,
+        preview: Preview | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.base = backbone, backbone.base
+        self.optimizer_factory, self.schedule_factory = optimizer, schedule
+        self.preview, self.seed = preview, seed
+        self.scheduler_config = self.base.scheduler_config
+        self.frozen: dict[str, Codec] = {}  # in a dict, so that the VAE is no submodule and in no checkpoint
+        self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "psnr", "ssim")})
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "transformer"):
+            self.transformer = self.backbone.load()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory(parameter_groups(self.transformer.named_parameters()))
+        if self.schedule_factory is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.schedule_factory(optimizer), "interval": "step"},
+        }
+
+    def velocity(self, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """The transformer's velocity, in float32. The same function trains, validates and samples."""
+        return qwen_image.velocity(self.transformer, x_t, sigma, condition).float()
+
+    def shift(self, sigma: Tensor, batch: EditBatch) -> Tensor:
+        """sigma, shifted for the resolution of the batch's target."""
+        tokens = batch.target.shape[-2] * batch.target.shape[-1] // 4
+        return resolution_shift(sigma, tokens, self.scheduler_config)
+
+    def validation_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss at fixed (sigma, eps), and for the grid an edit drawn by the sampler that `edit` uses."""
+        weight = torch.ones(len(batch), device=self.device) if batch.weight is None else batch.weight
+        self.scores["loss"].update(self.fixed_loss(batch), weight)
+        if self.preview is None or batch.pixels is None:
+            return {}
+        output, target = self.draw(batch).to(batch.pixels), batch.pixels
+        for i in range(len(batch)):
+            pair = output[i : i + 1], target[i : i + 1]
+            self.scores["psnr"].update(peak_signal_noise_ratio(*pair, data_range=(-1.0, 1.0)), weight[i])
+            self.scores["ssim"].update(structural_similarity_index_measure(*pair, data_range=(-1.0, 1.0)), weight[i])
+        return {"output": output}
+
+    def on_validation_epoch_end(self) -> None:
+        for name, metric in self.scores.items():
+            drawn = int(metric.update_count) > 0
+            if drawn:
+                self.log(f"val/{name}", metric.compute(), prog_bar=name == "loss")
+            metric.reset()
+
+    def fixed_loss(self, batch: EditBatch, points: int = 4) -> Tensor:
+        """Flow matching loss (B,) over `points` fixed sigmas, noise keyed by the sample: comparable between steps."""
+        x_0 = batch.target.float()
+        total = torch.zeros(len(batch), device=x_0.device)
+        for k in range(points):
+            eps = torch.cat([gaussian(x_0.shape[1:], (k,), "validation", name) for name in batch.ids]).to(x_0)
+            sigma = self.shift(torch.full((len(batch),), (k + 0.5) / points, device=x_0.device), batch)
+            v = self.velocity(interpolate(x_0, eps, sigma), sigma, batch.condition)
+            total += flow_matching_loss(v, velocity(x_0, eps)) / points
+        return total
+
+    @torch.no_grad()
+    def draw(self, batch: EditBatch) -> Tensor:
+        """Edits of a batch as pixels (B, 3, H, W) in [-1, 1]; the noise is keyed by the sample."""
+        shape = batch.target.shape[1:]
+        noise = torch.cat([gaussian(shape, (0,), "sample", name) for name in batch.ids]).to(batch.target.device)
+        sigmas = schedule(self.preview.steps, shape[-2] * shape[-1] // 4, self.scheduler_config)
+        negative = None if batch.unconditional is None else Condition(batch.unconditional, batch.condition.references)
+        guidance = self.preview.guidance if negative is not None else 1.0
+        latents = sample(self.transformer, noise, sigmas, batch.condition, negative, guidance)
+        return self.codec.decode(latents).float()
+
+    @property
+    def codec(self) -> Codec:
+        """The frozen VAE, loaded when the first image is drawn."""
+        if "codec" not in self.frozen:
+            self.frozen["codec"] = self.base.codec(self.device)
+        return self.frozen["codec"]

@@ -1,0 +1,67 @@
+"""Supervised fine-tuning by flow matching; with other recipes, pretraining and continued pretraining."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..batch import EditBatch
+from ..draws import gaussian
+from ..flow.path import interpolate, velocity
+from ..flow.timesteps import Law, logit_normal, stratified_uniform
+from ..losses.flow_matching import flow_matching_loss
+from ..models.backbone import Backbone
+from ..models.sampling import Preview
+from ..optim import OptimizerFactory, ScheduleFactory
+from .base import Stage
+
+Weight = Callable[[Tensor], Tensor]
+
+
+class SFT(Stage):
+    """Flow matching on (references, instruction) -> target. FireRed-Image-Edit (2602.13344), section 3.5.
+
+    timesteps: the law of sigma, an inverse CDF on [0, 1); it is shifted for the target's resolution when
+    `resolution_shift`. weight: loss weight as a function of sigma; None weighs all alike. rotate_every: steps after
+    which the strata move to other slots. The rest is `Stage`'s.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory | None = None,
+        timesteps: Law = logit_normal,
+        weight: Weight | None = None,
+        resolution_shift: bool = True,
+        rotate_every: int = 1,
+        preview: Preview | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optimizer, schedule, preview, seed)
+        self.timesteps, self.weight = timesteps, weight
+        self.resolution_shift, self.rotate_every = resolution_shift, rotate_every
+
+    def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
+        loss = self.losses(batch)
+        self.log("train/loss", loss.mean().detach(), prog_bar=True, batch_size=len(batch))
+        return loss.mean()
+
+    def losses(self, batch: EditBatch) -> Tensor:
+        """The loss of every sample (B,): draw, noise, predict, compare. Each row depends on its own sample alone."""
+        x_0 = batch.target.float()
+        sigma = self.draw_sigma(batch).to(x_0.device)
+        eps = gaussian(x_0.shape[1:], batch.slots, self.seed, "noise", batch.step).to(x_0)
+        v = self.velocity(interpolate(x_0, eps, sigma), sigma, batch.condition)
+        return flow_matching_loss(v, velocity(x_0, eps), None if self.weight is None else self.weight(sigma))
+
+    def draw_sigma(self, batch: EditBatch) -> Tensor:
+        """sigma (B,) of the batch: stratified over the global batch, through the law, shifted for the resolution."""
+        u = stratified_uniform(batch.step, batch.slots, batch.num_slots, seed=self.seed, rotate_every=self.rotate_every)
+        sigma = self.timesteps(u)
+        return self.shift(sigma, batch) if self.resolution_shift else sigma
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient before it is clipped."""
+        grads = [p.grad for p in self.transformer.parameters() if p.grad is not None]
+        self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
