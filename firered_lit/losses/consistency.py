@@ -1,0 +1,82 @@
+"""The consistency loss: the same identity in the estimated and in the true image, region by region.
+
+FireRed-Image-Edit (2602.13344), eq. 6-8. Pixel coordinates are (x, y) with integers at pixel centres, as face libraries
+give them.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, grid_sample
+
+from firered_lit.losses.flow_matching import at_least_float32
+
+FACE_SIZE = (112, 112)
+FACE_TEMPLATE = (  # left eye, right eye, nose, left and right corner of the mouth (as seen), ArcFace's alignment
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
+)
+
+
+def identity_weight(sigma: Tensor, *, eta: float, cutoff: float = 0.9) -> Tensor:
+    """lambda(sigma), like sigma: eta sigma^2 under `cutoff`, 0 from it on. Eq. 7."""
+    return torch.where(sigma < cutoff, eta * sigma.square(), torch.zeros_like(sigma))
+
+
+def similarity_transform(landmarks: Tensor, template: Tensor) -> Tensor:
+    """The rotation, scale and shift (N, 2, 3) that take landmarks (N, P, 2) nearest to template (P, 2), never mirrored.
+
+    Least squares (Umeyama 1991). In the plane a rotation with scale is one complex number, so the fit is a division.
+    Raises ValueError when the landmarks of a region coincide.
+    """
+    points, goal = landmarks.double(), template.double().to(landmarks.device)
+    centre, goal_centre = points.mean(-2, keepdim=True), goal.mean(-2, keepdim=True)
+    z, w = (torch.view_as_complex((t - c).contiguous()) for t, c in ((points, centre), (goal, goal_centre)))
+    size = z.abs().square().sum(-1)
+    if bool((size == 0).any()):
+        raise ValueError("similarity_transform: all landmarks of a region coincide")
+    a = (z.conj() * w).sum(-1) / size
+    linear = torch.stack([a.real, -a.imag, a.imag, a.real], -1).reshape(-1, 2, 2)
+    offset = goal_centre.mT - linear @ centre.mT
+    return torch.cat([linear, offset], -1).to(at_least_float32(landmarks).dtype)
+
+
+def box_transform(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The affine maps (N, 2, 3) that take boxes (N, 4: left, top, right, bottom) to a canvas (height, width).
+
+    Boxes are edges, as in PIL's crop: the first pixel of a row lies between 0 and 1, its centre at coordinate 0.
+    """
+    left, top, right, bottom = at_least_float32(boxes).unbind(-1)
+    x, y = size[1] / (right - left), size[0] / (bottom - top)
+    zero = torch.zeros_like(x)
+    rows = [x, zero, x * (0.5 - left) - 0.5, zero, y, y * (0.5 - top) - 0.5]
+    return torch.stack(rows, -1).reshape(-1, 2, 3)
+
+
+def warp(images: Tensor, transform: Tensor, size: tuple[int, int]) -> Tensor:
+    """images (N, C, H, W) seen through transform (N, 2, 3), on canvases (N, C, *size). Bilinear, differentiable.
+
+    Pixel p of the canvas shows the image at transform^-1(p); outside of the image is 0, mid grey.
+    """
+    transform = transform.to(images.device, torch.float64)
+    y, x = (torch.arange(n, dtype=torch.float64, device=images.device) for n in size)
+    canvas = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(1, -1, 2)
+    source = torch.linalg.solve(transform[:, :, :2], canvas.mT - transform[:, :, 2:]).mT
+    sides = source.new_tensor([images.shape[-1], images.shape[-2]])
+    grid = ((2 * source + 1) / sides - 1).reshape(-1, *size, 2)
+    return grid_sample(images, grid.to(images), mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def identity_loss(features: Tensor, target: Tensor, owner: Tensor | None = None, batch: int = 1) -> Tensor:
+    """1 - cosine of the regions' features (N, D), averaged over the regions of each sample -> (batch,). Eq. 8.
+
+    owner (N,) int: the sample that region i belongs to; a sample without regions gets 0.
+    """
+    features, target = at_least_float32(features), at_least_float32(target)
+    distance = 1 - cosine_similarity(features, target, dim=-1)
+    owner = torch.zeros(len(distance), dtype=torch.long) if owner is None else owner
+    zeros, owner = distance.new_zeros(batch), owner.to(distance.device)
+    count = zeros.index_add(0, owner, torch.ones_like(distance))
+    return zeros.index_add(0, owner, distance) / count.clamp(min=1)
