@@ -52,9 +52,8 @@ def edit(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     seconds = time.perf_counter() - begin
-    print(
-        f"{out}: {image.width}x{image.height}, {steps} steps, guidance {guidance:g}, seed {seed}, {sampler}, {seconds:.1f} s"
-    )
+    how = f"{steps} steps, guidance {guidance:g}, seed {seed}, {sampler}, {seconds:.1f} s"
+    print(f"{out}: {image.width}x{image.height}, {how}")
 
 
 def _open(path: str) -> Image.Image:
@@ -143,7 +142,8 @@ def lost_positions(edits: bool) -> bool:
 
 
 def _own(
-    base: Base, references: list[Image.Image], prompt: str, steps: int, seed: int, size: tuple[int, int], guidance: float
+    base: Base, references: list[Image.Image], prompt: str, steps: int, seed: int, size: tuple[int, int],
+    guidance: float,
 ) -> Image.Image:  # fmt: skip
     device, dtype = _device()
     codec = base.codec(device, dtype)
@@ -151,7 +151,7 @@ def _own(
     latents = tuple(codec.encode(to_pixels(image)[None]) for image in shown)
     conditions = [Condition(text, latents) for text in _texts(base, references, prompt, guidance)]
     width, height = size[0] // codec.factor, size[1] // codec.factor
-    noise = torch.randn((1, latents_channels(codec), height, width), generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn((1, codec.mean.shape[1], height, width), generator=torch.Generator().manual_seed(seed))
     sigmas = schedule(steps, height * width // 4, base.scheduler_config)
     transformer = base.transformer(dtype).to(device).eval()
     negative = conditions[1] if guidance > 1 else None
@@ -162,8 +162,3 @@ def _own(
 
 def _reference_size(base: Base, image: Image.Image) -> tuple[int, int]:
     return calculate_dimensions(base.sizes.reference_area, image.width / image.height)
-
-
-def latents_channels(codec: Any) -> int:
-    """Channels of the codec's latents: 16 for the Qwen-Image family."""
-    return codec.mean.shape[1]
