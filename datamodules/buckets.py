@@ -1,0 +1,193 @@
+"""Which samples make which global batch: multi-condition aware buckets under a token budget (FireRed report, 3.2).
+
+The plan is a pure function of (index, capacity, plan_ranks, seed, weights): no rank asks another, and resuming takes
+two integers, epoch and step. Nothing is stored per row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from datamodules.frequencies import Weights, frequencies
+from datamodules.index import Bucket, Index, Row, write_index
+from datamodules.order import Interleaving, hashes, permuted, shuffled
+from firered_lit.draws import seed_of
+from firered_lit.errors import UserError
+
+__all__ = ["BatchPlan", "Bucket", "Index", "LeftOut", "Planned", "Row", "write_index"]
+
+WHOLE = 1024  # a bucket of at most so many rows is shuffled as a whole, whatever its chunks
+WINDOW = 256  # rows of a plan rank that are shuffled together: some blocks, so some chunks are read at a time
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A line of the bucket table."""
+
+    bucket: Bucket
+    samples: int
+    batch: int  # samples of a micro-batch
+    tokens: int  # visual tokens of a sample
+    waste: float  # share of the token capacity that a full micro-batch leaves empty
+    batches: int  # global batches of one pass
+    share: float  # of the samples drawn
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What an epoch does not show once."""
+
+    rows: np.ndarray  # index rows of this pass's remainders; another epoch leaves out others
+    repeated: int  # times that a row is shown again, because its bucket has fewer rows than there are plan ranks
+    unweighted: int  # rows that the weights give no share
+    total: int
+
+    @property
+    def share(self) -> float:
+        return (len(self.rows) + self.unweighted) / self.total
+
+
+class BatchPlan:
+    """The global batches of a training: `plan[epoch, step]` is a bucket and the index rows for each plan rank.
+
+    capacity: visual tokens of a micro-batch (one device). plan_ranks: micro-batches of a global batch, fixed for the
+    whole training. weights: see `frequencies`; None is the data's own mixture, where an epoch is one pass over the
+    rows. With weights an epoch has as many steps, but each bucket goes through its rows at its own pace, and starts
+    again only when it has shown all. max_batch caps the samples of a micro-batch.
+
+    A pass of a bucket leaves out `count % plan_ranks` rows, others each pass; full batches come first, then a smaller
+    one. When clusters are weighted, a batch mixes a bucket's clusters, and each cluster shows all its rows before one
+    comes again (a cluster with less rows than its part of a global batch repeats them within it).
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        *,
+        capacity: int,
+        plan_ranks: int,
+        seed: int,
+        weights: Weights | None = None,
+        max_batch: int | None = None,
+    ) -> None:
+        if plan_ranks < 1 or (max_batch is not None and max_batch < 1):
+            raise UserError(f"plan_ranks={plan_ranks}, max_batch={max_batch}: both must be at least 1")
+        self.index, self.capacity, self.ranks, self.seed = index, capacity, plan_ranks, seed
+        for bucket in index.buckets:
+            if bucket.tokens > capacity:
+                raise UserError(f"bucket {bucket} has {bucket.tokens} tokens a sample, more than capacity={capacity}")
+        self.counts = np.array([bucket.count for bucket in index.buckets])
+        self.sizes = capacity // np.array([bucket.tokens for bucket in index.buckets])
+        self.sizes = np.minimum(self.sizes, np.maximum(1, self.counts // plan_ranks))
+        if max_batch is not None:
+            self.sizes = np.minimum(self.sizes, max_batch)
+        self.per_rank = np.maximum(1, self.counts // plan_ranks)  # samples that a plan rank sees in a pass
+        self.batches = -(-self.per_rank // self.sizes)
+        self.weighted, self.clustered = bool(weights), "cluster" in (weights or {})
+        self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
+        self._mixtures: dict[int, tuple[np.ndarray, Interleaving]] = {}
+        self._schedule: tuple[int, Interleaving] = -1, Interleaving.once(self.batches)
+        self.share = self.per_rank / self.per_rank.sum()
+        if weights:
+            self._weigh(weights)
+
+    def _weigh(self, weights: Weights) -> None:
+        """The share of samples of every bucket, and of steps: smaller batches need more steps for the same share."""
+        cells, of_cell = frequencies(self.index, weights)
+        self._cells = np.split(cells, np.searchsorted(of_cell, np.arange(1, len(self.counts))))
+        self._first_cell = np.searchsorted(of_cell, np.arange(len(self.counts)))
+        self.share = np.bincount(of_cell, cells, len(self.counts))
+        drawn = self.sizes if self.clustered else self.per_rank / self.batches
+        self._schedule = 0, Interleaving.endless(self.share / drawn, self.seed, "schedule")
+
+    def steps(self, epoch: int = 0) -> int:
+        """Global batches of an epoch, the same for every epoch."""
+        return int(self.batches.sum())
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Bucket, list[np.ndarray]]:
+        """The bucket of a global batch and, for each plan rank, the index rows (B,) of its micro-batch."""
+        epoch, step = at
+        if epoch < 0 or not 0 <= step < self.steps():
+            raise IndexError(f"no global batch at epoch {epoch}, step {step}: an epoch has {self.steps()} steps")
+        if not self.weighted:
+            if self._schedule[0] != epoch:
+                self._schedule = epoch, Interleaving.once(self.batches, self.seed, "schedule", epoch)
+            number, batch = self._schedule[1][step]
+            rows = self._in_order(number, epoch, batch)
+        else:
+            number, batch = self._schedule[1][epoch * self.steps() + step]
+            in_order = divmod(batch, int(self.batches[number]))
+            rows = self._mixed(number, batch) if self.clustered else self._in_order(number, *in_order)
+        return self.index.buckets[number], list(rows)
+
+    def _in_order(self, number: int, turn: int, batch: int) -> np.ndarray:
+        """(plan_ranks, B) rows of a bucket's batch in its pass `turn`.
+
+        Each plan rank reads its own part of the shuffled blocks and shuffles rows inside windows of it, so that few
+        chunks are open at a time and each is read by one rank (but for those at the parts' borders).
+        """
+        starts, ends = self._blocks(number, turn)
+        length, size = int(self.per_rank[number]), int(self.sizes[number])
+        place = np.arange(batch * size, min((batch + 1) * size, length))
+        window = place // WINDOW
+        rank = np.arange(self.ranks)[:, None]
+        keys = hashes(1, self.seed, "window", number, turn) + (rank << 32 | window).astype(np.uint64)
+        within = permuted(place % WINDOW, np.minimum(WINDOW, length - window * WINDOW), keys)
+        at = (rank * length + window * WINDOW + within) % ends[-1]
+        block = np.searchsorted(ends, at, "right")
+        return self.index.buckets[number].start + starts[block] + at - np.where(block, ends[block - 1], 0)
+
+    def _blocks(self, number: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
+        """(blocks,) first row within the bucket, and running end, of the blocks of a pass in their order."""
+        if number in self._orders and self._orders[number][0] == turn:
+            return self._orders[number][1:]
+        count, (first, missing) = int(self.counts[number]), self._remainder(number, turn)
+        blocks = np.arange(count) if count <= WHOLE else self.index.blocks(self.index.buckets[number])
+        cuts = np.unique(np.concatenate([blocks, [first, (first + missing) % count]]))
+        sizes = np.diff(cuts, append=count)
+        kept = np.flatnonzero((cuts - first) % count >= missing)
+        kept = kept[shuffled(len(kept), self.seed, "blocks", number, turn)]
+        self._orders[number] = turn, cuts[kept], np.cumsum(sizes[kept])
+        return self._orders[number][1:]
+
+    def _remainder(self, number: int, turn: int) -> tuple[int, int]:
+        """The rows that a pass leaves out, as (first, how many), going round the bucket from pass to pass."""
+        count = int(self.counts[number])
+        missing = count % self.ranks if count >= self.ranks else 0
+        return (seed_of(self.seed, "remainder", number) + turn * missing) % count, missing
+
+    def _mixed(self, number: int, batch: int) -> np.ndarray:
+        """(plan_ranks, B) rows of a bucket's batch when clusters are weighted."""
+        starts, mixture = self._mixture(number)
+        size = self.ranks * int(self.sizes[number])
+        cell, ordinal = mixture.span(batch * size, (batch + 1) * size)
+        count = (starts[1:] - starts[:-1])[cell]
+        keys = hashes(1, self.seed, "cluster", number) + (cell << 32 | ordinal // count).astype(np.uint64)
+        rows = self.index.columns["by_cluster"][starts[cell] + permuted(ordinal % count, count, keys)]
+        return rows.astype(np.int64).reshape(self.ranks, -1)
+
+    def _mixture(self, number: int) -> tuple[np.ndarray, Interleaving]:
+        """Where the bucket's clusters begin in the column `by_cluster` (and the last ends), and how they mix."""
+        if number not in self._mixtures:
+            first, bucket = self._first_cell[number], self.index.buckets[number]
+            starts = self.index.columns["segment_start"][first : first + len(self._cells[number])].astype(np.int64)
+            mixture = Interleaving.endless(self._cells[number], self.seed, "clusters", number)
+            self._mixtures[number] = np.append(starts, bucket.start + bucket.count), mixture
+        return self._mixtures[number]
+
+    def left_out(self, epoch: int) -> LeftOut:
+        """What an epoch leaves out or repeats (with weights: each bucket's pass of that number)."""
+        rows = [np.empty(0, np.int64)]
+        for number, bucket in enumerate(self.index.buckets):
+            first, missing = self._remainder(number, epoch)
+            rows.append(bucket.start + (first + np.arange(missing)) % bucket.count)
+        repeated, unweighted = np.maximum(0, self.ranks - self.counts), self.counts[self.share == 0]
+        return LeftOut(np.concatenate(rows), int(repeated.sum()), int(unweighted.sum()), len(self.index))
+
+    def table(self) -> list[Planned]:
+        """A line per bucket, for printing."""
+        lines = zip(self.index.buckets, self.sizes.tolist(), self.batches.tolist(), self.share.tolist())
+        return [
+            Planned(bucket, bucket.count, size, bucket.tokens, 1 - size * bucket.tokens / self.capacity, batches, share)
+            for bucket, size, batches, share in lines
+        ]

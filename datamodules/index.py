@@ -1,0 +1,277 @@
+"""The columnar index of a data set: which row lies in which bucket, and where its sample is on disk.
+
+One file in the safetensors layout (little-endian header length, JSON header, columns), memory-mapped: every process of
+a host shares the same pages. Rows are sorted by bucket, then by position, so a bucket is a contiguous range of rows.
+Columns, for N rows: `positions` (N,) sample number in the LitData chunks; `blocks` first row of every block, a block
+being rows of one chunk; and, when the rows carry clusters, `by_cluster` (N,) rows ordered by bucket and cluster,
+with `segment_start`, `segment_cluster`: where each (bucket, cluster) begins in it.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from firered_lit.errors import UserError
+from firered_lit.models.sizes import Shape, tokens
+
+FILE = "index.safetensors"
+VERSION = "1"
+PIECE = 1 << 18  # rows handled at a time: memory does not grow with the data
+BLOCK = 64  # rows of a block when the chunks are not known
+SCATTERED = 8  # fewer rows per chunk than this on average: the chunks give no locality, blocks are cut by number
+LARGEST_BLOCK = 512
+DTYPES = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
+
+
+class Row(NamedTuple):
+    """One sample as the index sees it. Shapes are (height, width) in pixels."""
+
+    task: str
+    target: Shape
+    references: tuple[Shape, ...]
+    position: int  # sample number in the LitData data set
+    cluster: str = ""
+    droppable: tuple[int, ...] = ()  # 1-based numbers of the references that may be left out
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Samples that fit in one batch: rows [start, start + count) of the index."""
+
+    task: str
+    target: Shape
+    references: tuple[Shape, ...]
+    start: int
+    count: int
+    droppable: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of one sample: its target and its references."""
+        return tokens(self.target) + sum(map(tokens, self.references))
+
+    def __str__(self) -> str:
+        images = [f"{w}x{h}" for h, w in (self.target, *self.references)]
+        droppable = f" (droppable {','.join(map(str, self.droppable))})" if self.droppable else ""
+        return f"{self.task} {' <- '.join([images[0], ' + '.join(images[1:]) or 'text'])}{droppable}"
+
+
+@dataclass(frozen=True)
+class Index:
+    """An open index. Columns are memory maps: opening reads the header alone."""
+
+    folder: Path
+    buckets: tuple[Bucket, ...]
+    clusters: tuple[str, ...]
+    columns: dict[str, np.ndarray] = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Index":
+        """Map the index of a folder. UserError when there is none, or when the file is cut short."""
+        path = Path(folder) / FILE
+        if not path.exists():
+            raise UserError(f"no index at {path}: make it with `python -m firered_lit prepare`")
+        header, begin = _header(path)
+        meta = header.pop("__metadata__")
+        columns = {name: _column(path, spec, begin) for name, spec in header.items()}
+        return cls(Path(folder), _buckets(json.loads(meta["buckets"])), tuple(json.loads(meta["clusters"])), columns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index.open, (self.folder,)  # a worker maps the file again, rather than being sent the columns
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(N,) the sample number of every row in the LitData data set."""
+        return self.columns["positions"]
+
+    def blocks(self, bucket: Bucket) -> np.ndarray:
+        """First rows of the bucket's blocks, counted from the bucket's start."""
+        blocks = self.columns["blocks"]
+        first, last = np.searchsorted(blocks, np.array([bucket.start, bucket.start + bucket.count], blocks.dtype))
+        return blocks[first:last].astype(np.int64) - bucket.start
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    try:
+        with path.open("rb") as file:
+            begin = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(begin - 8))
+        version = header["__metadata__"]["version"]
+        end = max(spec["data_offsets"][1] for name, spec in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, MemoryError, OverflowError) as error:
+        raise UserError(f"{path} is not an index, or is cut short: run prepare again") from error
+    if version != VERSION:
+        raise UserError(f"{path} is an index of format {version}, this program reads {VERSION}: run prepare again")
+    if path.stat().st_size != begin + end:
+        raise UserError(f"{path} has {path.stat().st_size} bytes, its header says {begin + end}: run prepare again")
+    return header, begin
+
+
+def _column(path: Path, spec: dict[str, Any], begin: int) -> np.ndarray:
+    shape, dtype = tuple(spec["shape"]), DTYPES[spec["dtype"]]
+    if not shape[0]:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", begin + spec["data_offsets"][0], shape)
+
+
+def _buckets(specs: list[list[Any]]) -> tuple[Bucket, ...]:
+    starts = np.cumsum([0] + [spec[-1] for spec in specs])
+    return tuple(
+        Bucket(task, tuple(target), tuple(map(tuple, references)), int(start), count, tuple(droppable))
+        for (task, target, references, droppable, count), start in zip(specs, starts)
+    )
+
+
+Key = tuple[str, int, Shape, tuple[Shape, ...], tuple[int, ...]]  # sorts by task, number of references, shapes
+
+
+def write_index(folder: str | Path, rows: Iterable[Row], chunks: Sequence[int] | None = None) -> None:
+    """Write the index of `rows`, given in any order. An index that is there is replaced in one step.
+
+    chunks: samples in each LitData chunk, in the order of the chunks, so that the plan can read chunk by chunk.
+    Memory does not grow with the number of rows, as long as each bucket's rows come in the order of their positions.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".index-") as name:
+        scratch = Path(name)
+        keys = _spill(rows, scratch / "spill")
+        if not keys:
+            raise UserError(f"{folder}: no rows to index")
+        spill = np.memmap(scratch / "spill", SPILL, "r")
+        ordered = sorted(keys)
+        rank = np.empty(len(keys), np.int64)
+        rank[[keys[key] for key in ordered]] = np.arange(len(keys))
+        bucket_of = np.cumsum([False] + [a[0] != b[0] for a, b in pairwise(ordered)])
+        counts = sum(np.bincount(rank[piece["segment"]], minlength=len(keys)) for piece in _pieces(spill))
+        sizes = np.bincount(bucket_of, counts).astype(np.int64)
+        positions, segments = _sort(spill, rank, bucket_of, sizes, scratch)
+        columns = {"positions": positions, "blocks": _blocks(positions, sizes, chunks)}
+        clusters = sorted({cluster for _, cluster in keys})
+        if len(clusters) > 1:
+            number = {cluster: i for i, cluster in enumerate(clusters)}
+            columns["by_cluster"] = _by_cluster(segments, counts, scratch)
+            columns["segment_start"] = np.cumsum(counts) - counts
+            columns["segment_cluster"] = np.array([number[cluster] for _, cluster in ordered])
+        save(
+            folder,
+            [(key, int(n)) for key, n in zip(dict.fromkeys(key for key, _ in ordered), sizes)],
+            clusters,
+            columns,
+        )
+
+
+SPILL = np.dtype([("segment", "<u4"), ("position", "<u8")])
+
+
+def _spill(rows: Iterable[Row], path: Path) -> dict[tuple[Key, str], int]:
+    """Write (segment, position) of every row to `path`; a segment is a (bucket, cluster), numbered as first met."""
+    numbers: dict[tuple[Key, str], int] = {}
+    rows = iter(rows)
+    with path.open("wb") as file:
+        while some := list(islice(rows, PIECE // 8)):
+            out = np.empty(len(some), SPILL)
+            keys = [((r.task, len(r.references), r.target, r.references, r.droppable), r.cluster) for r in some]
+            out["segment"] = [numbers.setdefault(key, len(numbers)) for key in keys]
+            out["position"] = [row.position for row in some]
+            out.tofile(file)
+    return numbers
+
+
+def _pieces(column: np.ndarray) -> Iterator[np.ndarray]:
+    return (column[i : i + PIECE] for i in range(0, len(column), PIECE))
+
+
+def _places(keys: np.ndarray, cursor: np.ndarray) -> np.ndarray:
+    """Where each row goes in a stable counting sort by key; `cursor` (next free place of each key) moves on."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    counts = np.bincount(keys, minlength=len(cursor))
+    within = np.arange(len(keys)) - (np.cumsum(counts) - counts)[ordered]
+    places = np.empty(len(keys), np.int64)
+    places[order] = cursor[ordered] + within
+    cursor += counts
+    return places
+
+
+def _sort(
+    spill: np.ndarray, rank: np.ndarray, bucket_of: np.ndarray, sizes: np.ndarray, scratch: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and segments of all rows, by bucket and position, as memory maps in `scratch`."""
+    positions = np.memmap(scratch / "positions", np.uint64, "w+", shape=spill.shape)
+    segments = np.memmap(scratch / "segments", np.uint32, "w+", shape=spill.shape)
+    cursor = np.cumsum(sizes) - sizes
+    for piece in _pieces(spill):
+        segment = rank[piece["segment"]]
+        places = _places(bucket_of[segment], cursor)
+        positions[places], segments[places] = piece["position"], segment
+    for end, size in zip(np.cumsum(sizes), sizes):
+        rows = slice(end - size, end)
+        if np.any(positions[rows][1:] < positions[rows][:-1]):
+            order = np.argsort(positions[rows], kind="stable")
+            positions[rows], segments[rows] = positions[rows][order], segments[rows][order]
+    return positions, segments
+
+
+def _by_cluster(segments: np.ndarray, counts: np.ndarray, scratch: Path) -> np.ndarray:
+    """All rows ordered by segment, as a memory map in `scratch`."""
+    rows = np.memmap(scratch / "by_cluster", np.uint64, "w+", shape=segments.shape)
+    cursor, first = np.cumsum(counts) - counts, 0
+    for piece in _pieces(segments):
+        rows[_places(piece.astype(np.int64), cursor)] = np.arange(first, first + len(piece))
+        first += len(piece)
+    return rows
+
+
+def _blocks(positions: np.ndarray, sizes: np.ndarray, chunks: Sequence[int] | None) -> np.ndarray:
+    """First row of every block: a bucket's rows of one chunk, cut where they are too many."""
+    ends = np.cumsum(chunks or [0]).astype(np.uint64)
+    blocks = []
+    for end, size in zip(np.cumsum(sizes), sizes):
+        own = positions[end - size : end]
+        inside = ends[(ends > own[0]) & (ends <= own[-1])]
+        cuts = np.unique(np.concatenate([[0], np.searchsorted(own, inside)]))
+        if not chunks or size < SCATTERED * len(cuts):
+            cuts = np.arange(0, size, BLOCK)
+        parts = -(np.diff(cuts, append=size) // -LARGEST_BLOCK)
+        within = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
+        blocks.append(end - size + np.repeat(cuts, parts) + LARGEST_BLOCK * within)
+    return np.concatenate(blocks)
+
+
+def save(
+    folder: str | Path, buckets: Sequence[tuple[Key, int]], clusters: Sequence[str], columns: dict[str, np.ndarray]
+) -> None:
+    """Write sorted columns and the (key, rows) of each bucket to `folder`, piece by piece, and put them in place."""
+    specs = [[task, target, references, drop, count] for (task, _, target, references, drop), count in buckets]
+    header: dict[str, Any] = {
+        "__metadata__": {"version": VERSION, "buckets": json.dumps(specs), "clusters": json.dumps(list(clusters))}
+    }
+    wide = {name: int(max(map(np.max, _pieces(column)), default=0)) >= 1 << 32 for name, column in columns.items()}
+    offset = 0
+    for name in sorted(columns, key=lambda name: not wide[name]):  # the 8-byte columns first, so that all are aligned
+        kind, size = ("U64", 8) if wide[name] else ("U32", 4)
+        offsets = [offset, offset + size * len(columns[name])]
+        header[name] = {"dtype": kind, "shape": [len(columns[name])], "data_offsets": offsets}
+        offset = offsets[1]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path = Path(folder) / FILE
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in list(header)[1:]:
+            for piece in _pieces(columns[name]):
+                piece.astype(DTYPES[header[name]["dtype"]]).tofile(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

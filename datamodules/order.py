@@ -1,0 +1,118 @@
+"""Orders as functions: permutations and interleavings that are computed where they are read, never stored whole."""
+
+import numpy as np
+
+from firered_lit.draws import seed_of
+
+ROUNDS = 6
+WINDOW = 1024  # items of an interleaving that are laid out together
+UNIT = 1 << 24  # denominators of rates that are not whole numbers
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014): uint64 -> uint64, every bit depends on every bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hashes(n: int, *key: object) -> np.ndarray:
+    """(n,) uint64, a function of `key` alone, on every machine and version of numpy."""
+    return mix(np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed_of(*key)))
+
+
+def shuffled(n: int, *key: object) -> np.ndarray:
+    """(n,) a permutation of range(n), a function of `key` alone."""
+    return np.argsort(hashes(n, *key), kind="stable")
+
+
+def permuted(places: np.ndarray, size: np.ndarray | int, key: np.ndarray | int) -> np.ndarray:
+    """Where `places` go in the permutation of range(size) that `key` names. int64; the arguments broadcast.
+
+    A Feistel network over [0, a) x [0, b), a * b >= size, walked until it falls inside (Black and Rogaway, "Ciphers
+    with arbitrary finite domains", 2002, methods 2 and 3): any element in O(1), nothing stored.
+    """
+    x, n, k = np.broadcast_arrays(
+        np.asarray(places, np.uint64), np.asarray(size, np.uint64), np.asarray(key, np.uint64)
+    )
+    a = np.ceil(np.sqrt(n)).astype(np.uint64)
+    b = (n + a - np.uint64(1)) // a
+    out = _feistel(x, a, b, k)
+    while len(outside := np.flatnonzero(out >= n)):
+        out.flat[outside] = _feistel(out.flat[outside], a.flat[outside], b.flat[outside], k.flat[outside])
+    return out.astype(np.int64)
+
+
+def _feistel(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.ndarray:
+    left, right = x // b, x % b
+    for i in range(ROUNDS):
+        if i % 2:
+            right = (right + (mix(left + key + np.uint64(i << 40)) >> np.uint64(32))) % b
+        else:
+            left = (left + (mix(right + key + np.uint64(i << 40)) >> np.uint64(32))) % a
+    return left * b + right
+
+
+class Interleaving:
+    """An order of the items of several cells: mixed at random, each cell at an even rate and in its own order.
+
+    Item t is the `ordinal`-th of cell `cell`, both found in O(cells) from t alone. The stream is laid out in windows;
+    cell c has had `(w * rates[c] + phase[c]) // unit` items before window w, and a window's items are shuffled.
+    So a cell is never more than one item away from its rate at the window's ends, and over `unit` windows it has
+    exactly `rates[c]` items.
+    """
+
+    def __init__(self, rates: np.ndarray, unit: int, *key: object) -> None:
+        self.rates, self.unit, self.key = rates.astype(np.int64), unit, key
+        self.phase = (hashes(len(rates), "phase", *key) % np.uint64(unit)).astype(np.int64)
+        self._window = (-1, 0, np.empty(0, np.int64), np.empty(0, np.int64))
+
+    @classmethod
+    def once(cls, counts: np.ndarray, *key: object) -> "Interleaving":
+        """`counts[c]` items of every cell, then the end."""
+        return cls(counts, max(1, -(-int(counts.sum()) // max(WINDOW, 2 * len(counts)))), *key)
+
+    @classmethod
+    def endless(cls, shares: np.ndarray, *key: object) -> "Interleaving":
+        """Items of every cell in proportion to `shares`, without end."""
+        window = max(WINDOW, 2 * len(shares))
+        return cls(np.round(shares / shares.sum() * window * UNIT), UNIT, *key)
+
+    def before(self, window: int) -> np.ndarray:
+        """(cells,) items of every cell before a window."""
+        return (window * self.rates + self.phase) // self.unit
+
+    def __getitem__(self, t: int) -> tuple[int, int]:
+        """(cell, ordinal within the cell) of item t."""
+        _, start, cells, ordinals = self._lay_out(t)
+        return int(cells[t - start]), int(ordinals[t - start])
+
+    def span(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(cells, ordinals) of the items start to stop - 1."""
+        parts = []
+        while start < stop:
+            _, first, cells, ordinals = self._lay_out(start)
+            part = slice(start - first, stop - first)
+            parts.append((cells[part], ordinals[part]))
+            start += len(parts[-1][0])
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def _lay_out(self, t: int) -> tuple[int, int, np.ndarray, np.ndarray]:
+        """The window that holds item t: (number, first item, cells, ordinals). The last one is kept."""
+        window, start, cells, _ = self._window
+        if window >= 0 and start <= t < start + len(cells):
+            return self._window
+        window = int(t * self.unit // int(self.rates.sum()))  # at most a step or two off, see `before`
+        while (before := self.before(window)).sum() > t:
+            window -= 1
+        while (after := self.before(window + 1)).sum() <= t:
+            window, before = window + 1, after
+        counts = after - before
+        cells = np.repeat(np.arange(len(counts)), counts)[shuffled(int(counts.sum()), "window", window, *self.key)]
+        ordinals = np.empty_like(cells)
+        ordinals[np.argsort(cells, kind="stable")] = np.arange(len(cells)) - np.repeat(
+            np.cumsum(counts) - counts, counts
+        )
+        ordinals += before[cells]
+        self._window = window, int(before.sum()), cells, ordinals
+        return self._window
