@@ -1,0 +1,177 @@
+"""When to save, and what to keep."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from firered_lit.checkpoint import BEST, FOLDER, listed, name_of, step_of, write_atomically
+from firered_lit.errors import UserError
+
+
+class Checkpoint(LightningCheckpoint):
+    """Save every `every` optimizer steps, at the end and on demand; keep the `keep` newest and the best.
+
+    Never in the middle of an accumulation, and once per step: a resumed run continues exactly where the step ended.
+
+    Args:
+        every: optimizer steps between two checkpoints.
+        keep: how many of the newest to keep.
+        monitor: a logged validation metric; the checkpoint with the best one is kept too.
+        mode: is the best the "min" or the "max".
+        dir: folder; `checkpoints` in the trainer's root when null.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        keep: int = 3,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {"every": every, "keep": keep}.items():
+            if value < 1:
+                raise UserError(f"checkpoint.{name}={value}: at least 1")
+        if mode not in ("min", "max"):
+            raise UserError(f"checkpoint.mode={mode}: 'min' or 'max'")
+        self.every, self.keep, self.monitor, self.mode = every, keep, monitor, mode
+        self.dir = Path(dir) if dir else None
+        self.saved_step: int | None = None  # the last step that has a checkpoint
+        self.best_score: float | None = None
+        self.best_name: str | None = None
+        self._seen_step = 0
+        self._accumulating = False
+        self._due = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.dir is None:
+            self.dir = Path(trainer.strategy.broadcast(str(trainer.default_root_dir))) / FOLDER
+        if trainer.is_global_zero and self.dir.exists():
+            for part in self.dir.glob(".step_*.part"):  # of a run that was killed while it wrote
+                part.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._seen_step = trainer.global_step
+        self._due = False
+        if trainer.global_step != self.saved_step:
+            self.saved_step = None
+        self._read_best(trainer)
+        self._set_later_aside(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        self._accumulating = step == self._seen_step
+        if self._accumulating:
+            return
+        self._seen_step = step
+        last = step == trainer.max_steps or (trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs)
+        if self._due or last or step % self.every == 0:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.monitor is not None and self._better(score := self._score(trainer)):
+            self._keep_as_best(trainer, score)
+        if trainer.should_stop:  # early stopping: here the place in the epoch is still known
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """For trainings that something else has stopped."""
+        if trainer.global_step > 0:
+            self.save(trainer)
+
+    def save_when_stepped(self) -> None:
+        """Ask for a checkpoint at the end of the current optimizer step, when every other callback has had its turn."""
+        self._due = True
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Save now, unless this step has its checkpoint already. To be called by all ranks alike."""
+        self._due = False
+        if self.saved_step == trainer.global_step:
+            return
+        self.saved_step = trainer.global_step
+        try:
+            trainer.save_checkpoint(self.folder / name_of(trainer.global_step))
+        except BaseException:
+            self.saved_step = None
+            raise
+        self._prune(trainer)
+
+    @property
+    def folder(self) -> Path:
+        if self.dir is None:
+            raise RuntimeError("Checkpoint: the folder is known once the trainer has been set up")
+        return self.dir
+
+    @property
+    def best_path(self) -> Path | None:
+        return self.folder / self.best_name if self.best_name else None
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("saved_step", "best_score", "best_name", "monitor", "mode")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.saved_step = state_dict["saved_step"]
+        if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
+            self.best_score, self.best_name = state_dict["best_score"], state_dict["best_name"]
+
+    def _score(self, trainer: L.Trainer) -> float:
+        if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise UserError(f"checkpoint.monitor={self.monitor}: validation does not log it; logged: {logged}")
+        return trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+
+    def _better(self, score: float) -> bool:
+        if math.isnan(score):
+            return False
+        return self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
+
+    def _keep_as_best(self, trainer: L.Trainer, score: float) -> None:
+        if self._accumulating and self.saved_step != trainer.global_step:
+            rank_zero_warn(
+                f"{self.monitor}={score:g} is the best, but validation fell inside an accumulation, where nothing can"
+                " be saved exactly: make trainer.val_check_interval a multiple of trainer.accumulate_grad_batches"
+            )
+            return
+        self.best_score, self.best_name = score, name_of(trainer.global_step)
+        self.save(trainer)
+        if trainer.is_global_zero:
+            record = {"name": self.best_name, "step": trainer.global_step, "monitor": self.monitor, "score": score}
+            write_atomically(self.folder / BEST, lambda file: file.write(json.dumps(record).encode()))
+        self._prune(trainer)
+
+    def _read_best(self, trainer: L.Trainer) -> None:
+        """The validation after a checkpoint is not in it, but in the record beside it."""
+        record = None
+        if trainer.is_global_zero and (self.folder / BEST).exists():
+            record = json.loads((self.folder / BEST).read_text())
+        record = trainer.strategy.broadcast(record)
+        if record and record["monitor"] == self.monitor and record["step"] <= trainer.global_step:
+            self.best_score, self.best_name = record["score"], record["name"]
+
+    def _set_later_aside(self, trainer: L.Trainer) -> None:
+        """Going on from an earlier step: what came after it is another history, and must not be taken for the last."""
+        if not trainer.is_global_zero:
+            return
+        for path in listed(self.folder):
+            if (step_of(path) or 0) > trainer.global_step:
+                path.rename(path.with_name(f"set_aside_{path.name}"))
+                rank_zero_warn(f"{path}: later than step {trainer.global_step}, where this run goes on; set aside")
+
+    def _prune(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        for path in listed(self.folder)[: -self.keep]:
+            if path.name != self.best_name:
+                trainer.strategy.remove_checkpoint(path)
+                rank_zero_info(f"removed {path.name}: checkpoint.keep={self.keep}")

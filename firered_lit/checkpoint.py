@@ -1,0 +1,213 @@
+"""Checkpoint files: written whole or not at all, read without running code, found by name.
+
+A run keeps them as `RUN/checkpoints/step_00000020.ckpt`, and beside them `best.json`, which names the best one.
+"""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from torch import nn
+
+from firered_lit.errors import UserError
+
+FOLDER = "checkpoints"
+BEST = "best.json"
+_NAME = re.compile(r"step_(\d{8,})\.ckpt")
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, torch.Size, torch.dtype, torch.device}
+_TENSORS = {torch.Tensor, nn.Parameter}
+_CONTAINERS = {list, tuple, set, dict, OrderedDict, Counter}
+
+
+def name_of(step: int) -> str:
+    """The file name of the checkpoint after `step` optimizer steps."""
+    return f"step_{step:08d}.ckpt"
+
+
+def step_of(path: Path) -> int | None:
+    """The optimizer step in a checkpoint's file name; None when it is not named so."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def listed(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, oldest step first. Half-written ones carry another name and are not among them."""
+    found = [(step, path) for path in folder.glob("step_*.ckpt") if (step := step_of(path)) is not None]
+    return [path for _, path in sorted(found)]
+
+
+def newest(run_dir: Path | str) -> Path | None:
+    """The checkpoint of the highest step that is whole; None when there is none."""
+    return next((path for path in reversed(listed(Path(run_dir) / FOLDER)) if zipfile.is_zipfile(path)), None)
+
+
+def best(run_dir: Path | str) -> Path | None:
+    """The checkpoint with the best validation score; None when no score was kept."""
+    folder = Path(run_dir) / FOLDER
+    if not (folder / BEST).exists():
+        return None
+    path = folder / json.loads((folder / BEST).read_text())["name"]
+    return path if path.exists() else None
+
+
+def resolve(run_dir: Path | str, resume: str | None) -> Path | None:
+    """The checkpoint that `run.resume` means: null | "last" | "best" | a path (as given, or inside the run).
+
+    "last" in a run without any is None: a job that was stopped before its first checkpoint starts again from scratch.
+    """
+    if resume is None:
+        return None
+    if resume == "last":
+        return newest(run_dir)
+    folder = Path(run_dir) / FOLDER
+    choices = [best(run_dir)] if resume == "best" else [Path(resume), Path(run_dir) / resume, folder / resume]
+    found = next((path for path in choices if path is not None and path.exists()), None)
+    if found is None:
+        there = ", ".join(path.name for path in listed(folder)) or "none"
+        raise UserError(f"run.resume={resume}: no such checkpoint; in {folder} there are: {there}")
+    return newest(found) or found if found.is_dir() else found
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file beside `path`, force it to disk, then give it its name in one step."""
+    part = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class _Sink:
+    """A file that remembers why a write failed: `torch.save` reports only that it did."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.error = file, None  # type: tuple[IO[bytes], OSError | None]
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's reading and writing of checkpoint files, made safe. Local files only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
+        """Write, sync, rename. A full disk is one `UserError`; what was there before stays as it was."""
+        refuse_objects(checkpoint)
+        sinks: list[_Sink] = []
+
+        def write(file: IO[bytes]) -> None:
+            sinks.append(_Sink(file))
+            torch.save(checkpoint, sinks[0])  # type: ignore[arg-type]
+
+        try:
+            write_atomically(Path(path), write)
+        except (OSError, RuntimeError) as error:
+            cause = error if isinstance(error, OSError) else sinks[0].error if sinks else None
+            if cause is None:
+                raise
+            raise UserError(
+                f"{path}: the checkpoint could not be written ({cause.strerror or cause}); earlier ones are untouched:"
+                " free some space or lower checkpoint.keep, then continue with run.resume=last"
+            ) from error
+
+    def load_checkpoint(
+        self, path: Path | str, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read tensors and plain values; a file that holds code, is cut short or is something else is refused."""
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such checkpoint file")
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path}: not a checkpoint, or cut short: choose another with run.resume=PATH")
+        try:  # mapped, so that the ranks of one machine share the pages that they read
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            raise UserError(f"{path}: refused, it holds Python objects (code could run): {_named(error)}") from error
+        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: the checkpoint is damaged ({_first_line(error)})") from error
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+            raise UserError(f"{path}: not a training checkpoint: it has no `state_dict`")
+        return checkpoint
+
+    def remove_checkpoint(self, path: Path | str) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def refuse_objects(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse at saving time what could not be read back without running code, naming its key.
+
+    Raises:
+        UserError: a value is neither a tensor, a plain value, nor a list, tuple, set or dict of them.
+    """
+    safe = {kind for kind in torch.serialization.get_safe_globals() if isinstance(kind, type)}
+    for key, value in _leaves(checkpoint, ""):
+        if type(value) not in _PLAIN | _TENSORS | safe:
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            raise UserError(f"checkpoint key {key}: a {kind} cannot be saved; keep tensors and plain values in states")
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every value that is no container, with its path, dict keys too."""
+    if type(value) not in _CONTAINERS:
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if type(name) is not str:
+                yield from _leaves(name, f"{key}[{name!r}]")
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    else:
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{key}[{index}]")
+
+
+def check_architecture(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Refuse weights of another architecture, naming the first keys that differ, before anything is loaded.
+
+    Args:
+        module: what the weights are meant for.
+        state: its state dict as read from a checkpoint (key -> tensor).
+    """
+    own = module.state_dict()
+    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if torch.is_tensor(own[k]) and own[k].shape != state[k].shape]
+    if not (missing or foreign or shapes):
+        return
+    parts = [f"{len(missing)} missing ({missing[0]}, ...)"] if missing else []
+    parts += [f"{len(foreign)} unknown ({foreign[0]}, ...)"] if foreign else []
+    parts += [f"{k} is {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in sorted(shapes)[:1]]
+    raise UserError(f"the checkpoint is of another architecture: {'; '.join(parts)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _named(error: BaseException) -> str:
+    """The object that the safe reader refused."""
+    found = re.search(r"(?:GLOBAL|global|class) `?([\w.]+)`?", str(error))
+    return found[1] if found else _first_line(error)
