@@ -1,0 +1,75 @@
+"""The YAML that recipes are written in: YAML 1.2's idea of scalars, no anchors, no tags, no duplicate keys.
+
+`1e-4` is a float; `no`, `1:30` and `010` are text.
+"""
+
+import re
+from typing import Any
+
+import yaml
+
+from firered_lit.errors import UserError
+
+MISSING = "???"  # a value that the command line must give
+
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+|0o[0-7]+", "-+0123456789"),
+    "float": (
+        r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, scalars as in YAML 1.2, no anchors, no duplicate keys."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (the name and the kind that PyYAML looks for)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.MarkedYAMLError(None, None, "anchors and aliases have no place in a recipe", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                raise yaml.MarkedYAMLError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key!r} appears twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_int(self, node: Any) -> int:
+        return int(node.value.replace("_", ""), 0)
+
+
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+
+
+def parse(text: str, where: str) -> Any:
+    """YAML text as plain values. `where` is the file's name, for the error."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a subclass of SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        lines = text.splitlines()[mark.line : mark.line + 1] if mark else []
+        hint = f"; inside braces write '{MISSING}' in quotes" if MISSING in "".join(lines) else ""
+        raise UserError(f"{place}: not valid YAML: {' '.join(str(what).split())}{hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid YAML: {error}") from None
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words, for an error."""
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "a bool", int: "an int", float: "a float"}
+    return "empty" if value is None else names.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,205 @@
+"""A recipe: a YAML file, laid over its bases, changed by `key.path=value`. Nothing is imported or built here.
+
+A string may name other keys, `${run.dir}`, as in OmegaConf, whose resolvers are refused; `???` waits for a value.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from firered_lit.dialect import MISSING, kind, parse
+from firered_lit.errors import UserError
+
+TARGET, PARTIAL = "_target_", "_partial_"
+
+_INTERPOLATION = re.compile(r"\$\{\w+(\.\w+)*\}")
+_HOLE = "\0?"  # stands for MISSING while OmegaConf resolves, which would stop at it
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe: plain mappings, lists and scalars, and where each of its keys was written."""
+
+    path: str
+    root: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)  # dotted key -> the file, or "FILE (command line)"
+    missing: tuple[str, ...] = ()  # the keys that wait for a value from the command line (`???`)
+
+    def where(self, key: str) -> str:
+        """The file that wrote `key`, or the nearest key above it."""
+        while key and key not in self.origins:
+            key = key.rpartition(".")[0]
+        return self.origins.get(key, self.path)
+
+    def refusal(self, key: str, what: str) -> UserError:
+        """The error that names the file, the dotted key and what is wrong there."""
+        return UserError(f"{self.where(key)}: {key}: {what}" if key else f"{self.path}: {what}")
+
+
+def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in `path`, over its bases, with `key.path=value` applied, interpolations resolved.
+
+    Raises UserError for anything that cannot be read. Whether the arguments fit their targets is `build.validate`'s.
+    """
+    path = os.fspath(path)
+    origins: dict[str, str] = {}
+    own = _read(path)
+    root: dict[str, Any] = {}
+    for name in _bases(path, own.pop("base", [])):
+        base = _read(name)
+        if "base" in base:
+            raise UserError(f"{name}: base: a base has no base itself; name both in {path}")
+        root = lay_over(root, base)
+        _mark(origins, "", base, name)
+    root = lay_over(root, own)
+    _mark(origins, "", own, path)
+    typed = f"{path} (command line)"
+    for key, value in sorted(map(_parse_override, overrides), key=lambda pair: not pair[0].endswith(TARGET)):
+        root = _set(root, key.split("."), value, Recipe(typed, root))
+        _mark(origins, key, value, typed)
+    missing = tuple(key for key, value in leaves(root) if value == MISSING)
+    return Recipe(path, _interpolate(root, Recipe(path, root, origins)), origins, missing)
+
+
+def lay_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, key by key. Where it names another `_target_`, what the base had there is dropped."""
+    if TARGET in base and over.get(TARGET, base[TARGET]) != base[TARGET]:
+        return over
+    merged = dict(base)
+    for key, value in over.items():
+        old = base.get(key)
+        merged[key] = lay_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every scalar below `node`; list items are named by their place."""
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from leaves(value, join(prefix, key))
+    else:
+        yield prefix, node
+
+
+def join(prefix: str, key: object) -> str:
+    """`prefix.key`, or `key` at the root."""
+    return f"{prefix}.{key}" if prefix else str(key)
+
+
+def nearest(name: str, known: Iterable[object]) -> str:
+    """'; did you mean 'x'?' for the most similar known name, or nothing."""
+    match = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _read(path: str) -> dict[str, Any]:
+    """One file as a mapping."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe{_neighbours(path)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a recipe: {error.strerror}") from None
+    content = parse(text, path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, this is {kind(content)}")
+    for key, value in leaves(content):
+        if not isinstance(value, str | int | float | None):
+            raise UserError(f"{path}: {key}: {kind(value)} has no place in a recipe; write a plain value")
+    return content
+
+
+def _neighbours(path: str) -> str:
+    """The nearest match among the recipes that lie in the same folder."""
+    folder = Path(path).parent
+    names = [str(folder / p.name) for p in folder.glob("*.yaml")] if folder.is_dir() else []
+    return nearest(path, names)
+
+
+def _bases(path: str, names: Any) -> list[str]:
+    """The base files that a recipe names, relative to the recipe's folder."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: base: expected a list of file names, got {names!r}")
+    return [os.path.normpath(os.path.join(os.path.dirname(path), name)) for name in names]
+
+
+def _mark(origins: dict[str, str], key: str, value: Any, origin: str) -> None:
+    """Note `origin` for `key` and everything below it."""
+    if key:
+        origins[key] = origin
+    if isinstance(value, dict | list):
+        for part, child in value.items() if isinstance(value, dict) else enumerate(value):
+            _mark(origins, join(key, part), child, origin)
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    """`key.path=value` -> (key, value). A bare value is taken to the letter: only `{`, `[` and quotes begin more."""
+    key, equals, raw = text.partition("=")
+    if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
+        raise UserError(f"command line: {text!r}: expected key.path=value")
+    if raw[:1] in ("{", "[", '"', "'"):
+        return key, parse(raw, f"command line: {key}")
+    try:
+        value = parse(raw, key)
+    except UserError:
+        return key, raw
+    return key, raw if isinstance(value, str | dict | list) else value
+
+
+def _set(node: Any, parts: list[str], value: Any, recipe: Recipe, at: str = "") -> Any:
+    """`node` with the key `parts` below it set to `value`.
+
+    Every part must exist, except the last one in a node with a `_target_`, whose signature decides later.
+    """
+    here = join(at, parts[0])
+    if isinstance(node, list):
+        if not parts[0].isdigit() or int(parts[0]) >= len(node):
+            raise recipe.refusal(here, f"no such item; {at} is a list of {len(node)}, counted from 0")
+        name: Any = int(parts[0])
+    elif isinstance(node, dict):
+        name = next((key for key in node if str(key) == parts[0]), parts[0])
+        accepts = TARGET in node and (len(parts) == 1 or parts[1:] == [TARGET])
+        if name not in node and not accepts and name != TARGET:
+            raise recipe.refusal(here, f"no such key{nearest(parts[0], node)}")
+    else:
+        raise recipe.refusal(here, f"no such key; {at} is {kind(node)}; give {at}= a whole value")
+    old = node[name] if isinstance(node, list) else node.get(name)
+    if parts[1:]:
+        value = _set({} if old is None and parts[1:] == [TARGET] else old, parts[1:], value, recipe, here)
+    if isinstance(node, list):
+        merged = lay_over({"": old}, {"": value})[""]
+        return [merged if i == name else item for i, item in enumerate(node)]
+    return {**node, name: value} if parts[1:] else lay_over(node, {name: value})
+
+
+def _interpolate(root: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """`${run.dir}` replaced by the value of that key. What still waits for the command line stays `???`."""
+    for key, value in leaves(root):
+        if isinstance(value, str) and "${" in _INTERPOLATION.sub("", value):
+            raise recipe.refusal(key, f"{value!r}: only ${{key.path}} is replaced, resolvers are not part of a recipe")
+    try:
+        config = OmegaConf.create(_swap(root, MISSING, _HOLE))
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        lines = str(error).splitlines()
+        raise recipe.refusal(str(error.full_key or ""), lines[0] if lines else type(error).__name__) from None
+    return dict(_swap(resolved, _HOLE, MISSING))
+
+
+def _swap(node: Any, old: str, new: str) -> Any:
+    """A copy of `node` where every string that is `old`, or holds the hole, is `new`."""
+    if isinstance(node, dict):
+        return {key: _swap(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_swap(value, old, new) for value in node]
+    return new if isinstance(node, str) and (node == old or _HOLE in node) else node
