@@ -145,19 +145,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({problem})") from problem
 
 
-def _fingerprint(folder: Path, sample: int = 1 << 16) -> str:
-    """Hash of the configs, and of every weight file's size, header and samples: seconds, also for 16 GB of weights."""
+def _fingerprint(folder: Path, whole: int = 1 << 26, window: int = 1 << 16) -> str:
+    """Hash of a component's configs and weights. A file over `whole` bytes is sampled: its header, its size and 64
+    windows, so that 16 GB of weights cost seconds."""
     digest = hashlib.blake2b(digest_size=12)
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".json":
-            config = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("_")}
-            config.pop("transformers_version", None)
+            config = {k: v for k, v in _read(path).items() if not k.startswith("_") and k != "transformers_version"}
             digest.update(json.dumps(config, sort_keys=True).encode())
         elif path.suffix == ".safetensors":
             size = path.stat().st_size
             digest.update(f"{path.name} {size}".encode())
             with path.open("rb") as file:
-                for offset in sorted({max(0, size * i // 64 - sample) for i in range(65)} | {0}):
+                for offset in range(0, size, window if size <= whole else max(window, size // 64)):
                     file.seek(offset)
-                    digest.update(file.read(sample))
+                    digest.update(file.read(window))
     return digest.hexdigest()

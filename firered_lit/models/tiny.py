@@ -22,7 +22,7 @@ SPECIAL = [
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 ]  # fmt: skip
-SIZES = Sizes(target_area=128 * 128, reference_area=128 * 128, condition_area=64 * 64, max_upscale=4.0)
+SIZES = Sizes(target_area=128 * 128, reference_area=128 * 128, condition_area=96 * 96, max_upscale=4.0)
 SEED = 0
 VAE_WEIGHTS = Path(__file__).with_name("tiny_vae.safetensors")
 
@@ -153,7 +153,7 @@ def _text_encoder(tokenizer: Any, hidden: int = 64, heads: int = 4) -> Any:
 def vae_config() -> dict[str, Any]:
     """Arguments of the tiny `AutoencoderKLQwenImage`: 8x smaller sides, 16 channels, as in the real one."""
     return {
-        "base_dim": 32, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 0,
+        "base_dim": 48, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 0,
         "temperal_downsample": [False, True, True], "latents_mean": [0.0] * 16, "latents_std": [1.0] * 16,
     }  # fmt: skip
 

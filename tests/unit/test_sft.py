@@ -1,0 +1,127 @@
+"""The SFT step: what it draws, and that a batch is the mean of its samples."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from firered_lit.batch import Condition, EditBatch, Text
+from firered_lit.draws import gaussian
+from firered_lit.flow.timesteps import logit_normal, uniform
+from firered_lit.models.backbone import Backbone
+from firered_lit.models.sampling import Preview
+from firered_lit.stages.sft import SFT
+
+
+@pytest.fixture(scope="module")
+def stage() -> SFT:
+    stage = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), timesteps=logit_normal, seed=3)
+    stage.configure_model()
+    return stage
+
+
+def batch(lengths=(9, 4, 6), references=((8, 12), (12, 8)), step: int = 5, slots=None, num_slots: int = 8) -> EditBatch:
+    g = torch.Generator().manual_seed(0)
+    n = len(lengths)
+    text = Text.pad([torch.randn(length, 64, generator=g) for length in lengths])
+    clean = tuple(torch.randn(n, 16, *shape, generator=g) for shape in references)
+    target = torch.randn(n, 16, 12, 16, generator=g)
+    slots = tuple(range(n)) if slots is None else slots
+    return EditBatch(target, Condition(text, clean), tuple(f"id{i}" for i in range(n)), step, slots, num_slots)
+
+
+def alone(b: EditBatch, i: int) -> EditBatch:
+    keep = slice(i, i + 1)
+    length = (
+        len(b.condition.text.embeddings[i]) if b.condition.text.mask is None else int(b.condition.text.mask[i].sum())
+    )
+    text = Text(b.condition.text.embeddings[keep, :length], None)
+    references = tuple(r[keep] for r in b.condition.references)
+    return EditBatch(b.target[keep], Condition(text, references), b.ids[keep], b.step, b.slots[keep], b.num_slots)
+
+
+@pytest.mark.parametrize("references", [(), ((8, 12),), ((8, 12), (12, 8)), ((8, 12), (12, 8), (6, 6))])
+def test_a_batchs_loss_is_the_mean_of_its_samples_alone(stage: SFT, references: tuple) -> None:
+    b = batch(references=references)
+    with torch.no_grad():
+        together = stage.losses(b)
+        singles = torch.cat([stage.losses(alone(b, i)) for i in range(len(b))])
+    assert torch.allclose(together, singles, atol=1e-5)
+    assert together.mean().item() == pytest.approx(singles.mean().item(), abs=1e-5)
+
+
+def test_fault_1_noise_and_sigma_change_with_the_step(stage: SFT) -> None:
+    """The authors re-seed the generator inside the step: the same noise at every step, one sigma per rank for ever."""
+    a, b = batch(step=1), batch(step=2)
+    assert not torch.equal(stage.draw_sigma(a), stage.draw_sigma(b))
+    with torch.no_grad():
+        assert not torch.allclose(stage.losses(a), stage.losses(b))
+        assert torch.equal(stage.losses(a), stage.losses(batch(step=1)))
+    draws = torch.stack([stage.draw_sigma(batch(step=s)) for s in range(64)])
+    assert (draws.std(0) > 0.1).all()  # every slot sees the whole range over time
+
+
+def test_draws_depend_on_the_slot_and_not_on_who_holds_it(stage: SFT) -> None:
+    whole = batch()
+    half = alone(whole, 2)
+    assert torch.equal(stage.draw_sigma(whole)[2:], stage.draw_sigma(half))
+    assert torch.equal(gaussian((2, 3), (0, 1, 2), 3, "noise", 5)[2:], gaussian((2, 3), (2,), 3, "noise", 5))
+
+
+def test_fault_7_every_reference_has_its_own_shape_in_a_batch(stage: SFT) -> None:
+    """One list of shapes rules a batch; a batch that could not satisfy it cannot be built."""
+    b = batch()
+    ragged = Condition(b.condition.text, (b.condition.references[0][:1],))
+    with pytest.raises(ValueError, match="differ in length"):
+        EditBatch(b.target, ragged, b.ids, 0, b.slots, 3)
+    with torch.no_grad():
+        right = stage.losses(batch(references=((8, 12), (12, 8))))
+        swapped = stage.losses(batch(references=((12, 8), (8, 12))))
+    assert not torch.allclose(right, swapped)
+
+
+def test_the_loss_reaches_every_trainable_parameter(stage: SFT) -> None:
+    stage.losses(batch()).mean().backward()
+    trainable = {n for n, p in stage.transformer.named_parameters() if p.requires_grad}
+    reached = {n for n, p in stage.transformer.named_parameters() if p.grad is not None}
+    assert trainable == reached
+    stage.zero_grad(set_to_none=True)
+
+
+def test_one_step_against_the_gradient_lowers_the_loss(stage: SFT) -> None:
+    torch.manual_seed(0)
+    fresh = SFT(Backbone("tiny"), partial(torch.optim.SGD, lr=1e-2), timesteps=uniform)
+    fresh.configure_model()
+    optimizer = fresh.configure_optimizers()
+    before = fresh.losses(batch()).mean()
+    before.backward()
+    optimizer.step()
+    assert fresh.losses(batch()).mean() < before
+
+
+def test_the_weight_is_applied_to_the_sigma_that_was_drawn(stage: SFT) -> None:
+    weighted = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), weight=lambda sigma: 2 * sigma, seed=3)
+    weighted.transformer = stage.transformer
+    with torch.no_grad():
+        assert torch.allclose(
+            weighted.losses(batch()), stage.losses(batch()) * 2 * stage.draw_sigma(batch()), atol=1e-6
+        )
+
+
+def test_checkpointed_activations_give_the_same_gradients(stage: SFT) -> None:
+    other = SFT(Backbone("tiny", gradient_checkpointing=True), partial(torch.optim.AdamW, lr=1e-3), seed=3)
+    other.configure_model()
+    other.transformer.load_state_dict(stage.transformer.state_dict())
+    for s in (stage, other):
+        s.zero_grad(set_to_none=True)
+        s.losses(batch()).mean().backward()
+    grads = [[p.grad for p in s.transformer.parameters() if p.grad is not None] for s in (stage, other)]
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*grads, strict=True))
+    stage.zero_grad(set_to_none=True)
+
+
+def test_the_frozen_vae_is_in_no_checkpoint(stage: SFT) -> None:
+    stage.preview = Preview(steps=1)
+    assert stage.draw(batch(references=())).shape == (3, 3, 96, 128)
+    assert all(name.startswith(("transformer.", "scores.")) for name in stage.state_dict())
+    stage.preview = None
