@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.frequencies import Weights, frequencies
-from datamodules.index import Bucket, Index, Row, write_index
+from datamodules.index import Bucket, Index, Row
+from datamodules.indexing import write_index
 from datamodules.order import Interleaving, hashes, permuted, shuffled
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
@@ -72,6 +73,8 @@ class BatchPlan:
     ) -> None:
         if plan_ranks < 1 or (max_batch is not None and max_batch < 1):
             raise UserError(f"plan_ranks={plan_ranks}, max_batch={max_batch}: both must be at least 1")
+        if not index.buckets:
+            raise UserError(f"the index in {index.folder} holds no rows")
         self.index, self.capacity, self.ranks, self.seed = index, capacity, plan_ranks, seed
         for bucket in index.buckets:
             if bucket.tokens > capacity:

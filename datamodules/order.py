@@ -5,6 +5,7 @@ import numpy as np
 from firered_lit.draws import seed_of
 
 ROUNDS = 6
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: the increment of splitmix64
 WINDOW = 1024  # items of an interleaving that are laid out together
 UNIT = 1 << 24  # denominators of rates that are not whole numbers
 
@@ -18,7 +19,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 def hashes(n: int, *key: object) -> np.ndarray:
     """(n,) uint64, a function of `key` alone, on every machine and version of numpy."""
-    return mix(np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed_of(*key)))
+    return mix(np.arange(1, n + 1, dtype=np.uint64) * GOLDEN + np.uint64(seed_of(*key)))
 
 
 def shuffled(n: int, *key: object) -> np.ndarray:
@@ -32,24 +33,21 @@ def permuted(places: np.ndarray, size: np.ndarray | int, key: np.ndarray | int) 
     A Feistel network over [0, a) x [0, b), a * b >= size, walked until it falls inside (Black and Rogaway, "Ciphers
     with arbitrary finite domains", 2002, methods 2 and 3): any element in O(1), nothing stored.
     """
-    x, n, k = np.broadcast_arrays(
-        np.asarray(places, np.uint64), np.asarray(size, np.uint64), np.asarray(key, np.uint64)
-    )
+    arrays = np.broadcast_arrays(np.asarray(places, np.uint64), np.asarray(size, np.uint64), np.asarray(key, np.uint64))
+    x, n, k = (array.ravel() for array in arrays)
     a = np.ceil(np.sqrt(n)).astype(np.uint64)
     b = (n + a - np.uint64(1)) // a
     out = _feistel(x, a, b, k)
     while len(outside := np.flatnonzero(out >= n)):
-        out.flat[outside] = _feistel(out.flat[outside], a.flat[outside], b.flat[outside], k.flat[outside])
-    return out.astype(np.int64)
+        out[outside] = _feistel(out[outside], a[outside], b[outside], k[outside])
+    return out.astype(np.int64).reshape(arrays[0].shape)
 
 
 def _feistel(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.ndarray:
     left, right = x // b, x % b
-    for i in range(ROUNDS):
-        if i % 2:
-            right = (right + (mix(left + key + np.uint64(i << 40)) >> np.uint64(32))) % b
-        else:
-            left = (left + (mix(right + key + np.uint64(i << 40)) >> np.uint64(32))) % a
+    for i in range(0, ROUNDS, 2):
+        left = (left + (mix(key + right * GOLDEN + np.uint64(i << 40)) >> np.uint64(32))) % a
+        right = (right + (mix(key + left * GOLDEN + np.uint64(i + 1 << 40)) >> np.uint64(32))) % b
     return left * b + right
 
 

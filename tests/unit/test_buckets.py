@@ -1,0 +1,284 @@
+"""The plan of global batches: properties over many indexes, each broken once by hand to see its test fail."""
+
+import pickle
+import subprocess
+import sys
+from collections import Counter, OrderedDict, defaultdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.buckets import BatchPlan, Index, Row, write_index
+from firered_lit.errors import UserError
+
+SIDES = [32, 64, 96]
+KINDS = [("add", ()), ("add", (64,)), ("remove", (32,)), ("remove", (64, 32)), ("text", (96,))]
+
+
+def make_index(folder, counts, clusters=("",)):
+    """`counts[i]` rows of kind i, in random order on disk; row r of a bucket has cluster r % len(clusters)."""
+    rows = [
+        Row(task, (64, SIDES[i % 3]), tuple((64, side) for side in references), 0, clusters[r % len(clusters)])
+        for i, ((task, references), count) in enumerate(zip(KINDS, counts))
+        for r in range(count)
+    ]
+    order = np.random.default_rng(0).permutation(len(rows))
+    write_index(folder, (rows[i]._replace(position=p) for p, i in enumerate(order)))
+    return Index.open(folder)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return make_index(tmp_path_factory.mktemp("index"), [1500, 211, 97, 5, 1], ["a", "a", "a", "b", "a", "c"])
+
+
+def epoch_of(plan, epoch):
+    return [plan[epoch, step] for step in range(plan.steps(epoch))]
+
+
+PLANS = {
+    "counts": st.lists(st.sampled_from([0, 1, 2, 5, 17, 64, 130, 1300]), min_size=5, max_size=5).filter(any),
+    "capacity": st.integers(40, 700),
+    "ranks": st.integers(1, 9),
+    "seed": st.integers(0, 5),
+    "max_batch": st.sampled_from([None, 1, 3]),
+}
+
+
+@settings(deadline=None, max_examples=60)
+@given(epoch=st.integers(0, 3), **PLANS)
+def test_an_epoch_is_one_pass_in_pure_disjoint_batches(
+    tmp_path_factory, epoch, counts, capacity, ranks, seed, max_batch
+):
+    index = make_index(tmp_path_factory.mktemp("index"), counts)
+    plan = BatchPlan(index, capacity=capacity, plan_ranks=ranks, seed=seed, max_batch=max_batch)
+    shown = np.zeros(len(index), int)
+    for bucket, ids in epoch_of(plan, epoch):
+        assert len(ids) == ranks
+        assert len({len(i) for i in ids}) == 1
+        assert 1 <= len(ids[0]) <= (max_batch or capacity)
+        assert len(ids[0]) * bucket.tokens <= capacity
+        rows = np.concatenate(ids)
+        assert ((rows >= bucket.start) & (rows < bucket.start + bucket.count)).all()
+        assert len(set(rows.tolist())) == min(len(rows), bucket.count)
+        np.add.at(shown, rows, 1)
+    left = plan.left_out(epoch)
+    assert set(np.flatnonzero(shown == 0)) == set(left.rows.tolist())
+    assert (np.maximum(shown - 1, 0)).sum() == left.repeated
+    assert left.repeated == sum(ranks - b.count for b in index.buckets if b.count < ranks)
+    assert all((left.rows >= b.start).sum() - (left.rows >= b.start + b.count).sum() < ranks for b in index.buckets)
+    assert left.share == len(left.rows) / len(index)
+
+
+def test_a_bucket_gives_full_batches_and_one_smaller(index):
+    plan = BatchPlan(index, capacity=130, plan_ranks=4, seed=0)
+    sizes = defaultdict(list)
+    for bucket, ids in epoch_of(plan, 0):
+        sizes[bucket].append(len(ids[0]))
+    for bucket, got in sizes.items():
+        whole, rest = divmod(max(1, bucket.count // 4), min(130 // bucket.tokens, max(1, bucket.count // 4)))
+        assert got == [130 // bucket.tokens] * whole + [rest] * bool(rest) or bucket.count < 8
+
+
+def test_every_row_comes_at_least_every_other_epoch(index):
+    plan = BatchPlan(index, capacity=130, plan_ranks=7, seed=0)
+    left = [set(plan.left_out(epoch).rows.tolist()) for epoch in range(40)]
+    assert all(left)
+    assert not any(a & b for a, b in pairwise(left))
+    assert len(set.union(*left)) > 3 * max(map(len, left))  # goes on to others, not back and forth
+
+
+def test_epochs_and_seeds_differ_in_schedule_and_in_samples(index):
+    def orders(plan, epoch):
+        batches = epoch_of(plan, epoch)
+        return [bucket.start for bucket, _ in batches], np.concatenate([ids[0] for _, ids in batches]).tolist()
+
+    plan, other = (BatchPlan(index, capacity=130, plan_ranks=2, seed=seed) for seed in (0, 1))
+    for a, b in zip(orders(plan, 0), orders(plan, 1)):
+        assert a != b
+    for a, b in zip(orders(plan, 0), orders(other, 0)):
+        assert a != b
+
+
+WEIGHTS = [None, {"task": {"add": 1, "remove": 2, "text": 0}}, {"cluster": "uniform"}]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_batch_is_a_pure_function_of_its_address(index, weights):
+    """In any order, in a fresh object, after pickling."""
+    make = lambda: BatchPlan(index, capacity=130, plan_ranks=3, seed=5, weights=weights)  # noqa: E731
+    plan, addresses = make(), [(epoch, step) for epoch in (0, 1, 7) for step in range(make().steps())]
+    expected = {at: [ids.tolist() for ids in plan[at][1]] for at in addresses}
+    np.random.default_rng(0).shuffle(addresses)
+    fresh, pickled = make(), pickle.loads(pickle.dumps(plan))
+    for at in map(tuple, addresses):
+        assert [ids.tolist() for ids in fresh[at][1]] == expected[at]
+        assert [ids.tolist() for ids in pickled[at][1]] == expected[at]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_another_process_plans_the_same(index, weights, root):
+    code = (
+        "from datamodules.buckets import *\n"
+        f"p = BatchPlan(Index.open({str(index.folder)!r}), capacity=130, plan_ranks=3, seed=5, weights={weights!r})\n"
+        "print([[i.tolist() for i in p[e, s][1]] for e in (0, 2) for s in (3, 1)])\n"
+        "import sys; assert 'torch' not in sys.modules, 'the plan must not wait for torch'"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    plan = BatchPlan(index, capacity=130, plan_ranks=3, seed=5, weights=weights)
+    assert out.stdout.strip() == str([[i.tolist() for i in plan[e, s][1]] for e in (0, 2) for s in (3, 1)])
+
+
+def draws_of(plan, batches):
+    steps = plan.steps()
+    return [plan[divmod(t, steps)] for t in range(batches)]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"task": {"add": 1, "remove": 6, "text": 1}},
+        {"references": {"0": 0.2, 1: 0.5, 2: 0.3}},
+        {"task": {"add": 0.6, "remove": 0.3, "text": 0.1}, "references": {0: 0.2, 1: 0.5, 2: 0.3}},
+        {"cluster": "uniform"},
+        {"cluster": {"a": 8, "b": 1, "c": 1}, "task": {"add": 1, "remove": 1, "text": 0}},
+    ],
+)
+def test_sample_frequencies_are_the_weights_within_2_percent_over_10000_batches(index, weights):
+    plan = BatchPlan(index, capacity=130, plan_ranks=8, seed=2, weights=weights)
+    cluster_of = np.empty(len(index), int)
+    starts = [*index.columns["segment_start"].tolist(), len(index)]
+    for a, b, cluster in zip(starts, starts[1:], index.columns["segment_cluster"].tolist()):
+        cluster_of[index.columns["by_cluster"][a:b]] = cluster
+    seen: dict[str, Counter] = {"task": Counter(), "references": Counter(), "cluster": Counter()}
+    for bucket, ids in draws_of(plan, 10_000):
+        rows = np.concatenate(ids)
+        seen["task"][bucket.task] += len(rows)
+        seen["references"][len(bucket.references)] += len(rows)
+        seen["cluster"].update(dict(zip("abc", np.bincount(cluster_of[rows], minlength=3).tolist())))
+    for margin, wanted in weights.items():
+        wanted = {"a": 1, "b": 1, "c": 1} if wanted == "uniform" else wanted
+        for value, weight in wanted.items():
+            value = int(value) if margin == "references" else value
+            got = seen[margin][value] / seen[margin].total()
+            assert got == pytest.approx(weight / sum(wanted.values()), rel=0.02, abs=1e-9), (margin, value)
+
+
+def test_with_weights_a_bucket_shows_all_its_rows_before_one_comes_again(index):
+    plan = BatchPlan(index, capacity=130, plan_ranks=4, seed=2, weights={"task": {"add": 1, "remove": 6, "text": 1}})
+    streams = defaultdict(list)
+    for bucket, ids in draws_of(plan, 3000):
+        streams[bucket].extend(np.concatenate(ids).tolist())
+    for bucket, rows in streams.items():
+        turn = max(bucket.count - bucket.count % 4, 4)  # a pass leaves out a remainder, others each time
+        turns = [rows[i : i + turn] for i in range(0, len(rows), turn)]
+        assert len(turns) > 2
+        assert all(len(set(part)) == min(len(part), bucket.count) for part in turns)
+        assert set(rows) == set(range(bucket.start, bucket.start + bucket.count))
+
+
+def test_with_clusters_each_shows_all_its_rows_before_one_comes_again(index):
+    plan = BatchPlan(index, capacity=130, plan_ranks=4, seed=2, weights={"cluster": "uniform"})
+    streams = defaultdict(list)
+    for bucket, ids in draws_of(plan, 2000):
+        streams[bucket.start].extend(np.concatenate(ids).tolist())
+    starts = [*index.columns["segment_start"].tolist(), len(index)]
+    for a, b in pairwise(starts):
+        segment = set(index.columns["by_cluster"][a:b].tolist())
+        bucket = next(bucket for bucket in index.buckets if bucket.start <= a < bucket.start + bucket.count)
+        rows = [row for row in streams[bucket.start] if row in segment]
+        turns = [rows[i : i + b - a] for i in range(0, len(rows), b - a)]
+        assert len(turns) > 1
+        assert all(len(set(part)) == len(part) for part in turns)
+        assert set(rows) == segment
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        (
+            {"references": {0: 1, 1: 1, 2: 1, 3: 1}},
+            "weights.references.3: the data holds no such rows; it holds 0, 1, 2",
+        ),
+        ({"task": {"ad": 1}}, "it holds add, remove, text \\(did you mean add\\?\\)"),
+        ({"task": {"add": 1, "remove": 1}}, "passes over text: give a weight, 0 to leave"),
+        ({"task": {"add": 0, "remove": 0, "text": 0}}, "all weights are 0"),
+        ({"task": {"add": -1, "remove": 0, "text": 0}}, "a number from 0 up"),
+        ({"task": {"add": float("nan"), "remove": 0, "text": 0}}, "a number from 0 up"),
+        ({"task": 3}, "give 'uniform' or a weight for each of add, remove, text"),
+        ({"tasks": {"add": 1}}, "weights.tasks: weights are by .*did you mean task"),
+        ({"task": {"add": 0, "remove": 1, "text": 0}, "references": {0: 1, 1: 1, 2: 1}}, "together with the other"),
+    ],
+)
+def test_authors_fault_2_weights_without_data_are_refused_and_do_not_loop(index, weights, says):
+    with pytest.raises(UserError, match=says) as error:
+        BatchPlan(index, capacity=130, plan_ranks=2, seed=0, weights=weights)
+    assert "\n" not in str(error.value)
+
+
+def test_cluster_weights_on_data_without_clusters_are_refused(tmp_path):
+    with pytest.raises(UserError, match="carry no clusters"):
+        BatchPlan(make_index(tmp_path, [5, 5]), capacity=130, plan_ranks=2, seed=0, weights={"cluster": "uniform"})
+
+
+def test_authors_fault_10_small_buckets_do_not_vanish(index):
+    plan = BatchPlan(index, capacity=10_000, plan_ranks=8, seed=0)
+    assert {bucket for bucket, _ in epoch_of(plan, 0)} == set(index.buckets)
+    assert plan.left_out(0).repeated == (8 - 5) + (8 - 1)
+    assert sum(line.samples for line in plan.table()) == len(index)
+
+
+def test_a_bucket_over_the_capacity_is_refused_with_its_shape(index):
+    with pytest.raises(UserError, match=r"bucket add 64x64 <- 64x64 has 32 tokens a sample.*capacity=31"):
+        BatchPlan(index, capacity=31, plan_ranks=1, seed=0)
+
+
+def test_no_ranks_no_rows_and_no_such_step_are_refused(index, tmp_path):
+    with pytest.raises(UserError, match="plan_ranks=0"):
+        BatchPlan(index, capacity=130, plan_ranks=0, seed=0)
+    write_index(tmp_path, [])
+    with pytest.raises(UserError, match="holds no rows"):
+        BatchPlan(Index.open(tmp_path), capacity=130, plan_ranks=1, seed=0)
+    plan = BatchPlan(index, capacity=130, plan_ranks=1, seed=0)
+    for at in [(0, plan.steps()), (0, -1), (-1, 0)]:
+        with pytest.raises(IndexError):
+            plan[at]
+
+
+def test_the_table_counts_batches_tokens_and_waste(index):
+    plan = BatchPlan(index, capacity=130, plan_ranks=4, seed=0)
+    for line in plan.table():
+        assert line.batch * line.tokens / 130 == pytest.approx(1 - line.waste)
+        assert line.batches == sum(bucket == line.bucket for bucket, _ in epoch_of(plan, 0))
+    assert sum(line.share for line in plan.table()) == pytest.approx(1)
+
+
+def test_an_epoch_fetches_each_chunk_about_once(tmp_path):
+    """Ranks with room for a few chunks each: fetched over used at most 1.2, where a global shuffle fetches 30 times."""
+    sizes = np.random.default_rng(0).integers(20, 60, 600).tolist()
+    rows = (Row("abc"[min(2, i * 4 // sum(sizes))], (64, 64), (), i) for i in range(sum(sizes)))
+    write_index(tmp_path, rows, chunks=sizes)
+    index = Index.open(tmp_path)
+    plan = BatchPlan(index, capacity=16 * 5, plan_ranks=4, seed=0)
+    chunk_of = np.repeat(np.arange(len(sizes)), sizes)[index.positions]
+    caches = [OrderedDict() for _ in range(4)]
+    fetched = 0
+    for _, ids in epoch_of(plan, 0):
+        for cache, own in zip(caches, ids):
+            for chunk in chunk_of[own].tolist():
+                fetched += sizes[chunk] * (chunk not in cache)
+                cache[chunk] = None
+                cache.move_to_end(chunk)
+                if len(cache) > 3 * 12:  # per bucket: about 256 rows of a window in chunks of 40, and what is ahead
+                    cache.popitem(last=False)
+    assert fetched / sum(sizes) < 1.2
+
+
+def test_neighbours_on_disk_do_not_stay_neighbours(tmp_path):
+    write_index(tmp_path, (Row("a", (64, 64), (), i) for i in range(40_000)), chunks=[40] * 1000)
+    plan = BatchPlan(Index.open(tmp_path), capacity=16 * 8, plan_ranks=4, seed=0)
+    chunks = [len(set((np.concatenate(ids) // 40).tolist())) for _, ids in epoch_of(plan, 0)]
+    assert np.mean(chunks) > 18  # of 32 samples; read in order they would come from 1 or 2 chunks
