@@ -1,0 +1,204 @@
+"""A small world of edits with known answers: coloured shapes, and instructions whose result can be drawn exactly.
+
+    python -m datamodules.synthetic --out DIR --count 96
+
+writes one folder per task in the layout that `prepare` reads. Sample i of a seed is always the same sample.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+from PIL import Image, ImageDraw
+
+from firered_lit.draws import chooser
+
+COLOURS = {
+    "red": ("红色", (214, 40, 40)),
+    "green": ("绿色", (56, 160, 72)),
+    "blue": ("蓝色", (44, 90, 200)),
+    "yellow": ("黄色", (244, 208, 48)),
+    "purple": ("紫色", (140, 64, 176)),
+    "white": ("白色", (245, 245, 245)),
+    "black": ("黑色", (24, 24, 24)),
+    "orange": ("橙色", (240, 130, 30)),
+}
+SHAPES = {"circle": "圆形", "square": "方块", "triangle": "三角形", "diamond": "菱形"}
+CANVASES = ((128, 128), (160, 96), (96, 160), (192, 96))  # width, height
+SHARP = 4  # drawn so many times larger, then reduced: smooth edges
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A shape on the canvas; place and size in shares of the canvas's sides and of its shorter side."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    size: float
+
+    @property
+    def en(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def cn(self) -> str:
+        return f"{COLOURS[self.colour][0]}{SHAPES[self.shape]}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A canvas (width, height), its background colour and what lies on it."""
+
+    canvas: tuple[int, int]
+    background: str
+    things: tuple[Thing, ...]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Sources to target. Without a source it is text-to-image."""
+
+    task: str
+    sources: tuple[Scene, ...]
+    target: Scene
+    en: str
+    cn: str
+
+
+def draw(scene: Scene) -> Image.Image:
+    """The scene as an RGB image."""
+    width, height = scene.canvas
+    large = Image.new("RGB", (width * SHARP, height * SHARP), COLOURS[scene.background][1])
+    pen = ImageDraw.Draw(large)
+    for thing in scene.things:
+        r = thing.size * min(large.size) / 2
+        x, y = thing.x * large.width, thing.y * large.height
+        fill = COLOURS[thing.colour][1]
+        if thing.shape == "circle":
+            pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+        elif thing.shape == "square":
+            pen.rectangle((x - r, y - r, x + r, y + r), fill=fill)
+        elif thing.shape == "triangle":
+            pen.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], fill=fill)
+        else:
+            pen.polygon([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], fill=fill)
+    return large.resize(scene.canvas, Image.Resampling.LANCZOS)
+
+
+def scene(rng: Random, count: int) -> Scene:
+    """Things of different colours and shapes side by side, none in the background's colour."""
+    background, *colours = rng.sample(sorted(COLOURS), count + 1)
+    shapes = rng.sample(sorted(SHAPES), count)
+    places = [((i + 0.5) / count, rng.uniform(0.35, 0.65)) for i in range(count)]
+    things = [
+        Thing(shape, colour, x, y, rng.uniform(0.3, 0.5) / max(1, count - 1))
+        for shape, colour, (x, y) in zip(shapes, colours, places, strict=True)
+    ]
+    return Scene(rng.choice(CANVASES), background, tuple(things))
+
+
+def _other_colour(rng: Random, before: Scene) -> str:
+    used = {before.background, *(thing.colour for thing in before.things)}
+    return rng.choice(sorted(set(COLOURS) - used))
+
+
+def recolour(rng: Random) -> Edit:
+    before = scene(rng, 2)
+    i, colour = rng.randrange(2), _other_colour(rng, before)
+    thing, things = before.things[i], list(before.things)
+    things[i] = replace(thing, colour=colour)
+    en, cn = f"Make the {thing.en} {colour}", f"把{thing.cn}变成{COLOURS[colour][0]}"
+    return Edit("color", (before,), replace(before, things=tuple(things)), en, cn)
+
+
+def remove(rng: Random) -> Edit:
+    before = scene(rng, 2)
+    gone = before.things[rng.randrange(2)]
+    after = replace(before, things=tuple(t for t in before.things if t != gone))
+    return Edit("remove", (before,), after, f"Remove the {gone.en}", f"移除{gone.cn}")
+
+
+def add(rng: Random) -> Edit:
+    after = scene(rng, 2)
+    new = after.things[1]
+    before = replace(after, things=after.things[:1])
+    return Edit("add", (before,), after, f"Add a {new.en} on the right", f"在右边增加一个{new.cn}")
+
+
+def background(rng: Random) -> Edit:
+    before = scene(rng, 2)
+    colour = _other_colour(rng, before)
+    en, cn = f"Change the background to {colour}", f"把背景换成{COLOURS[colour][0]}"
+    return Edit("background", (before,), replace(before, background=colour), en, cn)
+
+
+def flip(rng: Random) -> Edit:
+    before = scene(rng, 2)
+    after = replace(before, things=tuple(replace(t, x=1 - t.x) for t in before.things))
+    return Edit("viewpoint", (before,), after, "Flip the picture horizontally", "水平翻转图片")
+
+
+def compose(rng: Random) -> Edit:
+    scenery, other = scene(rng, 1), scene(rng, 1)
+    moved = replace(other.things[0], x=0.8, size=0.3)
+    after = replace(scenery, things=(replace(scenery.things[0], x=0.3), moved))
+    place = replace(scenery, things=after.things[:1])
+    en = f"Put the {moved.en} of Picture 2 on the right of Picture 1"
+    return Edit("compose", (place, other), after, en, f"把图2中的{moved.cn}放到图1的右边")
+
+
+def paint(rng: Random) -> Edit:
+    after = scene(rng, 1)
+    thing, ground = after.things[0], COLOURS[after.background][0]
+    return Edit("text_to_image", (), after, f"A {thing.en} on {after.background}", f"{ground}背景上的{thing.cn}")
+
+
+FAMILIES: tuple[Callable[[Random], Edit], ...] = (recolour, remove, add, background, flip, compose, paint)
+
+
+def edit(seed: int, number: int) -> Edit:
+    """Sample `number` of the world of `seed`; the families take turns."""
+    return FAMILIES[number % len(FAMILIES)](chooser("world", seed, number))
+
+
+def write(out: Path, count: int, seed: int = 0) -> int:
+    """Write `count` samples, a folder per task with `edits.jsonl` and `images/`. Returns the rows written."""
+    rows: dict[str, list[dict[str, object]]] = {}
+    for number in range(count):
+        sample = edit(seed, number)
+        images = out / sample.task / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        names = [f"images/{number:05d}_source{i}.png" for i in range(len(sample.sources))]
+        for name, source in zip(names, sample.sources, strict=True):
+            draw(source).save(out / sample.task / name)
+        draw(sample.target).save(images / f"{number:05d}_target.png")
+        row = {
+            "id": f"{seed}-{number:05d}",
+            "source_image": names if len(names) > 1 else (names[0] if names else None),
+            "target_image": f"images/{number:05d}_target.png",
+            "instruction": sample.en,
+            "instruction_cn": sample.cn,
+        }
+        rows.setdefault(sample.task, []).append(row)
+    for task, lines in rows.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (out / task / "edits.jsonl").write_text(text, encoding="utf-8")
+    return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=96)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(f"{args.out}: {write(args.out, args.count, args.seed)} edits in {len(FAMILIES)} tasks")
+
+
+if __name__ == "__main__":
+    main()
