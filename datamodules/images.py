@@ -1,0 +1,170 @@
+"""Image files in, RGB crops out: what is refused, what is converted, and the one crop that every reader sees."""
+
+import contextlib
+import io
+import os
+import re
+import stat
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from firered_lit.models.sizes import Shape, Sizes, assign, cover, crop_box, shape_table
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # none that runs other programs
+SMALLEST_SIDE = 32
+MAX_PIXELS = 1 << 26  # 8192 x 8192
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+URL_SECONDS = 20.0
+URL_BYTES = 64 << 20
+
+
+class BadImageError(Exception):
+    """An image that is refused. `reason` is its category, for counting; `detail` is for the person who mends it."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    allow_urls: bool = False,
+    url_seconds: float = URL_SECONDS,
+    url_bytes: int = URL_BYTES,
+) -> Image.Image:
+    """The image at a path, or at an http(s) URL when `allow_urls`, upright, in 8-bit RGB.
+
+    Alpha is composited over white; 16 bits are scaled to 8; palettes, CMYK and EXIF rotation are resolved. max_pixels
+    is held against the header, before anything is decoded. Raises BadImageError.
+    """
+    name = os.fspath(path)
+    with _open(name, allow_urls, url_seconds, url_bytes) as file:
+        try:
+            with _header(file, name, max_pixels) as image:
+                image.load()
+                return _rgb(ImageOps.exif_transpose(image), name)
+        except UnidentifiedImageError:
+            raise BadImageError("unreadable image", f"{name} is not an image of a known format") from None
+        except Image.DecompressionBombError as problem:
+            raise BadImageError("too many pixels", f"{name}: {problem}") from None
+        except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, MemoryError) as problem:
+            reason = "truncated image" if "truncat" in str(problem).lower() else "unreadable image"
+            raise BadImageError(reason, f"{name}: {problem or type(problem).__name__}") from problem
+
+
+def fit(image: Image.Image, area: int, sizes: Sizes) -> Image.Image:
+    """The crop of an image to the best shape near `area` pixels. BadImageError when it would be enlarged too much."""
+    shape = assign(image.height, image.width, shape_table(area))
+    scale = cover(image.height, image.width, shape)
+    if scale > sizes.max_upscale:
+        detail = f"{image.width}x{image.height} would be enlarged {scale:.1f} times to {shape[1]}x{shape[0]}"
+        raise BadImageError("image too small", f"{detail}; the limit is {sizes.max_upscale:g} (sizes.max_upscale)")
+    return crop(image, shape)
+
+
+def crop(image: Image.Image, shape: Shape) -> Image.Image:
+    """The centre of the image at `shape` (height, width), in one resampling; an image of that shape is returned as is.
+
+    VAE and vision-language model both see this crop, so the stock pipeline on it gives identical tensors.
+    """
+    height, width = shape
+    if image.size == (width, height):
+        return image
+    left, top, right, bottom = crop_box(image.height, image.width, shape)
+    box = max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height)  # rounding may step outside
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def _open(name: str, allow_urls: bool, seconds: float, limit: int) -> IO[bytes]:
+    """The file, or the whole body of the URL."""
+    if URL.match(name):
+        if not allow_urls:
+            raise BadImageError("URL", f"{name}: URLs are not fetched unless allow_urls is true")
+        return io.BytesIO(_fetch(name, seconds, limit))
+    try:
+        status = os.stat(name)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError("unreadable image", f"{name} is not a file")
+        if status.st_size == 0:
+            raise BadImageError("empty image", f"{name} has zero bytes")
+        return Path(name).open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadImageError("missing image", f"{name} does not exist") from None
+    except (OSError, ValueError) as problem:
+        raise BadImageError("unreadable image", f"{name}: {problem}") from None
+
+
+def _header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    """The image, not yet decoded, when its header promises something usable."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit would stop an image that the user allows
+    image = Image.open(file, formats=FORMATS)
+    size = f"{name}: {image.width}x{image.height}"
+    if image.width * image.height > max_pixels:
+        raise BadImageError("too many pixels", f"{size} is more than max_pixels = {max_pixels}")
+    if min(image.size) < SMALLEST_SIDE:
+        raise BadImageError("image too small", f"{size}, the smallest side allowed is {SMALLEST_SIDE}")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview or a second view: the first is the photo
+        raise BadImageError("animated image", f"{name} has {frames} frames")
+    return image
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """Any mode as RGB, 8 bits."""
+    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
+        raise BadImageError("unreadable image", f"{name}: {image.mode} pixels, 32 bits a channel, have no known range")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        return Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """An opener that knows http(s) and nothing else, at the first address and after a redirect."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _fetch(url: str, seconds: float, limit: int) -> bytes:
+    """The body of an http(s) URL, read piece by piece within `seconds` and `limit` bytes."""
+    if not url.lower().startswith(("http://", "https://")):
+        raise BadImageError("URL", f"{url}: only http and https are fetched")
+    deadline, body = time.monotonic() + seconds, bytearray()
+    try:
+        with contextlib.closing(_opener().open(url, timeout=seconds)) as response:
+            while piece := response.read1(1 << 16):
+                body += piece
+                if len(body) > limit:
+                    raise BadImageError("URL", f"{url}: larger than {limit} bytes")
+                if time.monotonic() > deadline:
+                    raise BadImageError("URL", f"{url}: not complete after {seconds:g} s")
+    except TimeoutError:
+        raise BadImageError("URL", f"{url}: no answer within {seconds:g} s") from None
+    except (urllib.error.URLError, HTTPException, OSError, ValueError) as problem:
+        raise BadImageError("URL", f"{url}: {problem}") from None
+    if not body:
+        raise BadImageError("empty image", f"{url} has zero bytes")
+    return bytes(body)
