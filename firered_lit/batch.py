@@ -17,7 +17,7 @@ class _Movable:
                 return move(value)
             return tuple(walk(v) for v in value) if isinstance(value, tuple) else value
 
-        return replace(self, **{f.name: walk(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
+        return replace(self, **{f.name: walk(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type, type-var]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Every tensor moved as `Tensor.to` would; floating dtypes are cast only when one is given."""

@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import yaml
@@ -30,12 +30,6 @@ class Run:
     resume: str | None = None
     validate_every: int | None = None
     validate_first: bool = True
-
-
-class Saver(Protocol):
-    """What `fit` needs of the checkpoint callback."""
-
-    def save(self, trainer: L.Trainer) -> Any: ...
 
 
 def fit(
@@ -76,11 +70,12 @@ def fit(
         engine.logger.log_hyperparams(dict(recipe))
     rank_zero_info(f"{'continuing from ' + str(start) if start else 'starting'} in {folder}")
     engine.fit(stage, datamodule=data, ckpt_path=str(start) if start else None)
-    code = next((c.exit_code for c in every if getattr(c, "exit_code", None)), 0)
-    if not code:
-        checkpoint.save(engine)
-        _say(folder, engine)
-    return code
+    if any(getattr(c, "stopping", None) for c in every):  # a signal; all ranks agree on this, the first has the code
+        return next((c.exit_code for c in every if getattr(c, "exit_code", None)), 0)
+    if engine.global_step == 0:
+        checkpoint.save(engine)  # a run of no steps hands on its base
+    _say(folder, engine)
+    return 0
 
 
 def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None) -> dict[str, Any]:
@@ -119,13 +114,13 @@ def _replace(path: Path, text: str) -> None:
 
 @rank_zero_only
 def _say(folder: Path, engine: L.Trainer) -> None:
-    """The last lines of a finished run: where it is and what it reached."""
-    metrics = {k: float(v) for k, v in sorted(engine.callback_metrics.items()) if k.split("/")[0] in ("train", "val")}
-    grids: Sequence[Path] = sorted((folder / "samples").glob("*.png"))
-    print(f"run         {folder}")
-    print(f"steps       {engine.global_step}")
-    for name in ("train/loss", "val/loss", "val/psnr", "val/ssim"):
-        if name in metrics:
-            print(f"{name:<11} {metrics[name]:.4f}")
-    if grids:
-        print(f"grid        {grids[-1]}")
+    """The last lines of a finished run, kept as summary.txt: where it is, what it reached, how to look at it."""
+    lines = [f"run         {folder}", f"steps       {engine.global_step}"]
+    metrics = {k: float(v) for k, v in engine.callback_metrics.items()}
+    shown = [n for n in ("train/loss", "val/loss", "val/psnr", "val/ssim") if n in metrics]
+    lines += [f"{name:<11} {metrics[name]:.4f}" for name in shown]
+    grids = sorted((folder / "samples").glob("*.png"))
+    lines += [f"grid        {grids[-1]}"] if grids else []
+    lines += [f"look        {logger.ui_command}" for logger in engine.loggers if hasattr(logger, "ui_command")]
+    _replace(folder / "summary.txt", "\n".join(lines) + "\n")
+    print("\n".join(lines))
