@@ -1,0 +1,72 @@
+"""Where a run's record is: the address of the MLflow store, and `run.json` in the run's folder. Imports no MLflow."""
+
+import fcntl
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from firered_lit.errors import UserError
+
+RECORD = "run.json"
+
+
+def store_uri(uri: str | None, folder: Path) -> str:
+    """The address of the store, absolute. `folder` holds the default one.
+
+    Raises:
+        UserError: neither a SQLite file, another database, nor a server.
+    """
+    if uri is None:
+        return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+    scheme = urlsplit(uri).scheme
+    if scheme == "sqlite":
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    if scheme.split("+")[0] not in ("http", "https", "postgresql", "mysql", "mssql", "databricks"):
+        raise UserError(f"logger.uri={uri}: give sqlite:///FILE, a database or http(s)://SERVER")
+    return uri
+
+
+def artifacts_of(uri: str) -> str | None:
+    """Where a local store keeps artifacts: beside the database. A server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
+
+
+def ui_command(uri: str) -> str:
+    """The command that shows the runs of a local store; for a server, its address."""
+    if urlsplit(uri).scheme in ("http", "https"):
+        return uri
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+@contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """One process at a time while a SQLite store is opened: the first one makes its tables."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """What `run.json` holds; nothing when it is not there."""
+    path = run_dir / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def update_record(run_dir: Path, **entries: Any) -> None:
+    """Set entries of `run.json`, keeping the others; atomic."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    part = run_dir / f"{RECORD}.part"
+    part.write_text(json.dumps(read_record(run_dir) | entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, run_dir / RECORD)

@@ -1,0 +1,337 @@
+"""Runs in a real MLflow store: what is recorded, how runs end, and that they can be read back by others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from toy_run import Toy, fit
+
+from callbacks.checkpoint import Checkpoint
+from callbacks.signals import Signals, Stopped
+from firered_lit import tracking
+from firered_lit.errors import UserError
+from firered_lit.provenance import git_state
+from firered_lit.store import read_record, store_uri
+from firered_lit.tracking import MLflow, flatten, log_folder, log_image, ui_command
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of runs: one store for this file, since making its tables takes seconds."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def client_of(logger):
+    return MlflowClient(logger.uri)
+
+
+def run_of(logger):
+    return client_of(logger).get_run(logger.run_id)
+
+
+def wait_until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_finished_run_is_all_there(place):
+    folder = place / "finished"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("stage: {}\n")
+    (folder / "run.json").write_text('{"stage": "SFT"}')
+    logger = MLflow(dir=str(folder), experiment="ours")
+    logger.log_hyperparams({"trainer": {"max_steps": 6}, "data": {"list": [1, {"a": None}], "text": "x" * 7000}})
+    watchdog = logger._watchdog
+    fit(folder, [Signals(), Checkpoint(every=3)], max_steps=6, logger=logger)
+    run = run_of(logger)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["trainer.max_steps"] == "6"
+    assert (run.data.params["data.list.0"], run.data.params["data.list.1.a"]) == ("1", "None")
+    assert len(run.data.params["data.text"]) == 6000
+    assert run.data.tags["mlflow.runName"] == "finished"
+    assert run.data.tags["run.dir"] == str(folder)
+    assert run.data.tags["version.torch"]
+    history = client_of(logger).get_metric_history(logger.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(6))
+    assert {file.path for file in client_of(logger).list_artifacts(logger.run_id)} == {
+        "environment.json",
+        "recipe.yaml",
+    }
+    assert (place / "mlflow.db").exists()
+    assert run.info.artifact_uri.startswith((place / "mlflow-artifacts").as_uri())
+    assert read_record(folder) == {"stage": "SFT", "mlflow_uri": logger.uri, "mlflow_run_id": logger.run_id}
+    assert watchdog.returncode == 0
+
+
+def test_an_error_marks_it_failed_with_all_that_was_logged(place):
+    def die(module, phase, index):
+        if module.global_step == 3:
+            raise ArithmeticError("planted")
+
+    logger = MLflow(dir=str(place / "failed"))
+    with pytest.raises(ArithmeticError):
+        fit(place / "failed", [Signals(), Checkpoint(every=9)], module=Toy(die), max_steps=6, logger=logger)
+    assert run_of(logger).info.status == "FAILED"
+    assert len(client_of(logger).get_metric_history(logger.run_id, "train/loss")) == 3
+
+
+@pytest.mark.parametrize("phase", ["train", "val"])
+def test_a_signal_marks_it_killed_and_resuming_continues_the_same_run(place, phase):
+    def act(module, now, index):
+        if now == phase and module.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    folder = place / f"killed-{phase}"
+    logger = MLflow(dir=str(folder))
+    logger.log_hyperparams({"lr": 1, "steps": 6})
+    try:
+        fit(folder, [Signals(), Checkpoint(every=9)], module=Toy(act), max_steps=6, logger=logger)
+    except Stopped:
+        assert phase == "val"
+    assert run_of(logger).info.status == "KILLED"
+    again = MLflow(dir=str(folder), resume="last")
+    assert again.run_id == logger.run_id
+    assert run_of(again).info.status == "RUNNING"
+    again.log_hyperparams({"lr": 2, "steps": 6, "new": True})
+    again.log_metrics({"train/loss": 0.5}, step=99)
+    again.finalize("success")
+    run = run_of(again)
+    assert run.info.status == "FINISHED"
+    assert (run.data.params["lr"], run.data.params["new"], run.data.tags["changed.lr"]) == ("1", "True", "1 -> 2")
+    assert "changed.steps" not in run.data.tags
+    steps = [point.step for point in client_of(logger).get_metric_history(logger.run_id, "train/loss")]
+    assert steps[0] == 0
+    assert steps[-1] == 99
+
+
+def test_starting_over_in_a_folder_is_a_new_run(place):
+    first = MLflow(dir=str(place / "over"))
+    old = first.run_id
+    first.finalize("failed")
+    second = MLflow(dir=str(place / "over"))
+    assert second.run_id != old
+    second.finalize("success")
+    assert read_record(place / "over")["mlflow_run_id"] == second.run_id
+
+
+SCRIPT = """
+import sys, time
+from firered_lit.tracking import MLflow
+logger = MLflow(dir=sys.argv[1], resume=sys.argv[2] or None)
+logger.log_metrics({"train/loss": 1.0}, step=1)
+logger.save()
+logger._later(lambda: None).result()
+print(logger.run_id, flush=True)
+time.sleep(600)
+"""
+
+
+def start(folder, resume=""):
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), resume], stdout=subprocess.PIPE, text=True)
+    return process, process.stdout.readline().strip()
+
+
+def test_a_run_that_is_killed_with_9_is_marked_failed(place):
+    process, run_id = start(place / "nine")
+    client = MlflowClient(store_uri(None, place))
+    assert client.get_run(run_id).info.status == "RUNNING"
+    process.kill()
+    process.wait()
+    assert wait_until(lambda: client.get_run(run_id).info.status == "FAILED")
+    run = client.get_run(run_id)
+    assert "killed without a word" in run.data.tags["ended"]
+    assert run.data.metrics["train/loss"] == 1.0
+
+
+def test_the_watchdog_of_a_dead_process_leaves_a_run_alone_that_goes_on(place):
+    """A scheduler may start the run again before the watchdog of the dead process has spoken."""
+    logger = MLflow(dir=str(place / "raced"))
+    client, run_id = client_of(logger), logger.run_id
+    from firered_lit.watchdog import mark_failed
+
+    mark_failed(logger.uri, run_id, "the session of an earlier process")
+    assert client.get_run(run_id).info.status == "RUNNING"
+    mark_failed(logger.uri, run_id, logger._session)
+    assert client.get_run(run_id).info.status == "FAILED"
+    logger.finalize("success")
+    mark_failed(logger.uri, run_id, logger._session)
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_the_waiting_watchdog_is_cheap(place):
+    logger = MLflow(dir=str(place / "cheap"))
+    _ = logger.experiment
+    time.sleep(0.5)
+    status = Path(f"/proc/{logger._watchdog.pid}/status").read_text()
+    kilobytes = int(status.split("VmRSS:")[1].split()[0])
+    logger.finalize("success")
+    assert kilobytes < 30_000
+
+
+def test_a_store_that_fails_costs_a_warning_not_the_training(place, monkeypatch):
+    logger = MLflow(dir=str(place / "broken"))
+    _ = logger.experiment
+
+    def broken(*_, **__):
+        raise OSError("planted: the server is away")
+
+    monkeypatch.setattr(logger._mlflow_client, "log_batch", broken)
+    with pytest.warns(UserWarning, match=r"MLflow: not recorded.*planted"):
+        fit(place / "broken", [Checkpoint(every=9)], max_steps=2, logger=logger)
+    assert run_of(logger).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("uri", ["file:./mlruns", "./mlruns", "ftp://host/x"])
+def test_an_address_that_is_no_store_is_refused(place, uri):
+    with pytest.raises(UserError, match=r"logger\.uri"):
+        MLflow(dir=str(place / "x"), uri=uri)
+
+
+def test_addresses_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert store_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert store_uri("sqlite:///a/b.db", tmp_path) == f"sqlite:///{tmp_path}/a/b.db"
+    assert store_uri("http://host:5000", tmp_path) == "http://host:5000"
+    assert ui_command("sqlite:////a b/m.db") == "mlflow ui --backend-store-uri 'sqlite:////a b/m.db'"
+    assert ui_command("http://host:5000") == "http://host:5000"
+
+
+def test_flatten_names_leaves_as_the_command_line_does():
+    value = {"a": {"b": 1, "c": []}, "d": [{"e": 2}, 3], "f": None}
+    assert list(flatten(value)) == [("a.b", 1), ("a.c", []), ("d.0.e", 2), ("d.1", 3), ("f", None)]
+
+
+def test_git_state_of_a_checkout_and_of_none(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=b", *arguments], check=True)
+
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("1")
+    assert git_state(tmp_path / "code") == {}
+    git("init", "-q", "-b", "trunk")
+    assert git_state(tmp_path / "code") == {}  # a folder inside a checkout that does not track it
+    git("add", ".")
+    git("commit", "-qm", "x")
+    state = git_state(tmp_path / "code")
+    assert (len(state["git.commit"]), state["git.branch"], state["git.dirty"]) == (40, "trunk", "false")
+    (tmp_path / "code" / "a.py").write_text("2")
+    assert git_state(tmp_path / "code")["git.dirty"] == "true"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(tmp_path / "code") == {}  # no git at all
+
+
+def test_pictures_go_where_the_logger_keeps_them(tmp_path):
+    image = Image.new("RGB", (40, 20), "red")
+    try:
+        board = TensorBoardLogger(tmp_path)
+    except ModuleNotFoundError:
+        board = None
+    if board is not None:
+        assert log_image(board, "grid", image, 3)
+
+    class Wandb:  # a stand-in: W&B itself is not installed here
+        def log_image(self, key, images, step):
+            self.seen = (key, images, step)
+
+    wandb = Wandb()
+    assert log_image(wandb, "grid", image, 3)
+    assert wandb.seen == ("grid", [image], 3)
+    assert not log_image(CSVLogger(tmp_path), "grid", image, 3)
+
+
+def test_an_export_is_kept_with_its_run_on_demand(place, tmp_path):
+    logger = MLflow(dir=str(place / "exported"))
+    _ = logger.experiment
+    logger.finalize("success")
+    (tmp_path / "model_index.json").write_text("{}")
+    assert log_folder(place / "exported", tmp_path) == logger.run_id
+    names = [file.path for file in client_of(logger).list_artifacts(logger.run_id, "model")]
+    assert names == ["model/model_index.json"]
+    with pytest.raises(UserError, match="names no MLflow run"):
+        log_folder(tmp_path, tmp_path)
+
+
+def test_other_processes_than_the_first_touch_nothing(place, monkeypatch):
+    monkeypatch.setattr(tracking.rank_zero_only, "rank", 1)
+    logger = MLflow(dir=str(place / "second"))
+    logger.log_hyperparams({"a": 1})
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.log_image("a", Image.new("RGB", (4, 4)), 1)
+    logger.finalize("success")
+    assert not (place / "second").exists()
+
+
+def fetch(port, path, **body):
+    url = f"http://127.0.0.1:{port}/{path}"
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def ui(place):
+    """`mlflow ui` on the store, as a user starts it; ended with all its workers."""
+    port = free_port()
+    command = [sys.executable, "-m", *ui_command(store_uri(None, place)).split(), "--port", str(port), "--workers", "1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, start_new_session=True, **quiet)
+    try:
+        assert wait_until(lambda: server.poll() is None and alive(port), 90), "mlflow ui did not start"
+        yield port
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def alive(port):
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).status == 200
+    except OSError:
+        return False
+
+
+def test_the_ui_shows_parameters_curves_and_the_grid(place, ui):
+    logger = MLflow(dir=str(place / "shown"), experiment="shown")
+    logger.log_hyperparams({"stage": {"seed": 3}})
+    for step in range(5):
+        logger.log_metrics({"train/loss": 1 / (step + 1)}, step)
+    log_image(logger, "samples", Image.new("RGB", (64, 32), "green"), 4)
+    logger.finalize("success")
+    experiment = fetch(ui, "api/2.0/mlflow/experiments/get-by-name?experiment_name=shown")["experiment"]
+    runs = fetch(ui, "api/2.0/mlflow/runs/search", experiment_ids=[experiment["experiment_id"]])["runs"]
+    assert [run["info"]["status"] for run in runs] == ["FINISHED"]
+    run = runs[0]
+    assert {"key": "stage.seed", "value": "3"} in run["data"]["params"]
+    query = f"run_id={run['info']['run_id']}"
+    history = fetch(ui, f"api/2.0/mlflow/metrics/get-history?{query}&metric_key=train/loss")["metrics"]
+    assert [(point["step"], point["value"]) for point in history] == [(i, 1 / (i + 1)) for i in range(5)]
+    files = fetch(ui, f"api/2.0/mlflow/artifacts/list?{query}&path=images")["files"]
+    picture = next(file["path"] for file in files if file["path"].endswith(".png"))
+    address = f"http://127.0.0.1:{ui}/get-artifact?path={urllib.parse.quote(picture)}&run_uuid={run['info']['run_id']}"
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        assert Image.open(answer).size == (64, 32)
