@@ -160,15 +160,17 @@ def test_samples_with_equal_prompts_are_apart_when_their_ids_are():
     assert apart.tolist() == [0.5] * 4
 
 
-@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("std", ["group", "batch"])
-def test_equal_rewards_give_exactly_one_half(value, std):
-    rewards = torch.cat([torch.full((7,), value), torch.tensor([0.0, 1.0])])
-    groups = torch.tensor([0] * 7 + [1, 1])
+@pytest.mark.parametrize("count", [3, 7])
+def test_equal_rewards_give_exactly_one_half(dtype, std, count):
+    assert (0.1 + 0.1 + 0.1) / 3 != 0.1  # rounding alone must not look like variance
+    rewards = torch.tensor([0.1] * count + [0.0, 1.0], dtype=dtype)
+    groups = torch.tensor([0] * count + [1, 1])
     r = group_optimality(rewards, groups, clip=0.01, std=std)
-    assert r[:7].tolist() == [0.5] * 7
-    assert r[7:].tolist() == [0, 1]
-    assert policy_mask(rewards, groups).tolist() == [False] * 7 + [True] * 2
+    assert r.tolist() == [0.5] * count + [0, 1]
+    assert group_statistics(rewards, groups).std[0] == 0
+    assert policy_mask(rewards, groups).tolist() == [False] * count + [True] * 2
 
 
 @pytest.mark.parametrize("std", ["group", "batch"])

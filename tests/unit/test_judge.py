@@ -1,0 +1,132 @@
+"""The judge's soft score: softmax over score tokens alone, where the score stands, and no number out of nothing."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firered_lit.rewards.judge import (
+    expected_from_logprobs,
+    expected_score,
+    mean_of_passes,
+    score_logprobs,
+    to_unit,
+)
+
+VALUES = {str(v): float(v) for v in range(6)}
+
+
+def test_the_softmax_is_over_the_score_tokens_alone():
+    logits = torch.tensor([[0.0, 1, 2, 3, 2, 1], [5.0, 0, 0, 0, 0, 0]])
+    weights = [[math.exp(x) for x in row] for row in logits.tolist()]
+    expected = [sum(v * w for v, w in enumerate(row)) / sum(row) for row in weights]
+    assert expected_score(logits, torch.arange(6)).tolist() == pytest.approx(expected)
+    assert expected_score(logits + 100, torch.arange(6)).tolist() == pytest.approx(expected)
+
+
+def test_certainty_uncertainty_and_direction():
+    values = torch.arange(6)
+    assert float(expected_score(torch.zeros(6), values)) == pytest.approx(2.5)
+    assert float(expected_score(torch.tensor([0, 0, 0, 0, 0, 50.0]), values)) == pytest.approx(5)
+    logits = torch.zeros(6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(expected_score(logits, values), logits)
+    assert (gradient.diff() > 0).all()
+
+
+def test_log_probabilities_agree_with_logits_whatever_other_tokens_take():
+    logits = torch.tensor([0.1, -1, 0.5, 2, 1.5, 0])
+    for other in (-5.0, 0.0, 4.0):
+        full = torch.log_softmax(torch.cat([logits, torch.tensor([other])]).double(), 0).tolist()
+        listed = dict(zip([*VALUES, "\n"], full))
+        assert expected_from_logprobs(listed, VALUES) == pytest.approx(float(expected_score(logits, torch.arange(6))))
+
+
+def test_tokens_that_differ_by_white_space_count_together():
+    listed = {
+        " 5": math.log(0.3),
+        "5": math.log(0.3),
+        "4": math.log(0.3),
+        **{str(v): math.log(0.025) for v in range(4)},
+    }
+    assert expected_from_logprobs(listed, VALUES) == pytest.approx((0.6 * 5 + 0.3 * 4 + 0.025 * 6) / 1.0)
+
+
+def test_an_unlisted_score_token_is_left_out_only_where_it_cannot_matter():
+    sure = {"4": math.log(0.7), "5": math.log(0.299), "the": math.log(0.0005)}
+    assert expected_from_logprobs(sure, VALUES) == pytest.approx((0.7 * 4 + 0.299 * 5) / 0.999)
+    unsure = {"4": math.log(0.4), "5": math.log(0.3), "the": math.log(0.1)}
+    assert expected_from_logprobs(unsure, VALUES) is None
+    assert expected_from_logprobs(unsure, VALUES, tolerance=1.0) is not None
+    assert expected_from_logprobs({"4": math.log(0.9)}, VALUES) is None  # one listed: any other may have as much
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(-6, 6), min_size=6, max_size=6), st.integers(1, 6), st.floats(0.001, 0.3))
+def test_a_truncated_list_is_within_the_tolerance_or_refused(logits, kept, tolerance):
+    logprobs = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), 0).tolist()
+    top = sorted(zip(logprobs, VALUES), reverse=True)[:kept]
+    got = expected_from_logprobs({token: logprob for logprob, token in top}, VALUES, tolerance=tolerance)
+    truth = sum(float(v) * math.exp(p) for v, p in zip(VALUES, logprobs))
+    if kept == 6:
+        assert got == pytest.approx(truth)
+    if got is not None:
+        assert abs(got - truth) <= tolerance * 5 + 1e-9
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.dictionaries(st.sampled_from([*VALUES]), st.floats(-5, 0), min_size=1), st.floats(0, 0.5))
+def test_the_bound_is_the_brute_force_one(listed, tolerance):
+    cap, hidden = math.exp(min(listed.values())), [v for token, v in VALUES.items() if token not in listed]
+    means = []
+    for shares in itertools.product((0.0, cap), repeat=len(hidden)):
+        pairs = [(VALUES[t], math.exp(p)) for t, p in listed.items()] + list(zip(hidden, shares))
+        means.append(sum(v * w for v, w in pairs) / sum(w for _, w in pairs))
+    spread = (max(means) - min(means)) / 5
+    if abs(spread - tolerance) > 1e-9:
+        assert (expected_from_logprobs(listed, VALUES, tolerance=tolerance) is None) == (spread > tolerance)
+
+
+@pytest.mark.parametrize("listed", [{}, {"good": -0.1}, {"5": float("nan")}, {"5": 3.0}, {"5": float("-inf")}])
+def test_nonsense_gives_no_number(listed):
+    assert expected_from_logprobs(listed, VALUES, tolerance=1.0) is None
+
+
+def entry(token, **top):
+    return {"token": token, "logprob": -0.1, "top_logprobs": [{"token": t, "logprob": p} for t, p in top.items()]}
+
+
+def test_the_score_is_read_after_the_last_marker():
+    content = [
+        *map(entry, ("Score", ":", " 1", " at", " first", ".", "\n", "Score:", " ")),
+        entry("4", **{"4": -0.2, "3": -2.0}),
+        entry("/"),
+        entry("5"),
+    ]
+    assert score_logprobs(content, VALUES) == {"4": -0.2, "3": -2.0}
+    assert score_logprobs(content[:3], VALUES) is None  # a score without log-probabilities
+    assert score_logprobs(content[:2], VALUES) is None
+    assert score_logprobs(content[9:], VALUES) is None  # no marker
+    assert score_logprobs(content, VALUES, marker="Mark:") is None
+    assert score_logprobs([], VALUES) is None
+
+
+@pytest.mark.parametrize("rest", [["1", "0"], ["4", ".5"], ["4", ".", "5"], ["good"], ["7"]])
+def test_what_is_not_one_of_the_scores_is_none(rest):
+    content = [entry("Score:"), *(entry(t, **{"1": -0.1, "4": -0.2}) for t in rest)]
+    assert score_logprobs(content, VALUES) is None
+    assert score_logprobs([entry("Score:"), entry("4", **{"4": -0.2}), entry("."), entry("\n")], VALUES) == {"4": -0.2}
+
+
+def test_passes_average_over_those_that_gave_a_score():
+    assert mean_of_passes([5.0, None, 3.0], VALUES) == pytest.approx(0.8)
+    assert mean_of_passes([5.0, None, None], VALUES, least=2) is None
+    assert mean_of_passes([None, None], VALUES) is None
+    assert mean_of_passes([], VALUES, least=0) is None
+
+
+def test_the_scale_is_laid_on_the_unit_interval():
+    one_to_five = {str(v): float(v) for v in range(1, 6)}
+    assert [to_unit(v, one_to_five) for v in (1.0, 3.0, 5.0)] == [0, 0.5, 1]
