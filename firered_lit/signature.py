@@ -16,6 +16,7 @@ class Parameter:
     name: str
     required: bool
     annotation: str | None = None  # its source text
+    default: str | None = None  # its source text; None when required, and for fields made by a factory
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def _of_fields(line: list[ast.ClassDef | ast.FunctionDef]) -> tuple[Parameter, .
             if given.get("init") == "False":
                 continue
             required = value is None if options is None else not {"default", "default_factory"} & set(given)
-            fields[item.target.id] = Parameter(item.target.id, required, text)
+            default = given.get("default") if options is not None else _text(value)
+            fields[item.target.id] = Parameter(item.target.id, required, text, default)
     return tuple(fields.values())
 
 
@@ -108,13 +110,15 @@ def _of_arguments(arguments: ast.arguments, bound: bool) -> tuple[tuple[Paramete
     """The parameters that can be given by name, and whether any other name is accepted too."""
     positional = [*arguments.posonlyargs, *arguments.args]
     optional = len(positional) - len(arguments.defaults)
-    named = [(a, i < optional) for i, a in enumerate(positional)][max(bound, len(arguments.posonlyargs)) :]
-    named += [(a, default is None) for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults)]
-    return tuple(Parameter(a.arg, required, _text(a.annotation)) for a, required in named), arguments.kwarg is not None
+    defaults = [*[None] * optional, *arguments.defaults]
+    named = list(zip(positional, defaults))[max(bound, len(arguments.posonlyargs)) :]
+    named += zip(arguments.kwonlyargs, arguments.kw_defaults)
+    parameters = (Parameter(a.arg, value is None, _text(a.annotation), _text(value)) for a, value in named)
+    return tuple(parameters), arguments.kwarg is not None
 
 
-def _text(annotation: ast.expr | None) -> str | None:
-    """The source text of an annotation, without the quotes of a forward reference."""
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return annotation.value
-    return None if annotation is None else ast.unparse(annotation)
+def _text(expression: ast.expr | None) -> str | None:
+    """The source text of an annotation or default, without the quotes of a forward reference."""
+    if isinstance(expression, ast.Constant) and isinstance(expression.value, str):
+        return expression.value
+    return None if expression is None else ast.unparse(expression)

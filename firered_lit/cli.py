@@ -1,0 +1,201 @@
+"""The command line: a verb is a row of `VERBS`. What it needs is imported when it runs, so that `--help` is instant."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from firered_lit.errors import UserError
+
+Arguments = argparse.Namespace
+Parser = argparse.ArgumentParser
+
+
+class Verb(NamedTuple):
+    """One word of the command line: what it does, its options, and what runs it and returns the exit code."""
+
+    name: str
+    help: str
+    options: Callable[[Parser], None]
+    run: Callable[[Arguments], int]
+    root: str = ""  # the root `_target_` of its recipes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for bad input, 130 after Ctrl-C, 1 for anything else.
+
+    `sys.argv` stays as it is: the processes of a distributed run are started from it.
+    """
+    arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+    _quiet()
+    try:
+        _rooms_beside()
+        return arguments.verb.run(arguments)
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", arguments, 130)
+    except UserError as error:
+        return _fail(str(error), arguments, error.exit_code)
+    except Exception as error:
+        notes = "".join(f" [{note}]" for note in getattr(error, "__notes__", ()))
+        hint = "" if arguments.debug else " (run again with --debug for the traceback)"
+        return _fail(f"{type(error).__name__}: {error}{notes}{hint}", arguments, 1)
+
+
+def _parse(argv: list[str]) -> Arguments:
+    """The verb and its options. Overrides (`key.path=value`) may stand anywhere after the verb."""
+    parser = Parser("firered_lit", description="Train, export and use an instruction image editor.", allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    rows = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        row = rows.add_parser(verb.name, help=verb.help, description=verb.help, allow_abbrev=False)
+        row.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback")
+        row.set_defaults(verb=verb, overrides=[])
+        verb.options(row)
+    arguments, extra = parser.parse_known_args(argv)
+    takes_overrides = hasattr(arguments, "allow")
+    strange = [text for text in extra if text.startswith("-") or "=" not in text or not takes_overrides]
+    if strange:
+        parser.error(f"{arguments.verb.name}: unrecognized arguments: {' '.join(strange)}")
+    arguments.overrides = [*arguments.overrides, *extra]
+    return arguments
+
+
+def _recipe_options(parser: Parser) -> None:
+    parser.add_argument("--recipe", required=True, metavar="PATH", help="a YAML file, as those in recipes/")
+    _override_options(parser)
+
+
+def _override_options(parser: Parser) -> None:
+    parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE", help="let the recipe name this too")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change a value of the recipe")
+
+
+def _edit_options(parser: Parser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="a diffusers folder, as `export` writes it")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a reference; repeat for more")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the instruction")
+    parser.add_argument("--out", required=True, metavar="FILE", help="where the edited image goes")
+    parser.add_argument("--steps", type=_positive, default=40, metavar="N", help="of the sampler (default: 40)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    parser.add_argument("--width", type=_positive, metavar="PX", help="of the result (default: as the last image)")
+    parser.add_argument("--height", type=_positive, metavar="PX", help="of the result (default: as the last image)")
+    parser.add_argument("--guidance", type=float, default=4.0, metavar="G", help="true_cfg_scale (default: 4.0)")
+    parser.add_argument("--stock", action="store_true", help="use the stock diffusers pipeline, as it is")
+
+
+def _export_options(parser: Parser) -> None:
+    parser.add_argument("--run", required=True, metavar="RUN", help="the folder of a run")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the diffusers folder goes")
+    parser.add_argument("--checkpoint", default="last", metavar="WHICH", help="last, best or a file (default: last)")
+
+
+def _check_options(parser: Parser) -> None:
+    parser.add_argument("--recipe", nargs="+", action="extend", metavar="PATH", help="these only, not all of recipes/")
+    parser.add_argument("--data", metavar="PATH", help="say what is understood of a source file or a prepared folder")
+    parser.add_argument("--make-tiny", metavar="DIR", help="build the tiny pipeline in DIR, and nothing else")
+    _override_options(parser)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _run_recipe(arguments: Arguments) -> int:
+    """Read the recipe, refuse what does not fit, build its nodes and call its root."""
+    from firered_lit import build, recipe, signature
+
+    root, allow = arguments.verb.root, arguments.allow
+    read = recipe.load(arguments.recipe, arguments.overrides)
+    other = next((verb.name for verb in VERBS if verb.root and verb.root == read.root.get(recipe.TARGET)), None)
+    if other not in (None, arguments.verb.name):
+        raise read.refusal(recipe.TARGET, f"this recipe is for `{other}`: python -m firered_lit {other} --recipe ...")
+    build.validate(read, allow, supplied=("recipe",))
+    if other is None:
+        raise read.refusal(recipe.TARGET, f"a recipe for `{arguments.verb.name}` starts with {root}")
+    run = build.build({**read.root, recipe.PARTIAL: True}, allow)
+    wants = any(parameter.name == "recipe" for parameter in signature.signature(root).parameters)
+    return int((run(recipe=read.root) if wants else run()) or 0)
+
+
+def _run_edit(arguments: Arguments) -> int:
+    names = ("model", "prompt", "out", "steps", "seed", "width", "height", "guidance", "stock")
+    _call("firered_lit.edit.edit", images=arguments.image, **{name: getattr(arguments, name) for name in names})
+    return 0
+
+
+def _run_export(arguments: Arguments) -> int:
+    _call("firered_lit.export.export", run=arguments.run, out=arguments.out, checkpoint=arguments.checkpoint)
+    return 0
+
+
+def _run_check(arguments: Arguments) -> int:
+    """Recipes and environment; or one source of data; or the tiny pipeline."""
+    if arguments.make_tiny:
+        print(_call("firered_lit.models.tiny.make_tiny", arguments.make_tiny) or arguments.make_tiny)
+        return 0
+    from firered_lit import check
+
+    if arguments.data:
+        findings = check.prepared(arguments.data)
+        if findings is None:
+            understood = _call("datamodules.records.summary", arguments.data)
+            findings = (check.Finding(line) for line in understood.lines())
+        return check.report(findings)
+    roots = {verb.root: verb.name for verb in VERBS if verb.root}
+    lines = check.recipes(arguments.recipe, roots, arguments.overrides, arguments.allow)
+    return check.report(lines if arguments.recipe else [*lines, *check.environment()])
+
+
+def _call(name: str, *args: Any, **kwargs: Any) -> Any:
+    """The function at a dotted name, imported now and called."""
+    module, _, function = name.rpartition(".")
+    return getattr(importlib.import_module(module), function)(*args, **kwargs)
+
+
+def _rooms_beside() -> None:
+    """`datamodules` and `callbacks` are common names, and `python -m` looks in the current folder first."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    home = Path(__file__).resolve().parents[1]
+    for room in ("datamodules", "callbacks"):
+        spec = find_spec(room)
+        places = [Path(place).resolve() for place in (spec.submodule_search_locations or [spec.origin])] if spec else []
+        if home / room not in places or places[0] != home / room:
+            found = f"{places[0]} stands before it" if places else "it is missing"
+            raise UserError(f"the package {room!r} must lie in {home}, beside firered_lit, but {found}; run elsewhere")
+
+
+def _quiet() -> None:
+    """Defaults that keep libraries from phoning home and from known harmless noise. What the user set stays."""
+    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "TOKENIZERS_PARALLELISM": "false"}.items():
+        os.environ.setdefault(name, value)
+    import logging
+
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")  # an optional kernel of inference, never used here
+    logger.addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
+
+
+def _fail(message: str, arguments: Arguments, code: int) -> int:
+    """Print one line on stderr, and the traceback when asked for. Returns the code."""
+    if arguments.debug:
+        import traceback
+
+        traceback.print_exc()
+    rank = os.environ.get("LOCAL_RANK", "0")
+    prefix = f"[rank {rank}] " if rank != "0" else ""
+    print(f"{prefix}error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return code
+
+
+VERBS = (
+    Verb("fit", "train as a recipe says", _recipe_options, _run_recipe, "firered_lit.fit.fit"),
+    Verb("prepare", "encode a dataset once, for training", _recipe_options, _run_recipe, "datamodules.write.prepare"),
+    Verb("edit", "edit an image with a trained model", _edit_options, _run_edit),
+    Verb("export", "write a run as a diffusers folder", _export_options, _run_export),
+    Verb("check", "hold recipes, data and environment against what they need", _check_options, _run_check),
+)
