@@ -2,6 +2,7 @@
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from firered_lit.batch import Condition, EditBatch, Text
@@ -85,7 +86,7 @@ def trainer(folder, callbacks, **options):
     defaults = {
         "accelerator": "cpu",
         "devices": 1,
-        "enable_progress_bar": False,
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "accumulate_grad_batches": 2,

@@ -1,0 +1,104 @@
+"""How fast a run is, and how much of its time it waits for data."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.profilers import Profiler
+
+from firered_lit.batch import EditBatch
+
+
+class Throughput(L.Callback):
+    """Log `perf/samples_per_s`, `perf/tokens_per_s` (over all ranks), `perf/data_wait`, every `every` optimizer steps.
+
+    Time is fetching plus stepping: validation and saving are left out. A token is a 2x2 patch of latents, of targets
+    and references. `perf/data_wait` is the share of the time spent on waiting for the loader, the mean over ranks.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        self.every = every
+        self._clock: _FetchClock | None = None
+        self._seen_step = 0
+        self._begun = 0.0
+        self._reset()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._seen_step = trainer.global_step
+        self._clock = trainer.profiler = _FetchClock(trainer.profiler)
+        self._reset()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._begun = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: EditBatch, batch_idx: int
+    ) -> None:
+        self._busy += time.perf_counter() - self._begun
+        self._samples += len(batch)
+        self._tokens += batch.tokens
+        if trainer.global_step == self._seen_step:
+            return
+        self._seen_step = trainer.global_step
+        if self._seen_step % self.every == 0:
+            self._log(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._clock is not None:
+            trainer.profiler, self._clock = self._clock.inner, None
+
+    def _reset(self) -> None:
+        self._busy = 0.0
+        self._samples = self._tokens = 0
+
+    def _log(self, trainer: L.Trainer) -> None:
+        waited = self._clock.take() if self._clock else 0.0
+        seconds = max(self._busy + waited, 1e-9)
+        own = torch.tensor(
+            [self._samples / seconds, self._tokens / seconds, waited / seconds / trainer.world_size],
+            device=trainer.strategy.root_device,
+        )
+        samples, tokens, wait = trainer.strategy.reduce(own, reduce_op="sum").tolist()
+        metrics = {"perf/samples_per_s": samples, "perf/tokens_per_s": tokens, "perf/data_wait": wait}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step - 1)  # the step that Lightning gives to this batch
+        self._reset()
+
+
+class _FetchClock(Profiler):
+    """Stands before the trainer's profiler and adds up the time inside the loader's `next`."""
+
+    def __init__(self, inner: Profiler) -> None:
+        super().__init__()
+        self.inner = inner
+        self._begun = self._waited = 0.0
+
+    def start(self, action_name: str) -> None:
+        self.inner.start(action_name)
+        if action_name.endswith("train_dataloader_next"):
+            self._begun = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self._waited += time.perf_counter() - self._begun
+        self.inner.stop(action_name)
+
+    def take(self) -> float:
+        """Seconds waited since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def setup(self, *arguments: Any, **options: Any) -> None:
+        self.inner.setup(*arguments, **options)
+
+    def teardown(self, *arguments: Any, **options: Any) -> None:
+        self.inner.teardown(*arguments, **options)
+
+    def summary(self) -> str:
+        return self.inner.summary()
+
+    def describe(self) -> None:
+        self.inner.describe()
