@@ -142,21 +142,25 @@ def locate(reference: Chars, wanted: str) -> list[Char | None]:
 def readings(read: Chars, places: Chars, others: Chars, wanted: str) -> tuple[list[Chars], Chars]:
     """What stands in the place of the text (one or two ways to read it), and the nearest text that stands elsewhere.
 
-    In place: the characters inside the reference boxes, grown, save where the reference shows other words; and, where
-    those are only parts of lines that cover the place (as oversized text does), these lines whole. A line that covers
-    the place does not stand elsewhere.
+    In place: the characters inside the reference boxes, grown, save those nearer to other words of the reference; and,
+    where those are only parts of lines that cover the place (as oversized text does), these lines whole.
+    Elsewhere: every line that has no such character, or does not cover the place.
     """
-    boxes, taken, split = grow(places), [bounds([c]) for c in others], lines(read)
-    parts = [[c for c in line if within(c, boxes) and not within(c, taken)] for line in split]
+    boxes, split = grow(places), lines(read)
+    parts = [[c for c in line if within(c, boxes) and nearer(c, places, others)] for line in split]
     inside: list[Chars] = [[c for part in parts for c in part]]
     whole = [c for line, part in zip(split, parts) if part for c in line]
     if covered(places, whole) >= COVERS:
         inside.append(whole)
-    return inside, nearest_run([line for line in split if covered(places, line) < COVERS], wanted)
+    outside = [line for line, part in zip(split, parts) if not part or covered(places, line) < COVERS]
+    return inside, nearest_run(outside, wanted)
 
 
 def nearest_run(split: Sequence[Chars], wanted: str) -> list[Char]:
-    """The contiguous run of lines, at least one where there are any, with the least edit distance to `wanted`."""
+    """The contiguous run of lines, at least one where there are any, with the least edit distance to `wanted`.
+
+    Of equal ones, the first and shortest.
+    """
     best: list[Char] = []
     least = math.inf
     for start in range(len(split)):
@@ -199,6 +203,12 @@ def within(char: Char, boxes: Sequence[Box]) -> bool:
     """Whether the character's centre lies in one of the boxes."""
     x, y = char.centre
     return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
+
+
+def nearer(char: Char, one: Chars, other: Chars) -> bool:
+    """Whether the character's centre is at least as near to a centre of `one` as to all of `other`."""
+    to_one, to_other = ([math.dist(char.centre, c.centre) for c in chars] for chars in (one, other))
+    return min(to_one, default=math.inf) <= min(to_other, default=math.inf)
 
 
 def bounds(chars: Chars) -> Box:

@@ -172,6 +172,8 @@ def test_the_nearest_run_of_lines_may_span_several_and_leaves_the_rest():
         best = min(naive("".join(c.text for c in s), wanted) for s in spans)
         assert naive("".join(c.text for c in nearest_run(page, wanted)), wanted) == best
     assert nearest_run([], "x") == []
+    assert nearest_run([word("ab"), word("c"), word("ab", 0, 90)], "ab") == word("ab")
+    assert nearest_run([word("xx"), word("yy")], "") == word("xx")
 
 
 def test_lines_are_told_apart_by_boxes_or_by_the_reader():
@@ -183,6 +185,23 @@ def test_lines_are_told_apart_by_boxes_or_by_the_reader():
     assert len(lines(turned)) == 1
     read = [replace(c, line=i // 2) for i, c in enumerate(word("aabb"))]
     assert [len(line) for line in lines(read)] == [2, 2]
+    assert layout_ocr_reward(read, "bb").total == 1
+
+
+def tilted(text, x, y, h=20.0):
+    """A line that falls by half its advance: boxes of neighbouring lines overlap."""
+    return [Char(c, x + 12 * i, y + 6 * i, 14, h, line=int(y)) for i, c in enumerate(text)]
+
+
+def test_on_a_tilted_page_each_line_keeps_its_own_characters():
+    page = [*tilted("for Unix and Linux", 300, 200), *tilted("2nd Edition", 330, 190), *tilted("Sebastopol", 260, 230)]
+    assert layout_ocr_reward(page, "2nd Edition", page).total == pytest.approx(1)
+    unedited = [c for c in page if c.line != 190]
+    assert layout_ocr_reward(unedited, "2nd Edition", page).total == 0
+    other_place = [*unedited, *tilted("2nd Edition", 500, 90)]
+    assert layout_ocr_reward(other_place, "2nd Edition", page).total == 0.25
+    between = [*unedited, *tilted("2nd Edition", 322, 214, 40.0)]
+    assert layout_ocr_reward(between, "2nd Edition", page).total >= 0.25
 
 
 @pytest.mark.parametrize(
@@ -341,3 +360,12 @@ def test_every_score_lies_in_the_unit_interval(read, target, reference, gate):
         assert 0 <= score.total <= 1
         assert 0 <= score.text <= 1
         assert score.layout is None or 0 <= score.layout <= 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(chars, min_size=1, max_size=14, unique_by=lambda c: c.centre), st.integers(0, 13))
+def test_a_page_scored_against_itself_is_perfect(page, number):
+    split = lines([c for c in page if c.text.strip()])
+    if split:
+        target = "".join(c.text for c in split[number % len(split)])
+        assert layout_ocr_reward(page, target, page).total == pytest.approx(1)
