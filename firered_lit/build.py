@@ -145,10 +145,11 @@ def _binding(
         elif not found.open or name in supplied or not isinstance(name, str):
             what = f"{found.name} has no argument {name!r}{nearest(str(name), known)}"
             yield recipe.refusal(join(key, name), what)
-    for name, parameter in known.items():
-        if parameter.required and name not in node and not partial:
+    for parameter in known.values():
+        if parameter.required and parameter.name not in node and not partial:
             hint = f" (or `{PARTIAL}: true`, when the code that receives it adds that)" if key else ""
-            yield recipe.refusal(key or TARGET, f"{found.name} needs the argument {name!r}{hint}")
+            place = recipe.where(join(key, TARGET))  # whoever chose the target owes its arguments
+            yield UserError(f"{place}: {key or TARGET}: {found.name} needs the argument {parameter.name!r}{hint}")
 
 
 def _typing(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Iterator[UserError]:

@@ -51,6 +51,7 @@ class Found:
     node: ast.ClassDef | ast.FunctionDef
 
 
+_LONGEST = 30  # parts of a dotted name; only a circle such as `x = x.y` makes longer ones
 _memory: dict[str, Found | NotFoundError] = {}
 
 
@@ -71,6 +72,8 @@ def resolve(target: str) -> Found:
 def _search(target: str) -> Found:
     """The deepest module on the path `target`, then the names left over inside it."""
     parts = target.split(".")
+    if len(parts) > _LONGEST:
+        raise NotFoundError(f"{parts[0]}.{parts[1]} is re-exported in a circle")
     if not all(part.isidentifier() for part in parts):
         raise NotFoundError(f"{target!r} is not a dotted name")
     modules = (module_source(".".join(parts[:cut])) for cut in range(len(parts), 0, -1))
@@ -102,6 +105,8 @@ def _follow(module: Source, node: ast.stmt, path: list[str]) -> Found:
     if isinstance(node, ast.ImportFrom):
         base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.package)
         given = next((alias.name for alias in node.names if (alias.asname or alias.name) == name), name)
+        if node.names[0].name == "*" and module_source(base) is None:
+            raise NotFoundError(f"{base} has no source to read")
         return resolve(".".join((base, given, *rest)))
     if isinstance(node, ast.Import):
         given = next((alias.name for alias in node.names if alias.asname == name), name)

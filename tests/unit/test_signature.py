@@ -129,6 +129,8 @@ Alias = Child
 value = 3
 circle = circle2
 circle2 = circle
+longer = longer.more
+from planted.gone import *
 def positional(a, b=2, /, c=3, *more, d, e=5): ...
 """
 INNER = """
@@ -196,6 +198,7 @@ def test_keeps_the_annotation_text_and_the_defining_module(written):
         ("value", "not a class or function"),
         ("inner", "is a module"),
         ("circle", "circle"),
+        ("longer", "circle"),
         ("nothing", "planted.mod has no 'nothing'"),
         ("Lazy", "no package 'nowhere'"),
         ("os.nothing.at.all", "os has no 'nothing'"),

@@ -1,0 +1,314 @@
+"""What a recipe may name, how its arguments are held against signatures, and what is built from it."""
+
+import functools
+import json
+import sys
+
+import pytest
+
+from firered_lit.annotation import fits
+from firered_lit.build import HOUSE, LIBRARIES, admit, build, problems, validate
+from firered_lit.errors import UserError
+from firered_lit.recipe import Recipe, load
+
+ATTACKS = [
+    "os.system",
+    "posix.system",
+    "subprocess.Popen",
+    "builtins.eval",
+    "builtins.open",
+    "eval",
+    "torch.load",
+    "torch.hub.load",
+    "torch.serialization.load",
+    "pickle.loads",
+    "importlib.import_module",
+    "runpy.run_path",
+    "firered_lit.build.importlib.import_module",
+    "firered_lit.build.build",
+    "firered_lit.recipe.load",
+    "firered_lit.cli.main",
+    "firered_lit.fit.os.system",
+    "firered_lit.fit.json.load",
+    "firered_lit.fit.yaml.unsafe_load",
+    "firered_lit.fit.L.LightningModule.load_from_checkpoint",
+    "firered_lit.fit.UserError",
+    "firered_lit.stages.sft.SFT.load_from_checkpoint",
+    "firered_lit.stages.sft.torch.load",
+    "firered_lit.models.family.json.loads",
+    "firered_lit.fit._replace",
+    "firered_lit.fit.__builtins__.eval",
+    "firered_lit.fit.Run.__init__",
+    "firered_lit.fitter.fit",
+    "datamodules.buckets.np.load",
+    "callbacks.checkpoint.os.remove",
+    "lightning.pytorch.LightningModule",
+    "lightning.pytorch.LightningModule.load_from_checkpoint",
+    "lightning.pytorch.Trainer.fit",
+    "lightning.pytorch.cli.LightningCLI",
+    "lightning.pytorch.core.saving.load_hparams_from_yaml",
+    "lightning.pytorch.loggers.tensorboard.os.system",
+    "lightning.pytorch.callbacks.torch.load",
+    "lightning.fabric.utilities.cloud_io.get_filesystem",
+    "torch.optim.torch.load",
+    "torch.optim.lr_scheduler.types.FunctionType",
+    "torch.optim.swa_utils.deepcopy",
+    "torch.optim.swa_utils.get_ema_avg_fn",
+    "bitsandbytes.optim.optimizer.torch.load",
+    "torchmetrics.utilities.imports.module_available",
+    "torchmetrics.functional.accuracy",
+    "torch.optimizers.AdamW",
+    "../torch.optim.AdamW",
+    "torch.optim.AdamW\n",
+    "",
+]
+
+
+@pytest.mark.parametrize("target", ATTACKS)
+def test_nothing_that_loads_code_or_files_can_be_named(target):
+    with pytest.raises(UserError) as refused:
+        admit(target)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError):
+        build({"a": [{"_target_": target, "_partial_": True}]})
+    recipe = Recipe("r.yaml", {"_target_": "torch.optim.AdamW", "params": {"_target_": target}})
+    assert "r.yaml: params._target_: " in str(next(problems(recipe)))
+
+
+@pytest.mark.parametrize("target", [3, None, True, ["os.system"], {"x": 1}])
+def test_a_target_is_a_name(target):
+    with pytest.raises(UserError, match="expected the dotted name of a class or function, got "):
+        admit(target)
+
+
+def test_what_trains_can_be_named():
+    for target in (
+        "torch.optim.AdamW",
+        "torch.optim.Muon",
+        "torch.optim.lr_scheduler.CosineAnnealingLR",
+        "bitsandbytes.optim.AdamW8bit",
+        "torchmetrics.image.PeakSignalNoiseRatio",
+        "lightning.pytorch.Trainer",
+        "lightning.pytorch.loggers.TensorBoardLogger",
+        "lightning.pytorch.callbacks.LearningRateMonitor",
+        "lightning.pytorch.strategies.DDPStrategy",
+        "lightning.pytorch.profilers.SimpleProfiler",
+        "firered_lit.fit.fit",
+        "firered_lit.fit.Run",
+        "firered_lit.stages.sft.SFT",
+        "callbacks.checkpoint.Checkpoint",
+    ):
+        assert admit(target).name == target.rpartition(".")[2]
+
+
+def test_the_list_holds_no_door_to_loading():
+    forbidden = {"torch", "lightning", "lightning.pytorch", "firered_lit", "bitsandbytes", "transformers", "diffusers"}
+    assert not forbidden & {*HOUSE, *LIBRARIES}
+
+
+def test_the_nearest_name_is_offered():
+    with pytest.raises(UserError, match=r"has no 'AdmW'; did you mean 'AdamW'\?"):
+        admit("torch.optim.AdmW")
+    with pytest.raises(UserError, match=r"did you mean 'torch.optim'\?"):
+        admit("torch.optm.AdamW")
+    with pytest.raises(UserError, match=r"has no 'sftt'; did you mean 'sft'\?"):
+        admit("firered_lit.stages.sftt.SFT")
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A package of the user's that notes when it is imported."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("")
+    (tmp_path / "mine" / "parts.py").write_text(
+        "import functools\n"
+        "class Part:\n"
+        "    def __init__(self, size: int, name: str = 'x', *, rate: float | None = None, inner=None): \n"
+        "        if size < 0: raise ValueError(f'size {size}')\n"
+        "        self.size, self.name, self.rate, self.inner = size, name, rate, inner\n"
+        "def join(parts, scale: float = 1.0, **options): return parts, scale, options\n"
+        "@functools.lru_cache\n"
+        "def cached(): return 1\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "mine"
+    for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+def test_only_the_command_line_opens_a_package(mine):
+    node = {"_target_": "mine.parts.Part", "size": 2}
+    with pytest.raises(UserError, match="a package of your own is added by --allow PACKAGE"):
+        build(node)
+    assert "mine.parts" not in sys.modules
+    assert build(node, allow=["mine"]).size == 2
+    with pytest.raises(UserError):
+        build(node, allow=["mi"])  # a package, not a prefix of letters
+
+
+def test_a_recipe_cannot_open_a_package_itself(mine):
+    recipe = Recipe(
+        "r.yaml", {"_target_": "firered_lit.fit.fit", "allow": ["mine"], "stage": {"_target_": "mine.parts.Part"}}
+    )
+    found = [str(problem) for problem in problems(recipe)]
+    assert "r.yaml: allow: fit has no argument 'allow'" in found
+    assert any("stage._target_: 'mine.parts.Part' is not among" in line for line in found)
+
+
+def test_children_are_built_first_and_the_recipe_stays_as_it_was(mine):
+    part = {"_target_": "mine.parts.Part", "size": 1}
+    node = {
+        "_target_": "mine.parts.join",
+        "parts": [part, {"deep": {**part, "inner": part}}],
+        "scale": 2,
+        "more": {"a": 1},
+    }
+    before = json.dumps(node)
+    parts, scale, options = build(node, allow=["mine"])
+    assert (parts[0].size, parts[1]["deep"].inner.size, scale, options) == (1, 1, 2, {"more": {"a": 1}})
+    assert parts[1]["deep"].inner is not parts[0]
+    assert json.dumps(node) == before
+
+
+def test_partial_waits_for_the_rest(mine):
+    made = build({"_target_": "mine.parts.Part", "_partial_": True, "name": "n"}, allow=["mine"])
+    assert isinstance(made, functools.partial)
+    assert (made(size=3).size, made(size=3).name) == (3, "n")
+
+
+def test_null_takes_a_node_away_but_stays_a_plain_value(mine):
+    part = {"_target_": "mine.parts.Part", "size": 1}
+    assert len(build([part, None], allow=["mine"])) == 1
+    assert list(build({"a": part, "b": None}, allow=["mine"])) == ["a"]
+    assert build({"a": 1, "b": None}) == {"a": 1, "b": None}
+    assert build([1, None]) == [1, None]
+
+
+def test_an_error_says_what_was_being_built(mine):
+    with pytest.raises(ValueError, match="size -1") as failed:
+        build({"a": [{"_target_": "mine.parts.Part", "size": -1}]}, allow=["mine"])
+    assert failed.value.__notes__ == ["while building a.0 (mine.parts.Part)"]
+
+
+def test_what_is_no_class_or_function_once_imported_is_refused(mine):
+    with pytest.raises(UserError, match="not a class or function"):
+        build({"_target_": "mine.parts.cached"}, allow=["mine"])
+
+
+SFT = """
+_target_: mine.parts.join
+parts:
+  first: {_target_: mine.parts.Part, size: 1}
+"""
+WRONG = [
+    ("parts.first.sise=3", "parts.first.sise: Part has no argument 'sise'; did you mean 'size'?"),
+    ("parts.first.size=x", "parts.first.size: expected int, got text 'x'"),
+    ("parts.first.size=1.5", "parts.first.size: expected int, got a float 1.5"),
+    ("parts.first.size=true", "parts.first.size: expected int, got a bool True"),
+    ("parts.first.size=null", "parts.first.size: expected int, got empty None"),
+    ("parts.first.rate=fast", "parts.first.rate: expected float | None, got text 'fast'"),
+    ("parts.first.name=2024", "parts.first.name: expected str, got an int 2024; put text in quotes"),
+    (
+        "parts.first={_target_: mine.parts.Part, name: a, _partial_: 1}",
+        "parts.first._partial_: expected true or false, got 1",
+    ),
+    ("parts.first._partial=true", "parts.first._partial: Part has no argument '_partial'"),
+    ("parts.first._target_=mine.parts.Prat", "parts.first._target_: mine.parts has no 'Prat'; did you mean 'Part'?"),
+    (
+        "parts.first._target_=mine.parts.join",
+        "parts.first: join needs the argument 'parts' (or `_partial_: true`, when",
+    ),
+    ("_partial_=true", "_partial_: the root is called, never partial"),
+    ("parts={_targte_: x}", "parts._targte_: has no meaning here; did you mean '_target_'?"),
+    ("parts={_partial_: true}", "parts._partial_: has no meaning here without a _target_"),
+    ("scale='???'", "scale: needs a value: add scale=VALUE to the command"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG)
+def test_what_does_not_fit_is_refused_with_file_key_and_hint(mine, tmp_path, override, message):
+    path = tmp_path / "r.yaml"
+    path.write_text(SFT)
+    with pytest.raises(UserError) as refused:
+        validate(load(path, [override]), allow=["mine"])
+    assert str(refused.value).startswith(f"{path} (command line): {message}")
+    assert "\n" not in str(refused.value)
+    assert "mine.parts" not in sys.modules  # nothing was imported to know
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["parts.first.rate=1", "parts.first.rate=null", "scale=3", "parts.first.inner={a: 1}", "anything=1", "parts=null"],
+)
+def test_what_fits_passes(mine, tmp_path, override):
+    path = tmp_path / "r.yaml"
+    path.write_text(SFT)
+    validate(load(path, [override]), allow=["mine"])
+
+
+def test_what_the_caller_supplies_is_neither_missing_nor_settable(mine, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("_target_: mine.parts.Part\nname: a")
+    validate(load(path), allow=["mine"], supplied=["size"])
+    with pytest.raises(UserError, match=r"_target_: Part needs the argument 'size'$"):
+        validate(load(path), allow=["mine"])
+    with pytest.raises(UserError, match="size: Part has no argument 'size'"):
+        validate(load(path, ["size=1"]), allow=["mine"], supplied=["size"])
+
+
+def test_a_fragment_is_not_a_recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("stage: {seed: 0}")
+    with pytest.raises(UserError, match=r"r.yaml: no _target_ at the top"):
+        validate(load(path))
+
+
+FITS = [
+    ("int", 1, True),
+    ("int", True, False),
+    ("int", 1.0, False),
+    ("float", 1, True),
+    ("float", "1", False),
+    ("float", False, False),
+    ("bool", 1, False),
+    ("str | None", None, True),
+    ("'str | None'", 3, False),
+    ("Optional[Union[int, str]]", "a", True),
+    ("Optional[Union[int, str]]", 1.5, False),
+    ("Union[int, float]", None, False),
+    ("Literal['a', 'b', 3]", "a", True),
+    ("Literal['a', 'b', 3]", "c", False),
+    ("Literal['a', 'b', 3]", 3, True),
+    ("list[int]", [1, 2], True),
+    ("list[int]", [1, "2"], False),
+    ("list[int]", 1, False),
+    ("Sequence[str]", "ab", False),
+    ("tuple[float, float]", [0.9, 0.99], True),
+    ("tuple[float, float]", [0.9], False),
+    ("tuple[int, ...]", [1, 2, 3], True),
+    ("dict[str, float]", {"a": 1}, True),
+    ("dict[str, float]", {"a": "b"}, False),
+    ("Mapping[str, Any]", [1], False),
+    ("float | Tensor", "x", False),
+    ("float | Tensor", 1e-3, True),
+    ("Callable[..., Optimizer]", "adam", False),
+    ("Callable[..., Optimizer] | None", None, True),
+    ("torch.nn.Module", 3, False),
+    ("str | Path", "a", True),
+    ("_PRECISION_INPUT", 16, True),
+    ("Any", [1], True),
+    (None, 3, True),
+    ("not valid(", 3, True),
+    ("list", {"a": 1}, False),
+    ("dict", {"a": 1}, True),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "expected"), FITS)
+def test_plain_values_against_annotations(annotation, value, expected):
+    assert fits(annotation, value) is expected
+
+
+def test_values_not_known_yet_fit_anywhere():
+    assert fits("list[int]", [1, "???"], lambda value: value == "???")
+    assert not fits("list[int]", ["!!!", "???"], lambda value: value == "???")
