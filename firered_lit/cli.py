@@ -115,7 +115,7 @@ def _run_recipe(arguments: Arguments) -> int:
         raise read.refusal(recipe.TARGET, f"this recipe is for `{other}`: python -m firered_lit {other} --recipe ...")
     build.validate(read, allow, supplied=("recipe",))
     if other is None:
-        raise read.refusal(recipe.TARGET, f"a recipe for `{arguments.verb.name}` starts with {root}")
+        raise read.refusal(recipe.TARGET, f"a recipe for `{arguments.verb.name}` starts with `_target_: {root}`")
     run = build.build({**read.root, recipe.PARTIAL: True}, allow)
     wants = any(parameter.name == "recipe" for parameter in signature.signature(root).parameters)
     return int((run(recipe=read.root) if wants else run()) or 0)
