@@ -105,7 +105,8 @@ class Progress(ProgressBar):
 
     def _measures(self, trainer: L.Trainer) -> list[str]:
         seconds = max(time.monotonic() - self._begun - self._paused, 1e-9)
-        losses = [f"{name.split('/')[-1]} {float(value):.4f}" for name, value in trainer.progress_bar_metrics.items()]
+        logged = {k: float(v) for k, v in trainer.progress_bar_metrics.items() if not k.startswith("val/")}
+        losses = [f"{name.split('/')[-1]} {value:.4f}" for name, value in logged.items()]
         return [*losses, f"{short(self._samples / seconds)} samples/s", f"{short(self._tokens / seconds)} tokens/s"]
 
     def _line(self, trainer: L.Trainer, step: int) -> str:

@@ -1,0 +1,145 @@
+"""What the model draws on held-out edits: source | output | target, the instruction under each row."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from PIL import Image
+
+from callbacks.lettering import Lettering
+from firered_lit.batch import EditBatch
+from firered_lit.models.codec import to_image
+from firered_lit.tracking import log_image
+
+FOLDER = "samples"
+_GAP, _PAPER, _INK, _FAINT = 8, "white", "black", "#666666"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One held-out edit. `place` orders rows alike however many processes share them."""
+
+    place: tuple[int, ...]
+    cells: tuple[tuple[str, Image.Image], ...]  # (caption, picture), all of one height
+    instruction: str
+
+
+class SampleGrid(L.Callback):
+    """After each validation, `samples/step_00000020.png` in the run's folder and a picture in the logger.
+
+    Shows the first `rows` samples whose `validation_step` returned {"output": pixels (B, 3, H, W) in [-1, 1]} and whose
+    batch carries sources and pixels. Every rank sends its own, the first one draws.
+
+    Args:
+        rows: how many edits.
+        side: height of the pictures in the grid, px.
+        font: a font file; one that can draw Chinese is looked for when null.
+        dir: folder; `samples` in the trainer's root when null.
+    """
+
+    def __init__(self, rows: int = 8, side: int = 256, font: str | None = None, dir: str | None = None) -> None:
+        self.rows, self.side, self.font = rows, side, font
+        self.dir = Path(dir) if dir else None
+        self._own: list[Row] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._own = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: EditBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        output = outputs.get("output") if isinstance(outputs, dict) else None
+        if output is None or batch.pixels is None:
+            return
+        for i in range(len(batch)):
+            if len(self._own) < self.rows and (batch.weight is None or batch.weight[i] > 0):
+                pictures = [
+                    *((_caption(n, batch), to_image(source[i])) for n, source in enumerate(batch.sources)),
+                    ("output", to_image(output[i])),
+                    ("target", to_image(batch.pixels[i])),
+                ]
+                cells = tuple((caption, _fit(picture, self.side)) for caption, picture in pictures)
+                said = batch.instructions[i] if batch.instructions else batch.ids[i]
+                self._own.append(Row((batch_idx, batch.slots[i]), cells, said))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rows = sorted(_gather(self._own, trainer), key=lambda row: row.place)[: self.rows]
+        self._own = []
+        if not rows:
+            return
+        step = trainer.global_step
+        grid = draw_grid(rows, f"step {step}", Lettering(self.font))
+        folder = self.dir or Path(trainer.default_root_dir) / FOLDER
+        try:
+            _save(grid, folder / f"step_{step:08d}.png")
+        except OSError as error:
+            rank_zero_warn(f"{folder}: the grid could not be written ({error.strerror})")
+        for logger in trainer.loggers:
+            log_image(logger, FOLDER, grid, step)
+
+
+def draw_grid(rows: list[Row], title: str, lettering: Lettering) -> Image.Image:
+    """The picture of all rows. Its width is that of the widest row, at least enough for a line of text."""
+    widths = [sum(picture.width + _GAP for _, picture in row.cells) + _GAP for row in rows]
+    width = max(*widths, 480)
+    strips = [lettering.text(title, width - 2 * _GAP, _FAINT, _PAPER)]
+    strips += [_draw_row(row, width, lettering) for row in rows]
+    grid = Image.new("RGB", (width, sum(strip.height + _GAP for strip in strips) + _GAP), _PAPER)
+    top = _GAP
+    for strip in strips:
+        grid.paste(strip, (_GAP, top))
+        top += strip.height + _GAP
+    return grid
+
+
+def _draw_row(row: Row, width: int, lettering: Lettering) -> Image.Image:
+    captions = [
+        lettering.text(caption, picture.width, _FAINT, _PAPER, size=12, lines=1) for caption, picture in row.cells
+    ]
+    said = lettering.text(row.instruction, width - 2 * _GAP, _INK, _PAPER)
+    head, body = max(c.height for c in captions), max(picture.height for _, picture in row.cells)
+    strip = Image.new("RGB", (width - 2 * _GAP, head + body + said.height + _GAP), _PAPER)
+    left = 0
+    for caption, (_, picture) in zip(captions, row.cells):
+        strip.paste(caption, (left, 0))
+        strip.paste(picture, (left, head))
+        left += picture.width + _GAP
+    strip.paste(said, (0, head + body + _GAP // 2))
+    return strip
+
+
+def _caption(index: int, batch: EditBatch) -> str:
+    return "source" if len(batch.sources) == 1 else f"source {index + 1}"
+
+
+def _fit(picture: Image.Image, side: int) -> Image.Image:
+    """To a height of `side`, but no wider than three times that."""
+    scale = min(side / picture.height, 3 * side / picture.width)
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.LANCZOS)
+
+
+def _gather(own: list[Row], trainer: L.Trainer) -> list[Row]:
+    """All ranks' rows on the first rank; nothing on the others. Called by all alike."""
+    if trainer.world_size == 1:
+        return own
+    everyone: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+    placed = [Row((row.place[0], trainer.global_rank, *row.place[1:]), row.cells, row.instruction) for row in own]
+    dist.gather_object(placed, everyone)
+    return [row for rows in everyone or [] for row in rows]
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    picture.save(part, format="PNG")
+    os.replace(part, path)
