@@ -63,6 +63,7 @@ class Record:
     group: str = ""  # records of one group are held out together: their first image, relative to the data
     cluster: str = ""
     target_text: str = ""  # words that the target shows, for OCR
+    target_field: str = TARGETS[0]  # the column that named the target
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ def _records(line: bytes, path: Path, where: str, base: Path, inverse: bool) -> 
     relative = [_place(path.relative_to(base).parent, name) for name in (*references, target)]
     name = _identity(row, task, relative, forward)
     common = {"task": task, "where": where, "group": relative[0], "cluster": _text(row, "cluster")}
+    common["target_field"] = target_field
     images = [_place(folder, name) for name in (*references, target)]
     yield Record(name, target=images[-1], references=tuple(images[:-1]), instructions=forward,
                  target_text=_text(row, "target_text"), **common)  # fmt: skip

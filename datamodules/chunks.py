@@ -1,0 +1,131 @@
+"""Samples in LitData chunks: how they are packed, written, and read again at random, with every byte checked."""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from litdata import StreamingDataset
+from litdata.streaming.writer import BinaryWriter
+from torch import Tensor
+
+from firered_lit.errors import UserError
+
+CHUNK_BYTES = 64 << 20
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded edit.
+
+    meta: what is not a tensor, as JSON holds it. tensors: latents `target`, `reference.0`, ..., each (16, h, w), and
+    embeddings `text.original/en`, ..., `text.unconditional`, each (T, D). images: the crops as PNG files, `target`,
+    `reference.0`, ..., or nothing.
+    """
+
+    id: str
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+    images: dict[str, bytes]
+
+
+def pack(sample: Sample) -> dict[str, Any]:
+    """The leaves that LitData stores. `meta` carries checksums of itself and of the two blobs."""
+    tensors = safetensors.torch.save(sample.tensors)
+    images = _join(sample.images)
+    checks = {"crc": [_checksum(sample.id, sample.meta), zlib.crc32(tensors), zlib.crc32(images)]}
+    meta = json.dumps(sample.meta | checks, ensure_ascii=False)
+    return {"id": sample.id, "meta": meta, "tensors": tensors, "images": images}
+
+
+def unpack(leaves: dict[str, Any], images: bool = False) -> Sample:
+    """The sample of stored leaves; its images are read only when wanted. ValueError when a checksum is wrong."""
+    meta = json.loads(leaves["meta"])
+    wanted = {"tensors": bytes(leaves["tensors"]), "images": bytes(leaves["images"]) if images else b""}
+    own, *blobs = meta.pop("crc")
+    if _checksum(leaves["id"], meta) != own:
+        raise ValueError("its checksum is wrong")
+    for (name, blob), checksum in zip(wanted.items(), blobs):
+        if (name == "tensors" or images) and zlib.crc32(blob) != checksum:
+            raise ValueError(f"the checksum of its {name} is wrong")
+    return Sample(leaves["id"], meta, safetensors.torch.load(wanted["tensors"]), _split(wanted["images"]))
+
+
+def write_chunks(folder: Path, samples: Iterable[Sample], chunk_bytes: int = CHUNK_BYTES) -> dict[str, Any]:
+    """Write samples as LitData chunks into an empty folder. Returns LitData's description: `chunks` and `config`."""
+    writer = BinaryWriter(str(folder), chunk_bytes=chunk_bytes)
+    for number, sample in enumerate(samples):
+        writer.add_item(number, pack(sample))
+    writer.done()
+    described = list(folder.glob(f"*.{INDEX}"))
+    return json.loads(described[0].read_text()) if described else {"chunks": [], "config": None}
+
+
+class Chunks:
+    """The samples of a folder of chunks, by number. LitData maps the chunks when the first one is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.chunks = json.loads((folder / INDEX).read_text())["chunks"]
+        except (OSError, ValueError, KeyError) as problem:
+            raise UserError(f"{folder / INDEX}: cannot be read ({problem}); run prepare again") from None
+        self.ends = np.cumsum([chunk["chunk_size"] for chunk in self.chunks])
+        self.checked: set[int] = set()
+        self.dataset: StreamingDataset | None = None
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0  # not StreamingDataset's, which is a rank's share
+
+    def where(self, position: int) -> str:
+        """The chunk and the place in it of a sample, for messages."""
+        number = int(np.searchsorted(self.ends, position, "right"))
+        first = int(self.ends[number]) - self.chunks[number]["chunk_size"]
+        return f"{self.folder / self.chunks[number]['filename']}: sample {position - first} (number {position} of all)"
+
+    def read(self, position: int, images: bool = False) -> Sample:
+        """A sample by its number. UserError, naming chunk and sample, when it cannot be read."""
+        try:
+            self._check(int(np.searchsorted(self.ends, position, "right")))
+            if self.dataset is None:
+                self.dataset = StreamingDataset(str(self.folder))
+            return unpack(self.dataset[position], images)
+        except Exception as problem:  # LitData, safetensors and JSON each fail in their own ways on broken bytes
+            reason = " ".join(str(problem).split()) or type(problem).__name__
+            raise UserError(
+                f"{self.where(position)}: cannot be read: {reason}; restore it or prepare again"
+            ) from problem
+
+    def _check(self, number: int) -> None:
+        """Whether the chunk is there in its full size, once; LitData would wait for a missing one."""
+        if number not in self.checked:
+            chunk = self.chunks[number]
+            size = os.stat(self.folder / chunk["filename"]).st_size
+            if size != chunk["chunk_bytes"]:
+                raise ValueError(f"the chunk has {size} bytes, not {chunk['chunk_bytes']}")
+            self.checked.add(number)
+
+
+def _checksum(name: str, meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps([name, meta], ensure_ascii=False).encode())
+
+
+def _join(files: dict[str, bytes]) -> bytes:
+    """A JSON line of (name, size), then the files; nothing for no files."""
+    if not files:
+        return b""
+    return json.dumps([[name, len(file)] for name, file in files.items()]).encode() + b"\n" + b"".join(files.values())
+
+
+def _split(blob: bytes) -> dict[str, bytes]:
+    files, start = {}, blob.find(b"\n") + 1
+    for name, size in json.loads(blob[:start] or b"[]"):
+        files[name] = blob[start : start + size]
+        start += size
+    return files

@@ -1,0 +1,195 @@
+"""The folder that `prepare` fills, part by part, so that it can be killed at any moment and go on.
+
+    chunks/        part-00000-0.bin, ..., index.json    LitData's; `datamodules.chunks` reads them
+    index/         train/, held_out/                     `datamodules.index`
+    parts/         00000.json, ...                       what each part holds and what it refused
+    prepare.json   what the folder is made from          refused.jsonl   every refusal
+    data.json      what it holds; written when everything else is
+
+A part is encoded aside, its chunks are moved into place, and its manifest, without which they do not count, is written
+last.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from firered_lit.errors import UserError
+
+from .chunks import INDEX, Sample, write_chunks
+from .index import Row
+from .indexing import write_index
+from .records import Refusal
+
+SPLITS = {"train": False, "held_out": True}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a folder, by number."""
+
+    folder: Path
+
+    def read(self, number: int) -> dict[str, Any] | None:
+        """A finished part's manifest; None when it is not there, or when one of its chunks is not."""
+        path = self.folder / "parts" / f"{number:05d}.json"
+        if not path.exists():
+            return None
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for chunk in manifest["chunks"]:
+            file = self.folder / "chunks" / chunk["filename"]
+            if not file.exists() or file.stat().st_size != chunk["chunk_bytes"]:
+                return None
+        return manifest
+
+    def write(self, number: int, rows: int, samples: Iterable[Sample], refused: list[Refusal]) -> None:
+        """Encode a part by running through `samples`, which adds to `refused` on the way, and put it in place."""
+        staging, noted = self.folder / f".part-{number:05d}", []
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            described = write_chunks(staging, _noting(samples, noted))
+            (self.folder / "chunks").mkdir(exist_ok=True)
+            for i, chunk in enumerate(described["chunks"]):
+                source, chunk["filename"] = staging / chunk["filename"], f"part-{number:05d}-{i}.bin"
+                with source.open("rb") as file:
+                    os.fsync(file.fileno())
+                source.replace(self.folder / "chunks" / chunk["filename"])
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        manifest = described | {"rows": rows, "samples": noted, "refused": [asdict(refusal) for refusal in refused]}
+        with replacing(self.folder / "parts" / f"{number:05d}.json") as file:
+            json.dump(manifest, file, ensure_ascii=False)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for path in sorted((self.folder / "parts").glob("*.json"), key=lambda path: int(path.stem)):
+            yield json.loads(path.read_text(encoding="utf-8"))
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """What is noted of every sample, in the order of their numbers."""
+        for part in self:
+            yield from part["samples"]
+
+    def refused(self, in_hand: Iterable[Refusal] = ()) -> Path:
+        """Write refused.jsonl: the refusals of the parts that are done, and of the one in hand. Returns its path."""
+        path = self.folder / "refused.jsonl"
+        with replacing(path) as file:
+            for part in self:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in part["refused"])
+            file.writelines(json.dumps(asdict(refusal), ensure_ascii=False) + "\n" for refusal in in_hand)
+        return path
+
+    def finish(self, header: dict[str, Any]) -> dict[str, Any]:
+        """List the chunks, index the samples and, last, write data.json, which is returned. It begins with `header`."""
+        listed, config = [], None
+        for part in self:
+            listed += part["chunks"]
+            config = config or part["config"]
+        if not listed:
+            raise UserError(f"{self.folder}: nothing is left to train on, every row was refused; see {self.refused()}")
+        index = {"chunks": listed, "config": config, "updated_at": "0"}
+        write_json(self.folder / "chunks" / INDEX, index)
+        for path in set((self.folder / "chunks").glob("*.bin")) - {
+            self.folder / "chunks" / c["filename"] for c in listed
+        }:
+            path.unlink()
+        for split, held_out in SPLITS.items():
+            chosen = (row for row, sample in self._rows() if sample["held_out"] == held_out)
+            write_index(self.folder / "index" / split, chosen, [chunk["chunk_size"] for chunk in listed])
+        self.refused()
+        content = header | self._counts(header)
+        write_json(self.folder / "data.json", content)
+        return content
+
+    def _rows(self) -> Iterator[tuple[Row, dict[str, Any]]]:
+        for position, sample in enumerate(self.samples()):
+            references = tuple(map(tuple, sample["references"]))
+            yield Row(sample["task"], tuple(sample["target"]), references, position, sample["cluster"]), sample
+
+    def _counts(self, header: dict[str, Any]) -> dict[str, Any]:
+        """What data.json says of the samples. The fingerprint is of everything that decides what a plan shows."""
+        tasks, references, captions = Counter(), Counter(), Counter()
+        digest, held_out = hashlib.blake2b(json.dumps(header).encode(), digest_size=12), 0
+        for sample in self.samples():
+            tasks[sample["task"]] += 1
+            references[len(sample["references"])] += 1
+            captions.update(sample["captions"])
+            held_out += sample["held_out"]
+            digest.update(json.dumps(sample).encode())
+        return {
+            "samples": tasks.total(),
+            "train": tasks.total() - held_out,
+            "held_out": held_out,
+            "tasks": dict(sorted(tasks.items())),
+            "references": {str(number): count for number, count in sorted(references.items())},
+            "captions": dict(sorted(captions.items())),
+            "fingerprint": digest.hexdigest(),
+        }
+
+
+def _noting(samples: Iterable[Sample], noted: list[dict[str, Any]]) -> Iterator[Sample]:
+    """The samples, as they are; what the index and the counts need of each is noted."""
+    for sample in samples:
+        kept = {name: sample.meta[name] for name in ("task", "target", "references", "cluster", "held_out")}
+        noted.append({"id": sample.id, **kept, "captions": list(sample.meta["instructions"])})
+        yield sample
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """A text file that stands in the place of `path` when it is complete and on disk, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.tmp")
+    with staging.open("w", encoding="utf-8") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Only one `prepare` works in a folder (the lock goes with the process); a full disk is one clear error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another prepare is at work here") from None
+        try:
+            yield
+        except OSError as problem:
+            if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"{folder}: the disk is full; make room and run again, it goes on from there") from None
+
+
+def made_from(folder: Path, options: dict[str, Any]) -> None:
+    """Note in prepare.json what a folder is made from; refuse to go on with anything else."""
+    path, options = folder / "prepare.json", json.loads(json.dumps(options))
+    if not path.exists():
+        strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if strangers:
+            raise UserError(f"{folder}: not empty ({strangers[0]}) and not begun by prepare; choose another out")
+        write_json(path, options)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for name in options.keys() | before.keys():
+        if options.get(name) != before.get(name):
+            change = "" if name == "source" else f" ({before.get(name)}, now {options.get(name)})"
+            raise UserError(
+                f"{folder}: made with another {name}{change}; choose another out, or remove it to begin again"
+            )
