@@ -49,8 +49,13 @@ class _Loader(yaml.SafeLoader):
         return int(node.value.replace("_", ""), 0)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever this dialect or YAML 1.1 would not read back as text."""
+
+
 for _tag, (_pattern, _first) in _SCALARS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 
@@ -67,6 +72,11 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{place}: not valid YAML: {' '.join(str(what).split())}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid YAML: {error}") from None
+
+
+def dump(content: Any) -> str:
+    """Plain values as text that `parse` reads back as they were."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def kind(value: Any) -> str:

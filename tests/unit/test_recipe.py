@@ -3,11 +3,10 @@
 import math
 
 import pytest
-import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from firered_lit.dialect import parse
+from firered_lit.dialect import dump, parse
 from firered_lit.errors import UserError
 from firered_lit.recipe import Recipe, lay_over, load
 
@@ -109,9 +108,13 @@ def test_scalars_mean_the_same_in_files_and_on_the_command_line(write, text, val
 
 
 @settings(max_examples=150, deadline=None)
+@example("1e5")
+@example("010")
+@example("no")
+@example("???")
 @given(st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none() | st.text(max_size=20))
 def test_what_is_saved_is_read_back(value):
-    back = parse(yaml.safe_dump({"a": [value]}, allow_unicode=True), "saved")["a"][0]
+    back = parse(dump({"a": [value]}), "saved")["a"][0]
     assert back == value
     assert type(back) is type(value)
 
