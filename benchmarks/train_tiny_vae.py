@@ -33,8 +33,8 @@ def clouds(rng: np.random.Generator, side: int) -> np.ndarray:
     """A colour field with the power spectrum of photographs, 1 / f^a."""
     f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]) + 1 / side
     noise = rng.normal(size=(3, *f.shape)) + 1j * rng.normal(size=(3, *f.shape))
-    field = np.fft.irfft2(noise / f ** rng.uniform(1.0, 1.8), s=(side, side))
-    mix = np.eye(3) * rng.uniform(0.1, 0.6) + rng.normal(size=(3, 3)) * 0.3 + 0.5
+    field = np.fft.irfft2(noise / f ** rng.uniform(1.2, 2.2), s=(side, side))
+    mix = np.eye(3) * rng.uniform(0.05, 0.3) + rng.normal(size=(3, 3)) * 0.1 + 0.5  # mostly grey, as photographs
     field = np.einsum("ij,jhw->hwi", mix, field / field.std())
     return np.clip(rng.uniform(60, 190, 3) + field * rng.uniform(15, 60), 0, 255)
 
@@ -43,7 +43,7 @@ def picture(rng: np.random.Generator, side: int = 64) -> np.ndarray:
     """Clouds, with shapes and words on most of them. (side, side, 3) uint8"""
     image = Image.fromarray(clouds(rng, side).astype("uint8"))
     draw = ImageDraw.Draw(image)
-    for _ in range(rng.integers(0, 7)):
+    for _ in range(rng.integers(0, 6)):
         x, y, r = rng.integers(-8, side, 2).tolist() + [int(rng.integers(4, side // 2))]
         colour = tuple(rng.integers(0, 256, 3).tolist())
         box = (x, y, x + r, y + int(r * rng.uniform(0.5, 1.6)) + 1)
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--pool", type=int, default=20000)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     QwenImageCausalConv3d.forward = one_frame
