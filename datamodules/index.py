@@ -22,7 +22,7 @@ from firered_lit.models.sizes import Shape, tokens
 FILE = "index.safetensors"
 VERSION = "1"
 PIECE = 1 << 18  # rows handled at a time: memory does not grow with the data
-DTYPES = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
+DTYPES: dict[str, Any] = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
 
 
 class Row(NamedTuple):

@@ -1,0 +1,96 @@
+"""Stochastic instruction alignment (FireRed report, 3.2): references are permuted and dropped, the prompt follows."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+
+from datamodules.mentions import ORDINALS, Mention, find, spell
+from firered_lit.draws import chooser
+from firered_lit.errors import UserError
+
+Captions = Sequence[str | None] | Mapping[int, str]  # of every reference, in the old order; or by its old number
+
+
+def mentions(prompt: str, n: int) -> set[int]:
+    """Which of the references 1 to n the prompt names."""
+    return {value for mention in find(prompt, n) for value in mention.values if value <= n}
+
+
+def reindex(prompt: str, order: Sequence[int], captions: Captions | None = None, *, n: int | None = None) -> str:
+    """The prompt for references in a new order: every mention follows its image, all at once.
+
+    order[i] is the old 1-based number of the reference that now stands at place i + 1; dropped numbers are absent.
+    captions: what to say instead of naming a dropped reference. n: references there were; by default the largest
+    number in `order` or with a caption. UserError when a dropped reference is named and has no caption.
+    """
+    known = range(1, len(captions) + 1) if isinstance(captions, Sequence) else list(captions or ())
+    n = n or max([*order, *known])
+    new = {old: place for place, old in enumerate(order, 1)}
+    if len(new) != len(order) or not all(1 <= old <= n for old in order):
+        raise UserError(f"order {list(order)}: each of the references 1 to {n} may stand in it once")
+    if list(order) == list(range(1, n + 1)):
+        return prompt
+    texts = dict(enumerate(captions, 1)) if isinstance(captions, Sequence) else dict(captions or {})
+    out, at = [], 0
+    for mention in find(prompt, n):
+        out += [prompt[at : mention.start], _rewrite(prompt, mention, new, texts, n)]
+        at = mention.end
+    return "".join([*out, prompt[at:]])
+
+
+def _rewrite(prompt: str, mention: Mention, new: dict[int, int], captions: Mapping[int, str | None], n: int) -> str:
+    moved = [new.get(value) for value in mention.values]
+    for value, place in zip(mention.values, moved):
+        if value <= n and place is None and not captions.get(value):
+            raise UserError(f"reference {value} is dropped, but the prompt names it and it has no caption: {prompt!r}")
+    if mention.span and sorted(filter(None, moved)) == sorted(mention.values):
+        return prompt[mention.start : mention.end]  # the same images, whatever their order
+    dropped = any(value <= n and value not in new for value in mention.values)
+    if dropped or (mention.span and (len(mention.tokens) == 1 or moved != [*range(moved[0], moved[-1] + 1)])):
+        return _listed(prompt, mention, new, captions, n)
+    ends = [(mention.values[i], moved[i]) for i in ((0, -1) if mention.span else range(len(moved)))]
+    out, at = [], mention.start
+    for (start, end), (value, place) in zip(mention.tokens, ends):
+        token = prompt[start:end]
+        unchanged = place is None or (place == len(new) if token.lower() in ("last", "最后一") else place == value)
+        out += [prompt[at:start], token if unchanged else spell(place or value, token)]
+        at = end
+    return "".join([*out, prompt[at : mention.end]])
+
+
+def _listed(prompt: str, mention: Mention, new: dict[int, int], captions: Mapping[int, str | None], n: int) -> str:
+    """Every reference by itself: "images 1 and 2" with the second dropped is "image 1 and a red hat"."""
+    token = prompt[slice(*mention.tokens[0])]
+    chinese = bool(re.search(r"[\u4e00-\u9fff]", mention.head + mention.tail))
+    if mention.span and len(mention.tokens) == 1:  # "the first two images": ordinals instead of a count
+        token = "最后一" if chinese else "First" if token[0].isupper() else ORDINALS[0]
+    head, tail = (re.sub(r"(?i)(fig|figure|image|img|picture|pic|photo|photograph|reference|ref)s\b", r"\1", text)
+                  for text in (mention.head, mention.tail))  # fmt: skip
+    parts = [
+        captions[value] or "" if value <= n and value not in new else head + spell(new.get(value, value), token) + tail
+        for value in mention.values
+    ]
+    last = "和" if chinese else " and "
+    return last.join(filter(None, [("、" if chinese else ", ").join(parts[:-1]), parts[-1]]))
+
+
+def orders(n: int, droppable: Sequence[int] = ()) -> list[tuple[int, ...]]:
+    """Every order that `draw` can give: permutations of all references and of what droppings leave (n = 3: 15)."""
+    kept = [set(range(1, n + 1))]
+    for number in droppable:
+        kept += [rest - {number} for rest in kept if len(rest) > 1]
+    return [order for rest in map(sorted, kept) for order in permutations(rest)]
+
+
+def draw(
+    seed: int, epoch: int, step: int, n: int, droppable: Sequence[int] = (), *, drop: float = 0.2
+) -> tuple[int, ...]:
+    """The order of the references of one global batch, for `reindex`: a permutation, less what is dropped.
+
+    Each droppable reference (1-based) is dropped with probability `drop`; at least one reference is always kept. A
+    function of (seed, epoch, step), the same for every sample and rank, because one list of shapes is true for all.
+    """
+    chance = chooser(seed, "references", epoch, step)
+    order = sorted(range(1, n + 1), key=lambda _: chance.random())
+    gone = {number for number in sorted(droppable) if chance.random() < drop}
+    return tuple(number for number in order if number not in gone) or tuple(order[:1])
