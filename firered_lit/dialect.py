@@ -52,11 +52,16 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes whatever this dialect or YAML 1.1 would not read back as text."""
 
+    def represent_str(self, data: str) -> Any:
+        breaks = any(character in data for character in "\x85\u2028\u2029")  # PyYAML would fold them
+        return self.represent_scalar("tag:yaml.org,2002:str", data, '"' if breaks else None)
+
 
 for _tag, (_pattern, _first) in _SCALARS.items():
     for _side in (_Loader, _Dumper):
         _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def parse(text: str, where: str) -> Any:

@@ -112,6 +112,7 @@ def test_scalars_mean_the_same_in_files_and_on_the_command_line(write, text, val
 @example("010")
 @example("no")
 @example("???")
+@example("a\x85b\u2028\n c")
 @given(st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none() | st.text(max_size=20))
 def test_what_is_saved_is_read_back(value):
     back = parse(dump({"a": [value]}), "saved")["a"][0]
