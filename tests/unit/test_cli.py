@@ -192,6 +192,12 @@ def test_bad_usage_exits_with_2(words, capsys, tmp_path, monkeypatch):
     assert "error:" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_an_unknown_option_is_never_taken_for_an_override(stub, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *stub, "dir=a", "--stepz=1"])
+    assert capsys.readouterr().err.endswith("error: fit: unrecognized arguments: --stepz=1\n")
+
+
 def test_edit_and_export_pass_on_what_they_were_given(monkeypatch):
     calls = []
     for name in ("edit", "export"):

@@ -126,6 +126,9 @@ except ImportError:
     class Optional:
         def __init__(self, fallback): ...
 Alias = Child
+Twice = Base
+if TYPE_CHECKING:
+    from .inner import Plain as Twice
 value = 3
 circle = circle2
 circle2 = circle
@@ -165,6 +168,7 @@ def names(found: Signature) -> str:
         ("Base", "width height= depth="),
         ("Child", "width height= depth="),
         ("Alias", "width height= depth="),
+        ("Twice", "width height= depth="),
         ("Diamond", "right"),
         ("FromElsewhere", "plain="),
         ("Renamed", "plain="),
