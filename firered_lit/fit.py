@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from .checkpoint import AtomicCheckpointIO, resolve
+from .dialect import dump
 from .errors import UserError
 from .stages.base import Stage
 
@@ -92,8 +92,7 @@ def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None)
 def _write_run(folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] | None) -> None:
     """recipe.yaml, as resolved, and what `export` needs to know in run.json (other keys there are kept)."""
     if recipe is not None:
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-        _replace(folder / "recipe.yaml", text)
+        _replace(folder / "recipe.yaml", dump(dict(recipe)))
     path = folder / "run.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     known |= {
@@ -121,6 +120,10 @@ def _say(folder: Path, engine: L.Trainer) -> None:
     lines += [f"{name:<11} {metrics[name]:.4f}" for name in shown]
     grids = sorted((folder / "samples").glob("*.png"))
     lines += [f"grid        {grids[-1]}"] if grids else []
-    lines += [f"look        {logger.ui_command}" for logger in engine.loggers if hasattr(logger, "ui_command")]
+    stores = [logger.uri for logger in engine.loggers if hasattr(logger, "uri")]
+    if stores:
+        from .tracking import ui_command
+
+        lines += [f"look        {ui_command(uri)}" for uri in stores]
     _replace(folder / "summary.txt", "\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -1,9 +1,9 @@
 """A complete Qwen-Image-Edit pipeline in miniature: the real classes, a few megabytes, no download.
 
 Every part is what the full-size model has (byte-level tokenizer, Qwen2.5-VL, causal VAE, MMDiT, flow scheduler); only
-widths and depths are small. The weights are random, but for the VAE's, which were trained (`benchmarks/train_tiny_vae.py`)
-so that pictures can be recognised. The tokenizer learns its merges on the prompt templates, so that their prefixes count 64
-and 34 tokens as in the real one and the stock pipelines' constants hold.
+widths and depths are small. All weights are random, but for the VAE: it was trained, so that pictures can be recognised
+(`benchmarks/train_tiny_vae.py`). The tokenizer learns its merges on the prompt templates, so that their prefixes count
+64 and 34 tokens as in the real one and the stock pipelines' constants hold.
 """
 
 import hashlib
