@@ -123,3 +123,8 @@ def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+def from_png(file: bytes) -> Image.Image:
+    """A stored crop."""
+    return Image.open(io.BytesIO(file)).convert("RGB")

@@ -1,0 +1,160 @@
+"""Prepared edits for training and validation: `EditDataModule`."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from firered_lit.batch import EditBatch, Text
+from firered_lit.errors import UserError
+from firered_lit.models.codec import to_pixels
+from firered_lit.models.family import Base
+from firered_lit.models.sizes import Sizes
+
+from .buckets import BatchPlan, Index
+from .captions import UNCONDITIONAL, Captions
+from .chunks import Chunks
+from .encode import from_png
+from .loader import EditLoader, Visits, collate
+
+
+def check_data(root: str | Path, base: Base | None = None) -> dict[str, Any]:
+    """What data.json says of a prepared folder. UserError when it is not finished, or when its latents and embeddings
+    were made by another VAE or text encoder than the base's."""
+    folder = Path(root)
+    if not (folder / "data.json").exists():
+        begun = (folder / "prepare.json").exists()
+        state = "is not finished: run prepare again, it goes on" if begun else "holds no data: make it with prepare"
+        raise UserError(f"{folder} {state}")
+    try:
+        content = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        made_by = content["fingerprints"]
+    except (ValueError, KeyError, OSError) as problem:
+        raise UserError(f"{folder / 'data.json'}: cannot be read ({problem}); run prepare again") from None
+    for part, fingerprint in (base.fingerprints if base is not None else {}).items():
+        if made_by.get(part) != fingerprint:
+            raise UserError(f"{folder}: encoded by another {part} than that of {base.name}; prepare it with this model")
+    return content
+
+
+class HeldOut:
+    """Held-out edits for validation, one sample a batch, as many on every rank; what only fills up weighs 0."""
+
+    def __init__(self, chunks: Chunks, positions: Sequence[int], rank: int = 0, world: int = 1) -> None:
+        self.chunks, self.positions, self.rank, self.world = chunks, positions, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.world)
+
+    def __iter__(self) -> Iterator[EditBatch]:
+        for i in range(len(self)):
+            slot = i * self.world + self.rank
+            yield self.batch(slot % len(self.positions), slot, float(slot < len(self.positions)))
+
+    def batch(self, number: int, slot: int, weight: float) -> EditBatch:
+        """One held-out edit with what it is judged by. It shows the original English instruction when it has one."""
+        sample = self.chunks.read(self.positions[number], images=True)
+        names = ["target", *(f"reference.{i}" for i in range(len(sample.meta["references"])))]
+        pixels, *sources = [to_pixels(from_png(sample.images[name]))[None] for name in names]
+        shown = min(sample.meta["instructions"], key=lambda key: (key != "original/en", key))
+        more = {"pixels": pixels, "sources": tuple(sources), "weight": torch.tensor([weight])}
+        more["unconditional"] = Text.pad([sample.tensors[f"text.{UNCONDITIONAL}"]])
+        return collate([sample], [shown], 0, (slot,), len(self) * self.world, **more)
+
+
+class EditDataModule(L.LightningDataModule):
+    """Edits that `prepare` encoded, batched by bucket.
+
+    capacity: visual tokens of a micro-batch. max_batch: at most so many samples in one. workers: processes that read.
+    text_drop, captions, languages: see `Captions`. weights: sample frequencies by group, see
+    `datamodules.frequencies`. held_out_max: held-out edits shown at each validation. plan_ranks: micro-batches of a
+    global batch, processes times accumulation; taken from the trainer when None, and fixed for the whole run.
+    Raises UserError when `root` is not a finished folder, or does not hold what the weights name.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        capacity: int,
+        workers: int = 2,
+        seed: int = 0,
+        text_drop: float = 0.05,
+        captions: Mapping[str, float] | None = None,
+        languages: Mapping[str, float] | None = None,
+        weights: Mapping[str, Any] | None = None,
+        held_out_max: int = 8,
+        plan_ranks: int | None = None,
+        max_batch: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.root, self.summary = Path(root), check_data(root)
+        self.sizes = Sizes(**self.summary["sizes"])
+        self.captions = Captions(captions or {"original": 1.0}, languages, text_drop)
+        self.captions.refuse_absent(self.summary["captions"])
+        self.capacity, self.max_batch, self.weights = capacity, max_batch, weights
+        self.loader: EditLoader | None = None
+        self.workers, self.seed, self.held_out_max, self.plan_ranks = workers, seed, held_out_max, plan_ranks
+
+    def check(self, base: Base) -> None:
+        """UserError when the data was encoded by other models than the base's."""
+        check_data(self.root, base)
+
+    def train_dataloader(self) -> EditLoader:
+        rank, world, accumulate = self._place()
+        ranks = self.plan_ranks or world * accumulate
+        if self.trainer is not None and ranks != world * accumulate:
+            product = f"{world} processes times trainer.accumulate_grad_batches={accumulate}"
+            raise UserError(f"data.plan_ranks={ranks}: must be {product}, {world * accumulate}")
+        plan = self._plan(ranks)
+        identity = {"data": self.summary["fingerprint"], "seed": self.seed, "plan_ranks": ranks}
+        identity |= {"capacity": self.capacity, "max_batch": self.max_batch}
+        identity["weights"] = json.dumps(self.weights, default=dict, sort_keys=True)
+        visits, began = Visits(self.root / "chunks", self.captions, self.seed), self._rescale
+        self.loader = EditLoader(visits, plan, identity, rank=rank, world=world, workers=self.workers, began=began)
+        return self.loader
+
+    def _plan(self, ranks: int) -> BatchPlan:
+        """The plan of this data for so many plan ranks; says what it makes of the data."""
+        index = Index.open(self.root / "index" / "train")
+        options = {"seed": self.seed, "weights": self.weights, "max_batch": self.max_batch}
+        plan = BatchPlan(index, capacity=self.capacity, plan_ranks=ranks, **options)
+        missing = len(plan.left_out(0).rows)
+        rank_zero_info(
+            f"data: {len(index)} samples in {len(index.buckets)} buckets, {plan.steps()} steps an epoch"
+            + (f"; an epoch leaves out {missing} samples, others each time" if missing else "")
+        )
+        return plan
+
+    def val_dataloader(self) -> HeldOut | list[Any]:
+        rank, world, _ = self._place()
+        positions = Index.open(self.root / "index" / "held_out").positions
+        count = min(len(positions), self.held_out_max)
+        if not count:
+            return []
+        spread = [int(positions[i * len(positions) // count]) for i in range(count)]  # over the buckets, not the first
+        return HeldOut(Chunks(self.root / "chunks"), spread, rank, world)
+
+    def teardown(self, stage: str) -> None:
+        if self.loader is not None:
+            self.loader.close()
+
+    def _place(self) -> tuple[int, int, int]:
+        """(rank, number of processes, accumulation)."""
+        if self.trainer is None:
+            return 0, 1, 1
+        return self.trainer.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches
+
+    def _rescale(self, world: int) -> None:
+        """Lightning counts micro-batches of a process: on another number of processes, the same steps are fewer or
+        more of them, and accumulation windows would open in the middle."""
+        if self.trainer is None or world == self.trainer.world_size:
+            return
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        for counts in (progress.total, progress.current):
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counts, name, getattr(counts, name) * world // self.trainer.world_size)

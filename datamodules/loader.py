@@ -1,0 +1,219 @@
+"""The loader of a training: micro-batches by the plan, read by workers, going on exactly where it stopped."""
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from firered_lit.batch import Condition, EditBatch, Text
+from firered_lit.errors import UserError
+
+from .buckets import BatchPlan
+from .captions import Captions
+from .chunks import Chunks, Sample
+
+
+@dataclass(frozen=True)
+class Address:
+    """One micro-batch: its samples' numbers, and its place in the global batch."""
+
+    step: int  # which global batch since the start of training
+    slots: tuple[int, ...]
+    num_slots: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker could not read. It travels as a value, so that the message is one line in the main process."""
+
+    message: str
+
+
+class Visits(Dataset[EditBatch | Failure]):
+    """Micro-batches by address, with the captions of this visit."""
+
+    def __init__(self, folder: Path, captions: Captions, seed: int) -> None:
+        self.chunks, self.captions, self.seed = Chunks(folder), captions, seed
+
+    def __getitem__(self, address: Address) -> EditBatch | Failure:
+        try:
+            samples = [self.chunks.read(position) for position in address.positions]
+            texts = [
+                self.captions.draw(sample.meta["instructions"], self.seed, address.step, slot)
+                for sample, slot in zip(samples, address.slots, strict=True)
+            ]
+            self._one_shape(address, samples)
+            return collate(samples, texts, address.step, address.slots, address.num_slots)
+        except UserError as problem:
+            return Failure(str(problem))
+
+    def _one_shape(self, address: Address, samples: list[Sample]) -> None:
+        """The first sample's `img_shapes` rule the whole batch in the transformer: all must be alike."""
+        for position, sample in zip(address.positions, samples, strict=True):
+            if _shapes(sample) != _shapes(samples[0]):
+                raise UserError(f"{self.chunks.where(position)}: has other shapes than its bucket; prepare again")
+
+
+def _shapes(sample: Sample) -> list[torch.Size]:
+    return [image.shape for image in (sample.tensors["target"], *_references(sample))]
+
+
+def _references(sample: Sample) -> list[Tensor]:
+    return [sample.tensors[f"reference.{i}"] for i in range(len(sample.meta["references"]))]
+
+
+def collate(
+    samples: Sequence[Sample], texts: Sequence[str], step: int, slots: tuple[int, ...], num_slots: int, **more: Any
+) -> EditBatch:
+    """Samples of one list of shapes as a batch, each with the text of that key."""
+    references = zip(*map(_references, samples), strict=True)
+    text = Text.pad([sample.tensors[f"text.{key}"] for sample, key in zip(samples, texts, strict=True)])
+    return EditBatch(
+        target=torch.stack([sample.tensors["target"] for sample in samples]),
+        condition=Condition(text, tuple(torch.stack(images) for images in references)),
+        ids=tuple(sample.id for sample in samples),
+        step=step,
+        slots=slots,
+        num_slots=num_slots,
+        tasks=tuple(sample.meta["task"] for sample in samples),
+        instructions=tuple(s.meta["instructions"].get(key, "") for s, key in zip(samples, texts, strict=True)),
+        **more,
+    )
+
+
+class EditLoader:
+    """The micro-batches of one process, without end: global batch s is `plan_ranks` micro-batches, shared in turn.
+
+    Its length is that of an epoch; iterating again goes on, as the state {epoch, step} does. The state is the same on
+    every rank. `began` is called with the number of processes that wrote a loaded state.
+    """
+
+    def __init__(
+        self,
+        visits: Visits,
+        plan: BatchPlan,
+        identity: Mapping[str, Any],
+        *,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        began: Callable[[int], None] | None = None,
+    ) -> None:
+        if plan.ranks % world:
+            raise UserError(f"plan_ranks={plan.ranks} cannot be shared by {world} processes; it must be a multiple")
+        self.visits, self.plan, self.identity = visits, plan, dict(identity)
+        self.rank, self.world, self.workers, self.began = rank, world, workers, began
+        self.share = plan.ranks // world  # micro-batches of a global batch that this process sees
+        self.seen = 0  # micro-batches since the start of training
+        self._stream: Generator[EditBatch, None, None] | None = None
+
+    def __len__(self) -> int:
+        return self.plan.steps() * self.share
+
+    def __iter__(self) -> Iterator[EditBatch]:
+        if self._stream is None:
+            self._stream = self._batches()
+        return self._stream  # one stream over all epochs: no worker is started again between them
+
+    def state_dict(self) -> dict[str, Any]:
+        epoch, step = divmod(self.seen // self.share, self.plan.steps())
+        return {"epoch": epoch, "step": step, "world": self.world, **self.identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state. UserError when it belongs to other data or to another plan."""
+        for name, value in self.identity.items():
+            if state.get(name) != value:
+                raise UserError(_other(name, state.get(name), value, self.world))
+        self.seen = (state["epoch"] * self.plan.steps() + state["step"]) * self.share
+        self.close()
+        if self.began:
+            self.began(state["world"])
+
+    def close(self) -> None:
+        """Stop the workers. Iterating again starts new ones, at the same place."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def addresses(self, seen: int) -> Iterator[Address]:
+        """This process's micro-batches from the `seen`-th on."""
+        steps = self.plan.steps()
+        while True:
+            step, k = divmod(seen, self.share)
+            _, ranks = self.plan[divmod(step, steps)]
+            mine = k * self.world + self.rank
+            rows, size = ranks[mine], len(ranks[mine])
+            positions = tuple(int(self.plan.index.positions[row]) for row in rows)
+            yield Address(step, tuple(range(mine * size, (mine + 1) * size)), size * len(ranks), positions)
+            seen += 1
+
+    def _batches(self) -> Generator[EditBatch, None, None]:
+        waiting: deque[Address] = deque()
+
+        def handed_out() -> Iterator[Address]:
+            for address in self.addresses(self.seen):
+                waiting.append(address)
+                yield address
+
+        for batch in _fetch(self.visits, handed_out(), self.workers, lambda: self._where(waiting)):
+            waiting.popleft()
+            if isinstance(batch, Failure):
+                raise UserError(batch.message)
+            self.seen += 1
+            yield batch
+
+    def _where(self, waiting: deque[Address]) -> str:
+        if not waiting:
+            return "before the first batch"
+        return f"at step {waiting[0].step}, reading {self.visits.chunks.where(waiting[0].positions[0])}"
+
+
+def _fetch(visits: Visits, addresses: Iterator[Address], workers: int, where: Callable[[], str]) -> Iterator[Any]:
+    """Micro-batches in order, read by worker processes. A worker that dies is a UserError that says where."""
+    loader = DataLoader(
+        visits,
+        batch_size=None,
+        sampler=_Endless(addresses),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),  # else it draws from the global random state
+    )
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if main else None
+    batches = iter(loader)
+    if main and before is not None:  # torch would raise out of any line of the program when a worker dies
+        signal.signal(signal.SIGCHLD, before)
+    try:
+        yield from batches
+    except RuntimeError as problem:
+        if "DataLoader worker" not in str(problem):
+            raise
+        reason = " ".join(str(problem).split())
+        raise UserError(f"a data worker died {where()}: {reason}; out of memory? Fewer data.workers may help") from None
+
+
+class _Endless:
+    """A sampler around an iterator."""
+
+    def __init__(self, addresses: Iterator[Address]) -> None:
+        self.addresses = addresses
+
+    def __iter__(self) -> Iterator[Address]:
+        return self.addresses
+
+
+def _other(name: str, before: Any, now: Any, world: int) -> str:
+    if name == "data":
+        return "this run was trained on other data; resume it with that data.root, or begin a new run"
+    if name == "plan_ranks" and isinstance(before, int) and before % world == 0:
+        setting = f"with {world} processes, set trainer.accumulate_grad_batches={before // world}"
+        return f"this run began with {before} micro-batches a step: {setting}"
+    return f"this run began with data.{name}={before}, now {now}: its batches would not go on; set it back"
