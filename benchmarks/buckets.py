@@ -1,0 +1,107 @@
+"""What a token budget gains over a fixed batch size, what cropping to the shape table loses, how even the ranks are.
+
+    python benchmarks/buckets.py [--quick] [--rows N] [--ranks 8] [--area PIXELS]
+
+Mixtures of 0, 1, 2 and 3 references at 1:1:1:0 and 1:1:1:1, targets uniform over the nine ratios. References have the
+target's shape ("same"), or one in five has any of the nine ("mixed": many more buckets, so more small last batches).
+The capacity is 12 or 4 times the table's largest target. "used" is the share of the tokens that fit: in full batches,
+and over the whole epoch with the smaller batches that end a bucket.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from datamodules.buckets import BatchPlan, Index, Row, write_index
+from firered_lit.models.sizes import Shape, assign, cover, shape_table, tokens
+
+
+def mixture(rows: int, shares: tuple[int, ...], table: tuple[Shape, ...], mixed: float) -> Iterator[Row]:
+    """Rows with `shares[n]` parts of n references, references in the canonical order of their shapes."""
+    random = np.random.default_rng(0)
+    counts = random.choice(len(shares), rows, p=np.array(shares) / sum(shares)).tolist()
+    shapes = random.integers(len(table), size=(rows, len(shares)))
+    shapes[:, 1:] = np.where(random.random((rows, len(shares) - 1)) < mixed, shapes[:, 1:], shapes[:, :1])
+    shapes[:, 1:].sort(1)
+    for position, (n, (target, *references)) in enumerate(zip(counts, shapes.tolist())):
+        yield Row("edit", table[target], tuple(table[i] for i in references[:n]), position)
+
+
+def budget(index: Index, capacity: int, ranks: int) -> tuple[float, float, float, float]:
+    """Of an epoch: use of the capacity by full batches and by all, worst imbalance of ranks, share of rows left out."""
+    plan = BatchPlan(index, capacity=capacity, plan_ranks=ranks, seed=0)
+    used, worst = 0, 0.0
+    for step in range(plan.steps()):
+        bucket, ids = plan[0, step]
+        each = np.array([len(rows) * bucket.tokens for rows in ids])
+        used, worst = used + int(each.sum()), max(worst, each.max() / each.mean() - 1)
+    samples = np.array([[b.tokens, b.count] for b in index.buckets], float)
+    full = capacity // samples[:, 0]
+    whole = (samples[:, 0] * samples[:, 1]).sum() / (samples[:, 1] / full).sum() / capacity
+    return float(whole), used / (plan.steps() * ranks * capacity), worst, plan.left_out(0).share
+
+
+def fixed(index: Index, capacity: int, ranks: int) -> tuple[int, float, float]:
+    """The batch size that fits the largest sample, its share of the capacity, the mean imbalance of a random order."""
+    sizes = np.repeat([b.tokens for b in index.buckets], [b.count for b in index.buckets])
+    batch = capacity // int(sizes.max())
+    np.random.default_rng(0).shuffle(sizes)
+    each = sizes[: len(sizes) // (batch * ranks) * batch * ranks].reshape(-1, ranks, batch).sum(2)
+    return batch, each.mean() / capacity, float((each.max(1) / each.mean(1) - 1).mean())
+
+
+def crops(rows: int, table: tuple[Shape, ...]) -> np.ndarray:
+    """Share of the area lost to cropping: half common camera and screen ratios, half any ratio from 1:2.2 to 2.2:1."""
+    random = np.random.default_rng(0)
+    ratios = np.exp(random.uniform(-np.log(2.2), np.log(2.2), rows))
+    common = random.choice(
+        [4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 1.0, 5 / 4, 4 / 5, 1.85, 19.5 / 9, 9 / 19.5], rows
+    )
+    ratios = np.where(random.random(rows) < 0.5, ratios, common)
+    areas = np.exp(random.uniform(np.log(0.5e6), np.log(12e6), rows))
+    lost = []
+    for height, width in zip(np.sqrt(areas / ratios).round().tolist(), np.sqrt(areas * ratios).round().tolist()):
+        shape = assign(int(height), int(width), table)
+        scale = cover(int(height), int(width), shape)
+        lost.append(1 - shape[0] * shape[1] / (scale * scale * height * width))
+    return np.array(lost)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--area", type=int, default=1024 * 1024)
+    parser.add_argument("--quick", action="store_true", help="few rows, a few seconds")
+    args = parser.parse_args()
+    rows = 30_000 if args.quick else args.rows
+    table = shape_table(args.area)
+    largest = max(map(tokens, table))
+    print(
+        f"{rows} rows, {args.ranks} ranks, {len(table)} shapes near {args.area} pixels, largest target {largest} tokens"
+    )
+    print("references  shapes  capacity    used (full batches)  used (epoch)  imbalance  left out", end="")
+    print("  |  fixed batch    used  imbalance")
+    for shares in [(1, 1, 1, 0), (1, 1, 1, 1)]:
+        for shapes, mixed in [("same", 0.0), ("mixed", 0.2)]:
+            with tempfile.TemporaryDirectory() as folder:
+                write_index(folder, mixture(rows, shares, table, mixed))
+                index = Index.open(folder)
+                for targets in (12, 4):
+                    full, used, imbalance, left = budget(index, targets * largest, args.ranks)
+                    batch, share, uneven = fixed(index, targets * largest, args.ranks)
+                    print(f"{':'.join(map(str, shares)):>10}  {shapes:>6}  {targets:>2} targets  {full:19.1%}", end="")
+                    print(f"  {used:12.1%}  {imbalance:9.1%}  {left:8.2%}", end="")
+                    print(f"  |  {batch:>11}  {share:6.1%}  {uneven:9.1%}", flush=True)
+    lost = crops(min(rows, 100_000), table)
+    print(f"crop loss: mean {lost.mean():.2%}, p99 {np.quantile(lost, 0.99):.2%}, worst {lost.max():.2%} of the area")
+
+
+if __name__ == "__main__":
+    main()
