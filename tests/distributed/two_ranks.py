@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toy_run import Edits, Toy, trainer
 
+import callbacks.signals
 from callbacks.checkpoint import Checkpoint
 from callbacks.progress import Progress
 from callbacks.sample_grid import SampleGrid
@@ -34,6 +36,7 @@ class Mine(Edits):
 def act(module, phase, index):
     if module.trainer.global_rank != culprit or module.global_step < 3:
         return
+    (folder / "culprit").touch()
     if what == "raise" and phase == "train":
         raise ArithmeticError(f"planted on rank {culprit}")
     if what == "raise-in-validation" and phase == "val":
@@ -46,11 +49,14 @@ def act(module, phase, index):
         os.kill(os.getpid(), signal.SIGUSR1)
 
 
+callbacks.signals._PATIENCE = 3.0
+if what == "raise":  # what keeps a failed process alive, and its connections open: a thread that still works
+    threading.Thread(target=time.sleep, args=(100,)).start()
 signals = Signals()
-callbacks = [signals, SampleGrid(rows=3, side=32), Throughput(every=2), Progress(every=1), Checkpoint(every=100)]
+watchers = [signals, SampleGrid(rows=3, side=32), Throughput(every=2), Progress(every=1), Checkpoint(every=100)]
 run = trainer(
     folder,
-    callbacks,
+    watchers,
     devices=2,
     strategy="ddp",
     logger=MLflow(dir=str(folder)),
