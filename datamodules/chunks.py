@@ -36,18 +36,23 @@ class Sample:
 
 
 def pack(sample: Sample) -> dict[str, Any]:
-    """The leaves that LitData stores. `meta` carries checksums of itself and of the two blobs."""
+    """The leaves that LitData stores. `meta` carries checksums of itself and of the two blobs.
+
+    The blob of tensors is an array: rows of text and bytes alone would be stored as Arrow tables, and to read one of
+    them LitData decodes all that lie with it.
+    """
     tensors = safetensors.torch.save(sample.tensors)
     images = _join(sample.images)
     checks = {"crc": [_checksum(sample.id, sample.meta), zlib.crc32(tensors), zlib.crc32(images)]}
     meta = json.dumps(sample.meta | checks, ensure_ascii=False)
-    return {"id": sample.id, "meta": meta, "tensors": tensors, "images": images}
+    blob = np.frombuffer(tensors, np.uint8)
+    return {"id": sample.id, "meta": meta, "tensors": blob, "images": images}
 
 
 def unpack(leaves: dict[str, Any], images: bool = False) -> Sample:
     """The sample of stored leaves; its images are read only when wanted. ValueError when a checksum is wrong."""
     meta = json.loads(leaves["meta"])
-    wanted = {"tensors": bytes(leaves["tensors"]), "images": bytes(leaves["images"]) if images else b""}
+    wanted = {"tensors": leaves["tensors"].tobytes(), "images": bytes(leaves["images"]) if images else b""}
     own, *blobs = meta.pop("crc")
     if _checksum(leaves["id"], meta) != own:
         raise ValueError("its checksum is wrong")
