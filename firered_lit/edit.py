@@ -1,7 +1,7 @@
 """Edit a photo: the stock pipeline where it shows the model what training showed, else our own sampler."""
 
+import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .batch import Condition, Text
+from .check import loses_text_positions
 from .errors import UserError
 from .flow.sampler import schedule
 from .models.codec import to_image, to_pixels
@@ -17,6 +18,11 @@ from .models.conditioning import UNCONDITIONAL
 from .models.family import Base, Variant, open_base
 from .models.sampling import sample
 from .models.sizes import calculate_dimensions
+
+LOST_POSITIONS = (
+    "the stock edit pipeline of these versions of diffusers and transformers encodes the prompt with 1-D positions, "
+    "the weights know 3-D ones; leave --stock out for the right embeddings"
+)
 
 
 def edit(
@@ -104,16 +110,17 @@ def _stock(
             ones = torch.ones(text.embeddings.shape[:2], dtype=torch.long, device=device)
             call |= {f"{role}_embeds": text.embeddings, f"{role}_embeds_mask": ones}
     else:
-        lost_positions(bool(references))
+        if references and loses_text_positions():
+            print(f"note: {LOST_POSITIONS}", file=sys.stderr)
         call |= {"prompt": prompt, "negative_prompt": UNCONDITIONAL} if guidance > 1 else {"prompt": prompt}
-    return stock_pipeline(base, bool(references)).to(device, dtype)(**call).images[0]
+    return stock_pipeline(base, bool(references), dtype).to(device)(**call).images[0]
 
 
-def stock_pipeline(base: Base, edits: bool) -> Any:
+def stock_pipeline(base: Base, edits: bool, dtype: torch.dtype = torch.float32) -> Any:
     """The installed diffusers' pipeline for this base; without references, its text-to-image one."""
     from diffusers import DiffusionPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(base.folder)
+    pipeline = DiffusionPipeline.from_pretrained(base.folder, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=None)
     parts = {k: v for k, v in pipeline.components.items() if k != "processor"}
     if not edits and base.variant != Variant.TEXT:
@@ -121,24 +128,6 @@ def stock_pipeline(base: Base, edits: bool) -> Any:
     if edits and base.variant == Variant.TEXT:
         return QwenImageEditPlusPipeline(**parts, processor=base.conditioner().processor)
     return pipeline
-
-
-def lost_positions(edits: bool) -> bool:
-    """Whether the installed versions' stock edit pipelines lose the text's 3-D positions; warns when they do."""
-    import inspect
-
-    import transformers
-    from diffusers import QwenImageEditPlusPipeline, __version__
-
-    source = inspect.getsource(QwenImageEditPlusPipeline._get_qwen_prompt_embeds)
-    lost = edits and "mm_token_type_ids" not in source and int(transformers.__version__.split(".")[0]) >= 5
-    if lost:
-        warnings.warn(
-            f"diffusers {__version__} with transformers {transformers.__version__}: the stock edit pipeline encodes "
-            "prompts with 1-D positions, the weights know 3-D ones; leave --stock out for the right embeddings",
-            stacklevel=2,
-        )
-    return lost
 
 
 def _own(

@@ -1,13 +1,16 @@
 """Train one stage: the straight line from a recipe's parts to a finished run."""
 
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -48,6 +51,7 @@ def fit(
     folder and logged. Raises UserError when the folder holds a run and `run.resume` is not given, or when the data was
     made with another VAE or text encoder.
     """
+    _quiet()
     folder = Path(run.dir).resolve()
     start = resolve(folder, run.resume)
     if run.resume is None and any((folder / "checkpoints").glob("*.ckpt")):
@@ -61,6 +65,7 @@ def fit(
         default_root_dir=str(folder),
         callbacks=[*every, checkpoint],
         logger=logger or False,
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in every),
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,
         **_validation(run, trainer, start),
@@ -78,14 +83,33 @@ def fit(
     return 0
 
 
+def _quiet() -> None:
+    """Leave out what Lightning and MLflow say on every start and save, and nobody acts on."""
+    said = (
+        "GPU available",
+        "TPU available",
+        "For seamless cloud",
+        "`weights_only` was not set",
+        "`Trainer.fit` stopped",
+    )
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logger = logging.getLogger(f"lightning.pytorch.{name}")
+        logger.addFilter(lambda record: not any(text in record.getMessage() for text in said))
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated")
+
+
 def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None) -> dict[str, Any]:
     """Trainer arguments for validation counted in optimizer steps; Lightning counts micro-batches."""
     given = getattr(trainer, "keywords", {})
-    settings: dict[str, Any] = {"num_sanity_val_steps": -1 if run.validate_first and start is None else 0}
     if run.validate_every is None:
         return {"limit_val_batches": 0, "num_sanity_val_steps": 0}
-    accumulate = given.get("accumulate_grad_batches", 1)
-    return settings | {"val_check_interval": run.validate_every * accumulate, "check_val_every_n_epoch": None}
+    steps = min(run.validate_every, max(given.get("max_steps", run.validate_every), 1))  # a short run ends with one
+    return {
+        "num_sanity_val_steps": -1 if run.validate_first and start is None else 0,
+        "val_check_interval": steps * given.get("accumulate_grad_batches", 1),
+        "check_val_every_n_epoch": None,
+    }
 
 
 @rank_zero_only
