@@ -1,6 +1,7 @@
 """Saving at the right moments, keeping the right files, and going on exactly where the run was cut."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -134,6 +135,25 @@ def test_a_run_of_no_steps_can_be_saved_on_demand(tmp_path):
     resumed, _ = fit(tmp_path / "more", [Checkpoint(every=9)], resume=newest(tmp_path), max_steps=5)
     fresh, _ = fit(tmp_path / "fresh", [Checkpoint(every=9)], max_steps=5)
     assert torch.equal(weights(resumed), weights(fresh))
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_goes_on(tmp_path):
+    """From step 3 on no file may grow beyond 1000 bytes: the checkpoint of step 4 fails half-way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(module, phase, batch_idx):
+        if module.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+
+    try:
+        with pytest.raises(UserError, match=f"{step(4)}: the checkpoint could not be written"):
+            fit(tmp_path, [Checkpoint(every=2)], module=Toy(fill), max_steps=6, logger=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == [step(2)]
+    resumed, _ = fit(tmp_path, [Checkpoint(every=2)], resume=resolve(tmp_path, "last"), max_steps=6)
+    whole, _ = fit(tmp_path / "whole", [Checkpoint(every=2)], max_steps=6)
+    assert torch.equal(weights(resumed), weights(whole))
 
 
 def test_leftovers_of_a_killed_write_are_removed(tmp_path):
