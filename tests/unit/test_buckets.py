@@ -193,6 +193,7 @@ def test_with_clusters_each_shows_all_its_rows_before_one_comes_again(index):
         turns = [rows[i : i + b - a] for i in range(0, len(rows), b - a)]
         assert len(turns) > 1
         assert all(len(set(part)) == len(part) for part in turns)
+        assert b - a < 8 or turns[0] != turns[1]
         assert set(rows) == segment
 
 
@@ -252,6 +253,7 @@ def test_the_table_counts_batches_tokens_and_waste(index):
     plan = BatchPlan(index, capacity=130, plan_ranks=4, seed=0)
     for line in plan.table():
         assert line.batch * line.tokens / 130 == pytest.approx(1 - line.waste)
+        assert line.batch <= max(1, line.samples // 4)  # what a bucket cannot fill is not promised
         assert line.batches == sum(bucket == line.bucket for bucket, _ in epoch_of(plan, 0))
     assert sum(line.share for line in plan.table()) == pytest.approx(1)
 
@@ -282,3 +284,14 @@ def test_neighbours_on_disk_do_not_stay_neighbours(tmp_path):
     plan = BatchPlan(Index.open(tmp_path), capacity=16 * 8, plan_ranks=4, seed=0)
     chunks = [len(set((np.concatenate(ids) // 40).tolist())) for _, ids in epoch_of(plan, 0)]
     assert np.mean(chunks) > 18  # of 32 samples; read in order they would come from 1 or 2 chunks
+
+
+def test_epochs_differ_in_the_order_of_chunks_and_inside_them(tmp_path):
+    write_index(tmp_path, (Row("a", (64, 64), (), i) for i in range(40_000)), chunks=[40] * 1000)
+    plan = BatchPlan(Index.open(tmp_path), capacity=16 * 8, plan_ranks=1, seed=0)
+    rows = [np.concatenate([np.concatenate(ids) for _, ids in epoch_of(plan, epoch)]) for epoch in (0, 1)]
+    chunks = [set((order[:1000] // 40).tolist()) for order in rows]
+    assert len(chunks[0] & chunks[1]) < 10
+    steps = [np.where(np.diff(order // 40) == 0, np.diff(order), 99) for order in rows]  # inside a chunk
+    same = (steps[0] == steps[1]) & (steps[0] != 99)
+    assert same.mean() < 0.02
