@@ -1,0 +1,108 @@
+"""The house as described is the house as built. `python tests/test_architecture.py` rewrites the README's tree."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("firered_lit", "datamodules", "callbacks")
+MODULES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def summary(path: Path) -> str:
+    """The first line of a module's docstring, or of a recipe's opening comment."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        lines = (ast.get_docstring(ast.parse(text)) or "").splitlines()
+    else:
+        lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    return lines[0] if lines else ""
+
+
+def tree() -> str:
+    """One line per file of the rooms, the recipes and the benchmarks."""
+    files = [p for p in MODULES if p.name != "__init__.py"] + RECIPES + sorted((ROOT / "benchmarks").glob("*.py"))
+    lines, folder = [], None
+    for path in sorted(files, key=lambda p: (str(p.parent), p.name)):
+        if path.parent != folder:
+            folder = path.parent
+            room = folder / "__init__.py"
+            title = summary(room) if room.exists() else ""
+            lines.append(f"{folder.relative_to(ROOT)}/".ljust(30) + title if title else f"{folder.relative_to(ROOT)}/")
+        lines.append(f"  {path.name}".ljust(30) + summary(path))
+    return "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```"
+
+
+def test_the_readmes_tree_is_the_tree() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tree() in readme, "run `python tests/test_architecture.py` to rewrite the README's tree"
+
+
+def test_the_readmes_links_lead_somewhere() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if not link.startswith("http")]
+    assert len(links) >= 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_every_module_can_be_imported_and_says_what_it_is(path: Path) -> None:
+    if path.name != "__main__.py":
+        importlib.import_module(dotted(path))
+    assert summary(path), f"{path.name} has no docstring"
+
+
+def test_no_room_is_called_after_nothing() -> None:
+    assert not [p.name for p in MODULES if re.search(r"util|helper|common|misc", p.stem)]
+
+
+def test_every_recipe_fits_its_signatures() -> None:
+    assert RECIPES, "no recipe found"
+    runnable = [p for p in RECIPES if p.parent.name != "base"]
+    assert runnable
+    done = subprocess.run([sys.executable, "-m", "firered_lit", "check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    for recipe in runnable:
+        assert str(recipe.relative_to(ROOT)) in done.stdout
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_recipe_is_one_screen_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    assert summary(path)
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_nothing_of_this_machine_or_of_an_index_is_committed() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    if not any(tracked):
+        pytest.skip("not a git checkout")
+    forbidden = re.compile(r"(index[-_]url\s*[=:]|--index\b|/root/|/home/\w+/|@ file://)")
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if (
+            path.suffix in {".py", ".md", ".toml", ".yaml", ".txt", ".ipynb", ""}
+            and path.is_file()
+            and path != Path(__file__)
+        ):
+            assert not forbidden.search(path.read_text(encoding="utf-8", errors="ignore")), name
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split("## The tree\n\n")
+    after = rest[rest.index("\n## ") :]
+    readme.write_text(f"{before}## The tree\n\n{tree()}\n{after}", encoding="utf-8")
