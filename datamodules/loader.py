@@ -193,10 +193,11 @@ def _fetch(visits: Visits, addresses: Iterator[Address], workers: int, where: Ca
         signal.signal(signal.SIGCHLD, before)
     try:
         yield from batches
-    except RuntimeError as problem:
-        if "DataLoader worker" not in str(problem):
+    except (RuntimeError, EOFError, OSError) as problem:
+        own = isinstance(problem, RuntimeError) and "DataLoader worker" not in str(problem)
+        if not workers or own or str(problem).startswith("Caught"):  # raised by our code, here or in a worker
             raise
-        reason = " ".join(str(problem).split())
+        reason = " ".join(str(problem).split()) or type(problem).__name__  # OSError: it died as it handed over a batch
         raise UserError(f"a data worker died {where()}: {reason}; out of memory? Fewer data.workers may help") from None
 
 
