@@ -46,7 +46,9 @@ FILES = _any("png jpe?g webp gif bmp tiff? heic pdf svg psd mp4")
 COMPOUNDS = _any("tone dimensional d point colou?r(?:ed)? way bit step sided to by up")
 COUNTED = _any(r"张(?![开力]) \s?倍 个(?![人性]) 寸 厘米 毫米 像素 米(?![色白黄]) 度(?!假) 次(?!要) 秒 岁")
 NUMERAL = rf"(?:0?[1-9]|10|[{FULL}]{{1,2}}|[{CIRCLED}])(?![0-9A-Za-z_{FULL}])"
-DIGIT = NUMERAL + (rf"(?![.,]\d|[ ]?[x×*][ ]?\d|:\d|/\d|[ ]?[%％°]|\.{FILES}\b|[ ]+{UNITS}\b|-{COMPOUNDS}\b|{COUNTED})")
+DIGIT = NUMERAL + (
+    rf"(?!\.\d|,\d{{3}}|[ ]?[x×*][ ]?\d|:\d|/\d|[ ]?[%％°]|\.{FILES}\b|[ ]+{UNITS}\b|-{COMPOUNDS}\b|{COUNTED})"
+)
 # What may follow a number that could as well begin a phrase of its own: "image two cats", "image 1, 2 dogs".
 ON = _any(
     "and or with without to onto on in into inside from for at over under behind beside near next is are was were as "
@@ -69,10 +71,10 @@ RANKED = (
 )
 
 # -- Chinese --
-PICTURE = r"(?:图片|图像|照片|相片|(?<![地企试意力妄构视版蓝拼])图)"
-NAME = rf"(?:(?:参考|输入|素材)?{PICTURE}|参考)(?:编号|序号)?[ ]?#?[ ]?"
-NO_NAME = "书纸标案表形层章腾鉴"  # 图书, 图纸, 图标 ...
-HE = r"\s*(?:、|和|与|及|跟|或|以及|[&+])\s*"
+PICTURE = r"(?:[图圖]片|[图圖]像|照片|相片|(?<![地企试試意力妄构構视視版蓝藍拼])[图圖])"
+NAME = rf"(?:(?:参考|參考|输入|輸入|素材)?{PICTURE}|参考|參考)(?:编号|序号)?[ ]?#?[ ]?"
+NO_NAME = "书書纸紙标標案表形层層章腾鉴"  # 图书, 图纸, 图标 ...
+HE = r"\s*(?:、|和|与|與|及|跟|或|以及|[&+])\s*"
 TO = r"\s*(?:[-–—~～]|至|到)\s*"
 # What after a numeral makes it no number of an image, by numeral: 图一样, but not 图一样式 (the style of image one).
 AFTER_HAN = {
@@ -100,8 +102,8 @@ HAN_NUMBER = rf"[{HAN}]" + "".join(
 ZH = rf"(?:{DIGIT}|{HAN_NUMBER})"
 ZH_TOO = rf"{ZH}(?![只条位名件种片朵棵辆本杯把])"  # 图1和2, but 图1和2只猫
 PLAIN = rf"(?:{NUMERAL}|[{HAN}](?![{HAN}]))"  # the number in 第N张图 may be followed by its measure
-NTH = rf"{PLAIN}(?:[张幅个副份]?{HE}第?{PLAIN})*"
-ALONE = r"(?=\s*(?:$|[^\w\s]|的|中|里|内|上|和|与|跟|及|作|为|是|换|放|当|做))"
+NTH = rf"{PLAIN}(?:\s?[张張幅个個副份]?{HE}第?{PLAIN})*"
+ALONE = r"(?=\s*(?:$|[^\w\s]|的|中|里|裡|内|內|上|和|与|跟|及|作|为|是|换|換|放|当|當|做))"
 
 LISTS = [  # regular expressions with the groups head, numbers and tail
     rf"(?P<head>{HEAD}{NOUNS}{SIGN})(?P<numbers>{DIGIT}(?:{AND}{DIGIT})*|{WORD}(?:{AND}{WORD})*)(?P<tail>)",
@@ -109,26 +111,27 @@ LISTS = [  # regular expressions with the groups head, numbers and tail
     rf"(?P<numbers>{DIGIT}(?:{AND}{DIGIT}{GOES_ON})*|{WORD}(?:{AND}{WORD})*)(?P<tail>)",
     rf"(?P<head>{HEAD}{NOUN}[ ]?\()(?P<numbers>{DIGIT})(?P<tail>\))",
     rf"(?P<head>{NO_ARTICLE}{THE})(?P<numbers>{ORDINAL_LIST}|last)(?P<tail>{KINDS}\s+(?:{NOUNS}|{NOUN})\b){INSIDE}",
+    rf"(?P<head>{NO_ARTICLE}{THE})(?P<numbers>{ORDINAL_LIST}|last)(?P<tail>\s+of\s+the\s+(?:\w+\s+)?{NOUNS}\b)",
     rf"(?P<head>{RANKED}(?<![\w#&])#[ ]?)(?P<numbers>{DIGIT})(?P<tail>)"
     r"(?![ -]+(?:fan|dad|mom|best|seller|choice|rank|rated|pencil|hit|team|boss)\b)",
     rf"(?P<head>{NAME})(?P<numbers>{ZH}(?:{HE}{ZH_TOO})*)(?P<tail>)",
-    rf"(?P<head>第)(?P<numbers>{NTH})(?P<tail>[张幅个副份]?的?(?:参考|输入)?{PICTURE}(?![{NO_NAME}]))",
-    rf"(?P<head>第)(?P<numbers>{NTH})(?P<tail>[张幅]){ALONE}",
-    rf"(?P<head>)(?P<numbers>最后一)(?P<tail>[张幅]的?(?:参考|输入)?{PICTURE}(?![{NO_NAME}]))",
-    rf"(?P<head>)(?<![第{HAN}\d])(?P<numbers>{PLAIN})(?P<tail>号{PICTURE}(?![{NO_NAME}]))",
+    rf"(?P<head>第\s?)(?P<numbers>{NTH})(?P<tail>\s?[张張幅个個副份]?\s?的?(?:参考|參考|输入|輸入)?{PICTURE}(?![{NO_NAME}]))",
+    rf"(?P<head>第\s?)(?P<numbers>{NTH})(?P<tail>\s?[张張幅]){ALONE}",
+    rf"(?P<head>)(?P<numbers>最后一)(?P<tail>[张張幅]的?(?:参考|參考|输入|輸入)?{PICTURE}(?![{NO_NAME}]))",
+    rf"(?P<head>)(?<![第{HAN}\d])(?P<numbers>{PLAIN})(?P<tail>[号號]{PICTURE}(?![{NO_NAME}]))",
 ]
 SPANS = [
     rf"(?P<head>{HEAD}{NOUNS}{SIGN})(?P<numbers>{DIGIT}(?:{DASH}|\s+(?:to|through)\s+#?){DIGIT})(?P<tail>)",
     rf"(?P<head>{HEAD}{NOUN}{SIGN})(?P<numbers>{DIGIT}{DASH}{DIGIT})(?P<tail>)",
     rf"(?P<head>{NAME})(?P<numbers>{ZH}{TO}(?:{NAME})?{ZH})(?P<tail>)",
-    rf"(?P<head>第)(?P<numbers>{PLAIN}{TO}第?{PLAIN})(?P<tail>[张幅]的?{PICTURE})",
+    rf"(?P<head>第)(?P<numbers>{PLAIN}{TO}第?{PLAIN})(?P<tail>[张張幅]的?{PICTURE})",
 ]
 COUNTS = [
     rf"(?P<head>{THE})(?P<numbers>(?:first|last)\s+(?:{'|'.join(WORDS[1:])}|[2-9]))(?P<tail>{KINDS}\s+{NOUNS}\b)",
-    rf"(?P<head>)(?P<numbers>[前后][两{HAN[1:]}2-9])(?P<tail>[张幅]的?(?:参考|输入)?{PICTURE}(?![{NO_NAME}]))",
+    rf"(?P<head>)(?P<numbers>[前后後][两兩{HAN[1:]}2-9])(?P<tail>[张張幅]的?(?:参考|參考|输入|輸入)?{PICTURE}(?![{NO_NAME}]))",
 ]
 # "the first image onto the second.": an ordinal that goes without its noun, once a mention has set the subject
-SECOND = rf"(?P<head>(?<=\b)(?:(?<=in )|(?<=of )|(?<=to )|(?<=from )|(?<=onto )|(?<=into )|(?<=with )|(?<=and )|(?<=on ))the\s+)(?P<numbers>{ORDINAL})(?P<tail>)(?=\s*(?:$|[.,;!?)]|'s\b))"  # noqa: E501
+SECOND = rf"(?P<head>(?<=\b)(?:(?<=in )|(?<=of )|(?<=to )|(?<=from )|(?<=onto )|(?<=into )|(?<=with )|(?<=and )|(?<=on ))the\s+)(?P<numbers>{ORDINAL})(?P<tail>)(?=(?:\s+one)?\s*(?:$|[.,;!?)]|'s\b))"  # noqa: E501
 NUMBER = re.compile(
     rf"[0-9]+(?:st|nd|rd|th)?|[{FULL}]+|[{CIRCLED}]|{'|'.join(ORDINALS + WORDS)}|last|最后一|[{HAN}]", re.IGNORECASE
 )
@@ -228,7 +231,7 @@ def _read(match: re.Match[str], kind: str, prompt: str, n: int) -> Mention | Non
     begin = match.start("numbers")
     tokens = tuple((begin + t.start(), begin + t.end()) for t in NUMBER.finditer(match["numbers"]))
     if kind == "count":
-        k = 2 if match["numbers"].endswith("两") else value(prompt[slice(*tokens[-1])], n)
+        k = 2 if match["numbers"].endswith(("两", "兩")) else value(prompt[slice(*tokens[-1])], n)
         leading = match["numbers"].lower().startswith(("first", "前"))
         values = tuple(range(1, k + 1) if leading else range(n - k + 1, n + 1)) if k <= n else ()
         tokens = ((begin, match.end("numbers")),)

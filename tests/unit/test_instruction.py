@@ -50,6 +50,9 @@ SWAPPED = [  # two references that change places
     ("the first and second images", "the second and first images"),
     ("the first and the second reference image", "the second and the first reference image"),
     ("the dog from the first image onto the second.", "the dog from the second image onto the first."),
+    ("the girl of the first image into the second one.", "the girl of the second image into the first one."),
+    ("the first of the two images", "the second of the two images"),
+    ("Images 1,2 in a row", "Images 2,1 in a row"),
     ("use the last image as the background", "use the first image as the background"),
     ("My second photo is the background", "My first photo is the background"),
     # Chinese
@@ -81,6 +84,8 @@ SWAPPED = [  # two references that change places
     ("图1年轻女子和图2米色外套", "图2年轻女子和图1米色外套"),
     ("图1只保留人物", "图2只保留人物"),
     ("提升图2层次感、图1分辨率", "提升图1层次感、图2分辨率"),
+    ("第 一 张图和第 2 张 图片", "第 二 张图和第 1 张 图片"),
+    ("圖1的人穿第二張圖的衣服", "圖2的人穿第一張圖的衣服"),
     # mixed
     ("把 image 1 的狗放到 Image2 里", "把 image 2 的狗放到 Image1 里"),
     ("Put 图1 behind Figure 2", "Put 图2 behind Figure 1"),
@@ -102,7 +107,7 @@ UNCHANGED = [
     "version 2", "2 images", "combine the two images", "both images", "one of the images", "another image",
     "a second photo", "Figure skating", "an image 1920x1080", "image 1920 x 1080", "image 1x2 m", "image 2x larger",
     "make the image 2 times larger", "crop the image 1:1", "image 16:9", "figure 1.5", "image 2%",
-    "reduce image 2 % of noise", "image 1/2", "scale image 2.5", "image1.png", "save as photo_2.JPG",
+    "reduce image 2 % of noise", "image 1/2", "image 1,000", "scale image 2.5", "image1.png", "save as photo_2.JPG",
     "image 2 pixels wider", "rotate the photo 2 degrees", "preference 1", "configure 1", "image 10", "image 21",
     "IMG_0001", "image 1a", "image 2D art", "Figure 2-tone", "add to the image two cats", "give this image 2 suns",
     "make this image one of a kind", "image one day", "edit the images one by one", "a 5 second photo",
