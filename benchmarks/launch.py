@@ -6,14 +6,12 @@ Both sides run in fresh processes, taking turns; prints medians and their ratio,
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BARE = """
@@ -26,18 +24,6 @@ logger = MLFlowLogger("firered_lit", tracking_uri=f"sqlite:///{store}/mlflow.db"
 logger.log_metrics({"loss": 0.0}, step=0)
 transformer = QwenImageTransformer2DModel.from_pretrained(f"{folder}/transformer")
 """
-
-
-def first_step() -> Any:
-    """A callback that ends the process when the first training step is done."""
-    import lightning as L
-
-    class FirstStep(L.Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            sys.stdout.flush()
-            os._exit(0)
-
-    return FirstStep()
 
 
 def seconds(command: list[str]) -> float:
@@ -62,7 +48,7 @@ def main() -> None:
         times: dict[str, list[float]] = {"help": [], "fit": [], "bare": []}
         for i in range(rounds):
             fit = ["fit", "--recipe", "recipes/tiny/sft.yaml", "--allow", "benchmarks", f"data.root={data}"]
-            fit += [f"run.dir={scratch}/fit{i}/run", "callbacks.first={_target_: benchmarks.launch.first_step}"]
+            fit += [f"run.dir={scratch}/fit{i}/run", "callbacks.first={_target_: benchmarks.first_step.FirstStep}"]
             times["fit"].append(seconds([*lit, *fit]))
             store = Path(f"{scratch}/bare{i}")
             store.mkdir()

@@ -159,7 +159,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
 def _set(node: Any, parts: list[str], value: Any, recipe: Recipe, at: str = "") -> Any:
     """`node` with the key `parts` below it set to `value`.
 
-    Every part must exist, except the last one in a node with a `_target_`, whose signature decides later.
+    Every part must exist, except the last one in a node with a `_target_`, whose signature decides later, and a whole
+    new node: `callbacks.ema={_target_: ...}`.
     """
     here = join(at, parts[0])
     if isinstance(node, list):
@@ -169,7 +170,8 @@ def _set(node: Any, parts: list[str], value: Any, recipe: Recipe, at: str = "") 
     elif isinstance(node, dict):
         name = next((key for key in node if str(key) == parts[0]), parts[0])
         accepts = TARGET in node and (len(parts) == 1 or parts[1:] == [TARGET])
-        if name not in node and not accepts and name != TARGET:
+        adds = len(parts) == 1 and isinstance(value, dict) and TARGET in value
+        if name not in node and not accepts and not adds and name != TARGET:
             raise recipe.refusal(here, f"no such key{nearest(parts[0], node)}")
     else:
         raise recipe.refusal(here, f"no such key; {at} is {kind(node)}; give {at}= a whole value")

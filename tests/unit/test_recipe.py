@@ -43,6 +43,13 @@ def test_layers_merge_key_by_key(write):
     assert load("top.yaml").root == {"a": {"x": 1, "y": [3], "z": 3}, "b": 1, "c": 2}
 
 
+def test_a_whole_node_can_be_added_from_the_command_line(write):
+    write(base=BASE)
+    root = load("base.yaml", ["callbacks.ema={_target_: callbacks.ema.EMA, decay: 0.9}", "run.dir=x"]).root
+    assert root["callbacks"]["ema"] == {"_target_": "callbacks.ema.EMA", "decay": 0.9}
+    assert set(root["callbacks"]) == {"signals", "progress", "ema"}
+
+
 def test_a_new_target_brings_only_its_own_arguments(write):
     write(base=BASE, top="base: [base.yaml]\nstage: {optimizer: {_target_: torch.optim.SGD, lr: 0.1}}")
     root = load("top.yaml").root
