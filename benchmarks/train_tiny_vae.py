@@ -44,7 +44,7 @@ def picture(rng: np.random.Generator, side: int = 64) -> np.ndarray:
     image = Image.fromarray(clouds(rng, side).astype("uint8"))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 6)):
-        x, y, r = rng.integers(-8, side, 2).tolist() + [int(rng.integers(4, side // 2))]
+        x, y, r = [*rng.integers(-8, side, 2).tolist(), int(rng.integers(4, side // 2))]
         colour = tuple(rng.integers(0, 256, 3).tolist())
         box = (x, y, x + r, y + int(r * rng.uniform(0.5, 1.6)) + 1)
         kind = rng.integers(0, 4)
