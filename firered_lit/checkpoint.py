@@ -185,14 +185,14 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{key}[{index}]")
 
 
-def check_architecture(module: nn.Module, state: Mapping[str, Any]) -> None:
+def check_architecture(module: nn.Module | Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Refuse weights of another architecture, naming the first keys that differ, before anything is loaded.
 
     Args:
-        module: what the weights are meant for.
+        module: what the weights are meant for, or the part of its state dict that they are to fill.
         state: its state dict as read from a checkpoint (key -> tensor).
     """
-    own = module.state_dict()
+    own = module.state_dict() if isinstance(module, nn.Module) else module
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if torch.is_tensor(own[k]) and own[k].shape != state[k].shape]
     if not (missing or foreign or shapes):

@@ -89,6 +89,18 @@ def _export_options(parser: Parser) -> None:
     parser.add_argument("--run", required=True, metavar="RUN", help="the folder of a run")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the diffusers folder goes")
     parser.add_argument("--checkpoint", default="last", metavar="WHICH", help="last, best or a file (default: last)")
+    parser.add_argument(
+        "--merge", action="store_true", help="of a LoRA run: a whole model with the LoRA in its weights"
+    )
+    parser.add_argument("--ema", action="store_true", help="the averaged weights")
+
+
+def _average_options(parser: Parser) -> None:
+    parser.add_argument("--run", required=True, metavar="RUN", help="the folder of a run")
+    parser.add_argument("--last", type=_positive, default=3, metavar="N", help="how many checkpoints (default: 3)")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="the checkpoint to write, for `export --checkpoint`"
+    )
 
 
 def _check_options(parser: Parser) -> None:
@@ -128,7 +140,13 @@ def _run_edit(arguments: Arguments) -> int:
 
 
 def _run_export(arguments: Arguments) -> int:
-    _call("firered_lit.export.export", run=arguments.run, out=arguments.out, checkpoint=arguments.checkpoint)
+    names = ("run", "out", "checkpoint", "merge", "ema")
+    _call("firered_lit.export.export", **{name: getattr(arguments, name) for name in names})
+    return 0
+
+
+def _run_average(arguments: Arguments) -> int:
+    _call("firered_lit.average.average", run=arguments.run, out=arguments.out, last=arguments.last)
     return 0
 
 
@@ -196,6 +214,7 @@ VERBS = (
     Verb("fit", "train as a recipe says", _recipe_options, _run_recipe, "firered_lit.fit.fit"),
     Verb("prepare", "encode a dataset once, for training", _recipe_options, _run_recipe, "datamodules.write.prepare"),
     Verb("edit", "edit an image with a trained model", _edit_options, _run_edit),
-    Verb("export", "write a run as a diffusers folder", _export_options, _run_export),
+    Verb("export", "write a run as a diffusers folder or LoRA files", _export_options, _run_export),
+    Verb("average", "average a run's last checkpoints into one", _average_options, _run_average),
     Verb("check", "hold recipes, data and environment against what they need", _check_options, _run_check),
 )

@@ -1,9 +1,10 @@
-"""From a checkpoint to a diffusers folder that the stock pipeline loads."""
+"""From a checkpoint to what others load: a diffusers folder, or the files of a LoRA."""
 
 import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,67 +15,126 @@ from torch import Tensor
 from .checkpoint import AtomicCheckpointIO, resolve
 from .errors import UserError
 from .models.family import Base, Variant, open_base
+from .models.lora import factors
+from .models.lora import merge as merge_factors
+from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
 from .models.sizes import Sizes
 
 PREFIX = "transformer."
+_EDIT_TOO = """or `python -m firered_lit edit --model THIS_FOLDER --image photo.jpg --prompt "..." --out edited.png`, which also encodes
+the prompt with the positions that the weights were trained with (diffusers 0.42 with transformers 5 loses them)."""  # noqa: E501
 PARTS = ("vae", "text_encoder", "tokenizer", "scheduler", "processor")
 
 
-def export(run: str, out: str, checkpoint: str = "last", max_shard_size: str = "5GB") -> None:
-    """Write run's weights as a diffusers folder `out`: sharded safetensors, configs, model card.
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds of the transformer."""
 
-    Weights get the precision of the base they came from, so that a run of zero steps exports the base bit for bit. The
-    folder appears whole or not at all. Raises UserError when the run has no such checkpoint or `out` holds something.
+    path: Path
+    weights: dict[str, Tensor]  # by diffusers' names; with LoRA, the adapter's alone
+    step: int
+    lora: dict[str, Any] | None  # rank, alpha, targets
+
+    @property
+    def scale(self) -> float:
+        return self.lora["alpha"] / self.lora["rank"] if self.lora else 1.0
+
+
+def export(
+    run: str, out: str, checkpoint: str = "last", max_shard_size: str = "5GB", merge: bool = False, ema: bool = False
+) -> None:
+    """Write a run's weights as `out`: a diffusers folder of sharded safetensors, configs and model card.
+
+    Weights get the precision of the base they came from, so that a run of zero steps exports the base bit for bit. Of a
+    LoRA run, two files are written instead, for diffusers and for ComfyUI; with `merge`, the folder with the LoRA in
+    its weights. ema: the averaged weights. The folder appears whole or not at all. Raises UserError when the run has no
+    such checkpoint, when that has no average, or when `out` holds something.
     """
-    folder, target = Path(run), Path(out)
-    if not (folder / "run.json").exists():
-        raise UserError(f"{run}: not a run's folder (no run.json)")
+    target = Path(out)
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{out}: not empty; choose another --out")
-    path = resolve(folder, checkpoint)
-    if path is None:
-        raise UserError(f"{run}: has no checkpoint yet")
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    base = open_base(facts["base"])
+    saved = _open(Path(run), checkpoint, ema)
+    if merge and saved.lora is None:
+        raise UserError(f"{saved.path}: --merge, but the run trained no LoRA; its export is whole without")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        step = _write_transformer(base, path, staging / "transformer", max_shard_size)
-        _copy_parts(base, staging)
-        _write_sizes(base, Sizes(**facts["sizes"]), staging)
-        recipe = (folder / "recipe.yaml").read_text(encoding="utf-8") if (folder / "recipe.yaml").exists() else ""
-        (staging / "README.md").write_text(model_card(base, facts, recipe, path.name, step), encoding="utf-8")
+        base = _write(Path(run), saved, staging, max_shard_size, merge)
         if target.exists():
             target.rmdir()
         staging.chmod(0o755)
         staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    print(
-        f"{out}: {base.name} after {step} steps ({path.name}); load it with DiffusionPipeline.from_pretrained({out!r})"
-    )
+    whole = merge or saved.lora is None
+    how = f"DiffusionPipeline.from_pretrained({out!r})" if whole else f"pipe.load_lora_weights({out!r})"
+    what = f"{'' if whole else 'a LoRA over '}{base.name} after {saved.step} steps ({saved.path.name}{', EMA' * ema})"
+    print(f"{out}: {what}; load it with {how}")
 
 
-def load_weights(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The transformer's weights in a checkpoint, by diffusers' names, and the step they were saved at."""
-    saved = AtomicCheckpointIO().load_checkpoint(path)
-    weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
-    return weights, int(saved["global_step"])
+def _open(run: Path, checkpoint: str, ema: bool) -> Saved:
+    """The checkpoint that is meant."""
+    if not (run / "run.json").exists():
+        raise UserError(f"{run}: not a run's folder (no run.json)")
+    path = resolve(run, checkpoint)
+    if path is None:
+        raise UserError(f"{run}: has no checkpoint yet")
+    return load_weights(path, ema)
 
 
-def _write_transformer(base: Base, path: Path, folder: Path, max_shard_size: str) -> int:
-    weights, step = load_weights(path)
+def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bool) -> Base:
+    """Everything that an export holds. Returns the base that the run started from."""
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
+    base, lora = open_base(facts["base"]), None if merge else saved.lora
+    if lora:
+        _write_lora(base, saved, folder)
+    else:
+        _write_transformer(base, saved, folder / "transformer", max_shard_size)
+        _copy_parts(base, folder)
+    _write_sizes(base, Sizes(**facts["sizes"]), folder)
+    card = model_card(base, facts, recipe, saved.path.name, saved.step, lora)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return base
+
+
+def load_weights(path: Path, ema: bool = False) -> Saved:
+    """The transformer's weights in a checkpoint, or with `ema` their running average where there is one."""
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+    state = dict(checkpoint["state_dict"])
+    if ema:
+        if "ema" not in checkpoint:
+            raise UserError(f"{path}: --ema, but the run kept no average (callbacks.ema was not in its recipe)")
+        state |= checkpoint["ema"]["weights"]
+    weights = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
+    return Saved(path, weights, int(checkpoint["global_step"]), checkpoint.get("lora"))
+
+
+def _write_transformer(base: Base, saved: Saved, folder: Path, max_shard_size: str) -> None:
+    """The base's transformer with the saved weights, or with the saved LoRA merged into its own."""
     transformer = base.transformer()
     stored = transformer.state_dict()
-    differing = sorted(stored.keys() ^ weights.keys())
-    differing += sorted(k for k in stored.keys() & weights.keys() if stored[k].shape != weights[k].shape)
+    trained = factors(saved.weights) if saved.lora else {}
+    shapes = {f"{name}.weight": (b.shape[0], a.shape[1]) for name, (a, b) in trained.items()}
+    shapes = shapes or {name: tuple(tensor.shape) for name, tensor in saved.weights.items()}
+    differing = sorted(k for k, shape in shapes.items() if k not in stored or tuple(stored[k].shape) != shape)
+    differing += [] if trained else sorted(stored.keys() - shapes.keys())
     if differing:
-        raise UserError(f"{path}: made for another architecture than {base.name}: {', '.join(differing[:3])} differ")
-    with torch.no_grad():
-        for name, tensor in stored.items():
-            tensor.copy_(weights[name])
+        what = f"made for another architecture than {base.name}: {', '.join(differing[:3])} differ"
+        raise UserError(f"{saved.path}: {what}")
+    if trained:
+        merge_factors(transformer, trained, saved.scale)
+    else:
+        with torch.no_grad():
+            for name, tensor in stored.items():
+                tensor.copy_(saved.weights[name])
     transformer.save_pretrained(folder, max_shard_size=max_shard_size)
-    return step
+
+
+def _write_lora(base: Base, saved: Saved, folder: Path) -> None:
+    """The LoRA's two files, read back and compared."""
+    config = json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    write_lora(factors(saved.weights), saved.scale, folder, config, pipeline_of(base.folder))
 
 
 def _copy_parts(base: Base, staging: Path) -> None:
@@ -91,8 +151,10 @@ def _write_sizes(base: Base, sizes: Sizes, staging: Path) -> None:
     (staging / "firered_lit.json").write_text(json.dumps({"sizes": sizes.as_dict()}, indent=2) + "\n", encoding="utf-8")
 
 
-def model_card(base: Base, facts: Mapping[str, Any], recipe: str, checkpoint: str, step: int) -> str:
-    """The README.md of an export: what it is made of, and how to use it."""
+def model_card(
+    base: Base, facts: Mapping[str, Any], recipe: str, checkpoint: str, step: int, lora: Mapping[str, Any] | None = None
+) -> str:
+    """The README.md of an export: what it is made of, and how to use it. lora: when the export is its files."""
     sizes = Sizes(**facts["sizes"])
     kind = {Variant.EDIT: "QwenImageEditPipeline", Variant.EDIT_PLUS: "QwenImageEditPlusPipeline"}.get(
         base.variant, "QwenImagePipeline"
@@ -105,11 +167,19 @@ def model_card(base: Base, facts: Mapping[str, Any], recipe: str, checkpoint: st
         else "Trained at other sizes than the stock pipeline's constants; they are in `firered_lit.json`, and "
         "`python -m firered_lit edit` keeps to them."
     )
+    load, tags, also = "THIS_FOLDER", "image-editing, qwen-image, firered-lit", _EDIT_TOO
+    if lora is not None:
+        load, tags = base.name, f"{tags}, lora"
+        also = (
+            f"`{COMFYUI}` is the same for ComfyUI's LoRA loader, `{DIFFUSERS}` is what diffusers loads; strength 1.0."
+        )
+        note = f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, its scale in the weights. {note}"
+    adapter = '\npipe.load_lora_weights("THIS_FOLDER")' if lora is not None else ""
     return f"""---
 library_name: diffusers
 base_model: {base.name}
 pipeline_tag: image-to-image
-tags: [image-editing, qwen-image, firered-lit]
+tags: [{tags}]
 ---
 # {facts["stage"]} of {base.name}
 
@@ -122,12 +192,11 @@ import torch
 from diffusers import {kind}
 from PIL import Image
 
-pipe = {kind}.from_pretrained("THIS_FOLDER", torch_dtype=torch.bfloat16).to("cuda")
+pipe = {kind}.from_pretrained("{load}", torch_dtype=torch.bfloat16).to("cuda"){adapter}
 image = pipe({image}prompt="...", negative_prompt=" ", true_cfg_scale=4.0).images[0]
 ```
 
-or `python -m firered_lit edit --model THIS_FOLDER --image photo.jpg --prompt "..." --out edited.png`, which also encodes
-the prompt with the positions that the weights were trained with (diffusers 0.42 with transformers 5 loses them).
+{also}
 
 ## Data
 

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from ..errors import UserError
 from .family import Base, open_base
+from .lora import LoRA, add_adapter
 from .qwen_image import freeze_unused
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import QwenImageTransformer2DModel
 
 
@@ -17,25 +20,42 @@ class Backbone:
 
     name: "tiny", a diffusers folder or a hub id. dtype: of the weights in memory; master weights want "float32", LoRA
     and 8-bit optimizers live with "bfloat16". gradient_checkpointing: trade one more forward for activations' memory.
-    compile_blocks: regional `torch.compile`, one graph for all blocks.
+    compile_blocks: regional `torch.compile`, one graph for all blocks. lora: train an adapter over frozen weights.
+    quantize: hold the frozen weights in 8 or 4 bits; only with lora.
     """
 
     name: str
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     compile_blocks: bool = False
+    lora: LoRA | None = None
+    quantize: Literal["8bit", "4bit"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantize and self.lora is None:
+            raise UserError(f"backbone.quantize={self.quantize}: quantised weights cannot be trained; add a lora")
 
     @cached_property
     def base(self) -> Base:
         return open_base(self.name)
 
-    def load(self) -> "QwenImageTransformer2DModel":
-        """The transformer, ready to train; parameters that no loss reaches are frozen."""
+    def load(self, seed: int = 0, device: "torch.device | str" = "cpu") -> "QwenImageTransformer2DModel":
+        """The transformer, ready to train; parameters that no loss reaches are frozen.
+
+        seed: of the adapter's first weights. device: where a quantised base is quantised, and stays.
+        """
         import torch
 
-        transformer = self.base.transformer(getattr(torch, self.dtype))
-        transformer.requires_grad_(True).train()
-        freeze_unused(transformer)
+        transformer = self.base.transformer(getattr(torch, self.dtype)).train()
+        if self.quantize:
+            from .quantize import quantize
+
+            quantize(transformer, self.quantize, device)
+        if self.lora:
+            add_adapter(transformer, self.lora, seed)
+        else:
+            transformer.requires_grad_(True)
+            freeze_unused(transformer)
         if self.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if self.compile_blocks:

@@ -9,13 +9,16 @@ from torchmetrics import MeanMetric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ..batch import Condition, EditBatch
-from ..draws import gaussian
+from ..checkpoint import check_architecture
+from ..draws import gaussian, seed_of
+from ..errors import UserError
 from ..flow.path import interpolate, velocity
 from ..flow.sampler import resolution_shift, schedule
 from ..losses.flow_matching import flow_matching_loss
 from ..models import qwen_image
 from ..models.backbone import Backbone
 from ..models.codec import Codec
+from ..models.lora import is_adapter
 from ..models.sampling import Preview, sample
 from ..optim import OptimizerFactory, ScheduleFactory, parameter_groups
 
@@ -38,13 +41,37 @@ class Stage(L.LightningModule):
         self.backbone, self.base = backbone, backbone.base
         self.optimizer_factory, self.schedule_factory = optimizer, schedule
         self.preview, self.seed = preview, seed
+        self.strict_loading = backbone.lora is None  # an adapter's checkpoint has none of the frozen weights
         self.scheduler_config = self.base.scheduler_config
         self.frozen: dict[str, Codec] = {}  # in a dict, so that the VAE is no submodule and in no checkpoint
         self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "psnr", "ssim")})
 
     def configure_model(self) -> None:
         if not hasattr(self, "transformer"):
-            self.transformer = self.backbone.load()
+            device = "cpu" if self._trainer is None else self.trainer.strategy.root_device
+            self.transformer = self.backbone.load(self.seed, device)
+
+    def kept(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds of a state dict: everything, or with LoRA the adapter alone."""
+        return state if self.backbone.lora is None else {k: v for k, v in state.items() if is_adapter(k)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.kept(checkpoint["state_dict"])
+        if self.backbone.lora is not None:
+            checkpoint["lora"] = self.backbone.lora.as_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another architecture, and an adapter of another scale: its tensors would fit."""
+        if "state_dict" in checkpoint:  # a sharded one is read by its strategy
+            check_architecture(self.kept(self.state_dict()), checkpoint["state_dict"])
+        saved, lora = checkpoint.get("lora"), self.backbone.lora
+        if lora is not None and saved is not None and saved["alpha"] != lora.alpha:
+            raise UserError(f"the checkpoint's LoRA has alpha {saved['alpha']}, the recipe's {lora.alpha}")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout knows no other source than the global random state: key it, as every draw is."""
+        if self.backbone.lora is not None and self.backbone.lora.dropout:
+            torch.manual_seed(seed_of(self.seed, "dropout", batch.step, batch.slots))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(parameter_groups(self.transformer.named_parameters()))

@@ -200,7 +200,7 @@ def test_an_unknown_option_is_never_taken_for_an_override(stub, capsys):
 
 def test_edit_and_export_pass_on_what_they_were_given(monkeypatch):
     calls = []
-    for name in ("edit", "export"):
+    for name in ("edit", "export", "average"):
         module = types.ModuleType(f"firered_lit.{name}")
         setattr(module, name, lambda _name=name, **given: calls.append((_name, given)))
         monkeypatch.setitem(sys.modules, f"firered_lit.{name}", module)
@@ -209,13 +209,15 @@ def test_edit_and_export_pass_on_what_they_were_given(monkeypatch):
     )
     assert cli.main([*edit.split(), "--stock"]) == 0
     assert cli.main(["export", "--run", "R", "--out", "D"]) == 0
-    assert cli.main(["export", "--run", "R", "--out", "D", "--checkpoint", "best"]) == 0
+    assert cli.main(["export", "--run", "R", "--out", "D", "--checkpoint", "best", "--merge", "--ema"]) == 0
+    assert cli.main(["average", "--run", "R", "--last", "2", "--out", "F.ckpt"]) == 0
     given = {"model": "M", "images": ["A", "B"], "prompt": "T", "out": "F", "steps": 2, "seed": 0}
     given |= {"width": 128, "height": 96, "guidance": 1.0, "stock": True}
     assert calls == [
         ("edit", given),
-        ("export", {"run": "R", "out": "D", "checkpoint": "last"}),
-        ("export", {"run": "R", "out": "D", "checkpoint": "best"}),
+        ("export", {"run": "R", "out": "D", "checkpoint": "last", "merge": False, "ema": False}),
+        ("export", {"run": "R", "out": "D", "checkpoint": "best", "merge": True, "ema": True}),
+        ("average", {"run": "R", "out": "F.ckpt", "last": 2}),
     ]
 
 

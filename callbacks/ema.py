@@ -1,0 +1,129 @@
+"""An exponential moving average of the trained weights, sharded as they are."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from firered_lit.checkpoint import check_architecture
+from firered_lit.errors import UserError
+
+KEY = "ema"  # in a checkpoint: {"updates": int, "weights": {name: float32 tensor}}
+
+
+class EMA(L.Callback):
+    """Keep `shadow = decay * shadow + (1 - decay) * weight` of every trainable parameter, in float32.
+
+    Updated after optimizer steps, never between the micro-batches of one; saved in the run's checkpoints and resumed
+    from them; `export --ema` writes it. Every rank keeps the average of the part of the weights that it holds.
+
+    Args:
+        decay: share of the average that an update keeps, in [0, 1).
+        every: optimizer steps between updates.
+        start: optimizer steps after which averaging begins; until then the average is the weights themselves.
+        validate: validate with the average in place of the weights.
+    """
+
+    def __init__(self, decay: float = 0.999, every: int = 1, start: int = 0, validate: bool = False) -> None:
+        super().__init__()
+        if not 0 <= decay < 1 or every < 1 or start < 0:
+            given = f"decay={decay} every={every} start={start}"
+            raise UserError(f"ema: {given}: decay lies in [0, 1), every is at least 1, start at least 0")
+        self.decay, self.every, self.start, self.validate = decay, every, start, validate
+        self.shadow: dict[str, Tensor] = {}
+        self.updates = 0
+        self._loaded: dict[str, Tensor] | None = None
+        self._aside: dict[str, Tensor] | None = None  # the weights, while the average is in their place
+        self._seen_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._seen_step = trainer.global_step
+        named = dict(_trained(pl_module))
+        self.shadow = {name: p.detach().float().clone() for name, p in named.items()}
+        if self._loaded is not None:
+            check_architecture(self.shadow, self._loaded)
+            for name, tensor in self.shadow.items():
+                _local(tensor).copy_(_local(_like(self._loaded[name], tensor)))
+            self._loaded = None
+        elif trainer.global_step > 0:
+            rank_zero_warn("ema: the checkpoint has no average; it begins with the weights as they are now")
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._seen_step:  # in the middle of an accumulation
+            return
+        self._seen_step = step
+        if step % self.every and step > self.start:
+            return
+        weights = dict(_trained(pl_module))
+        shadows = [_local(tensor) for tensor in self.shadow.values()]
+        current = [_local(weights[name]).detach().float() for name in self.shadow]
+        if step <= self.start:
+            torch._foreach_copy_(shadows, current)
+        else:
+            torch._foreach_lerp_(shadows, current, 1 - self.decay)
+            self.updates += 1
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.validate and self.shadow:
+            self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap_out(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._swap_out(pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Whole tensors, whatever their placement: all ranks ask together, the first one keeps them to write."""
+        if self.shadow:
+            weights = {name: _whole(tensor, trainer.is_global_zero) for name, tensor in self.shadow.items()}
+            checkpoint[KEY] = {"updates": self.updates, "weights": weights}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if KEY in checkpoint:
+            self.updates, self._loaded = checkpoint[KEY]["updates"], checkpoint[KEY]["weights"]
+
+    @torch.no_grad()
+    def _swap_in(self, pl_module: L.LightningModule) -> None:
+        weights = dict(_trained(pl_module))
+        self._aside = {name: _local(weights[name]).clone() for name in self.shadow}
+        for name, tensor in self.shadow.items():
+            _local(weights[name]).copy_(_local(tensor))
+
+    @torch.no_grad()
+    def _swap_out(self, pl_module: L.LightningModule) -> None:
+        aside, self._aside = self._aside or {}, None
+        weights = dict(_trained(pl_module))
+        for name, tensor in aside.items():
+            _local(weights[name]).copy_(tensor)
+
+
+def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part that this rank holds: of a sharded tensor its shard, else the tensor itself."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def _whole(tensor: Tensor, keep: bool) -> Tensor:
+    """A copy of the whole tensor on the host, nothing where it is not kept. Of a sharded one, all ranks must ask."""
+    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.detach().to("cpu", copy=True) if keep else torch.empty(0)
+
+
+def _like(whole: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor, placed as `tensor` is."""
+    if not hasattr(tensor, "full_tensor"):
+        return whole.to(tensor.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)

@@ -1,0 +1,51 @@
+"""The arithmetic mean of a run's last checkpoints, as one checkpoint that `export` reads."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import FOLDER, AtomicCheckpointIO, listed
+from .errors import UserError
+
+KEPT = ("lora", "epoch", "global_step", "pytorch-lightning_version")
+
+
+def average(run: str, out: str, last: int = 3) -> None:
+    """Write the mean of the weights of `run`'s newest `last` checkpoints as the checkpoint `out`.
+
+    Summed in float64, one checkpoint in memory at a time, and rounded once to each weight's precision; what is no
+    floating number is the newest's. With LoRA the two factors are averaged, not their product. The file has weights
+    only: it can be exported or started from, not resumed. Raises UserError when there are fewer checkpoints, when two
+    differ in their keys or shapes, or when `out` exists.
+    """
+    paths, target = listed(Path(run) / FOLDER)[-last:], Path(out)
+    if len(paths) < last:
+        raise UserError(f"{run}: has {len(paths)} checkpoints, not {last}; lower --last or raise checkpoint.keep")
+    if target.exists():
+        raise UserError(f"{out}: exists; choose another --out")
+    if target.suffix != ".ckpt":
+        raise UserError(f"{out}: --out is a checkpoint's file, NAME.ckpt")
+    total: dict[str, Tensor] = {}
+    newest: dict[str, Any] = {}
+    for path in paths:
+        newest = AtomicCheckpointIO().load_checkpoint(path)
+        _add(total, newest["state_dict"], path)
+    state = {key: _mean(total[key], last, tensor) for key, tensor in newest["state_dict"].items()}
+    kept = {key: newest[key] for key in KEPT if key in newest}
+    averaged = {"state_dict": state, "averaged": [path.name for path in paths]}
+    AtomicCheckpointIO().save_checkpoint(kept | averaged, target)
+    print(f"{out}: the mean of {', '.join(path.name for path in paths)}; export --run {run} --checkpoint {out}")
+
+
+def _add(total: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
+    """Add one checkpoint's weights to the sums."""
+    if total and {k: t.shape for k, t in total.items()} != {k: t.shape for k, t in state.items()}:
+        raise UserError(f"{path}: its weights differ in names or shapes from the checkpoints before it")
+    for key, tensor in state.items():
+        total[key] = total[key].add_(tensor) if key in total else tensor.to(torch.float64, copy=True)
+
+
+def _mean(total: Tensor, count: int, like: Tensor) -> Tensor:
+    return (total / count).to(like.dtype) if like.is_floating_point() else like

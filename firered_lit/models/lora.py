@@ -1,0 +1,127 @@
+"""LoRA by peft: small trained factors beside frozen weights. LoRA (2106.09685): W x + (alpha / rank) B A x."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..draws import generator
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
+    from torch import Tensor, nn
+
+TARGETS = (
+    *("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"),
+    *("img_mlp.net.2", "img_mod.1", "txt_mlp.net.2", "txt_mod.1"),
+)
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Which weights get an adapter, and how large it is.
+
+    rank: of the two factors. alpha: the adapter's output is scaled by alpha / rank. targets: names of linear layers, or
+    the ends of their names. dropout: share of the adapter's inputs that training sets to zero, in [0, 1).
+    """
+
+    rank: int
+    alpha: float
+    targets: Sequence[str] = TARGETS
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            given = f"rank={self.rank} alpha={self.alpha} dropout={self.dropout}"
+            raise UserError(f"lora: {given}: rank is at least 1, alpha above 0, dropout in [0, 1)")
+        if isinstance(self.targets, str) or not self.targets:
+            raise UserError(f"lora.targets={self.targets!r}: expected a list of module names, as [to_q, to_k]")
+        object.__setattr__(self, "targets", tuple(self.targets))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def as_dict(self) -> dict[str, object]:
+        return {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets), "dropout": self.dropout}
+
+
+def add_adapter(transformer: "QwenImageTransformer2DModel", lora: LoRA, seed: int) -> None:
+    """Freeze `transformer` and put a trainable float32 adapter beside it, which changes nothing yet (B = 0).
+
+    A is uniform in +-1 / sqrt(inputs), as peft draws it, but keyed by (seed, module): the same on every rank and in
+    every run. The global random state is left as it was. Raises UserError for a target that is no linear layer.
+    """
+    import torch
+    from peft import LoraConfig
+
+    names = matched(transformer, lora.targets)
+    transformer.requires_grad_(False)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, lora_dropout=lora.dropout)
+    with torch.random.fork_rng(devices=[]):
+        transformer.add_adapter(config, ADAPTER)
+    for key, parameter in transformer.named_parameters():
+        if not is_adapter(key):
+            continue
+        parameter.data = parameter.data.float()
+        if ".lora_A." in key:
+            bound = parameter.shape[1] ** -0.5
+            drawn = torch.rand(parameter.shape, generator=generator(seed, "lora", key)) * 2 - 1
+            parameter.data.copy_(bound * drawn)
+
+
+def matched(transformer: "nn.Module", targets: Sequence[str]) -> list[str]:
+    """Names of the linear layers that `targets` mean, without those of the last block that no loss reaches."""
+    from torch import nn
+
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(_ends(name, target) for name in linear):
+            raise UserError(f"lora.targets: no linear layer is named {target!r}{_nearest(target, linear)}")
+    last = f"transformer_blocks.{len(transformer.transformer_blocks) - 1}."
+    dead = tuple(f"{last}{part}" for part in ("attn.to_add_out", "attn.add_q_proj", "txt_mlp."))
+    found = [n for n in linear if any(_ends(n, t) for t in targets) and not n.startswith(dead)]
+    if not found:
+        raise UserError(f"lora.targets={list(targets)}: only text layers of the last block, which no loss reaches")
+    return found
+
+
+def is_adapter(key: str) -> bool:
+    """Whether a key of a state dict belongs to an adapter."""
+    return ".lora_A." in key or ".lora_B." in key
+
+
+def factors(weights: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]":
+    """Module -> (A (rank, inputs), B (outputs, rank)) from the transformer's state dict."""
+    end = f".lora_A.{ADAPTER}.weight"
+    found = {key.removesuffix(end): tensor for key, tensor in weights.items() if key.endswith(end)}
+    return {name: (a, weights[f"{name}.lora_B.{ADAPTER}.weight"]) for name, a in found.items()}
+
+
+def delta(a: "Tensor", b: "Tensor", scale: float = 1.0) -> "Tensor":
+    """What an adapter adds to a weight: scale * B A, (outputs, inputs), float32."""
+    return scale * (b.float() @ a.float())
+
+
+def merge(transformer: "nn.Module", trained: "Mapping[str, tuple[Tensor, Tensor]]", scale: float) -> None:
+    """Add trained factors to the weights of a plain transformer, in float32, rounded once to the weight's precision."""
+    import torch
+
+    with torch.no_grad():
+        for name, (a, b) in trained.items():
+            weight = transformer.get_submodule(name).weight
+            weight.copy_(weight.float() + delta(a, b, scale).to(weight.device))
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _nearest(target: str, names: Sequence[str]) -> str:
+    """The ends of existing names that look most like `target`."""
+    inside = {n.split(".", 2)[2] if n.startswith("transformer_blocks.") else n for n in names}
+    ends = sorted(inside | {end.removeprefix("attn.") for end in inside})
+    close = difflib.get_close_matches(target, ends, n=3, cutoff=0.5)
+    return f"; the nearest are {', '.join(close)}" if close else f"; a block has {', '.join(sorted(TARGETS))}"
