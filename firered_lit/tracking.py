@@ -55,7 +55,8 @@ class MLflow(MLFlowLogger):
         resume: str | None = None,
     ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for name in ("alembic", "mlflow.store.db.utils"):  # they tell of every table that they make
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.dir = Path(dir).resolve()
         uri = store_uri(uri, self.dir.parent)
         super().__init__(experiment, run_name or self.dir.name, uri, save_dir=None, artifact_location=artifacts_of(uri))

@@ -27,15 +27,16 @@ def test_saves_after_optimizer_steps_and_at_the_end_and_keeps_the_newest(tmp_pat
     assert newest(tmp_path).name == step(9)
 
 
+@pytest.mark.parametrize("every", [1, 100], ids=["on time", "at the end"])
 @pytest.mark.parametrize("cut", range(1, 11))
-def test_a_run_cut_at_any_step_ends_like_one_that_was_not(tmp_path, cut):
+def test_a_run_cut_at_any_step_ends_like_one_that_was_not(tmp_path, cut, every):
     """Across accumulation, epoch boundaries (4 steps an epoch) and validation (every 4 batches)."""
-    whole, _ = fit(tmp_path / "whole", [Checkpoint(every=100)], max_steps=11)
-    fit(tmp_path / "cut", [Checkpoint(every=1)], max_steps=cut)
+    whole, once = fit(tmp_path / "whole", [Checkpoint(every=100)], max_steps=11)
+    fit(tmp_path / "cut", [Checkpoint(every=every)], max_steps=cut)
     path = resolve(tmp_path / "cut", "last")
     assert path.name == step(cut)
-    resumed, run = fit(tmp_path / "cut", [Checkpoint(every=1)], resume=path, max_steps=11)
-    assert run.global_step == 11
+    resumed, run = fit(tmp_path / "cut", [Checkpoint(every=every)], resume=path, max_steps=11)
+    assert (run.global_step, run.current_epoch) == (11, once.current_epoch)
     assert torch.equal(weights(resumed), weights(whole))
     assert resumed.losses == {k: v for k, v in whole.losses.items() if k in resumed.losses}
     assert len(resumed.losses) == len(whole.losses) - min(whole_batches(cut), len(whole.losses))
@@ -116,13 +117,14 @@ def test_going_on_from_an_earlier_step_sets_the_later_ones_aside(tmp_path):
 
 
 def test_early_stopping_saves_and_the_run_can_go_on(tmp_path):
-    whole, _ = fit(tmp_path / "whole", [Checkpoint(every=100)], max_steps=11)
+    whole, once = fit(tmp_path / "whole", [Checkpoint(every=100)], max_steps=11)
     stop = EarlyStopping("val/loss", patience=1)
     toy = Toy(val_loss=lambda at: torch.tensor(1.0))
     _, run = fit(tmp_path / "cut", [Checkpoint(every=100), stop], module=toy, max_steps=11, val_check_interval=2)
     assert run.global_step < 11
     assert names(tmp_path / "cut") == [step(run.global_step)]
-    resumed, _ = fit(tmp_path / "cut", [Checkpoint(every=100)], resume=newest(tmp_path / "cut"), max_steps=11)
+    resumed, run = fit(tmp_path / "cut", [Checkpoint(every=100)], resume=newest(tmp_path / "cut"), max_steps=11)
+    assert run.current_epoch == once.current_epoch
     assert torch.equal(weights(resumed), weights(whole))
 
 
