@@ -64,28 +64,35 @@ class SampleGrid(L.Callback):
         for i in range(len(batch)):
             if len(self._own) < self.rows and (batch.weight is None or batch.weight[i] > 0):
                 pictures = [
-                    *((_caption(n, batch), to_image(source[i])) for n, source in enumerate(batch.sources)),
+                    *((source_name(n, batch), to_image(source[i])) for n, source in enumerate(batch.sources)),
                     ("output", to_image(output[i])),
                     ("target", to_image(batch.pixels[i])),
                 ]
-                cells = tuple((caption, _fit(picture, self.side)) for caption, picture in pictures)
+                cells = tuple((name, fitted(picture, self.side)) for name, picture in pictures)
                 said = batch.instructions[i] if batch.instructions else batch.ids[i]
                 self._own.append(Row((batch_idx, batch.slots[i]), cells, said))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rows = sorted(_gather(self._own, trainer), key=lambda row: row.place)[: self.rows]
-        self._own = []
-        if not rows:
-            return
-        step = trainer.global_step
-        grid = draw_grid(rows, f"step {step}", Lettering(self.font))
-        folder = self.dir or Path(trainer.default_root_dir) / FOLDER
-        try:
-            _save(grid, folder / f"step_{step:08d}.png")
-        except OSError as error:
-            rank_zero_warn(f"{folder}: the grid could not be written ({error.strerror})")
-        for logger in trainer.loggers:
-            log_image(logger, FOLDER, grid, step)
+        own, self._own = self._own, []
+        publish(own, trainer, self.rows, self.dir or Path(trainer.default_root_dir) / FOLDER, FOLDER, self.font)
+
+
+def publish(own: list[Row], trainer: L.Trainer, limit: int, folder: Path, name: str, font: str | None) -> None:
+    """The first `limit` of all ranks' rows as a picture: a file `folder`/step_00000020.png, and `name` in the logger.
+
+    Called by all ranks alike; the first one draws. A file that cannot be written costs a warning.
+    """
+    rows = sorted(_gather(own, trainer), key=lambda row: row.place)[:limit]
+    if not rows:
+        return
+    step = trainer.global_step
+    grid = draw_grid(rows, f"step {step}", Lettering(font))
+    try:
+        _save(grid, folder / f"step_{step:08d}.png")
+    except OSError as error:
+        rank_zero_warn(f"{folder}: the grid could not be written ({error.strerror})")
+    for logger in trainer.loggers:
+        log_image(logger, name, grid, step)
 
 
 def draw_grid(rows: list[Row], title: str, lettering: Lettering) -> Image.Image:
@@ -118,11 +125,11 @@ def _draw_row(row: Row, width: int, lettering: Lettering) -> Image.Image:
     return strip
 
 
-def _caption(index: int, batch: EditBatch) -> str:
+def source_name(index: int, batch: EditBatch) -> str:
     return "source" if len(batch.sources) == 1 else f"source {index + 1}"
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
+def fitted(picture: Image.Image, side: int) -> Image.Image:
     """To a height of `side`, but no wider than three times that."""
     scale = min(side / picture.height, 3 * side / picture.width)
     return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.LANCZOS)

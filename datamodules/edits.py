@@ -11,15 +11,13 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from firered_lit.batch import EditBatch, Text
 from firered_lit.errors import UserError
-from firered_lit.models.codec import to_pixels
 from firered_lit.models.family import Base
 from firered_lit.models.sizes import Sizes
 
 from .buckets import BatchPlan, Index
 from .captions import UNCONDITIONAL, Captions
 from .chunks import Chunks
-from .encode import from_png
-from .loader import EditLoader, Visits, collate
+from .loader import EditLoader, Visits, collate, pictured
 
 
 def check_data(root: str | Path, base: Base | None = None) -> dict[str, Any]:
@@ -58,10 +56,8 @@ class HeldOut:
     def batch(self, number: int, slot: int, weight: float) -> EditBatch:
         """One held-out edit with what it is judged by. It shows the original English instruction when it has one."""
         sample = self.chunks.read(self.positions[number], images=True)
-        names = ["target", *(f"reference.{i}" for i in range(len(sample.meta["references"])))]
-        pixels, *sources = [to_pixels(from_png(sample.images[name]))[None] for name in names]
         shown = min(sample.meta["instructions"], key=lambda key: (key != "original/en", key))
-        more = {"pixels": pixels, "sources": tuple(sources), "weight": torch.tensor([weight])}
+        more = pictured([sample]) | {"weight": torch.tensor([weight])}
         more["unconditional"] = Text.pad([sample.tensors[f"text.{UNCONDITIONAL}"]])
         return collate([sample], [shown], 0, (slot,), len(self) * self.world, **more)
 

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from firered_lit.batch import Condition, EditBatch, Text
+from firered_lit.batch import Condition, EditBatch, PreferenceBatch, Text
 from firered_lit.errors import UserError
+from firered_lit.models.codec import to_pixels
 
 from .buckets import BatchPlan
 from .captions import Captions
 from .chunks import Chunks, Sample
+from .encode import from_png
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,22 @@ class Failure:
 
 
 class Visits(Dataset[EditBatch | Failure]):
-    """Micro-batches by address, with the captions of this visit."""
+    """Micro-batches by address, with the captions of this visit; with `images`, also the pictures."""
 
-    def __init__(self, folder: Path, captions: Captions, seed: int) -> None:
-        self.chunks, self.captions, self.seed = Chunks(folder), captions, seed
+    def __init__(self, folder: Path, captions: Captions, seed: int, images: bool = False) -> None:
+        self.chunks, self.captions, self.seed, self.images = Chunks(folder), captions, seed, images
 
     def __getitem__(self, address: Address) -> EditBatch | Failure:
+        """A micro-batch: of preference pairs when the samples are pairs."""
         try:
-            samples = [self.chunks.read(position) for position in address.positions]
+            samples = [self.chunks.read(position, self.images) for position in address.positions]
             texts = [
                 self.captions.draw(sample.meta["instructions"], self.seed, address.step, slot)
                 for sample, slot in zip(samples, address.slots, strict=True)
             ]
             self._one_shape(address, samples)
-            return collate(samples, texts, address.step, address.slots, address.num_slots)
+            more = pictured(samples) if self.images else {}
+            return collate(samples, texts, address.step, address.slots, address.num_slots, **more)
         except UserError as problem:
             return Failure(str(problem))
 
@@ -70,13 +75,22 @@ def _references(sample: Sample) -> list[Tensor]:
     return [sample.tensors[f"reference.{i}"] for i in range(len(sample.meta["references"]))]
 
 
+def pictured(samples: Sequence[Sample]) -> dict[str, Any]:
+    """The targets and sources of samples as pixels. KeyError when they were prepared without pictures."""
+    names = ["target", *(f"reference.{i}" for i in range(len(samples[0].meta["references"])))]
+    pixels, *sources = [torch.stack([to_pixels(from_png(s.images[name])) for s in samples]) for name in names]
+    return {"pixels": pixels, "sources": tuple(sources)}
+
+
 def collate(
     samples: Sequence[Sample], texts: Sequence[str], step: int, slots: tuple[int, ...], num_slots: int, **more: Any
 ) -> EditBatch:
-    """Samples of one list of shapes as a batch, each with the text of that key."""
+    """Samples of one list of shapes as a batch, each with the text of that key; of preference pairs as pairs."""
     references = zip(*map(_references, samples), strict=True)
     text = Text.pad([sample.tensors[f"text.{key}"] for sample, key in zip(samples, texts, strict=True)])
-    return EditBatch(
+    losers = [sample.tensors["loser"] for sample in samples if "loser" in sample.tensors]
+    kind = partial(PreferenceBatch, loser=torch.stack(losers)) if len(losers) == len(samples) else EditBatch
+    return kind(
         target=torch.stack([sample.tensors["target"] for sample in samples]),
         condition=Condition(text, tuple(torch.stack(images) for images in references)),
         ids=tuple(sample.id for sample in samples),

@@ -1,7 +1,7 @@
 """The tensors that cross from data to training, and their shapes. Nothing else does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
@@ -65,8 +65,8 @@ class EditBatch(_Movable):
     tasks: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
     unconditional: Text | None = None  # validation only: the text " " with the same references
-    pixels: Tensor | None = None  # validation only: (B, 3, H, W) the true target, in [-1, 1]
-    sources: tuple[Tensor, ...] = ()  # validation only: n tensors (B, 3, H_i, W_i), in [-1, 1]
+    pixels: Tensor | None = None  # validation and rollout: (B, 3, H, W) the true target, in [-1, 1]
+    sources: tuple[Tensor, ...] = ()  # validation and rollout: n tensors (B, 3, H_i, W_i), in [-1, 1]
     weight: Tensor | None = None  # validation only: (B,) 0 for samples that only fill up a rank's share
 
     def __post_init__(self) -> None:
@@ -82,3 +82,69 @@ class EditBatch(_Movable):
         """Visual tokens of the whole batch: a token is a 2x2 patch of latents."""
         images = (self.target, *self.condition.references)
         return len(self) * sum(image.shape[-2] * image.shape[-1] // 4 for image in images)
+
+    def repeated(self, times: int) -> "EditBatch":
+        """Every sample `times` times in a row, tensors as views where there is one sample."""
+
+        def rows(value: Any) -> Any:
+            if isinstance(value, _Movable):
+                return value._map(rows)
+            if isinstance(value, Tensor):
+                one = len(value) == 1
+                return value.expand(times, *value.shape[1:]) if one else value.repeat_interleave(times, 0)
+            if isinstance(value, tuple) and any(isinstance(x, Tensor) for x in value):
+                return tuple(map(rows, value))
+            return tuple(x for x in value for _ in range(times)) if isinstance(value, tuple) else value
+
+        return replace(self, **{f.name: rows(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class PreferenceBatch(EditBatch):
+    """Edits of which two outcomes are known, in one shape: the target is the winner."""
+
+    loser: Tensor = field(kw_only=True)  # (B, 16, h, w)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loser.shape != self.target.shape:
+            raise ValueError("PreferenceBatch: winner and loser differ in shape")
+
+    @property
+    def winner(self) -> Tensor:
+        """(B, 16, h, w), the target."""
+        return self.target
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of both sides; each comes with its own copy of the references."""
+        return 2 * super().tokens
+
+    def both(self) -> tuple[Tensor, Condition]:
+        """Winners, then losers (2B, 16, h, w), and the condition that they share, twice."""
+        return torch.cat([self.winner, self.loser]), self.condition._map(lambda rows: torch.cat([rows, rows]))
+
+
+@dataclass(frozen=True)
+class PromptBatch(_Movable):
+    """What one process draws in one iteration of reinforcement learning: samples to edit, each the seed of a group."""
+
+    groups: tuple[EditBatch, ...]  # one sample each, of any shape; with pixels and sources
+    step: int  # which iteration since the start of training
+
+    def __post_init__(self) -> None:
+        if not self.groups or any(len(group) != 1 for group in self.groups):
+            raise ValueError("PromptBatch: every group is one sample, and there is at least one")
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def slots(self) -> tuple[tuple[int, int], ...]:
+        """(global batch, slot) of each group."""
+        return tuple((group.step, group.slots[0]) for group in self.groups)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of one edit of every group."""
+        return sum(group.tokens for group in self.groups)

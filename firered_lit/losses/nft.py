@@ -1,12 +1,12 @@
 """DiffusionNFT (2509.16117): policy optimisation on the forward process, from rewards within groups."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from firered_lit.flow.path import clean
+from firered_lit.flow.path import clean, interpolate, velocity
 from firered_lit.losses.flow_matching import at_least_float32, flow_matching_loss
 
 
@@ -48,6 +48,53 @@ def nft_loss_adaptive(
     good = _normalised_error(clean(x_t, sigma, positive(v, v_old, beta=beta)), x_0)
     bad = _normalised_error(clean(x_t, sigma, negative(v, v_old, beta=beta)), x_0)
     return scale * (optimality * good + (1 - optimality) * bad)
+
+
+class PolicyLoss(Protocol):
+    """A form of the loss as the stage calls it, on edits x_0 with noise eps at sigma; clip is A_max. -> (B,)."""
+
+    def __call__(
+        self,
+        x_0: Tensor,
+        eps: Tensor,
+        sigma: Tensor,
+        v: Tensor,
+        v_old: Tensor,
+        optimality: Tensor,
+        *,
+        clip: float,
+    ) -> Tensor: ...
+
+
+def adaptive(
+    x_0: Tensor,
+    eps: Tensor,
+    sigma: Tensor,
+    v: Tensor,
+    v_old: Tensor,
+    optimality: Tensor,
+    *,
+    clip: float,
+    beta: float = 1.0,
+) -> Tensor:
+    """`nft_loss_adaptive` at the authors' scale, clip / beta."""
+    x_t = interpolate(x_0, eps, sigma)
+    return nft_loss_adaptive(x_t, sigma, x_0, v, v_old, optimality, beta=beta, scale=clip / beta)
+
+
+def as_written(
+    x_0: Tensor,
+    eps: Tensor,
+    sigma: Tensor,
+    v: Tensor,
+    v_old: Tensor,
+    optimality: Tensor,
+    *,
+    clip: float,
+    beta: float = 1.0,
+) -> Tensor:
+    """`nft_loss`, eq. 3 with no scale: it has no use for `clip`."""
+    return nft_loss(v, v_old, velocity(x_0, eps), optimality, beta=beta)
 
 
 def _normalised_error(estimate: Tensor, x_0: Tensor) -> Tensor:

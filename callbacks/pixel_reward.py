@@ -1,0 +1,35 @@
+"""The plainest reward: how near an edit is to the picture that the data set gives for it."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from firered_lit.batch import EditBatch
+from firered_lit.errors import UserError
+from firered_lit.rewards.protocol import Scores
+
+
+class PixelReward(L.Callback):
+    """1 - mean absolute difference to the target, pixels on [0, 1]. For laptops and tests; it needs no model.
+
+    Args:
+        name: what it is called in `stage.weights`, `stage.routes` and the log.
+    """
+
+    def __init__(self, name: str = "pixel") -> None:
+        self.name = name
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
+        """Score images (B, 3, H, W) in [-1, 1]."""
+        if batch.pixels is None:
+            raise UserError(f"reward {self.name}: the batch has no target pictures; prepare with keep_images=true")
+        return self._pool.submit(score, images, batch.pixels)
+
+
+def score(images: Tensor, targets: Tensor) -> Scores:
+    """1 - mean |image - target| / 2 of pixels in [-1, 1]. (B, 3, H, W) twice -> (B,)."""
+    value = 1 - (images.float() - targets.to(images)).abs().flatten(1).mean(1).cpu() / 2
+    return Scores(value, torch.ones(len(value), dtype=torch.bool))

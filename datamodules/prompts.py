@@ -1,0 +1,89 @@
+"""Prompts with their sources for reinforcement learning, from the data that `prepare` encoded: `PromptDataModule`."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from firered_lit.batch import PromptBatch
+from firered_lit.errors import UserError
+
+from .edits import EditDataModule
+from .loader import EditLoader, Visits
+
+
+class PromptLoader:
+    """The iterations of one process, without end: each is the next `length` global batches of one sample per plan rank.
+
+    Every process gets groups of the same buckets in the same order, so that all run equal forwards. The state is that
+    of the inner loader, whole iterations only.
+    """
+
+    def __init__(self, inner: EditLoader, length: int) -> None:
+        self.inner, self.length = inner, length
+
+    def __len__(self) -> int:
+        return max(1, self.inner.plan.steps() // self.length)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        stream, share = iter(self.inner), self.length * self.inner.share
+        while True:
+            step = self.inner.seen // share
+            yield PromptBatch(tuple(islice(stream, share)), step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict() | {"length": self.length}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("length") != self.length:
+            known = f"{state.get('length')} global batches an iteration, now {self.length}"
+            raise UserError(f"this run began with {known}: set data.groups and data.plan_ranks back")
+        self.inner.load_state_dict(state)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class PromptDataModule(EditDataModule):
+    """Samples to edit, `groups` of them per iteration over all processes, and held-out edits for validation.
+
+    Each is the seed of a group: the stage draws several edits of it. captions, languages, weights, held_out_max: see
+    `EditDataModule`. plan_ranks: processes that may share the work, at most; so many groups in turn are of one bucket.
+    The number of processes when None; a run goes on with any number that divides it.
+    Raises UserError when the data was prepared without its pictures, which rewards look at.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        groups: int,
+        workers: int = 2,
+        seed: int = 0,
+        captions: Mapping[str, float] | None = None,
+        languages: Mapping[str, float] | None = None,
+        weights: Mapping[str, Any] | None = None,
+        held_out_max: int = 8,
+        plan_ranks: int | None = None,
+    ) -> None:
+        shared = {"seed": seed, "text_drop": 0.0, "captions": captions, "languages": languages, "weights": weights}
+        shared |= {"workers": workers, "held_out_max": held_out_max, "plan_ranks": plan_ranks, "max_batch": 1}
+        super().__init__(root, capacity=1 << 62, **shared)  # the stage budgets its forwards itself
+        self.groups = groups
+        if not self.summary["keep_images"]:
+            raise UserError(
+                f"{root}: prepared without pictures, which rewards look at; prepare it with keep_images=true"
+            )
+
+    def train_dataloader(self) -> PromptLoader:
+        rank, world, _ = self._place()
+        ranks = self.plan_ranks or world
+        if self.groups < 1 or self.groups % ranks:
+            raise UserError(f"data.groups={self.groups}: must be a multiple of {ranks}, the processes that share them")
+        identity = {"data": self.summary["fingerprint"], "seed": self.seed, "plan_ranks": ranks}
+        identity["weights"] = repr(self.weights)
+        visits = Visits(self.root / "chunks", self.captions, self.seed, images=True)
+        self.loader = EditLoader(visits, self._plan(ranks), identity, rank=rank, world=world, workers=self.workers)
+        rank_zero_info(f"data: {self.groups} groups an iteration, {self.groups // world} on each process")
+        return PromptLoader(self.loader, self.groups // ranks)

@@ -1,0 +1,123 @@
+"""Rewards of a group of edits: asked for at once, waited for later; what fails is missing, never made up."""
+
+import logging
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firered_lit.errors import UserError
+from firered_lit.rewards.mix import applies_to, mix
+from firered_lit.rewards.protocol import Reward, Scores
+
+log = logging.getLogger(__name__)
+Routes = Mapping[str, Collection[str]]
+
+
+def rewards_of(callbacks: Iterable[Any], weights: Mapping[str, float] | None = None) -> dict[str, Reward]:
+    """The rewards among a trainer's callbacks, by name. UserError when there is none, or two of one name, or when
+    `weights` names others."""
+    found = [callback for callback in callbacks if isinstance(callback, Reward)]
+    names = [reward.name for reward in found]
+    if not found:
+        raise UserError(
+            "callbacks: reinforcement learning needs a reward; add one, as callbacks.pixel_reward.PixelReward"
+        )
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"callbacks: two rewards are named {sorted(twice)[0]!r}; give one another name")
+    if weights is not None and set(weights) != set(names):
+        raise UserError(
+            f"stage.weights: name each reward once: there are {sorted(names)}, weights for {sorted(weights)}"
+        )
+    return dict(zip(names, found))
+
+
+@dataclass
+class Asked:
+    """What was asked about one group's edits, and what went wrong."""
+
+    tasks: tuple[str, ...]  # (K,)
+    futures: dict[str, "Future[Scores]"]
+    failures: dict[str, str] = field(default_factory=dict)  # reward -> why its scores are missing
+    outside: dict[str, int] = field(default_factory=dict)  # reward -> scores that were not in [0, 1]
+
+
+def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Routes | None = None) -> Asked:
+    """Submit images (K, 3, H, W) of a group to the rewards that score its task. UserError when none does."""
+    asked = Asked(batch.tasks, {})
+    for name, reward in rewards.items():
+        if bool(applies_to(name, batch.tasks, routes).any()):
+            try:
+                asked.futures[name] = reward.submit(images, batch)
+            except UserError:
+                raise
+            except Exception as problem:
+                asked.failures[name] = _reason(problem)
+    if not asked.futures and not asked.failures:
+        raise UserError(f"stage.routes: no reward scores the task {batch.tasks[0]!r}")
+    return asked
+
+
+def answered(asked: Asked, weights: Mapping[str, float], routes: Routes | None, until: float) -> Scores:
+    """The mixture of a group's rewards, once all are there or `until` (`time.monotonic`) is over.
+
+    A reward that raises, comes late or answers with something else is missing, as is a score that is no number in
+    [0, 1]. `terms` are those of `mix`, with NaN for what is missing or does not apply.
+    """
+    count, scores, given = len(asked.tasks), {}, {}
+    for name in weights:
+        scores[name] = _clean(name, _result(name, asked, until), asked)
+        given[name] = scores[name].valid & applies_to(name, asked.tasks, routes)
+    mixed = mix(scores, weights, asked.tasks, routes)
+    terms = {key: torch.where(given[key.split("/")[0]], value, torch.nan) for key, value in mixed.terms.items()}
+    for name, reason in asked.failures.items():
+        log.warning("reward %s: %d scores missing: %s", name, count, reason)
+    return Scores(mixed.value, mixed.valid, terms)
+
+
+def missing(count: int) -> Scores:
+    """No scores for so many edits."""
+    return Scores(torch.zeros(count), torch.zeros(count, dtype=torch.bool))
+
+
+def _result(name: str, asked: Asked, until: float) -> Scores:
+    """One reward's scores of a group, on the host."""
+    count = len(asked.tasks)
+    if name not in asked.futures:
+        return missing(count)
+    try:
+        scores = asked.futures[name].result(max(0.0, until - time.monotonic()))
+        if not isinstance(scores, Scores) or len(scores) != count:
+            raise ValueError(f"answered with {type(scores).__name__}, not {count} scores")
+    except UserError:
+        raise
+    except Exception as problem:  # an engine may fail in any way
+        asked.futures[name].cancel()
+        asked.failures[name] = _reason(problem)
+        return missing(count)
+    terms = {key: term.detach().float().cpu() for key, term in scores.terms.items()}
+    return Scores(scores.value.detach().float().cpu(), scores.valid.cpu(), terms)
+
+
+def _clean(name: str, scores: Scores, asked: Asked) -> Scores:
+    """Without the scores that are no number in [0, 1], which are counted."""
+    inside = (scores.value >= 0) & (scores.value <= 1)
+    if count := int((scores.valid & ~inside).sum()):
+        asked.outside[name] = count
+    return Scores(torch.where(inside, scores.value, 0.0), scores.valid & inside, scores.terms)
+
+
+def refuse_outside(asked: Sequence[Asked], names: Iterable[str]) -> None:
+    """UserError when every score that a reward gave for these groups lies outside [0, 1]: it has another scale."""
+    for name in names:
+        groups = [a for a in asked if name in a.futures and name not in a.failures]
+        if groups and sum(a.outside.get(name, 0) for a in groups) == sum(len(a.tasks) for a in groups):
+            raise UserError(f"reward {name}: none of its scores lies in [0, 1]; it must be laid on that scale")
+
+
+def _reason(problem: Exception) -> str:
+    return " ".join(f"{type(problem).__name__}: {problem}".split())

@@ -1,0 +1,258 @@
+"""Reinforcement learning by DiffusionNFT: edits are drawn by an old policy, scored, and learnt from by noising them."""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from ..batch import EditBatch, PromptBatch
+from ..draws import gaussian
+from ..errors import UserError
+from ..flow import sampler
+from ..flow.path import interpolate
+from ..flow.timesteps import Law, stratified_uniform, uniform
+from ..losses.flow_matching import flow_matching_loss
+from ..losses.nft import PolicyLoss, adaptive, group_optimality, old_policy_decay, policy_mask
+from ..models.backbone import Backbone
+from ..models.sampling import Preview
+from ..models.shadow import Shadow
+from ..optim import OptimizerFactory, ScheduleFactory
+from ..rewards.collect import answered, ask, refuse_outside, rewards_of
+from ..rewards.protocol import Reward
+from ..rewards.statistics import Scored, statistics
+from .base import Stage
+from .rollout import Clock, Points, Rollout, pieces, source_distance, to_bytes
+
+
+class NFT(Stage):
+    """DiffusionNFT (2509.16117), algorithm 1. One `training_step` is one iteration; the optimizer is stepped by hand.
+
+    group_size: edits drawn of each sample, in rollout_steps Euler steps without guidance. points: sigmas at which each
+    edit is learnt, drawn by `timesteps`; updates: optimizer steps of an iteration, which share the points.
+    loss: form of the loss, see `losses.nft`. clip, std: see `group_optimality`. min_std, max_mean: see `policy_mask`.
+    kl: weight of ||v - v_reference||^2 against the weights that the stage started from; 0 spends no forward on it.
+    decay: of the old policy after so many optimizer steps. weights, routes: of the rewards, see `mix`.
+    patience: seconds that rewards may take after the last edit is drawn; what is late is missing.
+    capacity: visual tokens of one forward; None draws a whole group at once. gradient_clip: norm of the gradient.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory | None = None,
+        group_size: int = 12,
+        rollout_steps: int = 6,
+        points: int = 2,
+        updates: int = 1,
+        timesteps: Law = uniform,
+        resolution_shift: bool = True,
+        loss: PolicyLoss = adaptive,
+        clip: float = 5.0,
+        std: Literal["group", "batch"] = "group",
+        min_std: float = 0.05,
+        max_mean: float = 0.9,
+        kl: float = 0.0,
+        decay: Callable[[int], float] = old_policy_decay,
+        weights: Mapping[str, float] | None = None,
+        routes: Mapping[str, Collection[str]] | None = None,
+        patience: float = 300.0,
+        capacity: int | None = None,
+        gradient_clip: float = 1.0,
+        preview: Preview | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optimizer, schedule, preview, seed)
+        self.automatic_optimization = False
+        self.group_size, self.rollout_steps, self.points, self.updates = group_size, rollout_steps, points, updates
+        self.timesteps, self.resolution_shift, self.loss = timesteps, resolution_shift, loss
+        self.clip, self.std, self.filter = clip, std, {"min_std": min_std, "max_mean": max_mean}
+        self.kl, self.decay, self.weights, self.routes = kl, decay, weights, routes
+        self.patience, self.capacity, self.gradient_clip = patience, capacity, gradient_clip
+        self.rewards: dict[str, Reward] = {}
+        self.reference: dict[str, Shadow] = {}  # in a dict: a new start has it again, so no checkpoint holds it
+        self._check()
+
+    def _check(self) -> None:
+        if self.group_size < 2:
+            raise UserError(f"stage.group_size={self.group_size}: at least 2, a reward is compared within its group")
+        if self.points < 1 or self.updates < 1 or self.points % self.updates:
+            raise UserError(f"stage.points={self.points}: must be a multiple of stage.updates={self.updates}")
+        if self.rollout_steps < 1 or self.kl < 0 or self.clip <= 0:
+            raise UserError("stage: rollout_steps is at least 1, kl at least 0 and clip above 0")
+        if self.backbone.lora is not None and self.backbone.lora.dropout:
+            raise UserError("stage.backbone.lora.dropout: must be 0, an edit is learnt by the network that drew it")
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.rewards = rewards_of(self.trainer.callbacks, self.weights)
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if not hasattr(self, "old"):
+            self.old = Shadow(self.transformer)
+            if self.kl:
+                self.reference["start"] = Shadow(self.transformer)
+
+    def kept(self, state: dict[str, Any]) -> dict[str, Any]:
+        """With LoRA a checkpoint holds the adapter and the old policy's."""
+        return super().kept(state) | {k: v for k, v in state.items() if k.startswith("old.")}
+
+    def on_fit_start(self) -> None:
+        for shadow in self.reference.values():
+            shadow.to(self.device)
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        clock = Clock(self.device)
+        with torch.no_grad(), self.old.swapped_into(self.transformer):
+            with clock.on("rollout"):
+                rollouts = [self.roll_out(sample) for sample in batch.groups]  # read while the next one is drawn
+            with clock.on("update"):
+                points = [p for place, rollout in enumerate(rollouts) for p in self.noised(rollout, place)]
+                for p in points:
+                    p.v_old = self.velocity_at(p)
+        with clock.on("update"):
+            self.compare_with_reference(points)
+        with clock.on("reward"):
+            scored = self.score(rollouts)
+        everyone = _gather(scored)
+        optimality, used = self.judge(Scored.join(everyone))
+        count = len(scored.reward)
+        mine = slice(self.global_rank * count, (self.global_rank + 1) * count)
+        with clock.on("update"):
+            numbers = self.learn(points, optimality[mine].to(self.device), used[mine].to(self.device))
+            decay = self.decay(self.global_step)
+            self.old.follow(self.transformer, decay)
+        numbers |= statistics(Scored.join(everyone), optimality, used) | clock.shares() | {"train/old_decay": decay}
+        self.log_dict(numbers, rank_zero_only=True, batch_size=1)
+        return {"rollouts": rollouts, "rewards": torch.where(scored.valid, scored.reward, torch.nan)}
+
+    def roll_out(self, sample: EditBatch) -> Rollout:
+        """Draw a group's edits from noise keyed by (seed, step, slot, edit), and ask for their rewards."""
+        shape, tokens = sample.target.shape[1:], sample.target.shape[-2] * sample.target.shape[-1] // 4
+        key = (self.seed, "rollout", sample.step, sample.slots[0])
+        noise = gaussian(shape, tuple(range(self.group_size)), *key).to(self.device)
+        sigmas = sampler.schedule(self.rollout_steps, tokens, self.scheduler_config)
+        latents, images = [], []
+        for rows in self.split(sample):
+            condition = sample.repeated(rows.stop - rows.start).condition
+            latents.append(sampler.euler(lambda x, s, c=condition: self.velocity(x, s, c), noise[rows], sigmas))
+            images.append(self.codec.decode(latents[-1]).float().clamp(-1, 1))
+        x_0, pixels = torch.cat(latents), torch.cat(images)
+        asked = ask(self.rewards, pixels, sample.repeated(self.group_size), self.routes)
+        return Rollout(sample, x_0, to_bytes(pixels), source_distance(pixels, sample.sources), asked)
+
+    def split(self, sample: EditBatch) -> list[slice]:
+        """A group's edits, as many at a time as the capacity holds."""
+        return list(pieces(self.group_size, self.capacity and max(1, self.capacity // sample.tokens)))
+
+    def noised(self, rollout: Rollout, place: int) -> list[Points]:
+        """The points of the group at `place`: sigma stratified over all processes' edits, noise keyed by the edit."""
+        sample, size = rollout.sample, self.group_size
+        found, slot = [], sample.slots[0]
+        for j in range(self.points):
+            slots = [(slot * size + k) * self.points + j for k in range(size)]
+            u = stratified_uniform(sample.step, slots, sample.num_slots * size * self.points, seed=self.seed)
+            sigma = self.timesteps(u)
+            sigma = (self.shift(sigma, sample) if self.resolution_shift else sigma).to(rollout.latents)
+            key = (self.seed, "noise", sample.step, slot, j)
+            eps = gaussian(rollout.latents.shape[1:], tuple(range(size)), *key).to(rollout.latents)
+            for rows in self.split(sample):
+                condition = sample.repeated(rows.stop - rows.start).condition
+                mine = slice(place * size + rows.start, place * size + rows.stop)
+                x_0 = rollout.latents[rows]
+                found.append(Points(mine, j % self.updates, condition, x_0, eps[rows], sigma[rows]))
+        return found
+
+    def velocity_at(self, points: Points) -> Tensor:
+        return self.velocity(interpolate(points.x_0, points.eps, points.sigma), points.sigma, points.condition)
+
+    def compare_with_reference(self, points: list[Points]) -> None:
+        if self.kl:
+            with torch.no_grad(), self.reference["start"].swapped_into(self.transformer):
+                for p in points:
+                    p.v_reference = self.velocity_at(p)
+
+    def score(self, rollouts: list[Rollout]) -> Scored:
+        """Wait for the rewards of this process's edits."""
+        weights = self.weights or dict.fromkeys(self.rewards, 1.0)
+        until, asked = time.monotonic() + self.patience, [rollout.asked for rollout in rollouts]
+        parts = []
+        for rollout in rollouts:
+            scores = answered(rollout.asked, weights, self.routes, until)
+            groups = torch.zeros(len(scores), dtype=torch.long)
+            given = (scores.value, scores.valid, scores.terms, rollout.distance, rollout.asked.outside)
+            parts.append(Scored(rollout.asked.tasks, groups, *given))
+        refuse_outside(asked, self.rewards)
+        return Scored.join(parts)
+
+    def judge(self, scored: Scored) -> tuple[Tensor, Tensor]:
+        """Optimality (N,) of all processes' edits, and which of them (N,) the policy term learns from."""
+        optimality = group_optimality(scored.reward, scored.groups, clip=self.clip, std=self.std, valid=scored.valid)
+        return optimality, policy_mask(scored.reward, scored.groups, valid=scored.valid, **self.filter)
+
+    def learn(self, points: list[Points], optimality: Tensor, used: Tensor) -> dict[str, float]:
+        """The optimizer steps of an iteration. As many forwards on every process: what is not used weighs zero."""
+        sums = {name: torch.zeros((), device=self.device) for name in ("loss", "policy", "kl", "old_distance")}
+        norms, edits = [], len(optimality)
+        for update in range(self.updates):
+            own = [p for p in points if p.update == update]
+            self.optimizers().zero_grad()
+            for p in own:
+                share = 1 / (edits * self.points // self.updates)
+                with self.unsynchronised() if p is not own[-1] else nullcontext():
+                    self.manual_backward(self.losses(p, optimality[p.rows], used[p.rows], sums).sum() * share)
+            norms.append(self.step())
+        total = {f"train/{name}": value / (edits * self.points) for name, value in sums.items()}
+        total["train/grad_norm"] = torch.stack(norms).mean()
+        if not self.kl:
+            del total["train/kl"]
+        return _averaged(total, self.trainer.world_size)
+
+    def losses(self, p: Points, optimality: Tensor, used: Tensor, sums: dict[str, Tensor]) -> Tensor:
+        """The loss (B,) at some points; adds what is to be logged to `sums`."""
+        v = self.velocity_at(p)
+        policy = self.loss(p.x_0, p.eps, p.sigma, v, p.v_old, optimality, clip=self.clip) * used
+        kl = torch.zeros_like(policy) if p.v_reference is None else flow_matching_loss(v, p.v_reference)
+        loss = policy + self.kl * kl
+        parts = {"loss": loss, "policy": policy, "kl": kl, "old_distance": flow_matching_loss(v, p.v_old)}
+        for name, part in parts.items():
+            sums[name] += part.detach().sum()
+        return loss
+
+    def step(self) -> Tensor:
+        """One optimizer step; the norm of the gradient before it is clipped."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.transformer.parameters() if p.grad is not None])
+        self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def unsynchronised(self) -> AbstractContextManager[None]:
+        """Gradients only add up; the last backward before a step exchanges them."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+
+def _gather(scored: Scored) -> list[Scored]:
+    """What every process has scored, in the order of the processes."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [scored]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, scored)
+    return everyone
+
+
+def _averaged(numbers: dict[str, Tensor], world: int) -> dict[str, float]:
+    """Means over processes."""
+    values = torch.stack([value.float() for value in numbers.values()])
+    if world > 1:
+        dist.all_reduce(values)
+    return dict(zip(numbers, (values / world).tolist()))
