@@ -24,9 +24,9 @@ INDEX = "index.json"
 class Sample:
     """One encoded edit.
 
-    meta: what is not a tensor, as JSON holds it. tensors: latents `target`, `reference.0`, ..., each (16, h, w), and
-    embeddings `text.original/en`, ..., `text.unconditional`, each (T, D). images: the crops as PNG files, `target`,
-    `reference.0`, ..., or nothing.
+    meta: what is not a tensor, as JSON holds it. tensors: latents `target`, of a pair also `loser`, `reference.0`, ...,
+    each (16, h, w), and embeddings `text.original/en`, ..., `text.unconditional`, each (T, D). images: the
+    crops as PNG files, `target`, `loser`, `reference.0`, ..., or nothing.
     """
 
     id: str

@@ -72,6 +72,8 @@ class EditDataModule(L.LightningDataModule):
     Raises UserError when `root` is not a finished folder, or does not hold what the weights name.
     """
 
+    sides = 1  # images of the target's shape, each with its references, that a sample is trained on
+
     def __init__(
         self,
         root: str,
@@ -118,7 +120,7 @@ class EditDataModule(L.LightningDataModule):
         """The plan of this data for so many plan ranks; says what it makes of the data."""
         index = Index.open(self.root / "index" / "train")
         options = {"seed": self.seed, "weights": self.weights, "max_batch": self.max_batch}
-        plan = BatchPlan(index, capacity=self.capacity, plan_ranks=ranks, **options)
+        plan = BatchPlan(index, capacity=self.capacity // self.sides, plan_ranks=ranks, **options)
         missing = len(plan.left_out(0).rows)
         rank_zero_info(
             f"data: {len(index)} samples in {len(index.buckets)} buckets, {plan.steps()} steps an epoch"

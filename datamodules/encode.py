@@ -15,7 +15,7 @@ from firered_lit.models.family import Base
 
 from . import images
 from .chunks import Sample
-from .records import SOURCE, Record, Refusal
+from .records import Record, Refusal, named_images
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VL_PATCH = 28 * 28  # pixels of a reference that are one token of the vision-language model
@@ -30,20 +30,29 @@ class Unfit(Exception):  # noqa: N818, it carries a refusal, it is no fault
 
 
 def load(row: Sequence[Record], max_pixels: int, allow_urls: bool) -> dict[str, Image.Image]:
-    """The images of a row's records by path, each opened once. Raises Unfit, also when a source is its target."""
+    """The images of a row's records by path, each opened once. Raises Unfit, also when two that
+    ought to differ show the same pixels."""
     edit, found = row[0], {}
-    named = {path: SOURCE if len(edit.references) == 1 else f"{SOURCE}[{i}]" for i, path in enumerate(edit.references)}
-    for path, field in [*named.items(), (edit.target, edit.target_field)]:
+    named = list(named_images(edit))
+    for field, path in named:
         try:
             found[path] = images.load(path, max_pixels=max_pixels, allow_urls=allow_urls)
         except images.BadImageError as problem:
             raise Unfit(Refusal(edit.where, field, problem.reason, problem.detail)) from None
-    target = found[edit.target]
-    for path, field in named.items():
-        if found[path].size == target.size and found[path].tobytes() == target.tobytes():
-            detail = f"{path} and {edit.target} show the same pixels"
-            raise Unfit(Refusal(edit.where, field, "source is target", detail))
+    count = len(edit.references)
+    for role, (column, path) in zip(("winner", "loser") if edit.loser else ("target",), named[count:]):
+        for field, other in named[:count]:
+            if _same(found[path], found[other]):
+                detail = f"{other} and {path} ({column}) show the same pixels"
+                raise Unfit(Refusal(edit.where, field, f"source is {role}", detail))
+    if edit.loser and _same(found[edit.target], found[edit.loser]):
+        detail = f"{edit.target} and {edit.loser} show the same pixels"
+        raise Unfit(Refusal(edit.where, edit.columns.loser, "winner is loser", detail))
     return found
+
+
+def _same(image: Image.Image, other: Image.Image) -> bool:
+    return image.size == other.size and image.tobytes() == other.tobytes()
 
 
 class Encoder:
@@ -60,35 +69,36 @@ class Encoder:
         Held-out samples keep their crops for validation. Raises Unfit.
         """
         crops = self._crops(record, loaded)
-        references = crops[1:]
-        names = ["target", *(f"reference.{i}" for i in range(len(references)))]
-        tensors = {name: self._latents(crop) for name, crop in zip(names, crops, strict=True)}
-        tensors |= self._texts(record, references)
-        shapes = [[crop.height, crop.width] for crop in crops]
+        references = [crop for name, crop in crops.items() if name.startswith("reference.")]
+        tensors = {name: self._latents(crop) for name, crop in crops.items()} | self._texts(record, references)
         meta = {
             "task": record.task,
             "instructions": record.instructions,
-            "target": shapes[0],
-            "references": shapes[1:],
+            "target": _shape(crops["target"]),
+            "references": [_shape(crop) for crop in references],
+            "pair": bool(record.loser),
             "row": record.where.rpartition("/")[2],
             "cluster": record.cluster,
             "target_text": record.target_text,
             "held_out": held_out,
         }
         kept = self.keep_images or held_out
-        return Sample(record.id, meta, tensors, dict(zip(names, map(_png, crops))) if kept else {})
+        return Sample(record.id, meta, tensors, {name: _png(crop) for name, crop in crops.items()} if kept else {})
 
-    def _crops(self, record: Record, loaded: dict[str, Image.Image]) -> list[Image.Image]:
-        """Target first, then the references."""
-        areas = [(record.target, self.sizes.target_area, record.target_field)]
-        areas += [(path, self.sizes.reference_area, SOURCE) for path in record.references]
-        crops = []
-        for path, area, field in areas:
+    def _crops(self, record: Record, loaded: dict[str, Image.Image]) -> dict[str, Image.Image]:
+        """`target`, `reference.0`, ..., and of a pair `loser`. Winner and loser get one shape: their own, or when they
+        differ in size the one that suits the source."""
+        names = [*(f"reference.{i}" for i in range(len(record.references))), "target", "loser"]
+        leader, crops = record.target, {}
+        if record.loser and record.references and loaded[record.loser].size != loaded[record.target].size:
+            leader = record.references[0]
+        for name, (field, path) in zip(names, named_images(record)):
+            role = "reference" if name.startswith("reference.") else "target"
+            area, like = getattr(self.sizes, f"{role}_area"), path if role == "reference" else leader
             try:
-                crops.append(images.fit(loaded[path], area, self.sizes))
+                crops[name] = images.fit(loaded[path], area, self.sizes, like=loaded[like])
             except images.BadImageError as problem:
-                detail = f"{path}: {problem.detail}"
-                raise Unfit(Refusal(record.where, field, problem.reason, detail)) from None
+                raise Unfit(Refusal(record.where, field, problem.reason, f"{path}: {problem.detail}")) from None
         return crops
 
     def _latents(self, crop: Image.Image) -> Tensor:
@@ -111,12 +121,17 @@ class Encoder:
         width, item = self.conditioner.encoder.config.get_text_config().hidden_size, self.dtype.itemsize
         total = 0.0
         for record in records:
-            area = self.sizes.target_area + len(record.references) * self.sizes.reference_area
+            area = self.sizes.target_area * (2 if record.loser else 1)
+            area += len(record.references) * self.sizes.reference_area
             seen = len(record.references) * self.sizes.condition_area / VL_PATCH
             tokens = sum(seen + 30 + len(text) / 3 for text in (*record.instructions.values(), UNCONDITIONAL))
             total += area * 16 / 64 * item + tokens * width * item + (2.0 * area if self.keep_images else 0)
             total += len(json.dumps(record.instructions))
         return total
+
+
+def _shape(image: Image.Image) -> list[int]:
+    return [image.height, image.width]
 
 
 def _png(image: Image.Image) -> bytes:

@@ -61,9 +61,11 @@ def load(
             raise BadImageError(reason, f"{name}: {problem or type(problem).__name__}") from problem
 
 
-def fit(image: Image.Image, area: int, sizes: Sizes) -> Image.Image:
-    """The crop of an image to the best shape near `area` pixels. BadImageError when it would be enlarged too much."""
-    shape = assign(image.height, image.width, shape_table(area))
+def fit(image: Image.Image, area: int, sizes: Sizes, like: Image.Image | None = None) -> Image.Image:
+    """The crop of an image to the shape near `area` pixels that suits it, or `like`, best. BadImageError when it would
+    be enlarged too much."""
+    model = like or image
+    shape = assign(model.height, model.width, shape_table(area))
     scale = cover(image.height, image.width, shape)
     if scale > sizes.max_upscale:
         detail = f"{image.width}x{image.height} would be enlarged {scale:.1f} times to {shape[1]}x{shape[0]}"

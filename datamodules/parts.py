@@ -116,18 +116,20 @@ class Parts:
 
     def _counts(self, header: dict[str, Any]) -> dict[str, Any]:
         """What data.json says of the samples. The fingerprint is of everything that decides what a plan shows."""
-        tasks, references, captions = Counter(), Counter(), Counter()
+        tasks, references, captions, pairs = Counter(), Counter(), Counter(), 0
         digest, held_out = hashlib.blake2b(json.dumps(header).encode(), digest_size=12), 0
         for sample in self.samples():
             tasks[sample["task"]] += 1
             references[len(sample["references"])] += 1
             captions.update(sample["captions"])
             held_out += sample["held_out"]
+            pairs += sample.get("pair", False)
             digest.update(json.dumps(sample).encode())
         return {
             "samples": tasks.total(),
             "train": tasks.total() - held_out,
             "held_out": held_out,
+            "pairs": pairs,
             "tasks": dict(sorted(tasks.items())),
             "references": {str(number): count for number, count in sorted(references.items())},
             "captions": dict(sorted(captions.items())),
@@ -139,6 +141,7 @@ def _noting(samples: Iterable[Sample], noted: list[dict[str, Any]]) -> Iterator[
     """The samples, as they are; what the index and the counts need of each is noted."""
     for sample in samples:
         kept = {name: sample.meta[name] for name in ("task", "target", "references", "cluster", "held_out")}
+        kept |= {"pair": True} if sample.meta.get("pair") else {}
         noted.append({"id": sample.id, **kept, "captions": list(sample.meta["instructions"])})
         yield sample
 

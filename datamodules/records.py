@@ -4,15 +4,19 @@ Read here: FireRed's JSONL, as documented and as coded. `source_image` is a path
 (text-to-image); the target is `target_image` or `edit_image`; `instruction` (English) and `instruction_cn`, one of them
 not empty; optionally `inverse_instruction`, `inverse_instruction_cn`, `task`, `id`, `cluster`, `target_text`. Paths are
 relative to the file's folder. A folder is read as tasks: one folder per task, which holds JSONL files.
+
+Preference pairs, a winner and a loser of one edit, are read in three layouts, with the same optional columns: this
+project's own (`source_image`, `chosen_image`, `rejected_image`, `instruction`, `instruction_cn`), EditReward's
+(`path_src`, `path1`, `path2`, `prompt`) and LongCat's (`ref_img_path`, `img_path_win`, `img_path_lose`, `prompt`).
 """
 
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +24,9 @@ from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 
 from .images import URL
+from .layouts import EDITS, INSTRUCTIONS, INVERSE, PAIRS, SOURCE, Columns, Refuse, columns_of
 
-SOURCE, TARGETS = "source_image", ("target_image", "edit_image")
-INSTRUCTIONS = {"instruction": "original/en", "instruction_cn": "original/cn"}
-INVERSE = {"inverse_instruction": "original/en", "inverse_instruction_cn": "original/cn"}
 LONGEST_LINE = 1 << 24
-
-LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = tuple(
-    (name, frozenset(columns.split()), polarity)
-    for name, columns, polarity in [
-        ("preference pairs", "chosen_image rejected_image", "a winner and a loser each, for DPO"),
-        ("LongCat's preference pairs", "img_path_win img_path_lose", "a winner and a loser each, for DPO"),
-        ("EditReward's preference pairs", "path_src path1 path2", "`path1` is preferred to `path2`, for DPO"),
-        ("LongCat", "img_path prompt", "`img_path` is the target there, `ref_img_path` the source"),
-        ("Edit-R1", "image prompt requirement", "`image` is the source there, and there is no target"),
-        ("DiffSynth", "image prompt edit_image", "`image` is the target there, `edit_image` the source"),
-        ("DiffSynth or Edit-R1", "image prompt", "`image` is the target in the one and the source in the other"),
-        ("musubi", "image_path caption", "`image_path` is the target there, `control_path` the source"),
-        ("ImgEdit", "input_images output_images", "`input_images` are the sources, `output_images` the targets"),
-        ("OmniEdit", "src_img edited_img", "`src_img` is the source, `edited_img` the target"),
-        ("UnicEdit", "src_image edit_image", "`src_image` is the source, `edit_image` the target"),
-        (
-            "Pico-Banana",
-            "local_input_image output_image",
-            "`local_input_image` is the source, `output_image` the target",
-        ),
-        ("MagicBrush", "source_img target_img", "`source_img` is the source, `target_img` the target"),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -63,7 +42,8 @@ class Record:
     group: str = ""  # records of one group are held out together: their first image, relative to the data
     cluster: str = ""
     target_text: str = ""  # words that the target shows, for OCR
-    target_field: str = TARGETS[0]  # the column that named the target
+    loser: str = ""  # of a preference pair, whose winner is the target
+    columns: Columns = EDITS  # that named the images
 
 
 @dataclass(frozen=True)
@@ -77,11 +57,6 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.field}: {self.detail}"
-
-
-class _Refuse(Exception):  # noqa: N818, carries a refusal out of the row's reading
-    def __init__(self, field: str, reason: str, detail: str) -> None:
-        self.args = (field, reason, detail)
 
 
 def files(source: str | os.PathLike[str]) -> list[Path]:
@@ -128,7 +103,7 @@ def rows(source: str | os.PathLike[str], *, inverse: bool = True) -> Iterator[li
                 records = list(_records(line, path, f"{path}:{number}", base, inverse))
                 for record in records:
                     _once(record.id, seen)
-            except _Refuse as problem:
+            except Refuse as problem:
                 yield Refusal(f"{path}:{number}", *problem.args)
             else:
                 yield records
@@ -191,78 +166,88 @@ def summary(source: str | os.PathLike[str], *, shown: int = 5, looked_up: int = 
 
 
 def _absent(row: list[Record]) -> Refusal | None:
-    images = [(TARGETS[0], row[0].target), *((SOURCE, path) for path in row[0].references)]
-    for name, path in images:
+    for name, path in named_images(row[0]):
         if not URL.match(path) and not os.path.exists(path):
             return Refusal(row[0].where, name, "missing image", f"{path} does not exist")
     return None
 
 
+def named_images(record: Record) -> Iterator[tuple[str, str]]:
+    """(column, path) of every image: the references, the target, and of a pair the loser."""
+    columns, many = record.columns, len(record.references) > 1
+    yield from ((f"{columns.source}[{i}]" if many else columns.source, x) for i, x in enumerate(record.references))
+    yield columns.target, record.target
+    if record.loser:
+        yield columns.loser, record.loser
+
+
 def _once(name: str, seen: set[int]) -> None:
     key = seed_of("id", name)
     if key in seen:
-        raise _Refuse("id", "duplicate id", f"{name!r} stands in an earlier row too")
+        raise Refuse("id", "duplicate id", f"{name!r} stands in an earlier row too")
     seen.add(key)
 
 
 def _records(line: bytes, path: Path, where: str, base: Path, inverse: bool) -> Iterator[Record]:
     row = _object(line)
-    _columns(row)
+    columns = columns_of(row)
     folder = path.parent
-    target_field = next(name for name in TARGETS if name in row)
-    target = _path(target_field, row[target_field])
-    references = tuple(_path(SOURCE, name) for name in _listed(row[SOURCE]))
-    if any(_place(folder, name) == _place(folder, target) for name in references):
-        raise _Refuse(SOURCE, "source is target", f"{SOURCE} and {target_field} are the same file, {target}")
-    forward, backward = _texts(row, INSTRUCTIONS), _texts(row, INVERSE)
-    if not forward:
-        raise _Refuse("instruction", "empty instruction", f"{' and '.join(INSTRUCTIONS)} are both empty")
+    references = [_path(columns.source, name) for name in _listed(row[columns.source])]
+    edits = [_path(name, row[name]) for name in (columns.target, columns.loser) if name]
+    _different(folder, columns, references, edits)
+    forward, backward = _instructions(row, columns), _texts(row, INVERSE)
     task = _text(row, "task") or path.resolve().parent.name
-    relative = [_place(path.relative_to(base).parent, name) for name in (*references, target)]
+    relative = [_place(path.relative_to(base).parent, name) for name in (*references, *edits)]
     name = _identity(row, task, relative, forward)
-    common = {"task": task, "where": where, "group": relative[0], "cluster": _text(row, "cluster")}
-    common["target_field"] = target_field
-    images = [_place(folder, name) for name in (*references, target)]
-    yield Record(name, target=images[-1], references=tuple(images[:-1]), instructions=forward,
+    common = {"task": task, "where": where, "group": relative[0], "cluster": _text(row, "cluster"), "columns": columns}
+    sources, (target, *losers) = ([_place(folder, name) for name in names] for names in (references, edits))
+    yield Record(name, target=target, references=tuple(sources), instructions=forward, loser="".join(losers),
                  target_text=_text(row, "target_text"), **common)  # fmt: skip
-    if inverse and backward and len(references) == 1:
-        yield Record(f"{name}.inverse", target=images[0], references=(images[1],), instructions=backward, **common)
+    if inverse and backward and len(references) == 1 and not losers:
+        yield Record(f"{name}.inverse", target=sources[0], references=(target,), instructions=backward, **common)
+
+
+def _different(folder: Path, columns: Columns, references: list[str], edits: list[str]) -> None:
+    """Refuse a row in which two columns name one file: it would train nothing, or to copy."""
+    places = [_place(folder, name) for name in edits]
+    if len(places) > 1 and places[0] == places[1]:
+        raise Refuse(columns.loser, "winner is loser", f"{columns.target} and {columns.loser} are the same file")
+    for role, column, place in zip(_roles(columns), (columns.target, columns.loser), places):
+        if any(_place(folder, name) == place for name in references):
+            detail = f"{columns.source} and {column} are the same file, {place}"
+            raise Refuse(columns.source, f"source is {role}", detail)
+
+
+def _roles(columns: Columns) -> tuple[str, ...]:
+    return ("winner", "loser") if columns.loser else ("target",)
+
+
+def _instructions(row: dict[str, Any], columns: Columns) -> dict[str, str]:
+    """The texts of the edit, by "kind/language". Refuses a row without any."""
+    names = INSTRUCTIONS
+    if columns.prompt:
+        chinese = re.search(r"[\u3400-\u9fff]", _text(row, columns.prompt))
+        names = {columns.prompt: "original/cn" if chinese else "original/en"}
+    found = _texts(row, names)
+    if not found:
+        empty = f"{' and '.join(names)} {'are both' if len(names) > 1 else 'is'} empty"
+        raise Refuse(next(iter(names)), "empty instruction", empty)
+    return found
 
 
 def _object(line: bytes) -> dict[str, Any]:
     if len(line) >= LONGEST_LINE:
-        raise _Refuse("line", "invalid JSON", f"longer than {LONGEST_LINE} bytes")
+        raise Refuse("line", "invalid JSON", f"longer than {LONGEST_LINE} bytes")
     try:
         row = json.loads(line.decode("utf-8"))
         json.dumps(row, ensure_ascii=False).encode()  # an escaped half of a surrogate pair passes json, but is no text
     except (UnicodeDecodeError, UnicodeEncodeError) as problem:
-        raise _Refuse("line", "invalid UTF-8", f"not UTF-8 text ({problem.reason})") from None
+        raise Refuse("line", "invalid UTF-8", f"not UTF-8 text ({problem.reason})") from None
     except (ValueError, RecursionError) as problem:
-        raise _Refuse("line", "invalid JSON", f"not valid JSON ({problem})") from None
+        raise Refuse("line", "invalid JSON", f"not valid JSON ({problem})") from None
     if not isinstance(row, dict):
-        raise _Refuse("line", "not an object", f"a row is an object {{...}}, this is a {type(row).__name__}")
+        raise Refuse("line", "not an object", f"a row is an object {{...}}, this is a {type(row).__name__}")
     return row
-
-
-def _columns(row: dict[str, Any]) -> None:
-    """Refuse a row without FireRed's columns. Which image is the target is never guessed."""
-    targets = [name for name in TARGETS if name in row]
-    if SOURCE in row and len(targets) == 1 and any(name in row for name in INSTRUCTIONS):
-        return
-    if SOURCE in row and len(targets) > 1:
-        raise _Refuse(targets[0], "several targets", f"{' and '.join(targets)} both name a target; keep one")
-    for layout, columns, polarity in LAYOUTS:
-        if columns <= row.keys():
-            raise _Refuse("columns", "wrong columns", f"this looks like {layout} ({polarity}), expected {_expected()}")
-    there = {SOURCE: SOURCE in row, TARGETS[0]: bool(targets), "instruction": any(name in row for name in INSTRUCTIONS)}
-    missing = next(name for name, present in there.items() if not present)
-    near = get_close_matches(missing, row.keys() - {SOURCE, *TARGETS}, 1, 0.75)
-    hint = f"; is {near[0]!r} meant?" if near else "; write null for text-to-image" if missing == SOURCE else ""
-    raise _Refuse(missing, "wrong columns", f"no {missing}{hint} (expected {_expected()})")
-
-
-def _expected() -> str:
-    return f"{SOURCE}, {' or '.join(TARGETS)}, {' and/or '.join(INSTRUCTIONS)}"
 
 
 def _listed(value: Any) -> list[Any]:
@@ -272,8 +257,8 @@ def _listed(value: Any) -> list[Any]:
 def _path(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         kind = "an empty path" if isinstance(value, str) else json.dumps(value)[:60]
-        wanted = "a path, a list of paths or null" if name == SOURCE else "a path"
-        raise _Refuse(name, "wrong type", f"expected {wanted}, got {kind}")
+        wanted = "a path, a list of paths or null" if name in {SOURCE, *(pair.source for pair in PAIRS)} else "a path"
+        raise Refuse(name, "wrong type", f"expected {wanted}, got {kind}")
     return value
 
 
@@ -287,7 +272,7 @@ def _text(row: dict[str, Any], name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _Refuse(name, "wrong type", f"expected text, got {json.dumps(value, ensure_ascii=False)[:60]}")
+        raise Refuse(name, "wrong type", f"expected text, got {json.dumps(value, ensure_ascii=False)[:60]}")
     return value.strip()
 
 

@@ -122,7 +122,11 @@ class PreferenceBatch(EditBatch):
 
     def both(self) -> tuple[Tensor, Condition]:
         """Winners, then losers (2B, 16, h, w), and the condition that they share, twice."""
-        return torch.cat([self.winner, self.loser]), self.condition._map(lambda rows: torch.cat([rows, rows]))
+
+        def twice(rows: Any) -> Any:
+            return rows._map(twice) if isinstance(rows, _Movable) else torch.cat([rows, rows])
+
+        return torch.cat([self.winner, self.loser]), twice(self.condition)
 
 
 @dataclass(frozen=True)

@@ -71,13 +71,10 @@ LAYOUTS = [
     ({"image": "s", "prompt": "p", "requirement": "r"}, "Edit-R1 (`image` is the source"),
     ({"image_path": "t", "caption": "c", "control_path": "s"}, "musubi"),
     ({"img_path": "t", "ref_img_path": "s", "prompt": "p"}, "LongCat (`img_path` is the target"),
-    ({"img_path_win": "w", "img_path_lose": "l", "ref_img_path": "s", "prompt": "p"}, "LongCat's preference pairs"),
     ({"input_images": [], "output_images": [], "prompt": "p"}, "ImgEdit"),
     ({"src_img": "s", "edited_img": "t", "edited_prompt_list": []}, "OmniEdit"),
     ({"src_image": {}, "edit_image": {}, "prompt_en": "p"}, "UnicEdit"),
     ({"local_input_image": "s", "output_image": "t", "text": "p"}, "Pico-Banana"),
-    ({"prompt": "p", "path_src": "s", "path1": "w", "path2": "l"}, "EditReward"),
-    ({"source_image": "s", "chosen_image": "w", "rejected_image": "l", "instruction": "i"}, "preference pairs"),
     ({"source_img": "s", "target_img": "t", "instruction": "i", "mask_img": "m"}, "MagicBrush"),
 ]
 
