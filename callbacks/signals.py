@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from callbacks.checkpoint import Checkpoint
+from firered_lit.errors import UserError
 
 REQUEUE, INTERRUPTED = 75, 130  # EX_TEMPFAIL of sysexits.h; 128 + SIGINT
 _CODES = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: INTERRUPTED}
@@ -155,7 +156,8 @@ def end_the_others(trainer: L.Trainer, exception: BaseException) -> None:
     """
     rank = trainer.global_rank
     if rank > 0:
-        sys.stderr.write("".join(traceback.format_exception(exception)))
+        meant_to_be_read = isinstance(exception, UserError)
+        sys.stderr.write("" if meant_to_be_read else "".join(traceback.format_exception(exception)))
         sys.stderr.write(f"rank {rank} failed: {type(exception).__name__}: {exception}\n")
         sys.stderr.flush()
         os._exit(getattr(exception, "exit_code", 1))

@@ -39,12 +39,14 @@ def velocity(transformer: "QwenImageTransformer2DModel", x_t: Tensor, sigma: Ten
     images = (x_t, *condition.references)
     if any(len(image) != len(x_t) for image in images) or len(condition.text.embeddings) != len(x_t):
         raise ValueError("velocity: x_t, text and references differ in batch size")
-    tokens = [pack(image.to(x_t)) for image in images]
+    stored = transformer.img_in.weight.dtype
+    dtype = stored if stored.is_floating_point else x_t.dtype  # half weights take half inputs; quantised ones any
+    tokens = [pack(image.to(x_t.device, dtype)) for image in images]
     prediction = transformer(
         hidden_states=torch.cat(tokens, dim=1),
-        encoder_hidden_states=condition.text.embeddings.to(x_t),
+        encoder_hidden_states=condition.text.embeddings.to(x_t.device, dtype),
         encoder_hidden_states_mask=condition.text.mask,
-        timestep=sigma.to(x_t),
+        timestep=sigma.to(x_t.device, dtype),
         img_shapes=[image_shapes(images)] * len(x_t),
         return_dict=False,
     )[0]

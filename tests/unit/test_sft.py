@@ -125,3 +125,14 @@ def test_the_frozen_vae_is_in_no_checkpoint(stage: SFT) -> None:
     assert stage.draw(batch(references=())).shape == (3, 3, 96, 128)
     assert all(name.startswith(("transformer.", "scores.")) for name in stage.state_dict())
     stage.preview = None
+
+
+def test_half_weights_take_half_inputs_and_the_loss_is_float32() -> None:
+    half = SFT(Backbone("tiny", dtype="bfloat16"), partial(torch.optim.AdamW, lr=1e-3), seed=3)
+    full = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), seed=3)
+    for s in (half, full):
+        s.configure_model()
+    with torch.no_grad():
+        a, b = half.losses(batch()), full.losses(batch())
+    assert a.dtype == torch.float32
+    assert torch.allclose(a, b, rtol=0.05)
