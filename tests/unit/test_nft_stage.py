@@ -1,4 +1,4 @@
-"""The DiffusionNFT stage: what it draws, what it learns from, what it does with missing rewards, and that it resumes."""
+"""The DiffusionNFT stage: what it draws and learns from, what it does with missing rewards, and that it resumes."""
 
 from concurrent.futures import Future
 from functools import partial
@@ -16,8 +16,8 @@ from firered_lit.batch import PromptBatch
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.flow.path import interpolate
-from firered_lit.flow.sampler import schedule
-from firered_lit.losses.nft import adaptive, as_written
+from firered_lit.flow.sampler import euler, schedule
+from firered_lit.losses.nft import adaptive, as_written, group_optimality, old_policy_decay, policy_mask
 from firered_lit.models import qwen_image
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.lora import LoRA
@@ -109,15 +109,15 @@ def test_the_rollout_draws_what_the_sampler_draws_and_training_sees_the_same_vel
     velocity = module.velocity
     module.velocity = lambda x, s, c: seen.append((x, s, c, velocity(x, s, c))) or seen[-1][-1]
     module, watch = fit(tmp_path, module)
-    rollout, x = watch.outputs[0]["rollouts"][0], None
+    rollout = watch.outputs[0]["rollouts"][0]
     assert len(seen) == 2 * (3 + 1 + 1)
-    for x, sigma, condition, v in seen[:3]:  # the first group's rollout, against each edit alone
+    for x, sigma, _, v in seen[:3]:  # the first group's rollout, against each edit alone
         for k in range(3):
             alone = rollout.sample.condition
             with torch.no_grad():
                 again = qwen_image.velocity(module.transformer, x[k : k + 1], sigma[k : k + 1], alone)
             assert (again - v[k : k + 1]).abs().max() < 1e-6 * max(1.0, float(v.abs().max()))
-    x_t, sigma, condition, v_old = seen[6]  # learning: the same function, at noised edits
+    x_t, _, _, v_old = seen[6]  # learning: the same function, at noised edits
     policy = next(v for x, s, _, v in seen[8:] if torch.equal(x, x_t))
     assert (policy - v_old).abs().max() < 1e-6
     noise = gaussian((16, 8, 8), (0, 1, 2), 5, "rollout", 0, 0)
@@ -332,9 +332,9 @@ def test_a_missing_reward_moves_nobody(tmp_path):
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(tmp_path, rewards, options, message):
+    run, module = trainer(tmp_path, rewards, max_steps=1), stage(**options)
     with pytest.raises(UserError, match=message) as refused:
-        run = trainer(tmp_path, rewards, max_steps=1)
-        run.fit(stage(**options), datamodule=PromptData(), weights_only=True)
+        run.fit(module, datamodule=PromptData(), weights_only=True)
     assert "\n" not in str(refused.value)
 
 
@@ -426,10 +426,7 @@ def test_a_resumed_run_without_its_old_policy_would_differ(tmp_path):
 
 
 def toy_rewards(sign=1.0, loss=adaptive, steps=150, seed=0):
-    """Mean reward at the start and at the end of DiffusionNFT on a plane: a small network, reward exp(-|x - goal|^2)."""
-    from firered_lit.flow.sampler import euler
-    from firered_lit.losses.nft import group_optimality, old_policy_decay, policy_mask
-
+    """Mean reward before and after `steps` of DiffusionNFT: points of the plane, reward exp(-|x - goal|^2)."""
     g = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -441,11 +438,8 @@ def toy_rewards(sign=1.0, loss=adaptive, steps=150, seed=0):
         return net(torch.cat([x, sigma[:, None]], 1))
 
     for _ in range(400):  # a base that draws around the origin
-        x_0, eps, sigma = (
-            0.5 * torch.randn(256, 2, generator=g),
-            torch.randn(256, 2, generator=g),
-            torch.rand(256, generator=g),
-        )
+        draws, sigma = torch.randn(2, 256, 2, generator=g), torch.rand(256, generator=g)
+        x_0, eps = 0.5 * draws[0], draws[1]
         optimizer.zero_grad()
         (velocity(interpolate(x_0, eps, sigma), sigma) - (eps - x_0)).square().mean().backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Prompts for reinforcement learning without a prepared folder: small random samples, the same for a place in the run."""
+"""Prompts for reinforcement learning without a prepared folder: small random samples, keyed by their number."""
 
 import lightning as L
 import torch
