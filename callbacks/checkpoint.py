@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from firered_lit.checkpoint import BEST, FOLDER, listed, name_of, step_of, write_atomically
+from firered_lit.checkpoint import BEST, FOLDER, listed, name_of, remove, step_of, write_atomically
 from firered_lit.errors import UserError
 
 
@@ -54,7 +54,7 @@ class Checkpoint(LightningCheckpoint):
             self.dir = Path(trainer.strategy.broadcast(str(trainer.default_root_dir))) / FOLDER
         if trainer.is_global_zero and self.dir.exists():
             for part in self.dir.glob(".step_*.part"):  # of a run that was killed while it wrote
-                part.unlink(missing_ok=True)
+                remove(part)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._seen_step = trainer.global_step

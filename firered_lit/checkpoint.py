@@ -1,12 +1,14 @@
 """Checkpoint files: written whole or not at all, read without running code, found by name.
 
-A run keeps them as `RUN/checkpoints/step_00000020.ckpt`, and beside them `best.json`, which names the best one.
+A run keeps them as `RUN/checkpoints/step_00000020.ckpt`, and beside them `best.json`, which names the best one. Of a
+sharded training they are folders (see sharded.py).
 """
 
 import json
 import os
 import pickle
 import re
+import shutil
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +23,7 @@ from firered_lit.errors import UserError
 
 FOLDER = "checkpoints"
 BEST = "best.json"
+COMPLETE = "complete.json"  # in a sharded checkpoint's folder: the size of every file in it
 _NAME = re.compile(r"step_(\d{8,})\.ckpt")
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, torch.Size, torch.dtype, torch.device}
 _TENSORS = {torch.Tensor, nn.Parameter}
@@ -46,7 +49,19 @@ def listed(folder: Path) -> list[Path]:
 
 def newest(run_dir: Path | str) -> Path | None:
     """The checkpoint of the highest step that is whole; None when there is none."""
-    return next((path for path in reversed(listed(Path(run_dir) / FOLDER)) if zipfile.is_zipfile(path)), None)
+    return next((path for path in reversed(listed(Path(run_dir) / FOLDER)) if incomplete(path) is None), None)
+
+
+def incomplete(path: Path) -> str | None:
+    """Why a checkpoint cannot be whole; None when it looks so. Reads no more than a few bytes and the files' sizes."""
+    if not path.is_dir():
+        return None if zipfile.is_zipfile(path) else "not a checkpoint file, or cut short"
+    try:
+        sizes = json.loads((path / COMPLETE).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"no {COMPLETE}: not a checkpoint's folder, or half copied"
+    wrong = [name for name, size in sizes.items() if not (path / name).exists() or (path / name).stat().st_size != size]
+    return f"{wrong[0]} is missing or cut short" if wrong else None
 
 
 def best(run_dir: Path | str) -> Path | None:
@@ -139,23 +154,49 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Path | str, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain values; a file that holds code, is cut short or is something else is refused."""
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such checkpoint file")
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"{path}: not a checkpoint, or cut short: choose another with run.resume=PATH")
-        try:  # mapped, so that the ranks of one machine share the pages that they read
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
-            raise UserError(f"{path}: refused, it holds Python objects (code could run): {_named(error)}") from error
-        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: the checkpoint is damaged ({_first_line(error)})") from error
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        """Read tensors and plain values; a file that holds code, is cut short or is something else is refused.
+
+        A sharded checkpoint is read whole, so that one process goes on from what many have written.
+        """
+        if Path(path).is_dir():
+            from .sharded import read
+
+            checkpoint = read(Path(path))
+        else:
+            checkpoint = read_safely(Path(path), map_location)
+        if "state_dict" not in checkpoint:
             raise UserError(f"{path}: not a training checkpoint: it has no `state_dict`")
         return checkpoint
 
     def remove_checkpoint(self, path: Path | str) -> None:
-        Path(path).unlink(missing_ok=True)
+        remove(Path(path))
+
+
+def read_safely(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A file of tensors and plain values, as torch.save writes it; nothing in it can run."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a checkpoint, or cut short: choose another with run.resume=PATH")
+    try:  # mapped, so that the ranks of one machine share the pages that they read
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused, it holds Python objects (code could run): {_named(error)}") from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: the checkpoint is damaged ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a training checkpoint: it has no `state_dict`")
+    return content
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; a folder under another name first, so that half of it is never taken for one."""
+    if path.is_dir():
+        leaving = path if path.name.startswith(".") else path.with_name(f".{path.name}.old.part")
+        os.replace(path, leaving)
+        shutil.rmtree(leaving)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def refuse_objects(checkpoint: Mapping[str, Any]) -> None:

@@ -1,17 +1,19 @@
 """The transformer as a stage trains it: which base, in which precision, what is frozen."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from .family import Base, open_base
-from .lora import LoRA, add_adapter
+from .lora import LoRA, add_adapter, first_values
 from .qwen_image import freeze_unused
 
 if TYPE_CHECKING:
     import torch
     from diffusers import QwenImageTransformer2DModel
+
+    from .shard import Sharding
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,23 @@ class Backbone:
     def base(self) -> Base:
         return open_base(self.name)
 
-    def load(self, seed: int = 0, device: "torch.device | str" = "cpu") -> "QwenImageTransformer2DModel":
+    def load(
+        self, seed: int = 0, device: "torch.device | str" = "cpu", sharding: "Sharding | None" = None
+    ) -> "QwenImageTransformer2DModel":
         """The transformer, ready to train; parameters that no loss reaches are frozen.
 
-        seed: of the adapter's first weights. device: where a quantised base is quantised, and stays.
+        seed: of the adapter's first weights. device: where a quantised base is quantised, and stays. sharding: how it
+        is spread; no process then ever holds more than its part of the weights.
         """
         import torch
 
-        transformer = self.base.transformer(getattr(torch, self.dtype)).train()
+        folder, dtype = self.base.folder / "transformer", getattr(torch, self.dtype)
+        if sharding is not None:
+            from . import shard
+
+            transformer = shard.skeleton(folder, dtype).train()
+        else:
+            transformer = self.base.transformer(dtype).train()
         if self.quantize:
             from .quantize import quantize
 
@@ -60,4 +71,7 @@ class Backbone:
             transformer.enable_gradient_checkpointing()
         if self.compile_blocks:
             transformer.compile_repeated_blocks()
+        if sharding is not None:
+            shard.shard(transformer, sharding)
+            shard.fill(transformer, folder, sharding.device, partial(first_values, seed=seed) if self.lora else None)
         return transformer

@@ -9,6 +9,7 @@ from ..draws import generator
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import QwenImageTransformer2DModel
     from torch import Tensor, nn
 
@@ -66,10 +67,16 @@ def add_adapter(transformer: "QwenImageTransformer2DModel", lora: LoRA, seed: in
         if not is_adapter(key):
             continue
         parameter.data = parameter.data.float()
-        if ".lora_A." in key:
-            bound = parameter.shape[1] ** -0.5
-            drawn = torch.rand(parameter.shape, generator=generator(seed, "lora", key)) * 2 - 1
-            parameter.data.copy_(bound * drawn)
+        parameter.data.copy_(first_values(key, parameter.shape, seed))
+
+
+def first_values(key: str, shape: "torch.Size", seed: int) -> "Tensor":
+    """What an adapter's parameter starts with, by its name in the transformer."""
+    import torch
+
+    if ".lora_A." not in key:
+        return torch.zeros(shape)
+    return shape[1] ** -0.5 * (torch.rand(shape, generator=generator(seed, "lora", key)) * 2 - 1)
 
 
 def matched(transformer: "nn.Module", targets: Sequence[str]) -> list[str]:

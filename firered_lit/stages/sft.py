@@ -12,6 +12,7 @@ from ..flow.timesteps import Law, logit_normal, stratified_uniform
 from ..losses.flow_matching import flow_matching_loss
 from ..models.backbone import Backbone
 from ..models.sampling import Preview
+from ..models.shard import grad_norm
 from ..optim import OptimizerFactory, ScheduleFactory
 from .base import Stage
 
@@ -63,5 +64,4 @@ class SFT(Stage):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""
-        grads = [p.grad for p in self.transformer.parameters() if p.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+        self.log("train/grad_norm", grad_norm(self.transformer.parameters()))

@@ -1,0 +1,139 @@
+"""FSDP2: which modules of the transformer are sharded, in which precision, and where their weights come from."""
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
+    from torch.distributed.device_mesh import DeviceMesh
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+Drawn = Callable[[str, torch.Size], Tensor]
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a model is spread over processes.
+
+    mesh: one dimension (shard) or two (replicate, shard). device: this process's own. compute: the precision of the
+    gathered weights, of the activations and so of the forward; None: that of the weights themselves.
+    """
+
+    mesh: "DeviceMesh"
+    device: torch.device
+    compute: torch.dtype | None = None
+
+
+def skeleton(folder: Path, dtype: torch.dtype) -> "QwenImageTransformer2DModel":
+    """The transformer that a diffusers folder describes, without weights: parameters on the meta device."""
+    from diffusers import QwenImageTransformer2DModel
+
+    config = QwenImageTransformer2DModel.load_config(folder)
+    with torch.device("meta"):
+        transformer = QwenImageTransformer2DModel.from_config(config)
+    nn.Module.to(transformer, dtype)  # diffusers' own `to` warns about the parts that stay in float32; there are none
+    rope = transformer.pos_embed  # its tables are plain attributes, which no `to_empty` would ever fill
+    transformer.pos_embed = type(rope)(theta=rope.theta, axes_dim=rope.axes_dim, scale_rope=rope.scale_rope)
+    return transformer
+
+
+def shard(transformer: nn.Module, sharding: Sharding) -> None:
+    """Shard every block and then the rest. Gradients are reduced in float32 or better, whatever the weights are.
+
+    The output's precision is set on the root alone: a block that returned float32 would not fit the next one's weights.
+    """
+    weights = next(transformer.parameters()).dtype
+    precision: dict[str, Any] = {"param_dtype": sharding.compute}
+    precision["reduce_dtype"] = torch.promote_types(weights, torch.float32)
+    for block in transformer.transformer_blocks:
+        fully_shard(block, mesh=sharding.mesh, mp_policy=MixedPrecisionPolicy(**precision))
+    output = torch.float32 if sharding.compute else None
+    fully_shard(transformer, mesh=sharding.mesh, mp_policy=MixedPrecisionPolicy(**precision, output_dtype=output))
+
+
+@torch.no_grad()
+def fill(transformer: nn.Module, folder: Path, device: torch.device, drawn: Drawn | None = None) -> None:
+    """Give a sharded skeleton its memory and its weights: each process reads of each file only the part that it keeps.
+
+    drawn: values of the parameters that no file has (an adapter's), by name and whole shape. Raises UserError when the
+    files lack a parameter or hold one of another shape.
+    """
+    transformer.to_empty(device=device)
+    files = weight_files(folder)
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in sorted(set(files.values()))}
+        for name, parameter in transformer.named_parameters():
+            key = name.replace(".base_layer.", ".")
+            if key in files:
+                stored = opened[files[key]].get_slice(key)
+                if list(stored.get_shape()) != list(parameter.shape):
+                    shapes = f"{tuple(stored.get_shape())} in the file, {tuple(parameter.shape)} by its config"
+                    raise UserError(f"{files[key]}: {key} is {shapes}")
+            elif drawn is None:
+                raise UserError(f"{folder}: no weights for {key}; is the download complete?")
+            else:
+                stored = drawn(name, parameter.shape)
+            if local(parameter).numel():  # a short tensor leaves nothing for the last processes
+                local(parameter).copy_(stored[own_part(parameter)])
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Which file of a diffusers component holds which tensor."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.exists():
+        return {key: folder / name for key, name in json.loads(index.read_text())["weight_map"].items()}
+    if not (folder / WEIGHTS).exists():
+        raise UserError(f"{folder}: no {WEIGHTS} there, nor an index of several")
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        return dict.fromkeys(file.keys(), folder / WEIGHTS)
+
+
+def own_part(tensor: Tensor) -> tuple[slice, ...]:
+    """The part of the whole tensor that this process holds, as slices."""
+    if not isinstance(tensor, DTensor):
+        return (slice(None),) * tensor.ndim
+    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(slice(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor. Of a sharded one, all processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, sharded and placed as `example` is."""
+    if not isinstance(example, DTensor) or isinstance(tensor, DTensor):
+        return tensor.to(example.device)
+    return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements, src_data_rank=None)
+
+
+def grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together, over all shards: a plain scalar, alike on every process."""
+    return whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def synchronise(module: nn.Module, gradients: bool, replicas: bool) -> None:
+    """Whether the next backward passes reduce gradients over the shards, and over the replicas."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(gradients, recurse=False)
+            part.set_requires_all_reduce(replicas, recurse=False)

@@ -1,0 +1,210 @@
+"""Sharded checkpoints: a folder that every process writes its part of, whole or not at all, read without running code.
+
+`step_00000020.ckpt/` holds the files of torch.distributed.checkpoint (`.metadata`, `*.distcp`), `meta.pt` with all that
+is no sharded tensor, and `complete.json`, written last, with the size of every file. All processes must see the same
+folder.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.tensor import DTensor
+
+from .checkpoint import COMPLETE, incomplete, read_safely, refuse_objects, remove, write_atomically
+from .errors import UserError
+
+META, WEIGHTS, OPTIMIZER = "meta.pt", "state_dict", "optimizer_"
+Place = Callable[[str, TensorStorageMetadata], Tensor]
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint as a folder; its sharded tensors by the processes that hold them. All processes call it.
+
+    The folder is filled under another name and renamed when every byte is on the disk. Raises UserError on all of them
+    when one could not write; what was there before stays as it was.
+    """
+    staged = path.with_name(f".{path.name}.part")
+    refuse_objects({k: v for k, v in checkpoint.items() if not _is_sharded(v)})
+    tensors = {k: checkpoint.pop(k) for k in [k for k, v in checkpoint.items() if _is_sharded(v)]}
+    for index, state in enumerate(checkpoint.pop("optimizer_states", [])):
+        tensors[f"{OPTIMIZER}{index}"] = state
+    try:
+        _on_first(lambda: (shutil.rmtree(staged, ignore_errors=True), staged.mkdir(parents=True)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(staged))
+        _on_first(lambda: _finish(checkpoint, staged, path))
+    except (OSError, RuntimeError, CheckpointException) as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise UserError(
+            f"{path}: the checkpoint could not be written ({_cause(error)}); earlier ones are untouched: free some"
+            " space or lower checkpoint.keep, then continue with run.resume=last"
+        ) from error
+
+
+def _finish(rest: Mapping[str, Any], staged: Path, path: Path) -> None:
+    write_atomically(staged / META, lambda file: torch.save(dict(rest), file))
+    record = {"processes": dist.get_world_size() if dist.is_initialized() else 1}
+    sizes = {file.name: file.stat().st_size for file in sorted(staged.iterdir())}
+    text = json.dumps({**record, "files": sizes}, indent=1)
+    write_atomically(staged / COMPLETE, lambda file: file.write(text.encode()))
+    remove(path)
+    os.replace(staged, path)
+
+
+def _on_first(action: Callable[[], object]) -> None:
+    """Run on the first process; all wait for it, and fail when it does."""
+    failed: list[str | None] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            action()
+        except OSError as error:
+            failed = [error.strerror or str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(failed)
+    if failed[0] is not None:
+        raise OSError(None, failed[0])
+
+
+def _is_sharded(value: Any) -> bool:
+    """Whether a sharded tensor is somewhere in it."""
+    if isinstance(value, Mapping):
+        return any(map(_is_sharded, value.values()))
+    return isinstance(value, DTensor) or (isinstance(value, list | tuple) and any(map(_is_sharded, value)))
+
+
+class Reader(dcp.FileSystemReader):
+    """Reads the index, which is a pickle, with an unpickler that knows nothing but the index's own classes."""
+
+    def __init__(self, path: Path) -> None:
+        if problem := incomplete(path):
+            raise UserError(f"{path}: not a whole checkpoint ({problem}): choose another with run.resume=PATH")
+        super().__init__(path)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = Path(self.path) / ".metadata"
+        with path.open("rb") as file:
+            try:
+                metadata = _Unpickler(file).load()
+            except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, IndexError) as error:
+                raise UserError(f"{path}: the checkpoint's index is damaged, or holds code ({error})") from None
+        if not isinstance(metadata, Metadata) or metadata.storage_data is None:
+            raise UserError(f"{path}: not the index of a checkpoint")
+        for stored in metadata.storage_data.values():
+            if PurePosixPath(stored.relative_path).name != stored.relative_path:
+                raise UserError(f"{path}: refused, it names a file outside its folder: {stored.relative_path}")
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the classes of torch.distributed.checkpoint's index, sizes and dtypes; paths become pure ones."""
+
+    CLASSES = (
+        *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("Metadata", "MetadataIndex", "StorageMeta")),
+        *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("TensorStorageMetadata", "TensorProperties")),
+        *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("ChunkStorageMetadata", "BytesStorageMetadata")),
+        "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
+        "torch.distributed.checkpoint.filesystem._StorageInfo",
+        "torch.serialization._get_layout",
+        "torch.Size",
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "pathlib" or module == "pathlib._local":
+            return PurePosixPath
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if f"{module}.{name}" not in self.CLASSES:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an index")
+        return super().find_class(module, name)
+
+
+class _Planner(DefaultLoadPlanner):
+    """Values that are no tensors are pickles too: read with weights_only."""
+
+    def load_bytes(self, read_item: Any, value: Any) -> None:
+        plain = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], plain)
+
+
+def load_into(state: dict[str, Any], reader: Reader, alone: bool = False) -> None:
+    """Fill the tensors of `state` from a checkpoint of any number of processes, each its own part; alone: no others."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(state, storage_reader=reader, planner=_Planner(), no_dist=alone)
+    except (RuntimeError, CheckpointException, pickle.UnpicklingError) as error:
+        raise UserError(f"{reader.path}: {_cause(error)}") from error
+
+
+def blank(metadata: Metadata, parts: Sequence[str] | None, place: Place) -> dict[str, Any]:
+    """What a checkpoint holds, nested as it was saved, its tensors empty as `place` makes them of (key, facts).
+
+    parts: the top-level keys that are wanted; None: all.
+    """
+    found: dict[str, Any] = {}
+    for key, facts in metadata.state_dict_metadata.items():
+        at = metadata.planner_data[key]
+        if parts is None or at[0] in parts:
+            value = place(str(at[-1]), facts) if isinstance(facts, TensorStorageMetadata) else None
+            set_element(found, at, value)
+    return found
+
+
+def top_level(metadata: Metadata) -> set[str]:
+    return {at[0] for at in metadata.planner_data.values()}
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Everything of a checkpoint that is no sharded tensor."""
+    return read_safely(path / META)
+
+
+def read(path: Path, parts: Sequence[str] | None = None) -> dict[str, Any]:
+    """A sharded checkpoint in one process, in the layout of a single file, whole tensors on the host.
+
+    parts: only these of its sharded keys, as ["state_dict"]; None: all of them, optimizer and averages too.
+    """
+    reader = Reader(path)
+    state = blank(reader.read_metadata(), parts, lambda _, facts: torch.empty(facts.size, dtype=facts.properties.dtype))
+    load_into(state, reader, alone=True)
+    names = sorted((k for k in state if k.startswith(OPTIMIZER)), key=lambda name: int(name.removeprefix(OPTIMIZER)))
+    states = [_numbered(state.pop(name)) for name in names]
+    return {**read_meta(path), **state, **({"optimizer_states": states} if states else {})}
+
+
+def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state by the parameters' numbers, as it knows them, instead of their names."""
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    number = {name: i for i, name in enumerate(names)}
+    groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {number[name]: value for name, value in state["state"].items()}, "param_groups": groups}
+
+
+def named(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The reverse: names in the order of the optimizer's parameters."""
+    groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[i]: value for i, value in state["state"].items()}, "param_groups": groups}
+
+
+def _cause(error: BaseException) -> str:
+    """One line of why: the first failure that torch.distributed.checkpoint collected from the processes."""
+    inner = next(iter(error.failures.values())) if isinstance(error, CheckpointException) else error
+    inner = inner[0] if isinstance(inner, tuple) else inner
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    return (str(inner).strip() or type(inner).__name__).splitlines()[0]
