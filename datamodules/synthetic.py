@@ -145,6 +145,9 @@ def flip(rng: Random) -> Edit:
 
 def compose(rng: Random) -> Edit:
     scenery, other = scene(rng, 1), scene(rng, 1)
+    if other.things[0].colour == scenery.background:  # it would not be seen there
+        other = replace(other, things=(replace(other.things[0], colour=_other_colour(rng, scenery)),))
+        other = replace(other, background=_other_colour(rng, other))
     moved = replace(other.things[0], x=0.8, size=0.3)
     after = replace(scenery, things=(replace(scenery.things[0], x=0.3), moved))
     place = replace(scenery, things=after.things[:1])

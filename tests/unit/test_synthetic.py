@@ -19,6 +19,15 @@ def test_every_edit_changes_the_picture_and_nothing_in_it_is_random(number: int)
     assert edit(1, number) != sample
 
 
+def test_no_edit_of_many_is_invisible() -> None:
+    for number in range(400):
+        sample = edit(0, number)
+        for source in sample.sources:
+            assert source != sample.target
+        visible = {thing.colour for thing in sample.target.things}
+        assert sample.target.background not in visible
+
+
 def test_an_edit_leaves_the_rest_alone() -> None:
     """Recolouring changes pixels inside the thing only; a flip is the mirrored picture."""
     recoloured, flipped = edit(0, 0), edit(0, 4)
