@@ -70,6 +70,9 @@ def fit(
         use_distributed_sampler=False,
         **_validation(run, trainer, start),
     )
+    refuse = getattr(engine.strategy, "check", None)
+    if refuse:
+        refuse(stage, engine.num_devices * engine.num_nodes, engine.precision)
     _write_run(folder, stage, data, recipe)
     if recipe is not None and engine.logger is not None:
         engine.logger.log_hyperparams(dict(recipe))

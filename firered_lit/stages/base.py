@@ -48,8 +48,9 @@ class Stage(L.LightningModule):
 
     def configure_model(self) -> None:
         if not hasattr(self, "transformer"):
-            device = "cpu" if self._trainer is None else self.trainer.strategy.root_device
-            self.transformer = self.backbone.load(self.seed, device)
+            strategy = None if self._trainer is None else self.trainer.strategy
+            device = "cpu" if strategy is None else strategy.root_device
+            self.transformer = self.backbone.load(self.seed, device, getattr(strategy, "sharding", None))
 
     def kept(self, state: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds of a state dict: everything, or with LoRA the adapter alone."""
