@@ -90,7 +90,7 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
     if lora:
         _write_lora(base, saved, folder)
     else:
-        _write_transformer(base, saved, folder / "transformer", max_shard_size)
+        write_transformer(base, saved, folder / "transformer", max_shard_size)
         _copy_parts(base, folder)
     _write_sizes(base, Sizes(**facts["sizes"]), folder)
     card = model_card(base, facts, recipe, saved.path.name, saved.step, lora)
@@ -110,7 +110,7 @@ def load_weights(path: Path, ema: bool = False) -> Saved:
     return Saved(path, weights, int(checkpoint["global_step"]), checkpoint.get("lora"))
 
 
-def _write_transformer(base: Base, saved: Saved, folder: Path, max_shard_size: str) -> None:
+def write_transformer(base: Base, saved: Saved, folder: Path, max_shard_size: str = "5GB") -> None:
     """The base's transformer with the saved weights, or with the saved LoRA merged into its own."""
     transformer = base.transformer()
     stored = transformer.state_dict()

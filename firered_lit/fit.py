@@ -18,18 +18,22 @@ from .checkpoint import AtomicCheckpointIO, resolve
 from .dialect import dump
 from .errors import UserError
 from .stages.base import Stage
+from .start import start_folder
 
 
 @dataclass(frozen=True)
 class Run:
     """Where a run lives and how it starts.
 
-    dir: the run's folder. resume: "last", "best" or a checkpoint's path; None refuses a folder that holds a run.
+    dir: the run's folder. start_from: a run, a checkpoint or a diffusers folder whose weights are trained on from, in
+    place of the base's; see `start.start_folder`. resume: "last", "best" or a checkpoint's path; None refuses a folder
+    that holds a run.
     validate_every: optimizer steps between validations (None: never). validate_first: also before the first step, so
     that the grid begins with the base model.
     """
 
     dir: str
+    start_from: str | None = None
     resume: str | None = None
     validate_every: int | None = None
     validate_first: bool = True
@@ -57,6 +61,8 @@ def fit(
     if run.resume is None and any((folder / "checkpoints").glob("*.ckpt")):
         raise UserError(f"{folder}: holds a run already; continue it with run.resume=last or choose another run.dir")
     folder.mkdir(parents=True, exist_ok=True)
+    if run.start_from is not None:
+        stage.start_from(start_folder(run.start_from, folder, stage.base))
     check = getattr(data, "check", None)
     if check:
         check(stage.base)

@@ -54,8 +54,20 @@ def dpo_loss(
     return terms.preference + sft_weight * at_least_float32(winner)
 
 
-def double_degradation(win_diffs: Tensor, lose_diffs: Tensor) -> bool:
-    """Whether both differences rise over a window of step means (W,), W >= 2: least-squares slopes above 0."""
+def double_degradation(win_diffs: Tensor, lose_diffs: Tensor, significance: float = 2.0) -> bool:
+    """Whether both differences rise over a window of step means (W,), W >= 3.
+
+    A rise is a least-squares slope above 0 by `significance` standard errors: both slopes of mere noise are above 0 one
+    time in four.
+    """
     time = torch.arange(len(win_diffs), dtype=torch.float64)
-    time = time - time.mean()
-    return all(float(time @ diffs.detach().double().cpu()) > 0 for diffs in (win_diffs, lose_diffs))
+    time = (time - time.mean()) / (time - time.mean()).norm()
+
+    def rises(diffs: Tensor) -> bool:
+        diffs = diffs.detach().double().cpu()
+        diffs = diffs - diffs.mean()
+        slope = time @ diffs
+        error = ((diffs - slope * time).square().sum() / (len(diffs) - 2)).sqrt()
+        return bool(slope > significance * error)
+
+    return rises(win_diffs) and rises(lose_diffs)

@@ -37,6 +37,7 @@ class Shadow(nn.Module):
 
     @torch.no_grad()
     def _exchange(self, module: nn.Module) -> None:
+        torch.clear_autocast_cache()  # it holds casts of the values that leave
         for own, other in self._pairs(module):
             held = other.clone()
             other.copy_(own)

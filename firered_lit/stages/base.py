@@ -1,5 +1,8 @@
 """What every stage shares: the transformer, its optimizer, and the validation that needs no loss of its own."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -52,6 +55,11 @@ class Stage(L.LightningModule):
             device = "cpu" if strategy is None else strategy.root_device
             self.transformer = self.backbone.load(self.seed, device, getattr(strategy, "sharding", None))
 
+    def start_from(self, folder: Path) -> None:
+        """Begin with the weights of a diffusers folder in place of the base's."""
+        self.backbone = replace(self.backbone, name=str(folder))
+        self.base = self.backbone.base
+
     def kept(self, state: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds of a state dict: everything, or with LoRA the adapter alone."""
         return state if self.backbone.lora is None else {k: v for k, v in state.items() if is_adapter(k)}
@@ -95,7 +103,8 @@ class Stage(L.LightningModule):
     def validation_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
         """Loss at fixed (sigma, eps), and for the grid an edit drawn by the sampler that `edit` uses."""
         weight = torch.ones(len(batch), device=self.device) if batch.weight is None else batch.weight
-        self.scores["loss"].update(self.fixed_loss(batch), weight)
+        for name, value in self.fixed_scores(batch).items():
+            self.scores[name].update(value, weight)
         if self.preview is None or batch.pixels is None:
             return {}
         output, target = self.draw(batch).to(batch.pixels), batch.pixels
@@ -112,13 +121,22 @@ class Stage(L.LightningModule):
                 self.log(f"val/{name}", metric.compute(), prog_bar=name == "loss")
             metric.reset()
 
+    def fixed_scores(self, batch: EditBatch) -> dict[str, Tensor]:
+        """What validation measures of every sample (B,) without drawing it."""
+        return {"loss": self.fixed_loss(batch)}
+
+    def fixed_points(self, batch: EditBatch, points: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
+        """(eps, sigma) at which validation compares: fixed sigmas, noise keyed by the sample."""
+        x_0 = batch.target.float()
+        for k in range(points):
+            eps = torch.cat([gaussian(x_0.shape[1:], (k,), "validation", name) for name in batch.ids]).to(x_0)
+            yield eps, self.shift(torch.full((len(batch),), (k + 0.5) / points, device=x_0.device), batch)
+
     def fixed_loss(self, batch: EditBatch, points: int = 4) -> Tensor:
         """Flow matching loss (B,) over `points` fixed sigmas, noise keyed by the sample: comparable between steps."""
         x_0 = batch.target.float()
         total = torch.zeros(len(batch), device=x_0.device)
-        for k in range(points):
-            eps = torch.cat([gaussian(x_0.shape[1:], (k,), "validation", name) for name in batch.ids]).to(x_0)
-            sigma = self.shift(torch.full((len(batch),), (k + 0.5) / points, device=x_0.device), batch)
+        for eps, sigma in self.fixed_points(batch, points):
             v = self.velocity(interpolate(x_0, eps, sigma), sigma, batch.condition)
             total += flow_matching_loss(v, velocity(x_0, eps)) / points
         return total

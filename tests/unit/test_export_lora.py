@@ -15,7 +15,7 @@ from callbacks.ema import EMA
 from firered_lit.checkpoint import newest
 from firered_lit.cli import main
 from firered_lit.errors import UserError
-from firered_lit.export import _write_transformer, load_weights
+from firered_lit.export import load_weights, write_transformer
 from firered_lit.models import lora_files
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.family import open_base
@@ -184,7 +184,7 @@ def test_a_lora_of_another_base_is_not_merged(run, tmp_path) -> None:
     saved = load_weights(newest(run))
     spoiled = {k.replace("transformer_blocks.1", "transformer_blocks.7"): v for k, v in saved.weights.items()}
     with pytest.raises(UserError, match=r"another architecture than tiny: transformer_blocks\.7"):
-        _write_transformer(open_base("tiny"), replace(saved, weights=spoiled), tmp_path / "t", "5GB")
+        write_transformer(open_base("tiny"), replace(saved, weights=spoiled), tmp_path / "t", "5GB")
 
 
 def test_stirred_adapters_survive_a_merge_in_bfloat16() -> None:
