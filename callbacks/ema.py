@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from firered_lit.checkpoint import check_architecture
 from firered_lit.errors import UserError
+from firered_lit.models.shard import local, placed_like
 
 KEY = "ema"  # in a checkpoint: {"updates": int, "weights": {name: float32 tensor}}
 
@@ -46,7 +47,7 @@ class EMA(L.Callback):
         if self._loaded is not None:
             check_architecture(self.shadow, self._loaded)
             for name, tensor in self.shadow.items():
-                _local(tensor).copy_(_local(_like(self._loaded[name], tensor)))
+                local(tensor).copy_(local(placed_like(self._loaded[name], tensor)))
             self._loaded = None
         elif trainer.global_step > 0:
             rank_zero_warn("ema: the checkpoint has no average; it begins with the weights as they are now")
@@ -62,8 +63,8 @@ class EMA(L.Callback):
         if step % self.every and step > self.start:
             return
         weights = dict(_trained(pl_module))
-        shadows = [_local(tensor) for tensor in self.shadow.values()]
-        current = [_local(weights[name]).detach().float() for name in self.shadow]
+        shadows = [local(tensor) for tensor in self.shadow.values()]
+        current = [local(weights[name]).detach().float() for name in self.shadow]
         if step <= self.start:
             torch._foreach_copy_(shadows, current)
         else:
@@ -81,10 +82,9 @@ class EMA(L.Callback):
         self._swap_out(pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Whole tensors, whatever their placement: all ranks ask together, the first one keeps them to write."""
+        """The average as it lies: of a sharded one, every rank gives its part to the sharded checkpoint."""
         if self.shadow:
-            weights = {name: _whole(tensor, trainer.is_global_zero) for name, tensor in self.shadow.items()}
-            checkpoint[KEY] = {"updates": self.updates, "weights": weights}
+            checkpoint[KEY] = {"updates": self.updates, "weights": dict(self.shadow)}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if KEY in checkpoint:
@@ -93,37 +93,17 @@ class EMA(L.Callback):
     @torch.no_grad()
     def _swap_in(self, pl_module: L.LightningModule) -> None:
         weights = dict(_trained(pl_module))
-        self._aside = {name: _local(weights[name]).clone() for name in self.shadow}
+        self._aside = {name: local(weights[name]).clone() for name in self.shadow}
         for name, tensor in self.shadow.items():
-            _local(weights[name]).copy_(_local(tensor))
+            local(weights[name]).copy_(local(tensor))
 
     @torch.no_grad()
     def _swap_out(self, pl_module: L.LightningModule) -> None:
         aside, self._aside = self._aside or {}, None
         weights = dict(_trained(pl_module))
         for name, tensor in aside.items():
-            _local(weights[name]).copy_(tensor)
+            local(weights[name]).copy_(tensor)
 
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part that this rank holds: of a sharded tensor its shard, else the tensor itself."""
-    return getattr(tensor, "_local_tensor", tensor)
-
-
-def _whole(tensor: Tensor, keep: bool) -> Tensor:
-    """A copy of the whole tensor on the host, nothing where it is not kept. Of a sharded one, all ranks must ask."""
-    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().to("cpu", copy=True) if keep else torch.empty(0)
-
-
-def _like(whole: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor, placed as `tensor` is."""
-    if not hasattr(tensor, "full_tensor"):
-        return whole.to(tensor.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import FOLDER, AtomicCheckpointIO, listed
+from .checkpoint import FOLDER, AtomicCheckpointIO, listed, read_weights
 from .errors import UserError
 
 KEPT = ("lora", "epoch", "global_step", "pytorch-lightning_version")
@@ -30,7 +30,7 @@ def average(run: str, out: str, last: int = 3) -> None:
     total: dict[str, Tensor] = {}
     newest: dict[str, Any] = {}
     for path in paths:
-        newest = AtomicCheckpointIO().load_checkpoint(path)
+        newest = read_weights(path)
         _add(total, newest["state_dict"], path)
     state = {key: _mean(total[key], last, tensor) for key, tensor in newest["state_dict"].items()}
     kept = {key: newest[key] for key in KEPT if key in newest}

@@ -11,7 +11,7 @@ import re
 import shutil
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -170,6 +170,16 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Path | str) -> None:
         remove(Path(path))
+
+
+def read_weights(path: Path, also: Sequence[str] = ()) -> dict[str, Any]:
+    """A checkpoint, file or folder, without its optimizer's state. also: further keys that may hold tensors."""
+    if path.is_dir():
+        from .sharded import read
+
+        return read(path, ["state_dict", *also])
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+    return {key: value for key, value in checkpoint.items() if key != "optimizer_states"}
 
 
 def read_safely(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import AtomicCheckpointIO, resolve
+from .checkpoint import read_weights, resolve
 from .errors import UserError
 from .models.family import Base, Variant, open_base
 from .models.lora import factors
@@ -100,7 +100,7 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
 
 def load_weights(path: Path, ema: bool = False) -> Saved:
     """The transformer's weights in a checkpoint, or with `ema` their running average where there is one."""
-    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+    checkpoint = read_weights(path, ["ema"] if ema else [])
     state = dict(checkpoint["state_dict"])
     if ema:
         if "ema" not in checkpoint:

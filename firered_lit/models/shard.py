@@ -54,14 +54,16 @@ def shard(transformer: nn.Module, sharding: Sharding) -> None:
     """Shard every block and then the rest. Gradients are reduced in float32 or better, whatever the weights are.
 
     The output's precision is set on the root alone: a block that returned float32 would not fit the next one's weights.
+    The root, too, gives its gathered weights back after a forward, so that between forwards all parameters are shards:
+    who reads or writes them (an average, a checkpoint) need not ask.
     """
     weights = next(transformer.parameters()).dtype
     precision: dict[str, Any] = {"param_dtype": sharding.compute}
     precision["reduce_dtype"] = torch.promote_types(weights, torch.float32)
     for block in transformer.transformer_blocks:
         fully_shard(block, mesh=sharding.mesh, mp_policy=MixedPrecisionPolicy(**precision))
-    output = torch.float32 if sharding.compute else None
-    fully_shard(transformer, mesh=sharding.mesh, mp_policy=MixedPrecisionPolicy(**precision, output_dtype=output))
+    policy = MixedPrecisionPolicy(**precision, output_dtype=torch.float32 if sharding.compute else None)
+    fully_shard(transformer, mesh=sharding.mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 @torch.no_grad()
