@@ -38,10 +38,9 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     when one could not write; what was there before stays as it was.
     """
     staged = path.with_name(f".{path.name}.part")
-    refuse_objects({k: v for k, v in checkpoint.items() if not _is_sharded(v)})
-    tensors = {k: checkpoint.pop(k) for k in [k for k, v in checkpoint.items() if _is_sharded(v)]}
-    for index, state in enumerate(checkpoint.pop("optimizer_states", [])):
-        tensors[f"{OPTIMIZER}{index}"] = state
+    tensors = {f"{OPTIMIZER}{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
+    tensors |= {key: checkpoint.pop(key) for key in [k for k, value in checkpoint.items() if _is_sharded(value)]}
+    refuse_objects(checkpoint)
     try:
         _on_first(lambda: (shutil.rmtree(staged, ignore_errors=True), staged.mkdir(parents=True)))
         with warnings.catch_warnings():
