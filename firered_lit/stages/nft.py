@@ -21,6 +21,7 @@ from ..losses.nft import PolicyLoss, adaptive, group_optimality, old_policy_deca
 from ..models.backbone import Backbone
 from ..models.sampling import Preview
 from ..models.shadow import Shadow
+from ..models.shard import grad_norm
 from ..optim import OptimizerFactory, ScheduleFactory
 from ..rewards.collect import answered, ask, refuse_outside, rewards_of
 from ..rewards.protocol import Reward
@@ -228,12 +229,13 @@ class NFT(Stage):
     def step(self) -> Tensor:
         """One optimizer step; the norm of the gradient before it is clipped."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.transformer.parameters() if p.grad is not None])
+        norm = grad_norm(self.transformer.parameters())
         self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
         optimizer.step()
+        torch.clear_autocast_cache()  # this is still inside the trainer's autocast, which holds casts of what was
         if scheduler is not None:
             scheduler.step()
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return norm
 
     def unsynchronised(self) -> AbstractContextManager[None]:
         """Gradients only add up; the last backward before a step exchanges them."""

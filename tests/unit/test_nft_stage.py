@@ -252,6 +252,25 @@ def test_the_old_policy_follows_once_an_iteration(tmp_path):
     assert not same(before, after)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_update_computes_with_the_weights_that_the_one_before_has_left(tmp_path, precision):
+    """Under autocast, casts of weights are kept for a whole training step, unless somebody throws them away."""
+    module = stage(points=2, updates=2, optimizer=partial(torch.optim.SGD, lr=0.1), gradient_clip=1e3)
+    losses, moved = module.losses, []
+
+    def watched(p, optimality, used, sums):
+        before = float(sums["old_distance"])
+        loss = losses(p, optimality, used, sums)
+        moved.append(float(sums["old_distance"]) - before)
+        return loss
+
+    module.losses = watched
+    module, watch = fit(tmp_path, module, precision=precision)
+    assert moved[:2] == [0.0, 0.0]  # before any step the policy is the old one
+    assert min(moved[2:]) > 0.0
+    assert watch.numbers[0]["train/grad_norm"] > 0
+
+
 def test_learning_rates_and_the_clip_are_the_stages(tmp_path):
     scheduled = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 1.0 / (step + 1))
     module, watch = fit(
