@@ -47,8 +47,9 @@ def export(
 
     Weights get the precision of the base they came from, so that a run of zero steps exports the base bit for bit. Of a
     LoRA run, two files are written instead, for diffusers and for ComfyUI; with `merge`, the folder with the LoRA in
-    its weights. ema: the averaged weights. The folder appears whole or not at all. Raises UserError when the run has no
-    such checkpoint, when that has no average, or when `out` holds something.
+    the base's weights as they are stored, quantised or not in training. ema: the averaged weights. The folder appears
+    whole or not at all. Raises UserError when the run has no such checkpoint, when that has no average, or when `out`
+    holds something.
     """
     target = Path(out)
     if target.exists() and any(target.iterdir()):
@@ -173,6 +174,7 @@ def model_card(
         also = (
             f"`{COMFYUI}` is the same for ComfyUI's LoRA loader, `{DIFFUSERS}` is what diffusers loads; strength 1.0."
         )
+        note = note.partition(", and `python")[0].removesuffix(".") + "."
         note = f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, its scale in the weights. {note}"
     adapter = '\npipe.load_lora_weights("THIS_FOLDER")' if lora is not None else ""
     return f"""---

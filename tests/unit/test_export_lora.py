@@ -158,6 +158,9 @@ def test_the_mean_of_the_last_checkpoints(full, tmp_path, capsys) -> None:
     for name, tensor in mean["state_dict"].items():
         assert tensor.dtype == states[0][name].dtype
         assert torch.allclose(tensor, torch.stack([s[name] for s in states]).mean(0), atol=1e-7)
+    two = tmp_path / "two.ckpt"
+    assert main(["average", "--run", str(full), "--last", "2", "--out", str(two)]) == 0
+    assert torch.load(two, weights_only=True)["averaged"] == ["step_00000002.ckpt", "step_00000003.ckpt"]
     assert main(["export", "--run", str(full), "--checkpoint", str(out), "--out", str(tmp_path / "model")]) == 0
     exported = open_base(str(tmp_path / "model")).transformer().state_dict()
     assert all(torch.equal(v, mean["state_dict"][f"transformer.{k}"]) for k, v in exported.items())

@@ -129,7 +129,7 @@ def test_what_cannot_be_is_refused_in_one_line(make, words) -> None:
     assert all(word in str(refusal.value) for word in words), refusal.value
 
 
-@pytest.mark.parametrize("quantize", [None, "4bit"])
+@pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
 def test_fault_6_a_lora_run_resumes_bit_for_bit(tmp_path, quantize) -> None:
     """The authors' LoRA resume raises TypeError. With dropout, whose only source is the global random state."""
     backbone = Backbone("tiny", lora=LoRA(4, 8, dropout=0.2), quantize=quantize)
