@@ -2,10 +2,12 @@
 
     python -m datamodules.synthetic --out DIR --count 96
 
-writes one folder per task in the layout that `prepare` reads. Sample i of a seed is always the same sample.
+writes one folder per task in the layout that `prepare` reads; with --pairs one file of preference pairs, a right and a
+spoiled edit each. Sample i of a seed is always the same sample.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -169,6 +171,35 @@ def edit(seed: int, number: int) -> Edit:
     return FAMILIES[number % len(FAMILIES)](chooser("world", seed, number))
 
 
+def spoiled(rng: Random, sample: Edit) -> Scene:
+    """What a worse editor makes of a sample: the right scene with another background, or a thing in another colour."""
+    scene, found = sample.target, []
+    for colour in sorted(set(COLOURS) - {scene.background, *(thing.colour for thing in scene.things)}):
+        found.append(replace(scene, background=colour))
+        for i, thing in enumerate(scene.things):
+            others = scene.things[:i], scene.things[i + 1 :]
+            found.append(replace(scene, things=(*others[0], replace(thing, colour=colour), *others[1])))
+    return rng.choice([scene for scene in found if scene not in sample.sources])
+
+
+def write_pairs(out: Path, count: int, seed: int = 0) -> int:
+    """Write `count` preference pairs, the right edit and a spoiled one, as `pairs.jsonl`. Returns the rows written."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    edited = (number for number in itertools.count() if edit(seed, number).sources)
+    with (out / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        for number in itertools.islice(edited, count):
+            sample, names = edit(seed, number), []
+            loser = spoiled(chooser("spoiled", seed, number), sample)
+            for name, scene in [("chosen", sample.target), ("rejected", loser), *enumerate(sample.sources)]:
+                names.append(f"images/{number:05d}_{name}.png")
+                draw(scene).save(out / names[-1])
+            row = {"id": f"{seed}-{number:05d}", "task": sample.task, "source_image": names[2:]}
+            row |= {"chosen_image": names[0], "rejected_image": names[1]}
+            row |= {"instruction": sample.en, "instruction_cn": sample.cn}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return count
+
+
 def write(out: Path, count: int, seed: int = 0) -> int:
     """Write `count` samples, a folder per task with `edits.jsonl` and `images/`. Returns the rows written."""
     rows: dict[str, list[dict[str, object]]] = {}
@@ -199,7 +230,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", action="store_true", help="preference pairs in place of edits")
     args = parser.parse_args()
+    if args.pairs:
+        print(f"{args.out}: {write_pairs(args.out, args.count, args.seed)} preference pairs")
+        return
     print(f"{args.out}: {write(args.out, args.count, args.seed)} edits in {len(FAMILIES)} tasks")
 
 

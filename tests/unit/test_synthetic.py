@@ -3,8 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from datamodules.synthetic import FAMILIES, draw, edit, write
+from datamodules.records import read
+from datamodules.synthetic import FAMILIES, draw, edit, write, write_pairs
 
 
 @pytest.mark.parametrize("number", range(len(FAMILIES) * 3))
@@ -46,3 +48,16 @@ def test_the_world_is_written_in_the_layout_that_prepare_reads(tmp_path: Path) -
     for folder in tmp_path.iterdir():
         for line in (folder / "edits.jsonl").read_text("utf-8").splitlines():
             assert (folder / json.loads(line)["target_image"]).exists()
+
+
+def test_pairs_show_a_right_and_a_spoiled_edit(tmp_path: Path) -> None:
+    """No spoiled edit is right, or the source; the right one is the sample's own target."""
+    write_pairs(tmp_path, 60)
+    records = list(read(tmp_path / "pairs.jsonl"))
+    assert len(records) == 60
+    for record in records:
+        right, spoiled = (np.asarray(Image.open(path)).astype(int) for path in (record.target, record.loser))
+        assert right.shape == spoiled.shape
+        assert (np.abs(right - spoiled).max(-1) > 20).mean() > 0.01
+        assert all(not np.array_equal(np.asarray(Image.open(path)), spoiled) for path in record.references)
+        assert np.array_equal(right, np.asarray(draw(edit(0, int(record.id.removeprefix("0-"))).target)))
