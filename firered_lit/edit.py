@@ -120,7 +120,7 @@ def stock_pipeline(base: Base, edits: bool, dtype: torch.dtype = torch.float32) 
     """The installed diffusers' pipeline for this base; without references, its text-to-image one."""
     from diffusers import DiffusionPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(base.folder, torch_dtype=dtype)
+    pipeline = DiffusionPipeline.from_pretrained(base.folder, dtype=dtype)
     pipeline.set_progress_bar_config(disable=None)
     parts = {k: v for k, v in pipeline.components.items() if k != "processor"}
     if not edits and base.variant != Variant.TEXT:

@@ -28,7 +28,7 @@ class Codec:
     def __init__(self, base: "Base", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         from diffusers import AutoencoderKLQwenImage
 
-        self.vae = AutoencoderKLQwenImage.from_pretrained(base.folder / "vae", torch_dtype=dtype)
+        self.vae = AutoencoderKLQwenImage.from_pretrained(base.folder / "vae", dtype=dtype)
         self.vae.eval().requires_grad_(False).to(device)
         self.factor = 2 ** len(self.vae.config.temperal_downsample)
         self.mean = torch.tensor(self.vae.config.latents_mean).view(1, -1, 1, 1).to(device, dtype)

@@ -63,7 +63,7 @@ class Base:
         """The diffusion transformer, in its stored precision unless `dtype` says otherwise."""
         from diffusers import QwenImageTransformer2DModel
 
-        return QwenImageTransformer2DModel.from_pretrained(self.folder / "transformer", torch_dtype=dtype)
+        return QwenImageTransformer2DModel.from_pretrained(self.folder / "transformer", dtype=dtype)
 
     def codec(self, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None) -> "Codec":
         import torch
