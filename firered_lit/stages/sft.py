@@ -16,14 +16,14 @@ from ..models.shard import grad_norm
 from ..optim import OptimizerFactory, ScheduleFactory
 from .base import Stage
 
-Weight = Callable[[Tensor], Tensor]
+Weight = Callable[..., Tensor]  # weight(sigma, law=the law that sigma was drawn by)
 
 
 class SFT(Stage):
     """Flow matching on (references, instruction) -> target. FireRed-Image-Edit (2602.13344), section 3.5.
 
     timesteps: the law of sigma, an inverse CDF on [0, 1); it is shifted for the target's resolution when
-    `resolution_shift`. weight: loss weight as a function of sigma; None weighs all alike. rotate_every: steps after
+    `resolution_shift`. weight: loss weight, `weight(sigma, law=law)`; None weighs all alike. rotate_every: steps after
     which the strata move to other slots. The rest is `Stage`'s.
     """
 
@@ -54,13 +54,22 @@ class SFT(Stage):
         sigma = self.draw_sigma(batch).to(x_0.device)
         eps = gaussian(x_0.shape[1:], batch.slots, self.seed, "noise", batch.step).to(x_0)
         v = self.velocity(interpolate(x_0, eps, sigma), sigma, batch.condition)
-        return flow_matching_loss(v, velocity(x_0, eps), None if self.weight is None else self.weight(sigma))
+        weight = None if self.weight is None else self.weight(sigma, law=self.law(batch))
+        return flow_matching_loss(v, velocity(x_0, eps), weight)
 
     def draw_sigma(self, batch: EditBatch) -> Tensor:
-        """sigma (B,) of the batch: stratified over the global batch, through the law, shifted for the resolution."""
+        """sigma (B,) of the batch: stratified over the global batch, through the batch's law."""
         u = stratified_uniform(batch.step, batch.slots, batch.num_slots, seed=self.seed, rotate_every=self.rotate_every)
-        sigma = self.timesteps(u)
-        return self.shift(sigma, batch) if self.resolution_shift else sigma
+        return self.law(batch)(u)
+
+    def law(self, batch: EditBatch) -> Law:
+        """The law of the batch's sigma: `timesteps`, shifted for its resolution."""
+        timesteps = self.timesteps_at(batch.step)
+        return (lambda u: self.shift(timesteps(u), batch)) if self.resolution_shift else timesteps
+
+    def timesteps_at(self, step: int) -> Law:
+        """The law before the shift at a training step; here the same for all."""
+        return self.timesteps
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""

@@ -1,5 +1,6 @@
 """The SFT step: what it draws, and that a batch is the mean of its samples."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.draws import gaussian
-from firered_lit.flow.timesteps import logit_normal, uniform
+from firered_lit.flow.timesteps import logit_normal, logit_normal_weight, uniform
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.sampling import Preview
+from firered_lit.stages.pretrain import Pretrain
 from firered_lit.stages.sft import SFT
 
 
@@ -100,7 +102,7 @@ def test_one_step_against_the_gradient_lowers_the_loss(stage: SFT) -> None:
 
 
 def test_the_weight_is_applied_to_the_sigma_that_was_drawn(stage: SFT) -> None:
-    weighted = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), weight=lambda sigma: 2 * sigma, seed=3)
+    weighted = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), weight=lambda sigma, law: 2 * sigma, seed=3)
     weighted.transformer = stage.transformer
     with torch.no_grad():
         assert torch.allclose(
@@ -136,3 +138,26 @@ def test_half_weights_take_half_inputs_and_the_loss_is_float32() -> None:
         a, b = half.losses(batch()), full.losses(batch())
     assert a.dtype == torch.float32
     assert torch.allclose(a, b, rtol=0.05)
+
+
+def test_the_loss_weight_has_mean_one_under_the_law_that_sigma_is_drawn_by() -> None:
+    """Shift included: with another target size the weights move, their mean does not."""
+    weighted = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), timesteps=uniform, weight=logit_normal_weight)
+    u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    for side in (12, 64):
+        b = replace(alone(batch(references=()), 0), target=torch.zeros(1, 16, side, side))
+        sigma = weighted.law(b)(u)
+        assert weighted.weight(sigma, law=weighted.law(b)).mean().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_pretraining_leans_to_noise_first_and_ends_where_the_plain_law_is() -> None:
+    stage = Pretrain(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), steps=100, end=0.5)
+    means = []
+    for at in (0, 25, 50, 100):
+        u = (torch.arange(4000) + 0.5) / 4000
+        means.append(stage.law(replace(batch(), step=at))(u).mean().item())
+    assert means[0] > means[1] > means[2]
+    assert means[2] == means[3]
+    plain = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), timesteps=uniform)
+    u = torch.rand(1000, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(stage.law(replace(batch(), step=100))(u), plain.law(batch())(u), atol=1e-6)
