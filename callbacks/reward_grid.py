@@ -41,8 +41,7 @@ class RewardGrid(L.Callback):
         if due == self._shown or not isinstance(outputs, dict) or "rollouts" not in outputs:
             return
         self._shown = due
-        rewards = outputs["rewards"].reshape(len(outputs["rollouts"]), -1)
-        own = [self._row(i, r, rewards[i]) for i, r in enumerate(outputs["rollouts"][: self.rows])]
+        own = [self._row(i, r, outputs["rewards"][i]) for i, r in enumerate(outputs["rollouts"][: self.rows])]
         folder = Path(trainer.default_root_dir) / FOLDER
         publish(own, trainer, self.rows, folder, FOLDER, self.font)
 

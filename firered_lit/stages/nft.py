@@ -27,7 +27,7 @@ from ..rewards.collect import answered, ask, refuse_outside, rewards_of
 from ..rewards.protocol import Reward
 from ..rewards.statistics import Scored, statistics
 from .base import Stage
-from .rollout import Clock, Points, Rollout, pieces, source_distance, to_bytes
+from .rollout import Clock, Points, Rollout, Verdicts, pieces, source_distance, to_bytes
 
 
 class NFT(Stage):
@@ -119,19 +119,15 @@ class NFT(Stage):
                     p.v_old = self.velocity_at(p)
         with clock.on("update"):
             self.compare_with_reference(points)
-        with clock.on("reward"):
-            scored = self.score(rollouts)
-        everyone = _gather(scored)
-        optimality, used = self.judge(Scored.join(everyone))
-        count = len(scored.reward)
-        mine = slice(self.global_rank * count, (self.global_rank + 1) * count)
-        with clock.on("update"):
-            numbers = self.learn(points, optimality[mine].to(self.device), used[mine].to(self.device))
+            verdicts = Verdicts(rollouts, self.scoring(), self.judge, clock, whole=self.std == "batch")
+            numbers = self.learn(points, verdicts)
             decay = self.decay(self.global_step)
             self.old.follow(self.transformer, decay)
-        numbers |= statistics(Scored.join(everyone), optimality, used) | clock.shares() | {"train/old_decay": decay}
+        refuse_outside([rollout.asked for rollout in rollouts], self.rewards)
+        everyone = Scored.join(verdicts.everyone())
+        numbers |= statistics(everyone, *self.judge(everyone)) | clock.shares() | {"train/old_decay": decay}
         self.log_dict(numbers, rank_zero_only=True, batch_size=1)
-        return {"rollouts": rollouts, "rewards": torch.where(scored.valid, scored.reward, torch.nan)}
+        return {"rollouts": rollouts, "rewards": verdicts.rewards()}
 
     def roll_out(self, sample: EditBatch) -> Rollout:
         """Draw a group's edits from noise keyed by (seed, step, slot, edit), and ask for their rewards."""
@@ -165,9 +161,8 @@ class NFT(Stage):
             eps = gaussian(rollout.latents.shape[1:], tuple(range(size)), *key).to(rollout.latents)
             for rows in self.split(sample):
                 condition = sample.repeated(rows.stop - rows.start).condition
-                mine = slice(place * size + rows.start, place * size + rows.stop)
                 x_0 = rollout.latents[rows]
-                found.append(Points(mine, j % self.updates, condition, x_0, eps[rows], sigma[rows]))
+                found.append(Points(place, rows, j % self.updates, condition, x_0, eps[rows], sigma[rows]))
         return found
 
     def velocity_at(self, points: Points) -> Tensor:
@@ -179,37 +174,37 @@ class NFT(Stage):
                 for p in points:
                     p.v_reference = self.velocity_at(p)
 
-    def score(self, rollouts: list[Rollout]) -> Scored:
-        """Wait for the rewards of this process's edits."""
+    def scoring(self) -> Callable[[Rollout], Scored]:
+        """What waits for the rewards of a group; all groups' patience begins now."""
         weights = self.weights or dict.fromkeys(self.rewards, 1.0)
-        until, asked = time.monotonic() + self.patience, [rollout.asked for rollout in rollouts]
-        parts = []
-        for rollout in rollouts:
+        until = time.monotonic() + self.patience
+
+        def score(rollout: Rollout) -> Scored:
             scores = answered(rollout.asked, weights, self.routes, until)
             groups = torch.zeros(len(scores), dtype=torch.long)
             given = (scores.value, scores.valid, scores.terms, rollout.distance, rollout.asked.outside)
-            parts.append(Scored(rollout.asked.tasks, groups, *given))
-        refuse_outside(asked, self.rewards)
-        return Scored.join(parts)
+            return Scored(rollout.asked.tasks, groups, *given)
+
+        return score
 
     def judge(self, scored: Scored) -> tuple[Tensor, Tensor]:
-        """Optimality (N,) of all processes' edits, and which of them (N,) the policy term learns from."""
+        """Optimality (N,) of edits, and which of them (N,) the policy term learns from."""
         optimality = group_optimality(scored.reward, scored.groups, clip=self.clip, std=self.std, valid=scored.valid)
         return optimality, policy_mask(scored.reward, scored.groups, valid=scored.valid, **self.filter)
 
-    def learn(self, points: list[Points], optimality: Tensor, used: Tensor) -> dict[str, float]:
+    def learn(self, points: list[Points], verdicts: Verdicts) -> dict[str, float]:
         """The optimizer steps of an iteration. As many forwards on every process: what is not used weighs zero."""
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "policy", "kl", "old_distance")}
-        norms, edits = [], len(optimality)
+        norms, count = [], sum(len(p.x_0) for p in points)
         for update in range(self.updates):
             own = [p for p in points if p.update == update]
             self.optimizers().zero_grad()
             for p in own:
-                share = 1 / (edits * self.points // self.updates)
+                optimality, used = (part[p.rows].to(self.device) for part in verdicts.of(p.place))
                 with self.unsynchronised() if p is not own[-1] else nullcontext():
-                    self.manual_backward(self.losses(p, optimality[p.rows], used[p.rows], sums).sum() * share)
+                    self.manual_backward(self.losses(p, optimality, used, sums).sum() * self.updates / count)
             norms.append(self.step())
-        total = {f"train/{name}": value / (edits * self.points) for name, value in sums.items()}
+        total = {f"train/{name}": value / count for name, value in sums.items()}
         total["train/grad_norm"] = torch.stack(norms).mean()
         if not self.kl:
             del total["train/kl"]
@@ -241,15 +236,6 @@ class NFT(Stage):
         """Gradients only add up; the last backward before a step exchanges them."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
-
-
-def _gather(scored: Scored) -> list[Scored]:
-    """What every process has scored, in the order of the processes."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [scored]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, scored)
-    return everyone
 
 
 def _averaged(numbers: dict[str, Tensor], world: int) -> dict[str, float]:

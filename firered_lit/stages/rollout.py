@@ -1,17 +1,19 @@
-"""What an iteration of reinforcement learning holds: groups of edits as drawn, and the points they are learnt at."""
+"""What an iteration of reinforcement learning holds: groups of edits, the points they are learnt at, their verdicts."""
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import Condition, EditBatch
 from ..rewards.collect import Asked
+from ..rewards.statistics import Scored
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Rollout:
 class Points:
     """Some edits of a group, noised: where the policy is compared with the old one in one forward."""
 
-    rows: slice  # which of this process's edits
+    place: int  # which of this process's groups
+    rows: slice  # which of its edits
     update: int  # which optimizer step of the iteration
     condition: Condition
     x_0: Tensor  # (B, 16, h, w)
@@ -62,20 +65,82 @@ def to_bytes(pixels: Tensor) -> Tensor:
 
 
 class Clock:
-    """Seconds by what they were spent on, the device's work included."""
+    """Seconds by what they were spent on, the device's work included; inside another, they count once."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, defaultdict(float)
+        self.device, self.seconds, self.inner = device, defaultdict(float), 0.0
 
     @contextmanager
     def on(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
+        begun, outer, self.inner = time.perf_counter(), self.inner, 0.0
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[name] += time.perf_counter() - begun
+        spent = time.perf_counter() - begun
+        self.seconds[name] += spent - self.inner
+        self.inner = outer + spent
 
     def shares(self) -> dict[str, float]:
         """The share of each in the whole, and the whole."""
         whole = max(sum(self.seconds.values()), 1e-9)
         return {f"time/{k}": v / whole for k, v in self.seconds.items()} | {"time/iteration_s": whole}
+
+
+class Verdicts:
+    """The rewards of this process's groups, each waited for when it is needed, and what they make of the edits.
+
+    score: waits for a group's rewards. judge: optimality (N,) and use (N,) bool of edits. whole: it must see the edits
+    of all processes at once; otherwise a group is judged alone, and learnt while the next one's rewards are under way.
+    """
+
+    def __init__(
+        self,
+        rollouts: Sequence[Rollout],
+        score: Callable[[Rollout], Scored],
+        judge: Callable[[Scored], tuple[Tensor, Tensor]],
+        clock: Clock,
+        whole: bool,
+    ) -> None:
+        self.rollouts, self.score, self.judge, self.clock, self.whole = rollouts, score, judge, clock, whole
+        self.scored: dict[int, Scored] = {}
+        self.judged: dict[int, tuple[Tensor, Tensor]] = {}
+        self.all: list[Scored] | None = None
+
+    def of(self, place: int) -> tuple[Tensor, Tensor]:
+        """Optimality (K,) and use (K,) of the group at `place`."""
+        if place not in self.judged:
+            if self.whole:
+                self._judge_all()
+            else:
+                self.judged[place] = self.judge(self._wait(place))
+        return self.judged[place]
+
+    def rewards(self) -> Tensor:
+        """(groups, K) of this process, NaN where missing."""
+        groups = [self._wait(place) for place in range(len(self.rollouts))]
+        return torch.stack([torch.where(group.valid, group.reward, torch.nan) for group in groups])
+
+    def everyone(self) -> list[Scored]:
+        """What each process has scored, in their order. Called by all alike."""
+        if self.all is None:
+            mine = Scored.join([self._wait(place) for place in range(len(self.rollouts))])
+            self.all = [mine]
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                self.all = [mine] * dist.get_world_size()
+                dist.all_gather_object(self.all, mine)
+        return self.all
+
+    def _wait(self, place: int) -> Scored:
+        if place not in self.scored:
+            with self.clock.on("reward"):
+                self.scored[place] = self.score(self.rollouts[place])
+        return self.scored[place]
+
+    def _judge_all(self) -> None:
+        everyone = self.everyone()
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        start, size = sum(len(part.reward) for part in everyone[:rank]), len(self.rollouts[0].latents)
+        optimality, used = self.judge(Scored.join(everyone))
+        for place in range(len(self.rollouts)):
+            rows = slice(start + place * size, start + (place + 1) * size)
+            self.judged[place] = optimality[rows], used[rows]

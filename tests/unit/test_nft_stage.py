@@ -179,7 +179,8 @@ def test_the_rollout_is_drawn_by_the_old_policy_and_the_new_one_learns(tmp_path)
 # --- what is learnt from ---
 
 
-def test_equal_prompts_with_different_sources_are_two_groups(tmp_path):
+@pytest.mark.parametrize("std", ["group", "batch"])
+def test_equal_prompts_with_different_sources_are_two_groups(tmp_path, std):
     """Their levels differ: over one group of all edits, those of the poorer sample would all count as bad."""
 
     class Twins(Prompts):
@@ -189,11 +190,13 @@ def test_equal_prompts_with_different_sources_are_two_groups(tmp_path):
     def answer(images, batch):
         return torch.tensor([0.1, 0.2, 0.3]) + (0.5 if batch.ids[0] == "id1" else 0.0)
 
-    module, seen = stage(), {}
+    module, seen = stage(std=std), []
     judge = module.judge
-    module.judge = lambda scored: seen.setdefault("judged", judge(scored))
+    module.judge = lambda scored: seen.append(judge(scored)) or seen[-1]
     fit(tmp_path, module, Given(answer), data=Twins())
-    optimality, used = seen["judged"]
+    optimality, used = seen[-1]
+    if std == "group":  # what was learnt, group by group, is what was logged
+        assert torch.equal(torch.cat([o for o, _ in seen[:2]]), optimality)
     torch.testing.assert_close(optimality[:3], optimality[3:])
     assert optimality[0] < 0.5 < optimality[2]
     assert used.all()
@@ -297,6 +300,28 @@ def test_several_groups_are_in_flight_before_the_first_answer_is_waited_for(tmp_
             return self.asked[-1][1]
 
     _, watch = fit(tmp_path, stage(patience=20.0), Late(None), data=PromptData(4))
+    assert watch.numbers[0]["reward/missing"] == 0
+
+
+def test_a_group_is_learnt_while_the_next_ones_rewards_are_under_way(tmp_path):
+    """The second group's reward comes only after the first one's backward."""
+    module, futures = stage(patience=20.0), []
+    losses = module.losses
+
+    class Second(Given):
+        def submit(self, images, batch):
+            futures.append(Future())
+            if len(futures) == 1:
+                futures[0].set_result(Scores(torch.linspace(0, 1, 3), torch.ones(3, dtype=torch.bool)))
+            return futures[-1]
+
+    def watched(p, *rest):
+        if p.place == 0:
+            futures[1].set_result(Scores(torch.linspace(0, 1, 3), torch.ones(3, dtype=torch.bool)))
+        return losses(p, *rest)
+
+    module.losses = watched
+    _, watch = fit(tmp_path, module, Second(None))
     assert watch.numbers[0]["reward/missing"] == 0
 
 
@@ -406,7 +431,7 @@ def test_everything_of_the_list_is_logged_and_the_grid_drawn(tmp_path):
     pixels, source = rollout.images.float() / 255, (rollout.sample.sources[0] + 1) / 2
     assert rollout.distance.tolist() == pytest.approx((pixels - source).abs().mean((1, 2, 3)).tolist(), abs=5e-3)
     target = (rollout.sample.pixels + 1) / 2
-    scores = watch.outputs[1]["rewards"][:3].tolist()
+    scores = watch.outputs[1]["rewards"][0].tolist()
     assert scores == pytest.approx((1 - (pixels - target).abs().mean((1, 2, 3))).tolist(), abs=5e-3)
     assert (tmp_path / "rollouts" / "step_00000002.png").exists()
 
