@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
+FIT := $(PY) -m firered_lit fit --recipe recipes/tiny
 DEMO ?= .demo
 STEPS ?= 300
 export HF_HUB_DISABLE_TELEMETRY = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo chain-supervised test slow lint format clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -17,15 +18,25 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.installed  ## draw a small world of edits, train the tiny editor on it, export it, edit a picture
-	rm -rf $(DEMO)/run $(DEMO)/model
+$(DEMO)/data/data.json: | $(VENV)/.installed
 	$(PY) -m datamodules.synthetic --out $(DEMO)/world --count 96
 	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(DEMO)/world out=$(DEMO)/data
-	$(PY) -m firered_lit fit --recipe recipes/tiny/sft.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/run trainer.max_steps=$(STEPS)
+
+demo: $(VENV)/.installed  ## draw a small world of edits, train the tiny editor on it, export it, edit a picture
+	rm -rf $(DEMO)
+	@$(MAKE) --no-print-directory $(DEMO)/data/data.json
+	$(FIT)/sft.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/run trainer.max_steps=$(STEPS)
 	$(PY) -m firered_lit export --run $(DEMO)/run --out $(DEMO)/model
 	$(PY) -m firered_lit edit --model $(DEMO)/model --image $(DEMO)/world/color/images/00000_source0.png \
 		--prompt "Change the background to red" --out $(DEMO)/edited.png --steps 8 --seed 0 --guidance 1
-	@$(PY) -m firered_lit.said $(DEMO)/run $(DEMO)/model $(DEMO)/edited.png
+	@echo; cat $(DEMO)/run/summary.txt
+	@echo "model       $(DEMO)/model"; echo "edited      $(DEMO)/edited.png"
+
+chain-supervised: $(VENV)/.installed $(DEMO)/data/data.json  ## pretraining -> continued pretraining -> SFT, tiny
+	rm -rf $(DEMO)/chain
+	$(FIT)/pretrain.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/chain/pretrain
+	$(FIT)/continued_pretrain.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/chain/continued run.start_from=$(DEMO)/chain/pretrain
+	$(FIT)/sft.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/chain/sft run.start_from=$(DEMO)/chain/continued
 
 test: $(VENV)/.installed  ## every quick test
 	$(PY) -m pytest

@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +44,8 @@ def ui_command(uri: str) -> str:
     """The command that shows the runs of a local store; for a server, its address."""
     if urlsplit(uri).scheme in ("http", "https"):
         return uri
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    command = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
+    return f"{command} ui --backend-store-uri {shlex.quote(uri)}"
 
 
 @contextmanager
