@@ -1,8 +1,8 @@
 """Runs in a real MLflow store: what is recorded, how runs end, and that they can be read back by others."""
 
 import json
-import shlex
 import os
+import shlex
 import signal
 import subprocess
 import sys
