@@ -64,6 +64,7 @@ class EditBatch(_Movable):
     num_slots: int  # samples in the global batch
     tasks: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
+    target_texts: tuple[str | None, ...] = ()  # the words that each sample's target should show, where known
     unconditional: Text | None = None  # validation only: the text " " with the same references
     pixels: Tensor | None = None  # validation and rollout: (B, 3, H, W) the true target, in [-1, 1]
     sources: tuple[Tensor, ...] = ()  # validation and rollout: n tensors (B, 3, H_i, W_i), in [-1, 1]
