@@ -43,6 +43,7 @@ class Record:
     cluster: str = ""
     target_text: str = ""  # words that the target shows, for OCR
     loser: str = ""  # of a preference pair, whose winner is the target
+    captions: tuple[str, ...] = ()  # of every reference: what prompts say in its place when it is dropped, or ""
     columns: Columns = EDITS  # that named the images
 
 
