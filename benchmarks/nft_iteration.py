@@ -45,6 +45,7 @@ from firered_lit.models.backbone import Backbone
 from firered_lit.models.codec import to_image
 from firered_lit.models.shadow import Shadow
 from firered_lit.optim import parameter_groups
+from firered_lit.rewards.protocol import Scores
 from firered_lit.stages.nft import NFT
 
 GROUPS, EDITS, STEPS, POINTS, KL, SEED, RATE = 4, 4, 4, 1, 1e-4, 0, 1e-4
