@@ -1,0 +1,261 @@
+"""PaddleOCR on ONNX Runtime: where each character stands on many images, read together.
+
+The pipeline and its models are PaddleOCR's. What is added is order (the lines of all images are recognised in batches
+of like widths, images side by side on threads) and the character's box, from the recogniser's own columns.
+"""
+
+import os
+import sys
+import types
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from callbacks.ocr_models import Model
+from firered_lit.rewards.layout_ocr import Char
+
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+Quad = NDArray[
+    np.float64
+]  # (4, 2) x, y of a line's corners as it is read: left top, right top, right bottom, left bottom
+
+HEIGHT, MARGIN = 48, 32  # px: a line as recognised, and the grey to its right, without which its end is misread
+UPRIGHT = 1.5  # taller than this times its width, a crop is turned
+DOUBT = 0.7  # mean confidence under which a line is also read upside down
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line as recognised: its text, the centre of each character along the line (0 to 1), mean confidence."""
+
+    text: str
+    centres: tuple[float, ...]
+    confidence: float
+
+
+class Engine(Protocol):
+    """What reads images."""
+
+    characters: frozenset[str]  # all that it can read
+
+    def read(self, images: Sequence[Picture]) -> list[list[Char]]: ...
+
+
+class PaddleEngine:
+    """The engine. Not picklable; built where it is used.
+
+    detection, recognition: models, see `ocr_models`. threads: images and batches at work at once, each on one core.
+    batch: lines recognised together. max_side: px of an image's longer side for detection; larger is made smaller.
+    least: mean confidence from which a line counts as read.
+    """
+
+    def __init__(
+        self,
+        detection: Model,
+        recognition: Model,
+        *,
+        threads: int = 1,
+        batch: int = 8,
+        max_side: int = 960,
+        least: float = 0.3,
+    ) -> None:
+        self.ocr = _paddle(detection, recognition, max_side)
+        pipeline = self.ocr.paddlex_pipeline
+        self._pipeline = getattr(pipeline, "_pipeline", pipeline)
+        self._detector, self._recogniser = self._pipeline.text_det_model, self._pipeline.text_rec_model
+        self.characters = frozenset("".join(self._recogniser.post_op.character[1:]))
+        self.batch, self.least = batch, least
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ocr")
+
+    def read(self, images: Sequence[Picture]) -> list[list[Char]]:
+        """All characters on each image, in reading order, in its pixels; a line's number in `Char.line`."""
+        found = list(self._threads.map(self._detect, images))
+        crops = [crop for lines in found for _, crop in lines]
+        read = iter(self._recognise_either_way(crops))
+        return [_characters([(quad, *next(read)) for quad, _ in lines], self.least) for lines in found]
+
+    def _detect(self, image: Picture) -> list[tuple[Quad, Picture]]:
+        """Lines in reading order: corners, and the upright crop."""
+        bgr = np.ascontiguousarray(image[:, :, ::-1])
+        quads = next(iter(self._detector([bgr])))["dt_polys"]
+        lines = []
+        for quad in reading_order([_corners(np.asarray(quad)) for quad in quads]):
+            crop = _cut(bgr, quad)
+            if crop.shape[0] >= UPRIGHT * crop.shape[1]:
+                quad, crop = np.roll(quad, -1, axis=0), np.rot90(crop)  # the right side becomes the top
+            lines.append((quad, crop))
+        return lines
+
+    def _recognise_either_way(self, crops: Sequence[Picture]) -> list[tuple[Line, bool]]:
+        """Each line, and whether it was read upside down: the doubtful ones are tried both ways."""
+        upright = self._recognise(crops)
+        doubtful = [i for i, line in enumerate(upright) if line.confidence < DOUBT]
+        turned = dict(zip(doubtful, self._recognise([crops[i][::-1, ::-1] for i in doubtful])))
+        return [
+            (turned[i], True) if i in turned and turned[i].confidence > line.confidence else (line, False)
+            for i, line in enumerate(upright)
+        ]
+
+    def _recognise(self, crops: Sequence[Picture]) -> list[Line]:
+        """Lines recognised in batches of like widths: what a line is widened by costs time, and may cost letters."""
+        groups = alike([crop.shape[1] / crop.shape[0] for crop in crops], self.batch)
+        lines: dict[int, Line] = {}
+        for group, read in zip(groups, self._threads.map(lambda g: self._batch([crops[i] for i in g]), groups)):
+            lines.update(zip(group, read))
+        return [lines[i] for i in range(len(crops))]
+
+    def _batch(self, crops: Sequence[Picture]) -> list[Line]:
+        rows = [_line_input(crop) for crop in crops]
+        width = max(row.shape[2] for row in rows)
+        stacked = np.zeros((len(rows), 3, HEIGHT, width), np.float32)
+        for place, row in zip(stacked, rows):
+            place[:, :, : row.shape[2]] = row
+        scores = self._recogniser.runner(x=[stacked])[0]
+        best, sure = scores.argmax(-1), scores.max(-1)
+        shares = [best.shape[1] * (row.shape[2] - MARGIN) / width for row in rows]
+        return [self._decode(*line) for line in zip(best, sure, shares)]
+
+    def _decode(self, best: NDArray[np.int64], sure: NDArray[np.float32], columns: float) -> Line:
+        """CTC: runs of one class are one character, class 0 is none. The character stands in the middle of its run."""
+        edges = np.flatnonzero(np.diff(best, prepend=-1, append=-1))
+        runs = [(start, stop) for start, stop in pairwise(edges) if best[start] != 0]
+        text = "".join(self._recogniser.post_op.character[best[start]] for start, _ in runs)
+        centres = tuple(min(float(start + stop) / 2 / columns, 1.0) for start, stop in runs)
+        return Line(text, centres, float(np.mean([sure[start] for start, _ in runs])) if runs else 0.0)
+
+
+def paddle_engine(detection: Sequence[str], recognition: Sequence[str], **options: Any) -> PaddleEngine:
+    """`PaddleEngine` from what JSON can hold: models as (name, folder), the folder "" when there is none."""
+    models = (Model(name, Path(folder) if folder else None) for name, folder in (detection, recognition))
+    return PaddleEngine(*models, **options)
+
+
+def alike(ratios: Sequence[float], most: int) -> list[list[int]]:
+    """Indices in groups of at most `most`, width over height within a quarter and one of the least in each group."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(ratios)), key=lambda i: ratios[i]):
+        if groups and len(groups[-1]) < most and ratios[i] <= 1.25 * ratios[groups[-1][0]] + 0.5:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def reading_order(quads: Sequence[Quad]) -> list[Quad]:
+    """Top to bottom, and along a row from left to right, in the direction that most of the lines run.
+
+    Lines are in one row when their middles differ by less than half of the lower one's height.
+    """
+    if not quads:
+        return []
+    along, height = (np.stack([q[i] - q[0] for q in quads]) for i in (1, 3))
+    tilt = np.arctan2(along[:, 1], along[:, 0])
+    tilt = float(np.median(np.where(np.abs(tilt) < np.pi / 4, tilt, 0.0)))
+    middle = np.stack([q.mean(0) for q in quads])
+    x = middle @ np.array([np.cos(tilt), np.sin(tilt)])
+    y = middle @ np.array([-np.sin(tilt), np.cos(tilt)])
+    heights = np.hypot(*height.T)
+    rows: list[list[int]] = []
+    for i in np.argsort(y, kind="stable"):
+        if rows and y[i] - y[rows[-1][0]] < min(heights[i], heights[rows[-1][0]]) / 2:
+            rows[-1].append(i)
+        else:
+            rows.append([i])
+    return [quads[i] for row in rows for i in sorted(row, key=lambda i: x[i])]
+
+
+def _characters(lines: Sequence[tuple[Quad, Line, bool]], least: float) -> list[Char]:
+    """Boxes of all characters: the cell between its neighbours along the line, as high as the line.
+
+    The box is centred on the character and measured along and across its own line, so that a turned line's characters
+    keep their height.
+    """
+    chars = []
+    for number, (quad, line, turned) in enumerate(lines):
+        if line.confidence < least:
+            continue
+        corners = np.roll(quad, -2, axis=0) if turned else quad
+        along, down = corners[1] - corners[0], corners[3] - corners[0]
+        length, height = float(np.hypot(*along)), max(float(np.hypot(*down)), 1.0)
+        for text, (left, right) in zip(line.text, cells_between(line.centres)):
+            x, y = (corners[0] + along * (left + right) / 2 + down / 2).tolist()
+            width = (right - left) * length
+            chars.append(Char(text, x - width / 2, y - height / 2, width, height, number))
+    return chars
+
+
+def cells_between(centres: Sequence[float]) -> list[tuple[float, float]]:
+    """Cells (left, right) in [0, 1] around centres: borders midway, the outer ones as far as the inner ones."""
+    if not centres:
+        return []
+    inner = [(a + b) / 2 for a, b in pairwise(centres)]
+    first = 2 * centres[0] - inner[0] if inner else 0.0
+    last = 2 * centres[-1] - inner[-1] if inner else 1.0
+    borders = [max(0.0, first), *inner, min(1.0, max(last, centres[-1]))]
+    return list(pairwise(borders))
+
+
+def _corners(quad: NDArray[Any]) -> Quad:
+    """The corners of the least rectangle around a detected box, as PaddleOCR crops it."""
+    import cv2
+
+    points = sorted(cv2.boxPoints(cv2.minAreaRect(quad.astype(np.int32))).tolist())
+    left, right = sorted(points[:2], key=lambda p: p[1]), sorted(points[2:], key=lambda p: p[1])
+    return np.array([left[0], right[0], right[1], left[1]], np.float64)
+
+
+def _cut(image: Picture, quad: Quad) -> Picture:
+    import cv2
+
+    width = max(int(max(np.hypot(*(quad[0] - quad[1])), np.hypot(*(quad[2] - quad[3])))), 1)
+    height = max(int(max(np.hypot(*(quad[0] - quad[3])), np.hypot(*(quad[1] - quad[2])))), 1)
+    goal = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    warp = cv2.getPerspectiveTransform(quad.astype(np.float32), goal)
+    size = (width, height)
+    return cv2.warpPerspective(image, warp, size, borderMode=cv2.BORDER_REPLICATE, flags=cv2.INTER_CUBIC)
+
+
+def _line_input(crop: Picture, most: int = 3200) -> NDArray[np.float32]:
+    """A crop (H, W, 3) BGR as the recogniser sees it: (3, 48, W' + margin), in [-1, 1], grey to its right."""
+    import cv2
+
+    width = min(max(int(np.ceil(HEIGHT * crop.shape[1] / crop.shape[0])), 1), most)
+    scaled = cv2.resize(np.ascontiguousarray(crop), (width, HEIGHT)).astype(np.float32)
+    row = np.zeros((3, HEIGHT, width + MARGIN), np.float32)
+    row[:, :, :width] = (scaled / 127.5 - 1).transpose(2, 0, 1)
+    return row
+
+
+def _paddle(detection: Model, recognition: Model, max_side: int) -> Any:
+    """PaddleOCR, with no look at the network when both models are folders."""
+    os.environ.setdefault("PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK", "True")
+    if detection.folder and recognition.folder and "modelscope" not in sys.modules:
+        # it would only download, and its import loads torch and transformers: 10 s and 600 MB in a worker process
+        sys.modules["modelscope"] = types.ModuleType("modelscope")
+        try:
+            import paddleocr
+        finally:
+            del sys.modules["modelscope"]
+    import paddleocr
+
+    return paddleocr.PaddleOCR(
+        text_detection_model_name=detection.name,
+        text_detection_model_dir=detection.folder and str(detection.folder),
+        text_recognition_model_name=recognition.name,
+        text_recognition_model_dir=recognition.folder and str(recognition.folder),
+        text_det_limit_side_len=max_side,
+        text_det_limit_type="max",
+        use_doc_orientation_classify=False,
+        use_doc_unwarping=False,
+        use_textline_orientation=False,
+        return_word_box=True,
+        engine="onnxruntime",
+        engine_config={"intra_op_num_threads": 1, "inter_op_num_threads": 1},
+        device="cpu",
+    )

@@ -1,0 +1,125 @@
+"""PaddleOCR's models without a download: folders made once from the ONNX files that the rapidocr wheel carries."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from firered_lit.errors import UserError
+
+DETECTION, RECOGNITION = "PP-OCRv6_small_det", "PP-OCRv6_small_rec"
+_FILES = {DETECTION: "PP-OCRv6_det_small.onnx", RECOGNITION: "PP-OCRv6_rec_small.onnx"}  # in rapidocr/models
+_LAYOUT = "1"  # of the folders; a new one is built beside the old
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of PaddleOCR's models: its name and its folder (None: PaddleOCR finds or downloads it by name)."""
+
+    name: str
+    folder: Path | None = None
+
+
+def offline_models(cache: Path) -> tuple[Model, Model]:
+    """Detection and recognition from the rapidocr wheel, as PaddleOCR folders under `cache`, built on first use.
+
+    Raises UserError when rapidocr, or the version of it that has these files, is not installed.
+    """
+    files = {name: _wheel() / file for name, file in _FILES.items()}
+    if missing := [str(path) for path in files.values() if not path.is_file()]:
+        raise UserError(f"{missing[0]}: not in the rapidocr wheel; install rapidocr>=3.10 or name PaddleOCR's models")
+    identity = "|".join([_LAYOUT, *(f"{path} {path.stat().st_size}" for path in files.values())])
+    home = cache / f"ocr-{hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()}"
+    if not home.is_dir():
+        _build(home, files)
+    return Model(DETECTION, home / DETECTION), Model(RECOGNITION, home / RECOGNITION)
+
+
+def model(name: str) -> Model:
+    """A model that a user names: a folder with `inference.yml`, whose name stands in it, or one of PaddleOCR's names.
+
+    Raises UserError for a folder that is not a model's.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or "/" in name:
+            raise UserError(f"{name}: no such folder; give a PaddleOCR model folder or one of its names ({DETECTION})")
+        return Model(name)
+    import yaml
+
+    try:
+        config = yaml.safe_load((folder / "inference.yml").read_text(encoding="utf-8"))
+        return Model(str(config["Global"]["model_name"]), folder.resolve())
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as problem:
+        raise UserError(f"{folder / 'inference.yml'}: not a PaddleOCR model folder ({problem})") from problem
+
+
+def _wheel() -> Path:
+    from importlib.util import find_spec
+
+    spec = find_spec("rapidocr")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("rapidocr is not installed; install it or name PaddleOCR's own models")
+    return Path(next(iter(spec.submodule_search_locations))) / "models"
+
+
+def _build(home: Path, files: dict[str, Path]) -> None:
+    """Whole or not at all; several processes may try at once."""
+    import yaml
+
+    home.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
+    try:
+        for name, onnx in files.items():
+            (staging / name).mkdir()
+            try:
+                os.symlink(onnx, staging / name / "inference.onnx")
+            except OSError:  # a file system without links
+                shutil.copyfile(onnx, staging / name / "inference.onnx")
+            config = _detection() if name == DETECTION else _recognition(onnx)
+            text = yaml.safe_dump({"Global": {"model_name": name}, **config}, allow_unicode=True)
+            (staging / name / "inference.yml").write_text(text, encoding="utf-8")
+        try:
+            staging.rename(home)
+        except OSError:  # somebody else was faster
+            if not home.is_dir():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _detection() -> dict[str, Any]:
+    """Preparation of PP-OCR's detectors; the thresholds are those of PaddleOCR's own OCR pipeline."""
+    normalise = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": "1./255.", "order": "hwc"}
+    steps = [{"DetResizeForTest": {"resize_long": 960}}, {"NormalizeImage": normalise}, {"ToCHWImage": None}]
+    boxes = {"name": "DBPostProcess", "thresh": 0.3, "box_thresh": 0.6, "unclip_ratio": 1.5, "max_candidates": 3000}
+    return {"PreProcess": {"transform_ops": [*_decode(), *steps, *_keep()]}, "PostProcess": boxes}
+
+
+def _recognition(onnx: Path) -> dict[str, Any]:
+    steps = [*_decode(), {"RecResizeImg": {"image_shape": [3, 48, 320]}}, *_keep()]
+    decode = {"name": "CTCLabelDecode", "character_dict": _dictionary(onnx)}
+    return {"PreProcess": {"transform_ops": steps}, "PostProcess": decode}
+
+
+def _dictionary(onnx: Path) -> list[str]:
+    """The characters that the recogniser knows, in the order of its outputs: the ONNX file's own metadata."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    characters = session.get_modelmeta().custom_metadata_map["character"].split("\n")
+    outputs = session.get_outputs()[0].shape[-1]
+    if len(characters) + 2 != outputs:  # blank and the space are added by the decoder
+        raise UserError(f"{onnx}: {len(characters)} characters for {outputs} outputs: an unknown release of rapidocr")
+    return characters
+
+
+def _decode() -> list[dict[str, Any]]:
+    return [{"DecodeImage": {"img_mode": "BGR", "channel_first": False}}]
+
+
+def _keep() -> list[dict[str, Any]]:
+    return [{"KeepKeys": {"keep_keys": ["image"]}}]

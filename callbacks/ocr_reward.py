@@ -1,0 +1,334 @@
+"""The layout-aware OCR reward: from a notebook `score_images`, in a run the callback `OCRReward`.
+
+What is read where is `ocr_engine`'s, the arithmetic `firered_lit.rewards.layout_ocr`'s.
+"""
+
+import hashlib
+import os
+import statistics
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from callbacks.image_statistics import image_statistics
+from callbacks.ocr_engine import Engine, PaddleEngine, Picture
+from callbacks.ocr_models import Model, model, offline_models
+from callbacks.ocr_worker import EngineError, EngineProcess
+from callbacks.reward import RewardCallback
+from firered_lit.batch import EditBatch
+from firered_lit.errors import UserError
+from firered_lit.models.tiny import cache_folder
+from firered_lit.rewards.layout_ocr import Char, LayoutOCRScore, bounds, cells, fold, layout_ocr_reward, locate, scale
+from firered_lit.rewards.layout_ocr import characters as folded
+from firered_lit.rewards.protocol import Scores
+
+Shown = Image.Image | Tensor | Picture  # PIL, (3, H, W) in [-1, 1], or (H, W, 3) uint8
+Reference = Shown | Sequence[Char]  # an image that shows the text as it should be, or the layout itself
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was read on a reference, and the size (height, width) of the image it was read on."""
+
+    chars: Sequence[Char]
+    size: tuple[int, int]
+
+
+def score_images(
+    images: Sequence[Shown],
+    target_texts: Sequence[str],
+    references: Sequence[Reference | None] | None = None,
+    *,
+    engine: Engine | None = None,
+    text_weight: float = 0.5,
+    layout_weight: float = 0.5,
+    gate: float = 0.5,
+) -> list[LayoutOCRScore]:
+    """How well each image shows its text, in [0, 1]: `float(score)`; `.text` and `.layout` are its terms.
+
+    references: for each image one that shows the text as it should stand (the target image), or its characters in that
+    image's pixels; None, or an image without that text, scores the text alone. engine: the offline one when None.
+    Raises UserError for lists of other lengths, an empty text, and a text with characters that the engine cannot read.
+    """
+    references = references if references is not None else [None] * len(images)
+    if not len(images) == len(target_texts) == len(references):
+        counts = f"{len(images)} images, {len(target_texts)} texts, {len(references)} references"
+        raise UserError(f"score_images: one text (and reference) for each image: {counts}")
+    engine = engine or default_engine()
+    for text in target_texts:
+        if reason := refusal(text, engine.characters):
+            raise UserError(f"score_images: {reason}")
+    shown = [picture(image) for image in images]
+    drawn = {i: picture(r) for i, r in enumerate(references) if isinstance(r, Image.Image | Tensor | np.ndarray)}
+    readings = engine.read([*shown, *drawn.values()])
+    known = dict(zip(drawn, readings[len(shown) :]))
+    score = partial(score_reading, text_weight=text_weight, layout_weight=layout_weight, gate=gate)
+    scores = []
+    for i, (image, text, reference) in enumerate(zip(shown, target_texts, references)):
+        layout = None
+        if i in drawn:
+            layout = Layout(known[i], drawn[i].shape[:2])
+        elif reference is not None:
+            layout = Layout(reference, image.shape[:2])
+        scores.append(score(readings[i], image.shape[:2], text, layout))
+    return scores
+
+
+def score_reading(
+    read: Sequence[Char], size: tuple[int, int], text: str, layout: Layout | None, **weights: float
+) -> LayoutOCRScore:
+    """The score of what was read on an image of `size` (height, width)."""
+    if layout is None:
+        return layout_ocr_reward(read, text, **weights)
+    return layout_ocr_reward(scale(read, size, layout.size), text, layout.chars, **weights)
+
+
+def replaced_layout(source: Sequence[Char], replaced: str, text: str) -> list[Char] | None:
+    """Where `text` belongs when it takes the place of the words `replaced` in what was read on the source.
+
+    Equal cells of that line; None when the source does not show those words.
+    """
+    found = locate(folded(source, case=True, space=True), _plainly(replaced))
+    if not (places := [char for char in found if char is not None]):
+        return None
+    left, top, right, bottom = bounds(places)
+    return cells((left, top, right - left, bottom - top), text)
+
+
+_plainly = partial(fold, case=True, space=True)
+
+
+def refusal(text: str | None, characters: Collection[str]) -> str | None:
+    """Why a text cannot be scored, in one line; None when it can."""
+    if not text or not _plainly(text):
+        return "no target text"
+    known = {c for character in characters for c in (character, character.casefold())}
+    if lacking := sorted(
+        {c for c in fold(text, case=False, space=True) if c not in known and c.casefold() not in known}
+    ):
+        return f"the OCR model cannot read {''.join(lacking[:8])!r} of {text!r}: choose a model of that language"
+    return None
+
+
+def picture(image: Shown) -> Picture:
+    """Any image as (H, W, 3) uint8."""
+    if isinstance(image, Tensor):
+        unit = (image.detach().float().clamp(-1, 1) + 1) * 127.5
+        return unit.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+
+
+@cache
+def default_engine() -> PaddleEngine:
+    """The offline engine of this process, built once."""
+    return PaddleEngine(*offline_models(cache_folder()), threads=_threads())
+
+
+def _threads(processes: int = 1) -> int:
+    return max(1, min(8, (os.cpu_count() or 1) // processes))
+
+
+class OCRReward(RewardCallback):
+    """The layout-aware OCR reward of a run. The engine lives in a process of its own, started when first asked.
+
+    The text is `batch.target_texts`, the layout that of `batch.pixels` (the true target) where it shows the text; else,
+    for batches that name `replaced_texts`, the place of those words in the first source; else the text alone counts.
+    A sample whose engine failed, that has no target text, or whose text the model cannot read has no score.
+    Beside `text` and `layout` its terms are the statistics that show hacking: `dark`, `edges`, `entropy`,
+    `glyph_height` (of the image's) and `glyph_ratio` (to the reference's).
+
+    Args:
+        name: what it is called in the log and in `stage.weights`.
+        text_weight, layout_weight, gate: see `layout_ocr_reward`.
+        tasks: samples of these tasks must have a target text; all that have one are scored when null.
+        detection, recognition: folder or name of a PaddleOCR model; those of the rapidocr wheel when null.
+        threads: cores at work in the engine; null takes this process's share, 8 at most.
+        batch: lines recognised together. chunk: images read together, and lost together when the engine dies.
+        limit: seconds that reading one chunk may take. patience: see `RewardCallback`.
+        max_side: px; larger images are made smaller to find their lines.
+    """
+
+    def __init__(
+        self,
+        name: str = "ocr",
+        text_weight: float = 0.5,
+        layout_weight: float = 0.5,
+        gate: float = 0.5,
+        tasks: Collection[str] | None = None,
+        detection: str | None = None,
+        recognition: str | None = None,
+        threads: int | None = None,
+        batch: int = 8,
+        chunk: int = 8,
+        limit: float = 60.0,
+        patience: float = 300.0,
+        max_side: int = 960,
+    ) -> None:
+        super().__init__(name, patience)
+        layout_ocr_reward([], "x", text_weight=text_weight, layout_weight=layout_weight, gate=gate)  # refuses early
+        self.weights = {"text_weight": text_weight, "layout_weight": layout_weight, "gate": gate}
+        self.tasks = None if tasks is None else frozenset(tasks)
+        self.detection, self.recognition = (m and model(m) for m in (detection, recognition))
+        self.threads, self.batch, self.chunk, self.limit, self.max_side = threads, batch, chunk, limit, max_side
+        self.processes = 1
+        self.engine: EngineProcess | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)  # one engine, one user
+        self._layouts = Layouts()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.processes = max(1, trainer.num_devices)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engine's process. It is started again when needed."""
+        if self.engine is not None:
+            self.engine.close()
+
+    def applies(self, batch: EditBatch) -> list[bool]:
+        texts = batch.target_texts or [None] * len(batch)
+        if self.tasks is None:
+            return [bool(text) for text in texts]
+        return [task in self.tasks for task in batch.tasks]
+
+    def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
+        """Start scoring images (B, 3, H, W) in [-1, 1]."""
+        asked = Asked(
+            [picture(image) for image in images],
+            list(batch.target_texts or [None] * len(images)),
+            [None] * len(images) if batch.pixels is None else [picture(target) for target in batch.pixels],
+            list(getattr(batch, "replaced_texts", ()) or [None] * len(images)),
+            [picture(source) for source in batch.sources[0]] if batch.sources else [None] * len(images),
+            image_statistics(images),
+        )
+        return self._pool.submit(self._score, asked)
+
+    def _score(self, asked: "Asked") -> Scores:
+        """In the pool's thread."""
+        engine = self._engine()
+        known, refused = self._readable(engine, asked)
+        read = dict(zip(known, self._read(engine, [asked.images[i] for i in known])))
+        wanted = [i for i in known if isinstance(read[i], list)]
+        layouts = self._reference_layouts(engine, asked, wanted)
+        values = [torch.nan] * len(asked.images)
+        terms = {name: list(values) for name in ("text", "layout", "glyph_height", "glyph_ratio")}
+        for i in wanted:
+            size, layout = asked.images[i].shape[:2], layouts[i]
+            score = score_reading(read[i], size, asked.texts[i], layout, **self.weights)
+            values[i], terms["text"][i] = score.total, score.text
+            terms["layout"][i] = torch.nan if score.layout is None else score.layout
+            terms["glyph_height"][i], terms["glyph_ratio"][i] = glyphs(read[i], size, layout)
+        for reason, times in Counter([*refused, *(r for r in read.values() if isinstance(r, str))]).items():
+            self.count(reason, times)
+        value = torch.tensor(values)
+        given = {name: torch.tensor(numbers) for name, numbers in terms.items()} | asked.statistics
+        return Scores(value.nan_to_num(0.0), ~value.isnan(), given)
+
+    def _readable(self, engine: EngineProcess, asked: "Asked") -> tuple[list[int], list[str]]:
+        """Samples whose text the engine can read, and why the others have no score."""
+        try:
+            characters = engine.characters()
+        except EngineError as fault:
+            return [], [f"the OCR engine: {fault}"] * len(asked.images)
+        reasons = {i: refusal(text, characters) for i, text in enumerate(asked.texts)}
+        return [i for i, reason in reasons.items() if reason is None], [r for r in reasons.values() if r]
+
+    def _read(self, engine: EngineProcess, images: Sequence[Picture]) -> list[list[Char] | str]:
+        """Readings in chunks; for an image whose engine failed, why."""
+        read: list[list[Char] | str] = []
+        for start in range(0, len(images), self.chunk):
+            part = images[start : start + self.chunk]
+            try:
+                read += engine.read(part)
+            except EngineError as fault:
+                read += [f"the OCR engine: {fault}"] * len(part)
+        return read
+
+    def _reference_layouts(self, engine: EngineProcess, asked: "Asked", wanted: Iterable[int]) -> dict[int, Any]:
+        """Layouts by sample, each picture read once. A reference that cannot be read leaves the text alone."""
+        layouts: dict[int, Layout | None] = {}
+        for i in wanted:
+            target, source, replaced = asked.targets[i], asked.sources[i], asked.replaced[i]
+            layouts[i] = None
+            if target is not None:
+                layouts[i] = self._layouts.of(target, lambda image: self._read(engine, [image])[0])
+            if replaced and source is not None and not _shows(layouts[i], asked.texts[i]):
+                found = self._layouts.of(source, lambda image: self._read(engine, [image])[0])
+                chars = found and replaced_layout(found.chars, replaced, asked.texts[i])
+                layouts[i] = Layout(chars, source.shape[:2]) if chars else None
+        return layouts
+
+    def _engine(self) -> EngineProcess:
+        if self.engine is None:
+            if self.detection is None or self.recognition is None:
+                offline = offline_models(cache_folder())
+                self.detection, self.recognition = self.detection or offline[0], self.recognition or offline[1]
+            options = {"threads": self.threads or _threads(self.processes), "batch": self.batch}
+            models = {"detection": _plain(self.detection), "recognition": _plain(self.recognition)}
+            self.engine = EngineProcess(options | models | {"max_side": self.max_side}, limit=self.limit)
+        return self.engine
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call of `submit`, on the host: pictures and texts by sample."""
+
+    images: list[Picture]
+    texts: list[str | None]
+    targets: list[Picture | None]
+    replaced: list[str | None]
+    sources: list[Picture | None]
+    statistics: dict[str, Tensor]
+
+
+class Layouts:
+    """Readings of reference pictures by content: the edits of a group share one, and an epoch returns to it."""
+
+    def __init__(self, most: int = 4096) -> None:
+        self.most, self.read = most, 0
+        self._known: OrderedDict[bytes, Layout] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, image: Picture, reader: Any) -> Layout | None:
+        """The layout; None when `reader` gives a reason instead of characters, which is asked again next time."""
+        key = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
+        with self._lock:
+            if key not in self._known:
+                self.read += 1
+                chars = reader(image)
+                if isinstance(chars, str):
+                    return None
+                self._known[key] = Layout(chars, image.shape[:2])
+                if len(self._known) > self.most:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(key)
+            return self._known[key]
+
+
+def glyphs(read: Sequence[Char], size: tuple[int, int], layout: Layout | None) -> tuple[float, float]:
+    """Median height of the characters, over the image's and over the reference's; NaN where there is none."""
+    if not read:
+        return torch.nan, torch.nan
+    height = statistics.median(char.h for char in read) / size[0]
+    if layout is None or not layout.chars:
+        return height, torch.nan
+    return height, height / (statistics.median(char.h for char in layout.chars) / layout.size[0])
+
+
+def _shows(layout: Layout | None, text: str) -> bool:
+    return layout is not None and any(locate(folded(layout.chars, case=True, space=True), _plainly(text)))
+
+
+def _plain(one: Model) -> tuple[str, str]:
+    return one.name, str(one.folder or "")

@@ -1,0 +1,137 @@
+"""What all reward callbacks share: they score validation images in any stage, and say what is missing and why."""
+
+import logging
+import threading
+import time
+from abc import abstractmethod
+from collections import Counter
+from concurrent.futures import Future
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from firered_lit.batch import EditBatch
+from firered_lit.errors import UserError
+from firered_lit.rewards.protocol import Scores
+
+log = logging.getLogger(__name__)
+
+
+class RewardCallback(L.Callback):
+    """A reward by name. A reinforcement stage asks `submit`; in every stage it also scores the validation images.
+
+    Logged at each validation: `reward/<name>`, the mean of those that have a score, `reward/<name>/<term>` of each of
+    its terms, and `reward/<name>/missing`, how many have none. Why they have none is said in one line.
+
+    Args:
+        name: what it is called in the log and in `stage.weights` and `stage.routes`.
+        patience: seconds that validation waits for the scores after its last image.
+    """
+
+    def __init__(self, name: str, patience: float = 300.0) -> None:
+        self.name, self.patience = name, patience
+        self.reasons: Counter[str] = Counter()  # why scores were missing, since the start of this process
+        self._lock = threading.Lock()
+        self._asked: list[tuple[Future[Scores], Tensor]] = []
+
+    @abstractmethod
+    def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
+        """Start scoring images (B, 3, H, W) in [-1, 1], made for the samples of `batch`. Does not wait."""
+
+    def applies(self, batch: EditBatch) -> list[bool]:
+        """Which samples of a batch it means to score; the others are not missing."""
+        return [True] * len(batch)
+
+    def count(self, reason: str, times: int = 1) -> None:
+        """Remember why so many scores are missing. From any thread."""
+        with self._lock:
+            if reason not in self.reasons:
+                log.warning("reward %s: a score is missing: %s", self.name, reason)
+            self.reasons[reason] += times
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._asked = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: EditBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        images = outputs.get("output") if isinstance(outputs, dict) else None
+        if images is None or trainer.sanity_checking:
+            return
+        weight = torch.ones(len(batch)) if batch.weight is None else batch.weight.detach().cpu().float()
+        weight = weight * torch.tensor(self.applies(batch))
+        try:
+            self._asked.append((self.submit(images.detach(), batch), weight))
+        except UserError:
+            raise
+        except Exception as problem:
+            self.count(_reason(problem), len(batch))
+            self._asked.append((_failed(problem), weight))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        asked, self._asked = self._asked, []
+        until = time.monotonic() + self.patience
+        sums = Sums()
+        for future, weight in asked:
+            sums.add(self._answered(future, len(weight), until), weight)
+        for key, value in sums.over_ranks(trainer).items():
+            pl_module.log(f"reward/{self.name}{key}", value, sync_dist=trainer.world_size > 1)
+
+    def _answered(self, future: "Future[Scores]", count: int, until: float) -> Scores:
+        try:
+            return future.result(max(0.0, until - time.monotonic()))
+        except UserError:
+            raise
+        except Exception as problem:  # an engine may fail in any way
+            future.cancel()
+            self.count(f"late by {self.patience:g} s" if isinstance(problem, TimeoutError) else _reason(problem), count)
+            return Scores(torch.zeros(count), torch.zeros(count, dtype=torch.bool))
+
+
+class Sums:
+    """Weighted sums of a reward and its terms, each with the weight that has a number; and of what is missing."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {"": torch.zeros(2, dtype=torch.float64)}
+        self.missing = 0.0
+
+    def add(self, scores: Scores, weight: Tensor) -> None:
+        """Scores of a batch; weight (B,), 0 for a sample that does not count."""
+        value = torch.where(scores.valid.cpu(), scores.value.detach().cpu().double(), torch.nan)
+        self.missing += float((weight[value.isnan()] > 0).sum())
+        terms = {f"/{key}": term.detach().cpu().double() for key, term in scores.terms.items()}
+        for key, numbers in ({"": value} | terms).items():
+            known = weight.double() * ~numbers.isnan()
+            pair = torch.stack([(numbers.nan_to_num() * known).sum(), known.sum()])
+            self.sums[key] = self.sums.get(key, torch.zeros(2, dtype=torch.float64)) + pair
+
+    def over_ranks(self, trainer: L.Trainer) -> dict[str, float]:
+        """Means by term over all ranks, and how many rewards are missing; no entry for what nobody has."""
+        sums, missing = self.sums, self.missing
+        if trainer.world_size > 1:
+            everyone: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyone, (sums, missing))
+            names = sorted({name for own, _ in everyone for name in own})
+            sums = {n: sum((own[n] for own, _ in everyone if n in own), torch.zeros(2).double()) for n in names}
+            missing = sum(m for _, m in everyone)
+        means = {name: float(total / weight) for name, (total, weight) in sums.items() if weight > 0}
+        asked = missing > 0 or bool(means)
+        return means | ({"/missing": missing} if asked else {})
+
+
+def _failed(problem: Exception) -> "Future[Scores]":
+    future: Future[Scores] = Future()
+    future.set_exception(problem)
+    return future
+
+
+def _reason(problem: Exception) -> str:
+    return " ".join(f"{type(problem).__name__}: {problem}".split())
