@@ -3,8 +3,8 @@
 import json
 import os
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +26,47 @@ class Sample:
 
     meta: what is not a tensor, as JSON holds it. tensors: latents `target`, of a pair also `loser`, `reference.0`, ...,
     each (16, h, w), and embeddings `text.original/en`, ..., `text.unconditional`, each (T, D). images: the
-    crops as PNG files, `target`, `loser`, `reference.0`, ..., or nothing.
+    crops as PNG files, `target`, `loser`, `reference.0`, ..., or nothing. orders: for other orders of the references,
+    named as "2,1", the embeddings `text...` that belong to them.
     """
 
     id: str
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
     images: dict[str, bytes]
+    orders: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def pack(sample: Sample) -> dict[str, Any]:
-    """The leaves that LitData stores. `meta` carries checksums of itself and of the two blobs.
+    """The leaves that LitData stores. `meta` carries checksums of itself and of the blobs, and where each order lies.
 
     The blob of tensors is an array: rows of text and bytes alone would be stored as Arrow tables, and to read one of
     them LitData decodes all that lie with it.
     """
     tensors = safetensors.torch.save(sample.tensors)
     images = _join(sample.images)
-    checks = {"crc": [_checksum(sample.id, sample.meta), zlib.crc32(tensors), zlib.crc32(images)]}
-    meta = json.dumps(sample.meta | checks, ensure_ascii=False)
-    blob = np.frombuffer(tensors, np.uint8)
-    return {"id": sample.id, "meta": meta, "tensors": blob, "images": images}
+    orders, places = b"", {}
+    for name, texts in sample.orders.items():
+        blob = safetensors.torch.save(texts)
+        places[name] = len(orders), len(blob), zlib.crc32(blob)
+        orders += blob
+    meta = sample.meta | ({"orders": places} if places else {})
+    checks = {"crc": [_checksum(sample.id, meta), zlib.crc32(tensors), zlib.crc32(images)]}
+    text = json.dumps(meta | checks, ensure_ascii=False)
+    return {
+        "id": sample.id,
+        "meta": text,
+        "tensors": np.frombuffer(tensors, np.uint8),
+        "images": images,
+        "orders": orders,
+    }
 
 
-def unpack(leaves: dict[str, Any], images: bool = False) -> Sample:
-    """The sample of stored leaves; its images are read only when wanted. ValueError when a checksum is wrong."""
+def unpack(leaves: dict[str, Any], images: bool = False, order: Sequence[int] = ()) -> Sample:
+    """The sample of stored leaves, with the embeddings and instructions of an order of its references; () is its own.
+
+    Its images, and other orders, are not read. ValueError when a checksum is wrong or the order is not there.
+    """
     meta = json.loads(leaves["meta"])
     wanted = {"tensors": leaves["tensors"].tobytes(), "images": bytes(leaves["images"]) if images else b""}
     own, *blobs = meta.pop("crc")
@@ -59,7 +75,23 @@ def unpack(leaves: dict[str, Any], images: bool = False) -> Sample:
     for (name, blob), checksum in zip(wanted.items(), blobs):
         if (name == "tensors" or images) and zlib.crc32(blob) != checksum:
             raise ValueError(f"the checksum of its {name} is wrong")
-    return Sample(leaves["id"], meta, safetensors.torch.load(wanted["tensors"]), _split(wanted["images"]))
+    places, texts = meta.pop("orders", {}), meta.pop("reindexed", {})
+    loaded = safetensors.torch.load(wanted["tensors"])
+    if name := ",".join(map(str, order)):
+        loaded |= _ordered(leaves, places, name)
+        meta["instructions"] |= texts.get(name, {})
+    return Sample(leaves["id"], meta, loaded, _split(wanted["images"]))
+
+
+def _ordered(leaves: dict[str, Any], places: dict[str, list[int]], order: str) -> dict[str, Tensor]:
+    """The embeddings of an order."""
+    if order not in places:
+        raise ValueError(f"it has no texts for its references in the order {order}")
+    start, size, checksum = places[order]
+    blob = bytes(leaves["orders"][start : start + size])
+    if zlib.crc32(blob) != checksum:
+        raise ValueError(f"the checksum of its texts for the order {order} is wrong")
+    return safetensors.torch.load(blob)
 
 
 def write_chunks(folder: Path, samples: Iterable[Sample], chunk_bytes: int = CHUNK_BYTES) -> dict[str, Any]:
@@ -94,13 +126,13 @@ class Chunks:
         first = int(self.ends[number]) - self.chunks[number]["chunk_size"]
         return f"{self.folder / self.chunks[number]['filename']}: sample {position - first} (number {position} of all)"
 
-    def read(self, position: int, images: bool = False) -> Sample:
-        """A sample by its number. UserError, naming chunk and sample, when it cannot be read."""
+    def read(self, position: int, images: bool = False, order: Sequence[int] = ()) -> Sample:
+        """A sample by its number, see `unpack`. UserError, naming chunk and sample, when it cannot be read."""
         try:
             self._check(int(np.searchsorted(self.ends, position, "right")))
             if self.dataset is None:
                 self.dataset = StreamingDataset(str(self.folder))
-            return unpack(self.dataset[position], images)
+            return unpack(self.dataset[position], images, order)
         except Exception as problem:  # LitData, safetensors and JSON each fail in their own ways on broken bytes
             reason = " ".join(str(problem).split()) or type(problem).__name__
             raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from firered_lit.models.sizes import Sizes
 from .buckets import BatchPlan, Index
 from .captions import UNCONDITIONAL, Captions
 from .chunks import Chunks
+from .instruction import Alignment
 from .loader import EditLoader, Visits, collate, pictured
 
 
@@ -67,8 +69,10 @@ class EditDataModule(L.LightningDataModule):
 
     capacity: visual tokens of a micro-batch. max_batch: at most so many samples in one. workers: processes that read.
     text_drop, captions, languages: see `Captions`. weights: sample frequencies by group, see
-    `datamodules.frequencies`. held_out_max: held-out edits shown at each validation. plan_ranks: micro-batches of a
-    global batch, processes times accumulation; taken from the trainer when None, and fixed for the whole run.
+    `datamodules.frequencies`. alignment: where `prepare` encoded several orders of the references, draw one for each
+    global batch, in which a reference that may be dropped is so with probability reference_drop. held_out_max:
+    held-out edits shown at each validation. plan_ranks: micro-batches of a global batch, processes times accumulation;
+    taken from the trainer when None, and fixed for the whole run.
     Raises UserError when `root` is not a finished folder, or does not hold what the weights name.
     """
 
@@ -85,6 +89,8 @@ class EditDataModule(L.LightningDataModule):
         captions: Mapping[str, float] | None = None,
         languages: Mapping[str, float] | None = None,
         weights: Mapping[str, Any] | None = None,
+        alignment: bool = True,
+        reference_drop: float = 0.2,
         held_out_max: int = 8,
         plan_ranks: int | None = None,
         max_batch: int | None = None,
@@ -95,6 +101,8 @@ class EditDataModule(L.LightningDataModule):
         self.captions = Captions(captions or {"original": 1.0}, languages, text_drop)
         self.captions.refuse_absent(self.summary["captions"])
         self.capacity, self.max_batch, self.weights = capacity, max_batch, weights
+        orders = self.summary.get("orders", 1) if alignment else 1  # folders of before have the identity alone
+        self.alignment = Alignment(orders, reference_drop) if orders > 1 else None
         self.loader: EditLoader | None = None
         self.workers, self.seed, self.held_out_max, self.plan_ranks = workers, seed, held_out_max, plan_ranks
 
@@ -112,8 +120,10 @@ class EditDataModule(L.LightningDataModule):
         identity = {"data": self.summary["fingerprint"], "seed": self.seed, "plan_ranks": ranks}
         identity |= {"capacity": self.capacity, "max_batch": self.max_batch}
         identity["weights"] = json.dumps(self.weights, default=dict, sort_keys=True)
-        visits, began = Visits(self.root / "chunks", self.captions, self.seed), self._rescale
-        self.loader = EditLoader(visits, plan, identity, rank=rank, world=world, workers=self.workers, began=began)
+        identity["alignment"] = self.alignment and asdict(self.alignment)
+        visits = Visits(self.root / "chunks", self.captions, self.seed)
+        shared = {"rank": rank, "world": world, "workers": self.workers, "began": self._rescale}
+        self.loader = EditLoader(visits, plan, identity, alignment=self.alignment, **shared)
         return self.loader
 
     def _plan(self, ranks: int) -> BatchPlan:

@@ -15,6 +15,7 @@ from firered_lit.models.family import Base
 
 from . import images
 from .chunks import Sample
+from .instruction import choices, droppable_references, reindex
 from .records import Record, Refusal, named_images
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,21 +57,31 @@ def _same(image: Image.Image, other: Image.Image) -> bool:
 
 
 class Encoder:
-    """The frozen VAE and text encoder of a base. Latents and embeddings are kept in the precision they run in."""
+    """The frozen VAE and text encoder of a base. Latents and embeddings are kept in the precision they run in.
 
-    def __init__(self, base: Base, dtype: str, device: str, keep_images: bool) -> None:
-        self.sizes, self.keep_images, self.dtype = base.sizes, keep_images, DTYPES[dtype]
+    orders: in how many orders of its references a sample's texts are encoded, at most.
+    """
+
+    def __init__(self, base: Base, dtype: str, device: str, keep_images: bool, orders: int = 1) -> None:
+        self.sizes, self.keep_images, self.dtype, self.orders = base.sizes, keep_images, DTYPES[dtype], orders
         self.codec = base.codec(device, self.dtype)
         self.conditioner = base.conditioner(device, self.dtype)
 
     def encode(self, record: Record, loaded: dict[str, Image.Image], held_out: bool) -> Sample:
         """A record as it is stored: every image cropped once, seen by the VAE and by the vision-language model.
 
-        Held-out samples keep their crops for validation. Raises Unfit.
+        Held-out samples keep their crops for validation, which shows references as they are. Raises Unfit.
         """
         crops = self._crops(record, loaded)
         references = [crop for name, crop in crops.items() if name.startswith("reference.")]
-        tensors = {name: self._latents(crop) for name, crop in crops.items()} | self._texts(record, references)
+        texts = self._texts(record.where, record.instructions, references)
+        tensors = {name: self._latents(crop) for name, crop in crops.items()} | texts
+        drop = self._droppable(record) if not held_out else ()
+        prompts = {} if held_out else _reindexed(record, drop, self.orders)
+        orders = {
+            ",".join(map(str, order)): self._texts(record.where, texts, [references[i - 1] for i in order])
+            for order, texts in prompts.items()
+        }
         meta = {
             "task": record.task,
             "instructions": record.instructions,
@@ -81,9 +92,13 @@ class Encoder:
             "cluster": record.cluster,
             "target_text": record.target_text,
             "held_out": held_out,
+            "droppable": drop,
         }
+        changed = {name: texts for name, texts in zip(orders, prompts.values()) if texts != record.instructions}
+        meta |= {"reindexed": changed} if changed else {}
         kept = self.keep_images or held_out
-        return Sample(record.id, meta, tensors, {name: _png(crop) for name, crop in crops.items()} if kept else {})
+        pictures = {name: _png(crop) for name, crop in crops.items()} if kept else {}
+        return Sample(record.id, meta, tensors, pictures, orders)
 
     def _crops(self, record: Record, loaded: dict[str, Image.Image]) -> dict[str, Image.Image]:
         """`target`, `reference.0`, ..., and of a pair `loser`. Winner and loser get one shape: their own, or when they
@@ -105,15 +120,20 @@ class Encoder:
         """(16, H/8, W/8): the posterior's mode, as inference takes it."""
         return self.codec.encode(to_pixels(crop)[None])[0].to(self.dtype).cpu().contiguous()
 
-    def _texts(self, record: Record, references: list[Image.Image]) -> dict[str, Tensor]:
+    def _droppable(self, record: Record) -> tuple[int, ...]:
+        if self.orders < 2:
+            return ()
+        return droppable_references(record.instructions.values(), len(record.references), record.captions)
+
+    def _texts(self, where: str, instructions: dict[str, str], references: list[Image.Image]) -> dict[str, Tensor]:
         """(T, D) of every instruction, and of the unconditional text, each with the same references."""
-        prompts = {**record.instructions, "unconditional": UNCONDITIONAL}
+        prompts = {**instructions, "unconditional": UNCONDITIONAL}
         try:
             rows = self.conditioner.encode(
                 list(prompts.values()), [references] * len(prompts), self.sizes.condition_area
             )
         except UserError as problem:
-            raise Unfit(Refusal(record.where, "instruction", "unusable prompt", str(problem))) from None
+            raise Unfit(Refusal(where, "instruction", "unusable prompt", str(problem))) from None
         return {f"text.{key}": row.to(self.dtype).cpu().clone() for key, row in zip(prompts, rows, strict=True)}
 
     def estimate(self, records: Sequence[Record]) -> float:
@@ -123,11 +143,23 @@ class Encoder:
         for record in records:
             area = self.sizes.target_area * (2 if record.loser else 1)
             area += len(record.references) * self.sizes.reference_area
-            seen = len(record.references) * self.sizes.condition_area / VL_PATCH
-            tokens = sum(seen + 30 + len(text) / 3 for text in (*record.instructions.values(), UNCONDITIONAL))
+            own = tuple(range(1, len(record.references) + 1))
+            tokens = 0.0
+            for order in (own, *_reindexed(record, self._droppable(record), self.orders)):
+                seen = len(order) * self.sizes.condition_area / VL_PATCH
+                tokens += sum(seen + 30 + len(text) / 3 for text in (*record.instructions.values(), UNCONDITIONAL))
             total += area * 16 / 64 * item + tokens * width * item + (2.0 * area if self.keep_images else 0)
             total += len(json.dumps(record.instructions))
         return total
+
+
+def _reindexed(record: Record, drop: tuple[int, ...], limit: int) -> dict[tuple[int, ...], dict[str, str]]:
+    """The instructions for every order of the references that training may draw, but for the identity."""
+    n = len(record.references)
+    return {
+        order: {key: reindex(text, order, record.captions, n=n) for key, text in record.instructions.items()}
+        for order in choices(n, drop, limit)[1:]
+    }
 
 
 def _shape(image: Image.Image) -> list[int]:

@@ -1,8 +1,11 @@
 """Stochastic instruction alignment (FireRed report, 3.2): references are permuted and dropped, the prompt follows."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
+from math import comb, factorial
 
 from datamodules.mentions import ORDINALS, Mention, find, spell
 from firered_lit.draws import chooser
@@ -82,15 +85,72 @@ def orders(n: int, droppable: Sequence[int] = ()) -> list[tuple[int, ...]]:
     return [order for rest in map(sorted, kept) for order in permutations(rest)]
 
 
+def droppable_references(prompts: Iterable[str], n: int, captions: Captions | None = None) -> tuple[int, ...]:
+    """Which references may be dropped: those that no prompt names, and those with a caption to stand for them."""
+    texts = dict(enumerate(captions, 1)) if isinstance(captions, Sequence) else dict(captions or {})
+    named = set().union(*(mentions(prompt, n) for prompt in prompts))
+    return tuple(number for number in range(1, n + 1) if n > 1 and (number not in named or texts.get(number)))
+
+
+@cache
+def choices(n: int, droppable: tuple[int, ...] = (), limit: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """The orders of which one is drawn, the identity first: all, or where they are more than `limit` so many of them.
+
+    A function of its arguments alone: training draws from what `prepare` encoded.
+    """
+    if limit is None or _count(n, len(droppable)) <= limit:
+        return tuple(sorted(orders(n, droppable), key=lambda order: (-len(order), order)))
+    found, attempt = {tuple(range(1, n + 1)): None}, 0
+    while len(found) < limit:
+        found[draw(0, 0, attempt, n, droppable)] = None
+        attempt += 1
+    return tuple(found)
+
+
+def _count(n: int, drops: int) -> int:
+    """How many orders there are when so many of n references may be dropped."""
+    return sum(comb(drops, gone) * factorial(n - gone) for gone in range(min(drops, max(0, n - 1)) + 1))
+
+
 def draw(
-    seed: int, epoch: int, step: int, n: int, droppable: Sequence[int] = (), *, drop: float = 0.2
+    seed: int,
+    epoch: int,
+    step: int,
+    n: int,
+    droppable: Sequence[int] = (),
+    *,
+    drop: float = 0.2,
+    limit: int | None = None,
 ) -> tuple[int, ...]:
     """The order of the references of one global batch, for `reindex`: a permutation, less what is dropped.
 
     Each droppable reference (1-based) is dropped with probability `drop`; at least one reference is always kept. A
     function of (seed, epoch, step), the same for every sample and rank, because one list of shapes is true for all.
+    limit: where there are more orders than that, one of `choices(n, droppable, limit)`, all alike likely.
     """
     chance = chooser(seed, "references", epoch, step)
+    if limit is not None and _count(n, len(droppable)) > limit:
+        return chance.choice(choices(n, tuple(droppable), limit))
     order = sorted(range(1, n + 1), key=lambda _: chance.random())
     gone = {number for number in sorted(droppable) if chance.random() < drop}
     return tuple(number for number in order if number not in gone) or tuple(order[:1])
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a training draws the orders of references. limit: orders that were encoded of a sample, at most; drop: the
+    probability that a reference which may be dropped is."""
+
+    limit: int
+    drop: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise UserError(f"data.reference_drop={self.drop}: a probability, below 1")
+
+    def order(self, seed: int, epoch: int, step: int, n: int, droppable: Sequence[int]) -> tuple[int, ...]:
+        """The order of the n references of a global batch; () for the identity."""
+        if n < 2:
+            return ()
+        drawn = draw(seed, epoch, step, n, droppable, drop=self.drop, limit=self.limit)
+        return () if drawn == tuple(range(1, n + 1)) else drawn

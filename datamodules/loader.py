@@ -17,20 +17,22 @@ from firered_lit.batch import Condition, EditBatch, PreferenceBatch, Text
 from firered_lit.errors import UserError
 from firered_lit.models.codec import to_pixels
 
-from .buckets import BatchPlan
+from .buckets import BatchPlan, Bucket
 from .captions import Captions
 from .chunks import Chunks, Sample
 from .encode import from_png
+from .instruction import Alignment
 
 
 @dataclass(frozen=True)
 class Address:
-    """One micro-batch: its samples' numbers, and its place in the global batch."""
+    """One micro-batch: its samples' numbers, its place in the global batch, and that one's order of references."""
 
     step: int  # which global batch since the start of training
     slots: tuple[int, ...]
     num_slots: int
     positions: tuple[int, ...]
+    order: tuple[int, ...] = ()  # place i shows reference order[i], counted from 1; () for the identity
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,15 @@ class Visits(Dataset[EditBatch | Failure]):
     def __getitem__(self, address: Address) -> EditBatch | Failure:
         """A micro-batch: of preference pairs when the samples are pairs."""
         try:
-            samples = [self.chunks.read(position, self.images) for position in address.positions]
+            order = address.order
+            samples = [self.chunks.read(position, self.images, order) for position in address.positions]
             texts = [
                 self.captions.draw(sample.meta["instructions"], self.seed, address.step, slot)
                 for sample, slot in zip(samples, address.slots, strict=True)
             ]
             self._one_shape(address, samples)
-            more = pictured(samples) if self.images else {}
-            return collate(samples, texts, address.step, address.slots, address.num_slots, **more)
+            more = pictured(samples, order) if self.images else {}
+            return collate(samples, texts, address.step, address.slots, address.num_slots, order, **more)
         except UserError as problem:
             return Failure(str(problem))
 
@@ -71,22 +74,36 @@ def _shapes(sample: Sample) -> list[torch.Size]:
     return [image.shape for image in (sample.tensors["target"], *_references(sample))]
 
 
-def _references(sample: Sample) -> list[Tensor]:
-    return [sample.tensors[f"reference.{i}"] for i in range(len(sample.meta["references"]))]
+def _references(sample: Sample, order: Sequence[int] = ()) -> list[Tensor]:
+    return [sample.tensors[name] for name in _named(sample, order)]
 
 
-def pictured(samples: Sequence[Sample]) -> dict[str, Any]:
+def _named(sample: Sample, order: Sequence[int]) -> list[str]:
+    """The references in an order of them, by name."""
+    return [f"reference.{i - 1}" for i in order or range(1, len(sample.meta["references"]) + 1)]
+
+
+def pictured(samples: Sequence[Sample], order: Sequence[int] = ()) -> dict[str, Any]:
     """The targets and sources of samples as pixels. KeyError when they were prepared without pictures."""
-    names = ["target", *(f"reference.{i}" for i in range(len(samples[0].meta["references"])))]
+    names = ["target", *_named(samples[0], order)]
     pixels, *sources = [torch.stack([to_pixels(from_png(s.images[name])) for s in samples]) for name in names]
     return {"pixels": pixels, "sources": tuple(sources)}
 
 
 def collate(
-    samples: Sequence[Sample], texts: Sequence[str], step: int, slots: tuple[int, ...], num_slots: int, **more: Any
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    step: int,
+    slots: tuple[int, ...],
+    num_slots: int,
+    order: Sequence[int] = (),
+    **more: Any,
 ) -> EditBatch:
-    """Samples of one list of shapes as a batch, each with the text of that key; of preference pairs as pairs."""
-    references = zip(*map(_references, samples), strict=True)
+    """Samples of one list of shapes as a batch, each with the text of that key; of preference pairs as pairs.
+
+    order: of the references, for which the samples' texts were read.
+    """
+    references = zip(*(_references(sample, order) for sample in samples), strict=True)
     text = Text.pad([sample.tensors[f"text.{key}"] for sample, key in zip(samples, texts, strict=True)])
     losers = [sample.tensors["loser"] for sample in samples if "loser" in sample.tensors]
     kind = partial(PreferenceBatch, loser=torch.stack(losers)) if len(losers) == len(samples) else EditBatch
@@ -99,6 +116,7 @@ def collate(
         num_slots=num_slots,
         tasks=tuple(sample.meta["task"] for sample in samples),
         instructions=tuple(s.meta["instructions"].get(key, "") for s, key in zip(samples, texts, strict=True)),
+        target_texts=tuple(sample.meta.get("target_text") or None for sample in samples),
         **more,
     )
 
@@ -107,7 +125,8 @@ class EditLoader:
     """The micro-batches of one process, without end: global batch s is `plan_ranks` micro-batches, shared in turn.
 
     Its length is that of an epoch; iterating again goes on, as the state {epoch, step} does. The state is the same on
-    every rank. `began` is called with the number of processes that wrote a loaded state.
+    every rank. `began` is called with the number of processes that wrote a loaded state. alignment: of references, one
+    order per global batch; None shows them as they are.
     """
 
     def __init__(
@@ -120,11 +139,12 @@ class EditLoader:
         world: int = 1,
         workers: int = 0,
         began: Callable[[int], None] | None = None,
+        alignment: Alignment | None = None,
     ) -> None:
         if plan.ranks % world:
             raise UserError(f"plan_ranks={plan.ranks} cannot be shared by {world} processes; it must be a multiple")
         self.visits, self.plan, self.identity = visits, plan, dict(identity)
-        self.rank, self.world, self.workers, self.began = rank, world, workers, began
+        self.rank, self.world, self.workers, self.began, self.alignment = rank, world, workers, began, alignment
         self.share = plan.ranks // world  # micro-batches of a global batch that this process sees
         self.seen = 0  # micro-batches since the start of training
         self._stream: Generator[EditBatch, None, None] | None = None
@@ -162,12 +182,19 @@ class EditLoader:
         steps = self.plan.steps()
         while True:
             step, k = divmod(seen, self.share)
-            _, ranks = self.plan[divmod(step, steps)]
+            epoch, within = divmod(step, steps)
+            bucket, ranks = self.plan[epoch, within]
             mine = k * self.world + self.rank
             rows, size = ranks[mine], len(ranks[mine])
             positions = tuple(int(self.plan.index.positions[row]) for row in rows)
-            yield Address(step, tuple(range(mine * size, (mine + 1) * size)), size * len(ranks), positions)
+            slots, order = tuple(range(mine * size, (mine + 1) * size)), self._order(epoch, within, bucket)
+            yield Address(step, slots, size * len(ranks), positions, order)
             seen += 1
+
+    def _order(self, epoch: int, step: int, bucket: Bucket) -> tuple[int, ...]:
+        if self.alignment is None:
+            return ()
+        return self.alignment.order(self.visits.seed, epoch, step, len(bucket.references), bucket.droppable)
 
     def _batches(self) -> Generator[EditBatch, None, None]:
         waiting: deque[Address] = deque()

@@ -112,7 +112,8 @@ class Parts:
     def _rows(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         for position, sample in enumerate(self.samples()):
             references = tuple(map(tuple, sample["references"]))
-            yield Row(sample["task"], tuple(sample["target"]), references, position, sample["cluster"]), sample
+            drop = tuple(sample.get("droppable", ()))
+            yield Row(sample["task"], tuple(sample["target"]), references, position, sample["cluster"], drop), sample
 
     def _counts(self, header: dict[str, Any]) -> dict[str, Any]:
         """What data.json says of the samples. The fingerprint is of everything that decides what a plan shows."""
@@ -142,6 +143,7 @@ def _noting(samples: Iterable[Sample], noted: list[dict[str, Any]]) -> Iterator[
     for sample in samples:
         kept = {name: sample.meta[name] for name in ("task", "target", "references", "cluster", "held_out")}
         kept |= {"pair": True} if sample.meta.get("pair") else {}
+        kept |= {"droppable": sample.meta["droppable"]} if sample.meta.get("droppable") else {}
         noted.append({"id": sample.id, **kept, "captions": list(sample.meta["instructions"])})
         yield sample
 

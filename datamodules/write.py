@@ -41,6 +41,8 @@ def prepare(
     held_out: float = 0.02,
     keep_images: bool = True,
     inverse: bool = True,
+    alignment: bool = True,
+    max_orders: int = 16,
     part_rows: int = 256,
     dtype: str = "float32",
     device: str = "auto",
@@ -53,24 +55,25 @@ def prepare(
 
     sizes: pixel areas; the base's own when None. max_refused: share of the rows that may be refused before it stops.
     held_out: share of source images whose edits are kept for validation. keep_images: store the crops too (held-out
-    ones always are). inverse: use inverse instructions. part_rows: rows that a kill can lose. dtype: of the encoders
-    and of what is stored. device: "auto" takes CUDA when there is one. workers: threads that open images.
+    ones always are). inverse: use inverse instructions. alignment: encode the texts of an edit with several references
+    for every order of them that training may draw, at most max_orders. part_rows: rows that a kill can lose. dtype: of
+    the encoders and of what is stored. device: "auto" takes CUDA when there is one. workers: threads that open images.
     Run again, it goes on; a finished folder is left as it is. Raises UserError.
     """
-    _check(dtype, max_refused, held_out, part_rows)
+    _check(dtype, max_refused, held_out, part_rows, max_orders)
     base = open_base(model)
     base = base.resized(sizes) if sizes else base
     folder, (count, digest) = Path(out).resolve(), _survey(source)
     options = {"format": FORMAT, "source": digest, "fingerprints": base.fingerprints, "sizes": base.sizes.as_dict()}
     options |= {"held_out": held_out, "keep_images": keep_images, "inverse": inverse, "part_rows": part_rows}
-    options |= {"dtype": dtype, "seed": seed}
+    options |= {"dtype": dtype, "seed": seed, "orders": max_orders if alignment else 1}
     with at_work(folder):
         made_from(folder, options)
         if (folder / "data.json").exists():
             print(f"{folder}: finished already, nothing to do")
             return
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        encoder = Encoder(base, dtype, where, keep_images)
+        encoder = Encoder(base, dtype, where, keep_images, options["orders"])
         _say_sizes(source, inverse, count, encoder, folder)
         with tqdm(total=count, unit="row", desc="prepare", smoothing=0.05) as bar:
             tally = Tally(count, max_refused, bar)
@@ -173,13 +176,13 @@ class Work:
         )
 
 
-def _check(dtype: str, max_refused: float, held_out: float, part_rows: int) -> None:
+def _check(dtype: str, max_refused: float, held_out: float, part_rows: int, max_orders: int) -> None:
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: one of {', '.join(DTYPES)}")
     if not 0 <= max_refused <= 1 or not 0 <= held_out < 1:
         raise UserError(f"max_refused={max_refused}, held_out={held_out}: both are shares, from 0 to 1")
-    if part_rows < 1:
-        raise UserError(f"part_rows={part_rows}: at least 1")
+    if part_rows < 1 or max_orders < 1:
+        raise UserError(f"part_rows={part_rows}, max_orders={max_orders}: both are at least 1")
 
 
 def _held_out(row: list[Record], share: float, seed: int) -> bool:
