@@ -2,16 +2,16 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import lightning as L
 import torch
 from torch import Tensor
 
+from callbacks.reward import RewardCallback
 from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
 from firered_lit.rewards.protocol import Scores
 
 
-class PixelReward(L.Callback):
+class PixelReward(RewardCallback):
     """1 - mean absolute difference to the target, pixels on [0, 1]. For laptops and tests; it needs no model.
 
     Args:
@@ -19,7 +19,7 @@ class PixelReward(L.Callback):
     """
 
     def __init__(self, name: str = "pixel") -> None:
-        self.name = name
+        super().__init__(name)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":

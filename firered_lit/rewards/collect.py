@@ -1,6 +1,5 @@
 """Rewards of a group of edits: asked for at once, waited for later; what fails is missing, never made up."""
 
-import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,7 +13,6 @@ from firered_lit.errors import UserError
 from firered_lit.rewards.mix import applies_to, mix
 from firered_lit.rewards.protocol import Reward, Scores
 
-log = logging.getLogger(__name__)
 Routes = Mapping[str, Collection[str]]
 
 
@@ -68,14 +66,12 @@ def answered(asked: Asked, weights: Mapping[str, float], routes: Routes | None, 
     A reward that raises, comes late or answers with something else is missing, as is a score that is no number in
     [0, 1]. `terms` are those of `mix`, with NaN for what is missing or does not apply.
     """
-    count, scores, given = len(asked.tasks), {}, {}
+    scores, given = {}, {}
     for name in weights:
         scores[name] = _clean(name, _result(name, asked, until), asked)
         given[name] = scores[name].valid & applies_to(name, asked.tasks, routes)
     mixed = mix(scores, weights, asked.tasks, routes)
     terms = {key: torch.where(given[key.split("/")[0]], value, torch.nan) for key, value in mixed.terms.items()}
-    for name, reason in asked.failures.items():
-        log.warning("reward %s: %d scores missing: %s", name, count, reason)
     return Scores(mixed.value, mixed.valid, terms)
 
 

@@ -45,11 +45,11 @@ def statistics(scored: Scored, optimality: Tensor, used: Tensor) -> dict[str, fl
     optimality (N,), used (N,) bool: what the policy term learns from.
     """
     total = torch.where(scored.valid, scored.reward, torch.nan)
-    numbers = _by_task("reward/total", total, scored.tasks, spread=True)
+    numbers = _by_task("rollout/total", total, scored.tasks, spread=True)
     for name, term in scored.terms.items():
-        numbers |= _by_task(f"reward/{name.replace('/', '.')}", term, scored.tasks, spread="/" not in name)
-    numbers |= {f"reward/{name}/outside": float(count) for name, count in scored.outside.items()}
-    numbers["reward/missing"] = float((~scored.valid).sum())
+        numbers |= _by_task(f"rollout/{name.replace('/', '.')}", term, scored.tasks, spread="/" not in name)
+    numbers |= {f"rollout/{name}/outside": float(count) for name, count in scored.outside.items()}
+    numbers["rollout/missing"] = float((~scored.valid).sum())
     group = group_statistics(scored.reward, scored.groups, scored.valid)
     first = torch.tensor([int((scored.groups == g).nonzero()[0]) for g in scored.groups.unique()])
     count = torch.stack([scored.valid[scored.groups == g].sum() for g in scored.groups.unique()])

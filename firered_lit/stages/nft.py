@@ -1,5 +1,6 @@
 """Reinforcement learning by DiffusionNFT: edits are drawn by an old policy, scored, and learnt from by noising them."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +29,8 @@ from ..rewards.protocol import Reward
 from ..rewards.statistics import Scored, statistics
 from .base import Stage
 from .rollout import Clock, Points, Rollout, Verdicts, pieces, source_distance, to_bytes
+
+log = logging.getLogger(__name__)
 
 
 class NFT(Stage):
@@ -76,6 +79,7 @@ class NFT(Stage):
         self.kl, self.decay, self.weights, self.routes = kl, decay, weights, routes
         self.patience, self.capacity, self.gradient_clip = patience, capacity, gradient_clip
         self.rewards: dict[str, Reward] = {}
+        self.said: set[tuple[str, str]] = set()
         self.reference: dict[str, Shadow] = {}  # in a dict: a new start has it again, so no checkpoint holds it
         self._check()
 
@@ -181,11 +185,18 @@ class NFT(Stage):
 
         def score(rollout: Rollout) -> Scored:
             scores = answered(rollout.asked, weights, self.routes, until)
+            self.say(rollout.asked.failures)
             groups = torch.zeros(len(scores), dtype=torch.long)
             given = (scores.value, scores.valid, scores.terms, rollout.distance, rollout.asked.outside)
             return Scored(rollout.asked.tasks, groups, *given)
 
         return score
+
+    def say(self, failures: Mapping[str, str]) -> None:
+        """Why rewards are missing, each reason once."""
+        for failure in failures.items() - self.said:
+            log.warning("reward %s: a group has no scores: %s", *failure)
+        self.said |= set(failures.items())
 
     def judge(self, scored: Scored) -> tuple[Tensor, Tensor]:
         """Optimality (N,) of edits, and which of them (N,) the policy term learns from."""

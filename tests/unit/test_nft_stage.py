@@ -300,7 +300,7 @@ def test_several_groups_are_in_flight_before_the_first_answer_is_waited_for(tmp_
             return self.asked[-1][1]
 
     _, watch = fit(tmp_path, stage(patience=20.0), Late(None), data=PromptData(4))
-    assert watch.numbers[0]["reward/missing"] == 0
+    assert watch.numbers[0]["rollout/missing"] == 0
 
 
 def test_a_group_is_learnt_while_the_next_ones_rewards_are_under_way(tmp_path):
@@ -322,7 +322,7 @@ def test_a_group_is_learnt_while_the_next_ones_rewards_are_under_way(tmp_path):
 
     module.losses = watched
     _, watch = fit(tmp_path, module, Second(None))
-    assert watch.numbers[0]["reward/missing"] == 0
+    assert watch.numbers[0]["rollout/missing"] == 0
 
 
 MISSING = {
@@ -337,21 +337,22 @@ MISSING = {
 
 
 @pytest.mark.parametrize("what", MISSING)
-def test_missing_rewards_are_counted_and_the_rest_goes_on(tmp_path, what):
+def test_missing_rewards_are_counted_and_the_rest_goes_on(tmp_path, what, caplog):
     answer, missing, dropped = MISSING[what]
     if what == "too few":
 
-        def answer(images, batch):
+        def answer(images, batch):  # one score for three edits
             return torch.tensor([0.5]), torch.tensor([True])
 
     before = weights(fresh())
     module, watch = fit(tmp_path, stage(patience=0.2), Given(answer))
+    assert ("a group has no scores" in caplog.text) == (what in ("it raises", "it hangs", "too few"))
     numbers = watch.numbers[0]
-    assert numbers["reward/missing"] == missing
+    assert numbers["rollout/missing"] == missing
     assert numbers["groups/dropped"] == dropped
     assert same(before, weights(module)) == bool(dropped)  # a dropped group teaches nothing
     if what == "out of bounds":
-        assert numbers["reward/given/outside"] == 2
+        assert numbers["rollout/given/outside"] == 2
 
 
 def test_a_missing_reward_moves_nobody(tmp_path):
@@ -404,10 +405,10 @@ def test_rewards_are_mixed_by_weight_and_task(tmp_path):
     )
     numbers = watch.numbers[0]
     assert [batch.tasks[0] for _, batch in flat.asked] == ["odd"]
-    assert numbers["reward/total/even/mean"] == pytest.approx(0.35)
-    assert numbers["reward/total/odd/mean"] == pytest.approx((3 * 0.35 + 0.2) / 4)
-    assert numbers["reward/given/odd/p50"] == pytest.approx(0.35)
-    assert "reward/flat/even/mean" not in numbers
+    assert numbers["rollout/total/even/mean"] == pytest.approx(0.35)
+    assert numbers["rollout/total/odd/mean"] == pytest.approx((3 * 0.35 + 0.2) / 4)
+    assert numbers["rollout/given/odd/p50"] == pytest.approx(0.35)
+    assert "rollout/flat/even/mean" not in numbers
 
 
 # --- what is shown and kept ---
@@ -420,7 +421,7 @@ def test_everything_of_the_list_is_logged_and_the_grid_drawn(tmp_path):
     )
     numbers = watch.numbers[1]
     for name in (
-        *("reward/total/mean", "reward/total/std", "reward/pixel/p10", "reward/pixel/odd/p90", "reward/missing"),
+        *("rollout/total/mean", "rollout/total/std", "rollout/pixel/p10", "rollout/pixel/odd/p90", "rollout/missing"),
         *("groups/flat", "groups/dropped", "groups/settled", "groups/std", "optimality/p05", "optimality/p95"),
         *("rollout/source_distance/mean", "time/rollout", "time/reward", "time/update", "time/iteration_s"),
         *("train/loss", "train/policy", "train/kl", "train/old_distance", "train/grad_norm", "train/old_decay"),
