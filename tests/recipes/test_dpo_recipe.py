@@ -82,7 +82,7 @@ def test_the_preference_is_ln_2_at_the_start_whatever_it_starts_from(kind, start
 
 
 def test_every_term_is_logged_and_validated(pairs, tuned, tmp_path):
-    more = [f"run.start_from={tuned('sft')}", "run.validate_every=2", "stage.preview.steps=1"]
+    more = [f"run.start_from={tuned('sft')}", "run.validate_every=2", "stage.preview.steps=1", "data.held_out_max=2"]
     rows = fit("dpo", pairs, tmp_path / "run", 2, *more)
     terms = ("loss", "preference", "accuracy", "win_diff", "lose_diff", "winner", "loser")
     for name in (*terms, "margin", "grad_norm"):
