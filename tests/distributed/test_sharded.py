@@ -1,0 +1,317 @@
+"""FSDP2 and HSDP on gloo: as one process computes, cut off and continued, on another number of processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import verbs
+
+from datamodules.synthetic import write
+from firered_lit.checkpoint import newest
+from firered_lit.cli import main
+from firered_lit.sharded import read
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[2]
+STEPS = 50
+QUICK = [
+    "run.validate_every=null",
+    "logger=null",
+    "callbacks.progress=null",
+    "callbacks.grid=null",
+    "checkpoint.keep=9",
+]
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
+CLIP = "trainer.gradient_clip_val=0.5"
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write(folder / "source", 28)
+    prepare = ["prepare", "--recipe", "recipes/tiny/prepare.yaml", f"source={folder / 'source'}"]
+    assert main([*prepare, f"out={folder / 'data'}"]) == 0
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def arguments(run, data, processes, accumulate=1, *more, recipe="recipes/tiny/sft_fsdp.yaml", steps=STEPS):
+    """The command line of a training whose global batch is `processes * accumulate` micro-batches."""
+    record = f"callbacks.record={{_target_: record.Record, path: {run}.jsonl}}"
+    wide = [f"trainer.devices={processes}"] if processes > 1 else []
+    sizes = [*wide, f"trainer.accumulate_grad_batches={accumulate}", f"trainer.max_steps={steps}"]
+    places = [f"data.root={data}", f"run.dir={run}", "--allow", "record", record]
+    return ["fit", "--recipe", recipe, *places, *QUICK, *sizes, CLIP, "checkpoint.every=25", *more]
+
+
+def torchrun(folder, processes, commands, single=()):
+    """Each command in float64, then each of `single` in float32, in as many processes."""
+    script = folder / "commands.json"
+    script.write_text(json.dumps([(True, command) for command in commands] + [(False, command) for command in single]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*command, str(HERE / "verbs.py"), str(script)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def alone(command):
+    """One process, this one, in float64."""
+    assert verbs.run(True, command) == 0
+
+
+def lines_of(run):
+    return [json.loads(line) for line in Path(f"{run}.jsonl").read_text().splitlines()]
+
+
+def curve(run):
+    """step -> the mean of its micro-batches' losses; step -> the gradient's norm before clipping."""
+    losses: dict[int, list[float]] = {}
+    for line in (line for line in lines_of(run) if "loss" in line):
+        losses.setdefault(line["step"], []).append(line["loss"])
+    norms = {line["step"]: line["norm"] for line in lines_of(run) if "norm" in line}
+    return {step: sum(values) / len(values) for step, values in losses.items()}, norms
+
+
+def first_steps(run, until, copy, after=0):
+    """A run's record from one step to another, beside the weights that it ended with."""
+    kept = [line for line in lines_of(run) if after <= line.get("step", -1) < until]
+    Path(f"{copy}.jsonl").write_text("\n".join(map(json.dumps, kept)))
+    if not copy.exists():
+        copy.symlink_to(run)
+    return copy
+
+
+def content(run):
+    path = newest(run)
+    return read(path) if path.is_dir() else torch.load(path, weights_only=True)
+
+
+def before(path):
+    return sorted(path.parent.glob("step_*.ckpt"))[-2]
+
+
+def step_of(path):
+    return int(path.stem.removeprefix("step_")) if path else 0
+
+
+def apart(a, b, weigh=True):
+    """The largest difference between two runs' losses, norms (both relative) and weights."""
+    (loss_a, norm_a), (loss_b, norm_b) = curve(a), curve(b)
+    assert loss_a
+    assert loss_a.keys() == loss_b.keys()
+    assert norm_a.keys() == norm_b.keys()
+    loss = max(abs(loss_a[s] - loss_b[s]) / loss_a[s] for s in loss_a)
+    norm = max(abs(norm_a[s] - norm_b[s]) / norm_a[s] for s in norm_a)
+    weight = difference(content(a)["state_dict"], content(b)["state_dict"]) if weigh else 0.0
+    print(f"{a.name} and {b.name}: loss {loss:.1e}, norm {norm:.1e}, weights {weight:.1e} over {len(loss_a)} steps")
+    return max(loss, norm, weight)
+
+
+def average_apart(a, b):
+    return difference(content(a)["ema"]["weights"], content(b)["ema"]["weights"])
+
+
+def difference(first, second):
+    assert first.keys() == second.keys()
+    return max(float((first[k].double() - second[k].double()).abs().max()) for k in first)
+
+
+def same(first, second):
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    return torch.equal(first, second)
+
+
+def holds(dump, saved):
+    """What a process held as training went on, whole tensors, is what the checkpoint has, to the last bit."""
+    held = torch.load(dump, weights_only=True)
+    (state,) = saved["optimizer_states"]
+    trained = [name for name in held if f"exp_avg of {name}" in held]
+    assert len(trained) == len(state["state"]) > 30
+    for name, tensor in saved["state_dict"].items():
+        assert torch.equal(held[name], tensor), name
+    decayed = [n for n in trained if held[n].ndim > 1] + [n for n in trained if held[n].ndim <= 1]
+    for number, name in enumerate(decayed):
+        for key, tensor in state["state"][number].items():
+            assert torch.equal(held[f"{key} of {name}"], tensor), (key, name)
+    assert same(held["ema"], saved["ema"]["weights"])
+
+
+ONE = "recipes/tiny/sft.yaml"
+AVERAGE = "callbacks.ema={_target_: callbacks.ema.EMA, decay: 0.9}"
+LORA = "stage.backbone.lora={_target_: firered_lit.models.lora.LoRA, rank: 4, alpha: 8}"
+FEW, KILLED = 6, 14
+SHORT = {  # run -> (processes, accumulation, further arguments), each against one process with as many micro-batches
+    "lora": (2, 1, [LORA, AVERAGE, "trainer.gradient_clip_val=0.001"]),
+    "accumulated": (2, 2, []),
+    "whole_gradients": (2, 2, ["trainer.strategy.whole_gradients=true"]),
+    "checkpointed": (2, 1, ["stage.backbone.gradient_checkpointing=true"]),
+}
+
+
+@pytest.fixture(scope="module")
+def one(data, runs):
+    """One process, two micro-batches a step: the truth. And the short ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        patch.chdir(ROOT)
+        alone(arguments(runs / "one", data, 1, 2, AVERAGE, recipe=ONE))
+        for accumulate, name, more in ((2, "one_lora", SHORT["lora"][2]), (4, "one_of_four", [])):
+            alone(arguments(runs / name, data, 1, accumulate, *more, recipe=ONE, steps=FEW))
+    return runs / "one"
+
+
+@pytest.fixture(scope="module")
+def two(data, runs, one):
+    """Two processes; the same on from the single process's checkpoint of step 25, a file; the short ones."""
+    half = one / "checkpoints" / "step_00000025.ckpt"
+    dump = f"callbacks.record.dump={runs / 'from_file.dump'}"
+    commands = [arguments(runs / "two", data, 2, 1, AVERAGE)]
+    commands += [arguments(runs / "from_file", data, 2, 1, AVERAGE, f"run.resume={half}", dump)]
+    for name, (processes, accumulate, more) in SHORT.items():
+        commands += [arguments(runs / name, data, processes, accumulate, *more, steps=FEW)]
+    torchrun(runs, 2, commands, [arguments(runs / "uninterrupted", data, 2, 1, AVERAGE, steps=KILLED)])
+    return runs / "two"
+
+
+@pytest.fixture(autouse=True)
+def _place(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def test_two_processes_compute_what_one_does(one, two):
+    """Losses and norms over 50 clipped steps, all weights after them and their average, in float64."""
+    assert min(curve(one)[1].values()) > 0.5  # every step was clipped
+    assert apart(one, two) < 1e-8
+    assert average_apart(one, two) < 1e-6  # it is kept in float32
+
+
+def test_each_process_holds_half(two):
+    shares = [line["share"] / line["of"] for line in lines_of(two) if "share" in line]
+    assert len(shares) == 2
+    assert sum(shares) == 1
+    assert max(shares) < 0.52
+
+
+@pytest.mark.parametrize(("name", "truth"), [("lora", "one_lora"), ("accumulated", "one_of_four")])
+def test_adapters_and_accumulation_too(name, truth, runs, two):
+    assert apart(runs / truth, runs / name) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["whole_gradients", "checkpointed"])
+def test_what_trades_memory_for_time_changes_nothing(name, runs, two):
+    truth = runs / "accumulated" if name == "whole_gradients" else first_steps(runs / "two", FEW, runs / "two_began")
+    assert apart(truth, runs / name, weigh=name == "whole_gradients") < 1e-8
+
+
+def test_a_single_file_is_gone_on_from_by_two(runs, one, two):
+    """Every tensor that the file has is in its place, and the training goes on as the one process did."""
+    saved = torch.load(one / "checkpoints" / "step_00000025.ckpt", weights_only=True)
+    holds(runs / "from_file.dump.1", saved)
+    assert apart(first_steps(one, STEPS, runs / "one_ended", after=25), runs / "from_file") < 1e-8
+    assert average_apart(one, runs / "from_file") < 1e-6
+
+
+def test_a_folder_is_gone_on_from_by_one(data, runs, one, two):
+    half = two / "checkpoints" / "step_00000025.ckpt"
+    run, dump = runs / "from_folder", f"callbacks.record.dump={runs / 'from_folder.dump'}"
+    alone(arguments(run, data, 1, 2, AVERAGE, f"run.resume={half}", dump, recipe=ONE))
+    holds(runs / "from_folder.dump.0", read(half))
+    assert apart(first_steps(one, STEPS, runs / "one_ended", after=25), run) < 1e-8
+    assert average_apart(one, run) < 1e-6
+
+
+def test_a_folder_is_exported_and_averaged_by_one_process(runs, two):
+    from firered_lit.models.family import open_base
+
+    assert main(["export", "--run", str(two), "--out", str(runs / "model"), "--ema"]) == 0
+    saved, out = read(newest(two)), open_base(str(runs / "model")).transformer().state_dict()
+    average = {**saved["state_dict"], **saved["ema"]["weights"]}
+    assert all(torch.equal(tensor, average[f"transformer.{name}"].float()) for name, tensor in out.items())
+    assert main(["average", "--run", str(two), "--last", "2", "--out", str(runs / "mean.ckpt")]) == 0
+    mean, half = torch.load(runs / "mean.ckpt", weights_only=True)["state_dict"], read(before(newest(two)))
+    for name, tensor in mean.items():
+        assert torch.allclose(tensor, (saved["state_dict"][name] + half["state_dict"][name]) / 2)
+
+
+def start(log, run, data, *more):
+    command = [
+        sys.executable,
+        "-m",
+        "firered_lit",
+        *arguments(run, data, 2, 1, *more, steps=KILLED),
+        "checkpoint.every=1",
+    ]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(HERE)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def test_killed_and_resumed_is_bit_exact(data, runs, two, tmp_path):
+    """kill -9 of both processes while they save after every step; float32, by Lightning's own launcher."""
+    log, run = tmp_path / "log", tmp_path / "run"
+    process = start(log, run, data, AVERAGE)
+    until = time.monotonic() + 150
+    while process.poll() is None and time.monotonic() < until and step_of(newest(run)) < 4:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed = step_of(newest(run))
+    assert 4 <= killed < KILLED, log.read_text()
+    process = start(log, run, data, AVERAGE, "run.resume=last")
+    assert process.wait(200) == 0, log.read_text()
+    assert not list((run / "checkpoints").glob(".*"))  # nothing half-written is left
+    first, second = read(newest(run)), read(newest(runs / "uninterrupted"))
+    assert same(first["state_dict"], second["state_dict"])
+    assert same(first["ema"]["weights"], second["ema"]["weights"])
+    assert same(first["optimizer_states"][0]["state"], second["optimizer_states"][0]["state"])
+
+
+@pytest.mark.slow
+def test_hsdp_and_four_to_two_to_one(data, runs, one):
+    """2 x 2 and 4 processes against one; then 4 -> 2 -> 1, everything in its place each time."""
+    truth = runs / "one_of_four_long"
+    alone(arguments(truth, data, 1, 4, AVERAGE, recipe=ONE))
+    commands = [arguments(runs / "four", data, 4, 1, AVERAGE)]
+    commands += [arguments(runs / "hsdp", data, 4, 1, AVERAGE, "trainer.strategy.replicate=2")]
+    commands += [arguments(runs / "hsdp_accumulated", data, 4, 2, "trainer.strategy.replicate=2", steps=FEW)]
+    torchrun(runs, 4, commands)
+    for name in ("four", "hsdp"):
+        assert apart(truth, runs / name) < 1e-8
+        assert average_apart(truth, runs / name) < 1e-6
+    alone(arguments(runs / "one_of_eight", data, 1, 8, recipe=ONE, steps=FEW))
+    assert apart(runs / "one_of_eight", runs / "hsdp_accumulated") < 1e-8
+    for name in ("four", "hsdp"):
+        four_to_two_to_one(data, runs, name, truth)
+
+
+def four_to_two_to_one(data, runs, name, truth):
+    first, run2, run1 = runs / name / "checkpoints" / "step_00000025.ckpt", runs / f"{name}_2", runs / f"{name}_1"
+    dump = f"callbacks.record.dump={run2}.dump"
+    more = [AVERAGE, f"run.resume={first}", dump, "checkpoint.every=10"]
+    torchrun(runs, 2, [arguments(run2, data, 2, 2, *more, steps=40)])
+    for rank in (0, 1):
+        holds(f"{run2}.dump.{rank}", read(first))
+    more = [AVERAGE, f"run.resume={newest(run2)}", f"callbacks.record.dump={run1}.dump"]
+    alone(arguments(run1, data, 1, 4, *more, recipe=ONE))
+    holds(f"{run1}.dump.0", read(newest(run2)))
+    assert apart(first_steps(truth, STEPS, runs / "ended", after=40), run1) < 1e-8
+    assert average_apart(truth, run1) < 1e-6
