@@ -17,6 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from firered_lit.models.sizes import Shape, Sizes, assign, cover, crop_box, shape_table
 
+from .parquet import Embedded
+
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # none that runs other programs
 SMALLEST_SIDE = 32
 MAX_PIXELS = 1 << 26  # 8192 x 8192
@@ -61,6 +63,20 @@ def load(
             raise BadImageError(reason, f"{name}: {problem or type(problem).__name__}") from problem
 
 
+def size(path: str | os.PathLike[str]) -> Shape:
+    """(height, width) of a local image as `load` would give it, by its header alone. Raises BadImageError."""
+    name = os.fspath(path)
+    with _open(name, False, URL_SECONDS, URL_BYTES) as file:
+        try:
+            with _header(file, name, MAX_PIXELS) as image:
+                turned = image.getexif().get(0x0112, 1) >= 5
+                return (image.width, image.height) if turned else (image.height, image.width)
+        except UnidentifiedImageError:
+            raise BadImageError("unreadable image", f"{name} is not an image of a known format") from None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+            raise BadImageError("unreadable image", f"{name}: {problem}") from None
+
+
 def fit(image: Image.Image, area: int, sizes: Sizes, like: Image.Image | None = None) -> Image.Image:
     """The crop of an image to the shape near `area` pixels that suits it, or `like`, best. BadImageError when it would
     be enlarged too much."""
@@ -87,7 +103,11 @@ def crop(image: Image.Image, shape: Shape) -> Image.Image:
 
 
 def _open(name: str, allow_urls: bool, seconds: float, limit: int) -> IO[bytes]:
-    """The file, or the whole body of the URL."""
+    """The file, the one that lies in a table, or the whole body of the URL."""
+    if isinstance(name, Embedded):
+        if not name.data:
+            raise BadImageError("empty image", f"{name} has zero bytes")
+        return io.BytesIO(name.data)
     if URL.match(name):
         if not allow_urls:
             raise BadImageError("URL", f"{name}: URLs are not fetched unless allow_urls is true")

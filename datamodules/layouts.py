@@ -1,8 +1,18 @@
-"""The layouts that users have: which columns name what. A row's layout is recognised by its columns, never guessed."""
+"""The layouts that users have: which columns name what. A row's layout is recognised by its columns, never guessed.
 
-from dataclasses import dataclass
+Every layout has the optional columns `id`, `cluster`, `target_text`, and `width`, `height` of the target; `task` where
+it does not call it otherwise. A text whose language its column does not say is Chinese when Chinese is written in it.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
+
+from firered_lit.errors import UserError
+
+from .refusals import Refuse
 
 SOURCE, TARGETS = "source_image", ("target_image", "edit_image")
 INSTRUCTIONS = {"instruction": "original/en", "instruction_cn": "original/cn"}
@@ -11,77 +21,163 @@ INVERSE = {"inverse_instruction": "original/en", "inverse_instruction_cn": "orig
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a layout keeps the parts of a record. `prompt` is English or Chinese, by what is written in it."""
+    """Where a layout keeps the parts of a record.
+
+    source, target: columns. `source` "control_path" also
+    stands for control_path_0, control_path_1, ... An empty target: prompts for reinforcement learning have none.
+    texts: column -> "kind/language", or "kind" where the writing says the language. wanted: columns that must be there
+    besides source, target and one text; group: whose rows are held out together, when not those of one source image.
+    """
 
     source: str
     target: str
     loser: str = ""
-    prompt: str = ""
+    texts: Mapping[str, str] = field(default_factory=lambda: INSTRUCTIONS)
+    name: str = "firered"
+    polarity: str = "`source_image` is the source, `target_image` or `edit_image` the target"
+    wanted: tuple[str, ...] = ()
+    task: str = "task"
+    group: str = ""
+    mask: str = ""
+    id: str = "id"
+    listed: bool = False  # the target is a list of one
+    inverse: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.source, self.target, self.loser) if name)
+
+    def there(self, row: Collection[str], sourceless: bool = False) -> bool:
+        """Whether these are the columns of the layout; `sourceless`: by name, when the source may be left out."""
+        if not any(name in row for name in self.texts):
+            return False
+        if sourceless:
+            return all(name in row for name in self.images[1:] or self.images)
+        return self.share(row) == 1
+
+    def share(self, row: Collection[str]) -> float:
+        """The share of the layout's columns that are there."""
+        there = [name in row or f"{name}_0" in row for name in (*self.images, *self.wanted)]
+        there.append(any(name in row for name in self.texts))
+        return sum(there) / len(there)
+
+    def expected(self) -> str:
+        return ", ".join([*self.images, *self.wanted, " and/or ".join(self.texts)])
 
 
-EDITS = Columns(SOURCE, TARGETS[0])
+PROMPT = {"prompt": "original"}
+EDITS = Columns(SOURCE, TARGETS[0], inverse=INVERSE)
+CODED = Columns(SOURCE, TARGETS[1], inverse=INVERSE)
 PAIRS = (
-    Columns(SOURCE, "chosen_image", "rejected_image"),
-    Columns("path_src", "path1", "path2", "prompt"),
-    Columns("ref_img_path", "img_path_win", "img_path_lose", "prompt"),
+    Columns(
+        SOURCE, "chosen_image", "rejected_image", INSTRUCTIONS, "preferences", "a winner and a loser each, for DPO"
+    ),
+    Columns("path_src", "path1", "path2", PROMPT, "editreward", "`path1` is preferred to `path2`, for DPO"),
+    Columns(
+        "ref_img_path", "img_path_win", "img_path_lose", PROMPT, "longcat-dpo", "a winner and a loser each, for DPO"
+    ),
 )
+LAYOUTS = (
+    EDITS,
+    CODED,
+    *PAIRS,
+    Columns("edit_image", "image", "", PROMPT, "diffsynth", "`image` is the target there, `edit_image` the source"),
+    Columns("image", "", "", PROMPT, "edit-r1", "`image` is the source there, there is no target", ("requirement",)),
+    Columns(
+        "control_path", "image_path", "", {"caption": "original"}, "musubi",
+        "`image_path` is the target there, `control_path` the source",
+    ),
+    Columns("control", "target", "", {"caption": "original"}, "ai-toolkit", "folders `target` and `control`"),
+    Columns(
+        "ref_img_path", "img_path", "", PROMPT, "longcat", "`img_path` is the target there, `ref_img_path` the source"
+    ),
+    Columns(
+        "input_images", "output_images", "", PROMPT, "imgedit",
+        "`input_images` are the sources, `output_images` the target", listed=True,
+    ),
+    Columns(
+        "src_img", "edited_img", "", {"edited_prompt_list": "original"}, "omniedit",
+        "`src_img` is the source, `edited_img` the target", id="omni_edit_id",
+    ),
+    Columns(
+        "src_image", "edit_image", "", {"prompt_en": "original/en", "prompt_cn": "original/cn"}, "unicedit",
+        "`src_image` is the source, `edit_image` the target", task="edit_task",
+    ),
+    Columns(
+        "local_input_image", "output_image", "", {"text": "original", "summarized_text": "instructive"}, "pico-banana",
+        "`local_input_image` is the source, `output_image` the target", task="edit_type",
+    ),
+    Columns(
+        "source_img", "target_img", "", {"instruction": "original"}, "magicbrush",
+        "`source_img` is the source, `target_img` the target", group="img_id", mask="mask_img",
+    ),
+)  # fmt: skip
+NAMES = tuple(dict.fromkeys(columns.name for columns in LAYOUTS))
 
-LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = tuple(
-    (name, frozenset(columns.split()), polarity)
-    for name, columns, polarity in [
-        ("preference pairs", "chosen_image rejected_image", "a winner and a loser each, for DPO"),
-        ("LongCat's preference pairs", "img_path_win img_path_lose", "a winner and a loser each, for DPO"),
-        ("EditReward's preference pairs", "path_src path1 path2", "`path1` is preferred to `path2`, for DPO"),
-        ("LongCat", "img_path prompt", "`img_path` is the target there, `ref_img_path` the source"),
-        ("Edit-R1", "image prompt requirement", "`image` is the source there, and there is no target"),
-        ("DiffSynth", "image prompt edit_image", "`image` is the target there, `edit_image` the source"),
-        ("DiffSynth or Edit-R1", "image prompt", "`image` is the target in the one and the source in the other"),
-        ("musubi", "image_path caption", "`image_path` is the target there, `control_path` the source"),
-        ("ImgEdit", "input_images output_images", "`input_images` are the sources, `output_images` the targets"),
-        ("OmniEdit", "src_img edited_img", "`src_img` is the source, `edited_img` the target"),
-        ("UnicEdit", "src_image edit_image", "`src_image` is the source, `edit_image` the target"),
-        (
-            "Pico-Banana",
-            "local_input_image output_image",
-            "`local_input_image` is the source, `output_image` the target",
-        ),
-        ("MagicBrush", "source_img target_img", "`source_img` is the source, `target_img` the target"),
-    ]
-)
+
+def named(layout: str) -> tuple[Columns, ...]:
+    """The layouts of a name, more than one where a column has two names. UserError when there is none."""
+    found = tuple(columns for columns in LAYOUTS if columns.name == layout)
+    if not found:
+        near = get_close_matches(layout, NAMES, 1)
+        raise UserError(f"layout={layout}: {f'is {near[0]} meant? ' if near else ''}one of {', '.join(NAMES)}")
+    return found
 
 
-class Refuse(Exception):  # noqa: N818, it carries a refusal, it is no fault
-    """A row that cannot be used: its field, the category for counting, and a line for the person who mends it."""
+def columns_of(row: Mapping[str, Any], layout: str = "") -> Columns:
+    """The columns of the row's layout, or a refusal. Which image is the target is never guessed.
 
-    def __init__(self, field: str, reason: str, detail: str) -> None:
-        self.args = (field, reason, detail)
+    layout: its name, when the columns do not tell; then a row may lack its source, and is text-to-image.
+    """
+    return _columns_of(tuple(row), layout)
 
 
-def columns_of(row: dict[str, Any]) -> Columns:
-    """The columns of the row's layout, or a refusal. Which image is the target is never guessed."""
-    targets = [name for name in TARGETS if name in row]
-    pairs = [pair for pair in PAIRS if {pair.source, pair.target, pair.loser} <= row.keys()]
-    targets += [pair.target for pair in pairs]
-    if len(targets) > 1 and (SOURCE in row or pairs):
-        raise Refuse(targets[0], "several targets", f"{' and '.join(targets)} both name a target; keep one")
-    if pairs and any(name in row for name in ([pairs[0].prompt] if pairs[0].prompt else INSTRUCTIONS)):
-        return pairs[0]
-    if SOURCE in row and targets and not pairs and any(name in row for name in INSTRUCTIONS):
-        return Columns(SOURCE, targets[0])
-    for layout, columns, polarity in LAYOUTS:
-        if columns <= row.keys():
-            wanted = next((_pair(pair) for pair in PAIRS if {pair.target, pair.loser} <= columns), _expected())
-            raise Refuse("columns", "wrong columns", f"this looks like {layout} ({polarity}), expected {wanted}")
-    there = {SOURCE: SOURCE in row, TARGETS[0]: bool(targets), "instruction": any(name in row for name in INSTRUCTIONS)}
+@lru_cache(1024)
+def _columns_of(row: tuple[str, ...], layout: str) -> Columns:
+    found = [columns for columns in LAYOUTS if columns.there(row)]
+    if layout:
+        found = [columns for columns in named(layout) if columns.there(row, sourceless=True)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise _unknown(row, named(layout) if layout else ())
+    first, targets = found[0], " and ".join(columns.target or columns.source for columns in found)
+    if len({columns.name for columns in found}) == 1:
+        raise Refuse(first.target, "several targets", f"{targets} both name a target; keep one")
+    detail = f"{_described(found, ' and ')} both fit the columns; keep one layout's, or say {_say(found)}"
+    raise Refuse(first.target, "several targets", detail)
+
+
+def _unknown(row: tuple[str, ...], meant: tuple[Columns, ...]) -> Refuse:
+    """The refusal of a row that has no layout's columns, which names the layout that it is nearest to."""
+    scores = {columns.name: columns.share(row) for columns in reversed(LAYOUTS)}
+    best = [columns for columns in meant or LAYOUTS if columns.share(row) == max(scores.values())]
+    if meant:
+        return Refuse("columns", "wrong columns", f"not of layout={meant[0].name}: expected {meant[0].expected()}")
+    if max(scores.values()) < 0.5 or EDITS in best or CODED in best:
+        return _unlike(row)
+    ask = f"say {_say(best)}" if len(best) > 1 else f"expected {best[0].expected()}"
+    if best[0].there(row, sourceless=True) and len(best) == 1:
+        ask += f"; write null for text-to-image, or say {_say(best)}"
+    return Refuse("columns", "wrong columns", f"this looks like {_described(best, ' or ')}; {ask}")
+
+
+def _unlike(row: tuple[str, ...]) -> Refuse:
+    """What a row lacks of FireRed's columns."""
+    there = {SOURCE: SOURCE in row, TARGETS[0]: any(name in row for name in TARGETS)}
+    there |= {"instruction": any(name in row for name in INSTRUCTIONS)}
     missing = next(name for name, present in there.items() if not present)
-    near = get_close_matches(missing, row.keys() - {SOURCE, *TARGETS}, 1, 0.75)
+    near = get_close_matches(missing, set(row) - {SOURCE, *TARGETS}, 1, 0.75)
     hint = f"; is {near[0]!r} meant?" if near else "; write null for text-to-image" if missing == SOURCE else ""
-    raise Refuse(missing, "wrong columns", f"no {missing}{hint} (expected {_expected()})")
+    expected = f"{SOURCE}, {' or '.join(TARGETS)}, {' and/or '.join(INSTRUCTIONS)}"
+    return Refuse(
+        missing, "wrong columns", f"no {missing}{hint} (expected {expected}, or those of {', '.join(NAMES[1:])})"
+    )
 
 
-def _expected() -> str:
-    return f"{SOURCE}, {' or '.join(TARGETS)}, {' and/or '.join(INSTRUCTIONS)}"
+def _described(layouts: Sequence[Columns], word: str) -> str:
+    return word.join(f"{columns.name} ({columns.polarity})" for columns in layouts)
 
 
-def _pair(pair: Columns) -> str:
-    return ", ".join([pair.source, pair.target, pair.loser, pair.prompt or " and/or ".join(INSTRUCTIONS)])
+def _say(layouts: Sequence[Columns]) -> str:
+    return " or ".join(f"layout={columns.name}" for columns in layouts)

@@ -1,7 +1,5 @@
 """`prepare`: rows -> encoded samples in LitData chunks, an index of their buckets, and a table of what was refused."""
 
-import hashlib
-import json
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +22,8 @@ from .chunks import Sample
 from .encode import DTYPES, Encoder, Unfit, load
 from .images import MAX_PIXELS
 from .parts import Parts, at_work, made_from
-from .records import Record, Refusal, files, lines, rows
+from .records import Record, Refusal, rows
+from .tables import survey
 
 FORMAT = 1
 SHOWN = 3  # refusals that the error line quotes
@@ -37,6 +36,7 @@ def prepare(
     out: str,
     model: str,
     sizes: Sizes | None = None,
+    layout: str = "",
     max_refused: float = 0.01,
     held_out: float = 0.02,
     keep_images: bool = True,
@@ -51,9 +51,10 @@ def prepare(
     max_pixels: int = MAX_PIXELS,
     seed: int = 0,
 ) -> None:
-    """Encode `source`, a JSONL file or a folder of tasks, into `out`, with the VAE and text encoder of `model`.
+    """Encode `source`, a table or a folder of tasks, into `out`, with the VAE and text encoder of `model`.
 
-    sizes: pixel areas; the base's own when None. max_refused: share of the rows that may be refused before it stops.
+    sizes: pixel areas; the base's own when None. layout: see `datamodules.layouts`, when the columns do not tell.
+    max_refused: share of the rows that may be refused before it stops.
     held_out: share of source images whose edits are kept for validation. keep_images: store the crops too (held-out
     ones always are). inverse: use inverse instructions. alignment: encode the texts of an edit with several references
     for every order of them that training may draw, at most max_orders. part_rows: rows that a kill can lose. dtype: of
@@ -63,9 +64,10 @@ def prepare(
     _check(dtype, max_refused, held_out, part_rows, max_orders)
     base = open_base(model)
     base = base.resized(sizes) if sizes else base
-    folder, (count, digest) = Path(out).resolve(), _survey(source)
+    folder, (count, digest) = Path(out).resolve(), survey(source)
     options = {"format": FORMAT, "source": digest, "fingerprints": base.fingerprints, "sizes": base.sizes.as_dict()}
     options |= {"held_out": held_out, "keep_images": keep_images, "inverse": inverse, "part_rows": part_rows}
+    options |= {"layout": layout} if layout else {}
     options |= {"dtype": dtype, "seed": seed, "orders": max_orders if alignment else 1}
     with at_work(folder):
         made_from(folder, options)
@@ -74,12 +76,12 @@ def prepare(
             return
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         encoder = Encoder(base, dtype, where, keep_images, options["orders"])
-        _say_sizes(source, inverse, count, encoder, folder)
+        _say_sizes(source, inverse, layout, count, encoder, folder)
         with tqdm(total=count, unit="row", desc="prepare", smoothing=0.05) as bar:
             tally = Tally(count, max_refused, bar)
             opening = partial(_open, max_pixels=max_pixels, allow_urls=allow_urls)
             work = Work(Parts(folder), encoder, tally, opening, workers, lambda row: _held_out(row, held_out, seed))
-            every = rows(source, inverse=inverse)
+            every = rows(source, inverse=inverse, layout=layout)
             for number in range(-(-count // part_rows)):
                 work.part(number, list(islice(every, part_rows)))
         header = {"model": model, "name": Path(source).name, "rows": count, "kept": tally.kept}
@@ -198,21 +200,8 @@ def _open(row: Row, max_pixels: int, allow_urls: bool) -> Any:
         return problem.refusal
 
 
-def _survey(source: str) -> tuple[int, str]:
-    """Rows that are not blank, and a hash of the text. UserError when there is none."""
-    count, digest = 0, hashlib.blake2b(digest_size=12)
-    for path in files(source):
-        digest.update(json.dumps(path.name).encode())
-        for _, line in lines(path):
-            count += 1
-            digest.update(line)
-    if not count:
-        raise UserError(f"{source}: holds no rows")
-    return count, digest.hexdigest()
-
-
-def _say_sizes(source: str, inverse: bool, count: int, encoder: Encoder, folder: Path) -> None:
-    some = [row for row in islice(rows(source, inverse=inverse), 256) if not isinstance(row, Refusal)]
+def _say_sizes(source: str, inverse: bool, layout: str, count: int, encoder: Encoder, folder: Path) -> None:
+    some = [row for row in islice(rows(source, inverse=inverse, layout=layout), 256) if not isinstance(row, Refusal)]
     needed = encoder.estimate([record for row in some for record in row]) / max(1, len(some)) * count
     free = shutil.disk_usage(folder).free
     print(f"{count} rows, about {needed / 1e6:,.0f} MB to write; {free / 1e6:,.0f} MB are free in {folder}")

@@ -32,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet()
     try:
         _rooms_beside()
-        return arguments.verb.run(arguments)
+        code = arguments.verb.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read, `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", arguments, 130)
     except UserError as error:
@@ -106,6 +111,8 @@ def _average_options(parser: Parser) -> None:
 def _check_options(parser: Parser) -> None:
     parser.add_argument("--recipe", nargs="+", action="extend", metavar="PATH", help="these only, not all of recipes/")
     parser.add_argument("--data", metavar="PATH", help="say what is understood of a source file or a prepared folder")
+    parser.add_argument("--layout", default="", metavar="NAME", help="of the rows, when their columns do not tell")
+    parser.add_argument("--capacity", type=_positive, metavar="TOKENS", help="of the bucket table of a prepared folder")
     parser.add_argument("--make-tiny", metavar="DIR", help="build the tiny pipeline in DIR, and nothing else")
     _override_options(parser)
 
@@ -160,9 +167,10 @@ def _run_check(arguments: Arguments) -> int:
     if arguments.data:
         findings = check.prepared(arguments.data)
         if findings is None:
-            understood = _call("datamodules.records.summary", arguments.data)
-            findings = (check.Finding(line) for line in understood.lines())
-        return check.report(findings)
+            lines = _call("datamodules.summary.summary", arguments.data, layout=arguments.layout).lines()
+        else:
+            lines = _call("datamodules.summary.table", arguments.data, arguments.capacity)
+        return check.report([*(findings or ()), *map(check.Finding, lines)])
     roots = {verb.root: verb.name for verb in VERBS if verb.root}
     lines = check.recipes(arguments.recipe, roots, arguments.overrides, arguments.allow)
     return check.report(lines if arguments.recipe else [*lines, *check.environment()])

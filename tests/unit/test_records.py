@@ -6,9 +6,12 @@ import sys
 import tracemalloc
 
 import pytest
+from PIL import Image
 
-from datamodules import records
-from datamodules.records import Record, Refusal, files, read, rows, summary
+from datamodules import tables
+from datamodules.records import Record, Refusal, read, rows
+from datamodules.summary import summary
+from datamodules.tables import files
 from firered_lit.errors import UserError
 
 ROW = {"source_image": "a.png", "target_image": "b.png", "instruction": "make it red", "task": "colour"}
@@ -65,28 +68,6 @@ def test_only_an_edit_of_one_reference_is_inverted(tmp_path, source):
     assert only(write(tmp_path / "e.jsonl", row)).target.endswith("b.png")
 
 
-LAYOUTS = [
-    ({"image": "t", "prompt": "p", "edit_image": "s"}, "DiffSynth (`image` is the target"),
-    ({"image": "t", "prompt": "p"}, "the target in the one and the source in the other"),
-    ({"image": "s", "prompt": "p", "requirement": "r"}, "Edit-R1 (`image` is the source"),
-    ({"image_path": "t", "caption": "c", "control_path": "s"}, "musubi"),
-    ({"img_path": "t", "ref_img_path": "s", "prompt": "p"}, "LongCat (`img_path` is the target"),
-    ({"input_images": [], "output_images": [], "prompt": "p"}, "ImgEdit"),
-    ({"src_img": "s", "edited_img": "t", "edited_prompt_list": []}, "OmniEdit"),
-    ({"src_image": {}, "edit_image": {}, "prompt_en": "p"}, "UnicEdit"),
-    ({"local_input_image": "s", "output_image": "t", "text": "p"}, "Pico-Banana"),
-    ({"source_img": "s", "target_img": "t", "instruction": "i", "mask_img": "m"}, "MagicBrush"),
-]
-
-
-@pytest.mark.parametrize(("row", "named"), LAYOUTS)
-def test_other_layouts_are_named_and_never_guessed(tmp_path, row, named):
-    refusal = only(write(tmp_path / "e.jsonl", row))
-    assert (refusal.field, refusal.reason) == ("columns", "wrong columns")
-    assert named in refusal.detail
-    assert "expected source_image, target_image or edit_image" in refusal.detail
-
-
 def without(name):
     return {k: v for k, v in ROW.items() if k != name}
 
@@ -134,7 +115,7 @@ def test_a_near_miss_is_named(tmp_path):
 
 
 def test_a_line_too_long_is_refused_and_not_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "LONGEST_LINE", 200)
+    monkeypatch.setattr(tables, "LONGEST_LINE", 200)
     path = write(tmp_path / "e.jsonl", ROW | {"id": 1}, ROW | {"id": 2, "instruction": "x" * 1000}, ROW | {"id": 3})
     first, refusal, last = read(path)
     assert (first.id, last.id) == ("1", "3")
@@ -169,10 +150,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_trouble(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("absent.jsonl", "no such"), ("e.csv", "JSONL"), ("empty", "no *.jsonl")]
+    ("name", "message"), [("absent.jsonl", "no such"), ("e.txt", ".jsonl"), ("empty", "no *.jsonl")]
 )
 def test_sources_that_cannot_be_read_are_one_error(tmp_path, name, message):
-    (tmp_path / "e.csv").touch()
+    (tmp_path / "e.txt").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as error:
         files(tmp_path / name)
@@ -186,12 +167,13 @@ def test_urls_are_kept_as_they_are(tmp_path):
 
 
 def test_summary_counts_and_shows_the_first_problems(tmp_path):
-    (tmp_path / "b.png").touch()
+    Image.new("RGB", (64, 48)).save(tmp_path / "b.png")
     good = ROW | {"source_image": None}
     path = write(tmp_path / "e.jsonl", good, good | {"instruction_cn": "红", "task": "x"}, ROW, b"{", b"{")
     found = summary(path, shown=2)
     assert (found.rows, found.tasks, found.references) == (5, {"colour": 1, "x": 1}, {0: 2})
     assert found.languages == {"en": 2, "cn": 1}
+    assert found.shapes == {(48, 64): 2}
     assert found.refused == {"missing image": 1, "invalid JSON": 2}
     assert [problem.where for problem in found.problems] == [f"{path}:3", f"{path}:4"]
     assert any("5: 2 good, 3 refused" in line for line in found.lines())
@@ -216,7 +198,7 @@ def test_fault_10_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def test_reading_needs_no_torch():
-    code = "import sys, datamodules.records; sys.exit('torch' in sys.modules)"
+    code = "import sys, datamodules.records, datamodules.summary; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

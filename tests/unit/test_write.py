@@ -240,7 +240,7 @@ IMAGES = [  # name, maker, the reason of its refusal or None, part of the detail
 ROWS = [  # row, field, reason, part of the detail
     (GOOD | {"source_image": "t.png"}, "source_image", "source is target", "same file"),
     (GOOD | {"instruction": "", "instruction_cn": " "}, "instruction", "empty instruction", "both empty"),
-    ({"image": "t.png", "prompt": "p", "edit_image": "s.png"}, "columns", "wrong columns", "looks like DiffSynth"),
+    ({"image": "t.png", "prompt": "p"}, "columns", "wrong columns", "looks like diffsynth"),
     (GOOD | {"id": "first"}, "id", "duplicate id", "'first'"),
     (b'{"source_image": "\xff"}', "line", "invalid UTF-8", "UTF-8"),
     (b"{", "line", "invalid JSON", "JSON"),

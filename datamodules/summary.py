@@ -1,0 +1,136 @@
+"""What a source or a prepared folder holds, in lines to print: the report of `check --data`."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from firered_lit.models.sizes import Shape, Sizes, assign, shape_table
+
+from . import images
+from .buckets import BatchPlan
+from .index import FILE, Index, Row
+from .parquet import Embedded
+from .records import Record, Refusal, named_images, rows
+
+SHAPES = 12  # that are listed
+FULL = 4  # the largest targets that a device holds, when no capacity is said
+
+
+@dataclass
+class Summary:
+    """What a source holds, before anything is encoded."""
+
+    rows: int = 0
+    layouts: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] = field(default_factory=Counter)
+    references: Counter[int] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    shapes: Counter[Shape] = field(default_factory=Counter)  # (height, width) of the target, before any crop
+    inverted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    problems: list[Refusal] = field(default_factory=list)  # the first ones
+    first: list[Record] = field(default_factory=list)
+
+    def add(self, row: list[Record]) -> None:
+        self.inverted += len(row) - 1
+        self.layouts[row[0].columns.name] += 1
+        for record in row:
+            self.tasks[record.task] += 1
+            self.references[len(record.references)] += 1
+            self.languages.update({key.partition("/")[2] for key in record.instructions})
+
+    def lines(self) -> Iterator[str]:
+        refused = self.refused.total()
+        yield f"rows        {self.rows}: {self.rows - refused} good, {refused} refused; {self.inverted} inverted edits"
+        for name in ("layouts", "tasks", "references", "languages"):
+            yield f"{name:<11} " + ", ".join(f"{key} {count}" for key, count in sorted(getattr(self, name).items()))
+        if self.shapes:
+            shapes = self.shapes.most_common(SHAPES)
+            rest = f", {len(self.shapes) - SHAPES} others" if len(self.shapes) > SHAPES else ""
+            seen = f"{self.shapes.total()} targets seen"
+            yield f"shapes      {', '.join(f'{w}x{h} {count}' for (h, w), count in shapes)}{rest} ({seen})"
+        yield from (f"refused     {count:>6} {reason}" for reason, count in self.refused.most_common())
+        yield from (f"  {problem}" for problem in self.problems)
+        yield from (
+            f"e.g. {r.where}: {len(r.references)} -> {r.target or 'none'}: {r.instructions}" for r in self.first
+        )
+
+
+def summary(
+    source: str | os.PathLike[str], *, layout: str = "", shown: int = 5, looked_up: int = 10_000, opened: int = 1000
+) -> Summary:
+    """Counts by task, number of references, language and shape, the first problems and the first records.
+
+    Whether images are there is looked up for the first `looked_up` rows. Shapes are what the rows say and, of the first
+    `opened` rows that do not say, what the targets' headers do; no image is decoded.
+    """
+    total = Summary()
+    for row in rows(source, layout=layout, wanted=lambda number: number < opened):
+        total.rows += 1
+        if not isinstance(row, Refusal) and total.rows <= looked_up:
+            row = _absent(row) or row
+        if not isinstance(row, Refusal):
+            row = _shape(row, total) if total.rows <= opened or any(row[0].size) else row
+        if isinstance(row, Refusal):
+            total.refused[row.reason] += 1
+            total.problems += [row] * (len(total.problems) < shown)
+            continue
+        total.first += row[: max(0, shown - len(total.first))]
+        total.add(row)
+    return total
+
+
+def _absent(row: list[Record]) -> Refusal | None:
+    for name, path in named_images(row[0]):
+        if not isinstance(path, Embedded) and not images.URL.match(path) and not os.path.exists(path):
+            return Refusal(row[0].where, name, "missing image", f"{path} does not exist")
+    return None
+
+
+def _shape(row: list[Record], total: Summary) -> list[Record] | Refusal:
+    """Count the shape of the row's target; the row, or why the target's header cannot be read."""
+    record = row[0]
+    path, shape = record.target or next(iter(record.references), ""), record.size
+    if not any(shape) and path and not images.URL.match(path):
+        try:
+            shape = images.size(path)
+        except images.BadImageError as problem:
+            return Refusal(record.where, record.columns.target, problem.reason, problem.detail)
+    total.shapes.update([shape] if any(shape) else [])
+    return row
+
+
+def index_row(record: Record, position: int, sizes: Sizes) -> Row:
+    """The record as the index sees it, by the size that its row says: references are taken to be of the target's."""
+    target = _assigned(record.size, sizes.target_area)
+    references = (_assigned(record.size, sizes.reference_area),) * len(record.references)
+    return Row(record.task, target, references, position, record.cluster)
+
+
+@lru_cache(1 << 12)
+def _assigned(size: Shape, area: int) -> Shape:
+    return assign(*size, shape_table(area))
+
+
+def table(folder: str | os.PathLike[str], capacity: int | None = None) -> Iterator[str]:
+    """The buckets of a prepared folder: samples, batch size, tokens, and what share of the capacity stays empty.
+
+    capacity: visual tokens of a micro-batch; when None, four of the largest samples'.
+    """
+    for split in ("train", "held_out"):
+        place = Path(folder, "index", split)
+        if not (place / FILE).exists():
+            continue
+        index = Index.open(place)
+        if not index.buckets:
+            continue
+        full = capacity or FULL * max(bucket.tokens for bucket in index.buckets)
+        plan = BatchPlan(index, capacity=full, plan_ranks=1, seed=0).table()
+        empty = 1 - sum(line.samples * line.tokens for line in plan) / (full * sum(line.batches for line in plan))
+        yield f"{split}: {len(index)} samples in {len(plan)} buckets, capacity {full} tokens, {empty:.1%} of it unused"
+        yield f"  {'samples':>9} {'batch':>6} {'tokens':>7} {'waste':>6}  bucket"
+        for line in sorted(plan, key=lambda line: -line.samples):
+            yield f"  {line.samples:>9} {line.batch:>6} {line.tokens:>7} {line.waste:>6.1%}  {line.bucket}"
