@@ -10,7 +10,7 @@ import types
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,8 +26,9 @@ Quad = NDArray[
 ]  # (4, 2) x, y of a line's corners as it is read: left top, right top, right bottom, left bottom
 
 HEIGHT, MARGIN = 48, 32  # px: a line as recognised, and the grey to its right, without which its end is misread
+WIDTH_STEP = 48  # px between the widths that lines are recognised at
 UPRIGHT = 1.5  # taller than this times its width, a crop is turned
-DOUBT = 0.7  # mean confidence under which a line is also read upside down
+DOUBT = 0.85  # mean confidence under which a line is also read upside down
 
 
 @dataclass(frozen=True)
@@ -103,23 +104,18 @@ class PaddleEngine:
         ]
 
     def _recognise(self, crops: Sequence[Picture]) -> list[Line]:
-        """Lines recognised in batches of like widths: what a line is widened by costs time, and may cost letters."""
-        groups = alike([crop.shape[1] / crop.shape[0] for crop in crops], self.batch)
+        """Lines recognised in batches of one width. How one is widened depends on itself alone, not on its company."""
+        rows = [_line_input(crop) for crop in crops]
+        groups = alike([row.shape[2] for row, _ in rows], self.batch)
         lines: dict[int, Line] = {}
-        for group, read in zip(groups, self._threads.map(lambda g: self._batch([crops[i] for i in g]), groups)):
+        for group, read in zip(groups, self._threads.map(lambda g: self._batch([rows[i] for i in g]), groups)):
             lines.update(zip(group, read))
         return [lines[i] for i in range(len(crops))]
 
-    def _batch(self, crops: Sequence[Picture]) -> list[Line]:
-        rows = [_line_input(crop) for crop in crops]
-        width = max(row.shape[2] for row in rows)
-        stacked = np.zeros((len(rows), 3, HEIGHT, width), np.float32)
-        for place, row in zip(stacked, rows):
-            place[:, :, : row.shape[2]] = row
-        scores = self._recogniser.runner(x=[stacked])[0]
+    def _batch(self, rows: Sequence[tuple[NDArray[np.float32], float]]) -> list[Line]:
+        scores = self._recogniser.runner(x=[np.stack([row for row, _ in rows])])[0]
         best, sure = scores.argmax(-1), scores.max(-1)
-        shares = [best.shape[1] * (row.shape[2] - MARGIN) / width for row in rows]
-        return [self._decode(*line) for line in zip(best, sure, shares)]
+        return [self._decode(*line) for line in zip(best, sure, [share * best.shape[1] for _, share in rows])]
 
     def _decode(self, best: NDArray[np.int64], sure: NDArray[np.float32], columns: float) -> Line:
         """CTC: runs of one class are one character, class 0 is none. The character stands in the middle of its run."""
@@ -136,15 +132,11 @@ def paddle_engine(detection: Sequence[str], recognition: Sequence[str], **option
     return PaddleEngine(*models, **options)
 
 
-def alike(ratios: Sequence[float], most: int) -> list[list[int]]:
-    """Indices in groups of at most `most`, width over height within a quarter and one of the least in each group."""
-    groups: list[list[int]] = []
-    for i in sorted(range(len(ratios)), key=lambda i: ratios[i]):
-        if groups and len(groups[-1]) < most and ratios[i] <= 1.25 * ratios[groups[-1][0]] + 0.5:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
+def alike(widths: Sequence[int], most: int) -> list[list[int]]:
+    """Indices in groups of one width, at most `most` in each."""
+    order = sorted(range(len(widths)), key=lambda i: widths[i])
+    same = [list(group) for _, group in groupby(order, key=lambda i: widths[i])]
+    return [group[start : start + most] for group in same for start in range(0, len(group), most)]
 
 
 def reading_order(quads: Sequence[Quad]) -> list[Quad]:
@@ -221,15 +213,16 @@ def _cut(image: Picture, quad: Quad) -> Picture:
     return cv2.warpPerspective(image, warp, size, borderMode=cv2.BORDER_REPLICATE, flags=cv2.INTER_CUBIC)
 
 
-def _line_input(crop: Picture, most: int = 3200) -> NDArray[np.float32]:
-    """A crop (H, W, 3) BGR as the recogniser sees it: (3, 48, W' + margin), in [-1, 1], grey to its right."""
+def _line_input(crop: Picture, most: int = 3200) -> tuple[NDArray[np.float32], float]:
+    """A crop (H, W, 3) BGR as the recogniser sees it, (3, 48, W') in [-1, 1], and its share of W'; the rest is grey."""
     import cv2
 
     width = min(max(int(np.ceil(HEIGHT * crop.shape[1] / crop.shape[0])), 1), most)
+    step = WIDTH_STEP if width < 8 * WIDTH_STEP else 2 * WIDTH_STEP
+    row = np.zeros((3, HEIGHT, -(-(width + MARGIN) // step) * step), np.float32)
     scaled = cv2.resize(np.ascontiguousarray(crop), (width, HEIGHT)).astype(np.float32)
-    row = np.zeros((3, HEIGHT, width + MARGIN), np.float32)
     row[:, :, :width] = (scaled / 127.5 - 1).transpose(2, 0, 1)
-    return row
+    return row, width / row.shape[2]
 
 
 def _paddle(detection: Model, recognition: Model, max_side: int) -> Any:
