@@ -68,6 +68,8 @@ class EditBatch(_Movable):
     unconditional: Text | None = None  # validation only: the text " " with the same references
     pixels: Tensor | None = None  # validation and rollout: (B, 3, H, W) the true target, in [-1, 1]
     sources: tuple[Tensor, ...] = ()  # validation and rollout: n tensors (B, 3, H_i, W_i), in [-1, 1]
+    regions: Tensor | None = None  # (B, R, P, 2) x, y of a face's 5 points or a box's 2 corners, NaN where fewer
+    mask: Tensor | None = None  # (B, 1, H, W) 1 where the edit may change the picture
     weight: Tensor | None = None  # validation only: (B,) 0 for samples that only fill up a rank's share
 
     def __post_init__(self) -> None:
