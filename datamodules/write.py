@@ -1,14 +1,11 @@
 """`prepare`: rows -> encoded samples in LitData chunks, an index of their buckets, and a table of what was refused."""
 
 import shutil
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,17 +15,14 @@ from firered_lit.errors import UserError
 from firered_lit.models.family import open_base
 from firered_lit.models.sizes import Sizes
 
-from .chunks import Sample
-from .encode import DTYPES, Encoder, Unfit, load
+from .encode import DTYPES, Encoder
 from .images import MAX_PIXELS
-from .parts import Parts, at_work, made_from
+from .parts import Parts, at_work, in_turn, made_from
 from .records import Record, Refusal, rows
 from .tables import survey
+from .work import Row, Tally, Work, opened
 
 FORMAT = 1
-SHOWN = 3  # refusals that the error line quotes
-T, U = TypeVar("T"), TypeVar("U")
-Row = list[Record] | Refusal
 
 
 def prepare(
@@ -50,6 +44,8 @@ def prepare(
     allow_urls: bool = False,
     max_pixels: int = MAX_PIXELS,
     seed: int = 0,
+    shard: int = 0,
+    num_shards: int = 1,
 ) -> None:
     """Encode `source`, a table or a folder of tasks, into `out`, with the VAE and text encoder of `model`.
 
@@ -59,9 +55,13 @@ def prepare(
     ones always are). inverse: use inverse instructions. alignment: encode the texts of an edit with several references
     for every order of them that training may draw, at most max_orders. part_rows: rows that a kill can lose. dtype: of
     the encoders and of what is stored. device: "auto" takes CUDA when there is one. workers: threads that open images.
+    shard, num_shards: this process makes every num_shards-th part, from part `shard` on; others, on any machine that
+    shares `out`, make the rest, and the last one to finish merges all.
     Run again, it goes on; a finished folder is left as it is. Raises UserError.
     """
     _check(dtype, max_refused, held_out, part_rows, max_orders)
+    if not 0 <= shard < num_shards:
+        raise UserError(f"shard={shard}, num_shards={num_shards}: shards are numbered from 0 to num_shards - 1")
     base = open_base(model)
     base = base.resized(sizes) if sizes else base
     folder, (count, digest) = Path(out).resolve(), survey(source)
@@ -69,113 +69,50 @@ def prepare(
     options |= {"held_out": held_out, "keep_images": keep_images, "inverse": inverse, "part_rows": part_rows}
     options |= {"layout": layout} if layout else {}
     options |= {"dtype": dtype, "seed": seed, "orders": max_orders if alignment else 1}
-    with at_work(folder):
-        made_from(folder, options)
+    parts, every = Parts(folder), range(-(-count // part_rows))
+    with at_work(folder, shard, num_shards):
+        with in_turn(folder):
+            made_from(folder, options)
         if (folder / "data.json").exists():
             print(f"{folder}: finished already, nothing to do")
             return
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        encoder = Encoder(base, dtype, where, keep_images, options["orders"])
-        _say_sizes(source, inverse, layout, count, encoder, folder)
-        with tqdm(total=count, unit="row", desc="prepare", smoothing=0.05) as bar:
-            tally = Tally(count, max_refused, bar)
-            opening = partial(_open, max_pixels=max_pixels, allow_urls=allow_urls)
-            work = Work(Parts(folder), encoder, tally, opening, workers, lambda row: _held_out(row, held_out, seed))
-            every = rows(source, inverse=inverse, layout=layout)
-            for number in range(-(-count // part_rows)):
-                work.part(number, list(islice(every, part_rows)))
-        header = {"model": model, "name": Path(source).name, "rows": count, "kept": tally.kept}
-        content = work.parts.finish(options | header | {"refused": dict(tally.refused)})
+        own = every[shard::num_shards]
+        todo = [number for number in own if parts.read(number) is None]
+        mine = sum(min(part_rows, count - number * part_rows) for number in own)
+        tally = Tally(count, max_refused)
+        for number in set(own).difference(todo):
+            tally.add(parts.read(number))
+        with tqdm(total=mine, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05) as tally.bar:
+            where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+            encoder = Encoder(base, dtype, where, keep_images, options["orders"])
+            some = rows(source, inverse=inverse, layout=layout, wanted=lambda number: False)
+            _say_sizes(islice(some, 256), count, encoder, folder)
+            opening = partial(opened, max_pixels=max_pixels, allow_urls=allow_urls)
+            work = Work(parts, encoder, tally, opening, workers, lambda row: _held_out(row, held_out, seed))
+            work.parts_of(partial(rows, source, inverse=inverse, layout=layout), todo, part_rows)
+        header = options | {"model": model, "name": Path(source).name, "rows": count}
+        with in_turn(folder):
+            _finish(parts, every, Tally(count, max_refused), header, f"shard {shard} of {num_shards}")
+
+
+def _finish(parts: Parts, every: range, tally: Tally, header: dict[str, Any], shard: str) -> None:
+    """Merge the parts when all are there, and say what came out; else say how many others still have to make."""
+    missing = 0
+    for number in every:
+        manifest = parts.read(number)
+        missing += manifest is None
+        tally.add(manifest or {"rows": 0, "refused": []})
+    if missing:
+        print(f"{shard} is done; {missing} of {len(every)} parts are left to the others, the last of them merges all")
+        return
+    if tally.too_many:
+        raise tally.stop(parts, [])
+    content = parts.finish(header | {"kept": tally.kept, "refused": dict(tally.refused)})
     print(tally.table())
-    print(
-        f"samples  {content['samples']:>8}: {content['train']} to train on, {content['held_out']} held out, in {folder}"
-    )
+    ways = f"{content['train']} to train on, {content['held_out']} held out"
+    print(f"samples  {content['samples']:>8}: {ways}, in {parts.folder}")
     if not content["held_out"]:
         print("note: no edit is held out, so there is no validation; raise held_out for a small data set")
-
-
-@dataclass
-class Tally:
-    """Rows kept and refused so far."""
-
-    rows: int
-    max_refused: float
-    bar: Any
-    kept: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    first: list[Refusal] = field(default_factory=list)
-
-    def keep(self, count: int = 1) -> None:
-        self.kept += count
-        self.bar.update(count)
-
-    def refuse(self, refusal: Refusal) -> None:
-        self.refused[refusal.reason] += 1
-        self.first += [refusal] * (len(self.first) < SHOWN)
-        self.bar.update(1)
-
-    @property
-    def too_many(self) -> bool:
-        return self.refused.total() > self.max_refused * self.rows
-
-    def table(self) -> str:
-        rows = [f"kept     {self.kept:>8} of {self.rows} rows", f"refused  {self.refused.total():>8}"]
-        return "\n".join([*rows, *(f"         {count:>8} {reason}" for reason, count in self.refused.most_common())])
-
-
-@dataclass
-class Work:
-    """What encodes one part after another. `held_out` decides over a row."""
-
-    parts: Parts
-    encoder: Encoder
-    tally: Tally
-    opening: Callable[[Row], Any]
-    workers: int
-    held_out: Callable[[list[Record]], bool]
-
-    def part(self, number: int, part: list[Row]) -> None:
-        """Encode a part, or count the one that is there. UserError when too much is refused; what is done stays."""
-        manifest = self.parts.read(number)
-        if manifest is None:
-            refused: list[Refusal] = []
-            self.parts.write(number, len(part), self._samples(part, refused), refused)
-            return
-        for row in manifest["refused"]:
-            self.tally.refuse(Refusal(**row))
-        self.tally.keep(manifest["rows"] - len(manifest["refused"]))
-        self._stop_if_too_many([])
-
-    def _samples(self, part: list[Row], refused: list[Refusal]) -> Iterator[Sample]:
-        """The samples of a part's rows; a row is encoded whole or refused. Images are opened some rows ahead."""
-        for row, opened in _ahead(self.opening, part, self.workers):
-            encoded = row if isinstance(row, Refusal) else self._encode(row, opened)
-            if isinstance(encoded, Refusal):
-                refused.append(encoded)
-                self.tally.refuse(encoded)
-                self._stop_if_too_many(refused)
-            else:
-                yield from encoded
-                self.tally.keep()
-
-    def _encode(self, row: list[Record], opened: Any) -> list[Sample] | Refusal:
-        if isinstance(opened, Refusal):
-            return opened
-        try:
-            return [self.encoder.encode(record, opened, self.held_out(row)) for record in row]
-        except Unfit as problem:
-            return problem.refusal
-
-    def _stop_if_too_many(self, in_hand: list[Refusal]) -> None:
-        if not self.tally.too_many:
-            return
-        self.tally.bar.close()
-        print(self.tally.table())
-        path = self.parts.refused(in_hand)
-        raise UserError(
-            f"stopped: {self.tally.refused.total()} of {self.tally.rows} rows refused, more than "
-            f"max_refused={self.tally.max_refused:g}: {'; '.join(map(str, self.tally.first))}; all so far are in {path}"
-        )
 
 
 def _check(dtype: str, max_refused: float, held_out: float, part_rows: int, max_orders: int) -> None:
@@ -192,33 +129,10 @@ def _held_out(row: list[Record], share: float, seed: int) -> bool:
     return seed_of(seed, "held out", row[0].group) < share * (1 << 63)
 
 
-def _open(row: Row, max_pixels: int, allow_urls: bool) -> Any:
-    """A row's images by path, or why they cannot be used."""
-    try:
-        return row if isinstance(row, Refusal) else load(row, max_pixels, allow_urls)
-    except Unfit as problem:
-        return problem.refusal
-
-
-def _say_sizes(source: str, inverse: bool, layout: str, count: int, encoder: Encoder, folder: Path) -> None:
-    some = [row for row in islice(rows(source, inverse=inverse, layout=layout), 256) if not isinstance(row, Refusal)]
+def _say_sizes(first: Iterable[Row], count: int, encoder: Encoder, folder: Path) -> None:
+    some = [row for row in first if not isinstance(row, Refusal)]
     needed = encoder.estimate([record for row in some for record in row]) / max(1, len(some)) * count
     free = shutil.disk_usage(folder).free
     print(f"{count} rows, about {needed / 1e6:,.0f} MB to write; {free / 1e6:,.0f} MB are free in {folder}")
     if needed > free:
         print("warning: that will probably not fit")
-
-
-def _ahead(function: Callable[[T], U], items: Iterable[T], workers: int) -> Iterator[tuple[T, U]]:
-    """(item, function(item)) in order, computed by threads a few items ahead."""
-    waiting: deque[tuple[T, Any]] = deque()
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(function, item)))
-                if len(waiting) > 2 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            yield from ((first, future.result()) for first, future in waiting)
-        finally:
-            pool.shutdown(cancel_futures=True)

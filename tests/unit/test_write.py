@@ -142,17 +142,18 @@ def test_the_index_knows_every_sample_and_its_shapes(made):
 
 
 def files_of(out):
-    """Everything but the lock, by name."""
-    found = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+    """Everything but the locks, by name."""
+    files = [p for p in out.rglob("*") if p.is_file() and not p.name.startswith(".lock")]
+    found = {str(p.relative_to(out)): p.read_bytes() for p in files}
     return {name: content for name, content in found.items() if not name.startswith("prepare.json")}
 
 
 def test_a_finished_folder_is_left_as_it_is(made, capsys):
     source, out = made
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if ".lock" not in path.name}
     make(source, out, max_refused=0.5)
     assert "finished already" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"} == before
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if ".lock" not in path.name} == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Encoding one part after another: images are opened ahead, rows are encoded or refused, refusals are counted."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeVar
+
+from firered_lit.errors import UserError
+
+from .chunks import Sample
+from .encode import Encoder, Unfit, load
+from .parts import Parts, in_turn
+from .records import Record, Refusal
+
+SHOWN = 3  # refusals that the error line quotes
+T, U = TypeVar("T"), TypeVar("U")
+Row = list[Record] | Refusal
+
+
+@dataclass
+class Tally:
+    """Rows kept and refused so far."""
+
+    rows: int
+    max_refused: float
+    bar: Any = None
+    kept: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    first: list[Refusal] = field(default_factory=list)
+
+    def add(self, manifest: dict[str, Any]) -> None:
+        """Count a part that is done."""
+        for row in manifest["refused"]:
+            self.refuse(Refusal(**row))
+        self.keep(manifest["rows"] - len(manifest["refused"]))
+
+    def keep(self, count: int = 1) -> None:
+        self.kept += count
+        if self.bar is not None:
+            self.bar.update(count)
+
+    def refuse(self, refusal: Refusal) -> None:
+        self.refused[refusal.reason] += 1
+        self.first += [refusal] * (len(self.first) < SHOWN)
+        if self.bar is not None:
+            self.bar.update(1)
+
+    @property
+    def seen(self) -> int:
+        return self.kept + self.refused.total()
+
+    @property
+    def too_many(self) -> bool:
+        return self.refused.total() > self.max_refused * self.rows
+
+    def stop(self, parts: Parts, in_hand: list[Refusal]) -> UserError:
+        """The UserError that more than the share is refused; refused.jsonl then holds all, `in_hand` too."""
+        if self.bar is not None:
+            self.bar.close()
+        print(self.table())
+        share = f"more than max_refused={self.max_refused:g}"
+        return UserError(
+            f"stopped: {self.refused.total()} of {self.rows} rows refused, {share}: "
+            f"{'; '.join(map(str, self.first))}; all so far are in {parts.refused(in_hand)}"
+        )
+
+    def table(self) -> str:
+        rows = [f"kept     {self.kept:>8} of {self.rows} rows", f"refused  {self.refused.total():>8}"]
+        return "\n".join([*rows, *(f"         {count:>8} {reason}" for reason, count in self.refused.most_common())])
+
+
+@dataclass
+class Work:
+    """What encodes one part after another. `held_out` decides over a row."""
+
+    parts: Parts
+    encoder: Encoder
+    tally: Tally
+    opening: Callable[[Row], Any]
+    workers: int
+    held_out: Callable[[list[Record]], bool]
+
+    def parts_of(self, read: Callable[..., Iterator[Row]], todo: Sequence[int], part_rows: int) -> None:
+        """Encode the parts `todo` of what `read` gives. UserError when too much is refused; what is done stays."""
+        self._stop_if_too_many([])
+        wanted = set(todo)
+        every = read(wanted=lambda number: number // part_rows in wanted)
+        for number in range(max(todo, default=-1) + 1):
+            part = list(islice(every, part_rows))
+            if number in wanted:
+                refused: list[Refusal] = []
+                self.parts.write(number, len(part), self._samples(part, refused), refused)
+
+    def _samples(self, part: list[Row], refused: list[Refusal]) -> Iterator[Sample]:
+        """The samples of a part's rows; a row is encoded whole or refused. Images are opened some rows ahead."""
+        for row, opened in _ahead(self.opening, part, self.workers):
+            encoded = row if isinstance(row, Refusal) else self._encode(row, opened)
+            if isinstance(encoded, Refusal):
+                refused.append(encoded)
+                self.tally.refuse(encoded)
+                self._stop_if_too_many(refused)
+            else:
+                yield from encoded
+                self.tally.keep()
+
+    def _stop_if_too_many(self, in_hand: list[Refusal]) -> None:
+        if self.tally.too_many:
+            with in_turn(self.parts.folder):
+                raise self.tally.stop(self.parts, in_hand)
+
+    def _encode(self, row: list[Record], opened: Any) -> list[Sample] | Refusal:
+        if isinstance(opened, Refusal):
+            return opened
+        try:
+            return [self.encoder.encode(record, opened, self.held_out(row)) for record in row]
+        except Unfit as problem:
+            return problem.refusal
+
+
+def opened(row: Row, max_pixels: int, allow_urls: bool) -> Any:
+    """A row's images by path, or why they cannot be used."""
+    if not isinstance(row, Refusal) and not row[0].target:
+        detail = "prompts for reinforcement learning have no target, and `prepare` encodes edits"
+        return Refusal(row[0].where, row[0].columns.source, "no target", detail)
+    try:
+        return row if isinstance(row, Refusal) else load(row, max_pixels, allow_urls)
+    except Unfit as problem:
+        return problem.refusal
+
+
+def _ahead(function: Callable[[T], U], items: Iterable[T], workers: int) -> Iterator[tuple[T, U]]:
+    """(item, function(item)) in order, computed by threads a few items ahead."""
+    waiting: deque[tuple[T, Any]] = deque()
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
+                if len(waiting) > 2 * workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            yield from ((first, future.result()) for first, future in waiting)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,155 @@
+"""`prepare` split over processes: whatever order, whatever is killed, the same data as one process makes alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from test_layouts import table, unicedit
+from test_write import SIZES, files_of, make, rows_to, samples, world
+
+from datamodules import parts, work
+from datamodules.records import read
+from datamodules.summary import table as bucket_table
+from firered_lit.errors import UserError
+from firered_lit.models.sizes import Sizes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(source, folder that one process prepared) of 12 good rows in 4 parts."""
+    folder = tmp_path_factory.mktemp("shards")
+    source = world(folder / "world", 12)
+    return source, make(source, folder / "out", part_rows=3)
+
+
+def test_shards_make_what_one_makes_and_the_last_merges(made, tmp_path, capsys):
+    source, whole = made
+    out = make(source, tmp_path / "out", part_rows=3, shard=1, num_shards=3)
+    assert "shard 1 of 3 is done; 3 of 4 parts are left to the others" in capsys.readouterr().out
+    assert [path.name for path in (out / "parts").iterdir()] == ["00001.json"]
+    make(source, out, part_rows=3, shard=0, num_shards=3)
+    assert not (out / "data.json").exists()
+    make(source, out, part_rows=3, shard=2, num_shards=3)
+    assert "kept           12 of 12 rows" in capsys.readouterr().out
+    assert files_of(out) == files_of(whole)
+
+
+def test_one_process_takes_over_what_a_shard_left(made, tmp_path):
+    out = make(made[0], tmp_path / "out", part_rows=3, shard=0, num_shards=2)
+    first = (out / "parts" / "00002.json").stat().st_mtime_ns
+    make(made[0], out, part_rows=3)
+    assert (out / "parts" / "00002.json").stat().st_mtime_ns == first
+    assert files_of(out) == files_of(made[1])
+
+
+def test_shards_that_would_meet_are_refused(tmp_path):
+    with parts.at_work(tmp_path, 0, 2):
+        with parts.at_work(tmp_path, 1, 2):
+            pass
+        for shard, shards, at in ((0, 2, "0-of-2"), (1, 3, "0-of-2"), (0, 1, "0-of-2")):
+            with pytest.raises(UserError, match=f"another prepare is at work here .shard {at}"), \
+                    parts.at_work(tmp_path, shard, shards):  # fmt: skip
+                pass
+    with pytest.raises(UserError, match="numbered from 0 to num_shards - 1"):
+        make(tmp_path, tmp_path / "out", shard=2, num_shards=2)
+
+
+def test_refusals_of_all_shards_count_together(tmp_path):
+    """Each shard is under the limit of the whole, both are over it."""
+    source = world(tmp_path / "w", 8)
+    lines = source.read_bytes().splitlines()
+    lines[1] = lines[6] = b"{"
+    rows_to(source, *lines)
+    out = make(source, tmp_path / "out", max_refused=0.2, shard=0, num_shards=2)
+    with pytest.raises(UserError, match=r"2 of 8 rows refused, more than max_refused=0\.2"):
+        make(source, out, max_refused=0.2, shard=1, num_shards=2)
+    assert len((out / "refused.jsonl").read_text().splitlines()) == 2
+    make(source, out, max_refused=0.25, shard=1, num_shards=2)
+    assert json.loads((out / "data.json").read_text())["refused"] == {"invalid JSON": 2}
+
+
+def test_images_in_a_table_are_prepared(tmp_path, monkeypatch):
+    """By two shards, each of which opens its own rows' images alone."""
+    source, asked = table(tmp_path / "e.parquet", list(unicedit(8)), row_group_size=2), []
+    real = work.opened
+    monkeypatch.setattr(
+        "datamodules.write.opened", lambda row, **options: asked.append(row[0].id) or real(row, **options)
+    )
+    for shard in (0, 1):
+        sizes = Sizes(64 * 64, 64 * 64, 56 * 56)
+        out = make(source, tmp_path / "out", part_rows=2, shard=shard, num_shards=2, sizes=sizes)
+    found, records = samples(out), list(read(source))
+    assert set(found) == {record.id for record in records}
+    assert sorted(asked) == sorted(found)
+    assert found[records[3].id].meta["instructions"] == {"original/en": "edit 3", "original/cn": "编辑3"}
+
+
+def test_a_prompt_without_a_target_is_refused(tmp_path):
+    source = rows_to(tmp_path / "e.jsonl", {"image": "s.png", "prompt": "p", "requirement": "r"})
+    with pytest.raises(UserError, match="prompts for reinforcement learning have no target"):
+        make(source, tmp_path / "out")
+
+
+def test_the_bucket_table_of_a_prepared_folder(made):
+    lines = list(bucket_table(made[1], capacity=96))
+    assert lines[0].startswith("train: 12 samples in ")
+    assert "capacity 96 tokens" in lines[0]
+    counts = [line.split()[:3] for line in lines[2:]]
+    assert sum(int(count) for count, *_ in counts) == 12
+    assert all(int(batch) == min(96 // int(tokens), int(count)) for count, batch, tokens in counts)
+    shown = next(bucket_table(made[1]))
+    assert int(shown.split("capacity ")[1].split()[0]) == 4 * max(int(line[2]) for line in counts)
+
+
+KILLER = """
+import os, random, signal, sys, time
+import datamodules.write, diffusers, transformers, litdata
+from datamodules.write import prepare
+from firered_lit.models.sizes import Sizes
+source, out, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+chance, kills, children = random.Random(rounds), 0, {}
+def start(shard):
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        prepare(source, out, "tiny", Sizes(64 * 64, 96 * 96, 56 * 56), held_out=0.0, part_rows=3, device="cpu",
+                shard=shard, num_shards=2)
+        os._exit(0)
+    children[child] = shard
+def ended(child, code):
+    shard = children.pop(child)
+    assert code in (0, -signal.SIGKILL), code
+    if code: start(shard)
+start(0), start(1)
+while children:
+    if kills < rounds:
+        while not os.path.isdir(out) or not any(name.startswith(".part-") for name in os.listdir(out)):
+            child, status = os.waitpid(-1, os.WNOHANG) if children else (0, 0)
+            if child: ended(child, os.waitstatus_to_exitcode(status))
+            if not children: sys.exit(kills)
+        time.sleep(chance.random() * 0.5)
+        os.kill(chance.choice(sorted(children)), signal.SIGKILL)
+        kills += 1
+    child, status = os.waitpid(-1, 0)
+    ended(child, os.waitstatus_to_exitcode(status))
+sys.exit(kills)
+"""
+
+
+@pytest.mark.parametrize(("kills", "least"), [(2, 1), pytest.param(10, 8, marks=pytest.mark.slow)])
+def test_two_processes_killed_at_random_moments(tmp_path, kills, least, made):
+    """The same files as uninterrupted, byte for byte: the same ids, the same bytes of every sample."""
+    source, whole = made
+    if kills > 4:  # enough parts to be killed in
+        source = world(tmp_path / "world", 60)
+        whole = make(source, tmp_path / "whole", part_rows=3)
+    command = [sys.executable, "-c", KILLER, str(source), str(tmp_path / "out"), str(kills)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=280)
+    assert kills >= done.returncode >= least
+    killed, expected = files_of(tmp_path / "out"), files_of(whole)
+    assert killed.keys() == expected.keys()
+    assert [name for name in expected if killed[name] != expected[name]] == []
+    assert samples(tmp_path / "out").keys() == samples(whole).keys()
+    assert Sizes(64 * 64, 96 * 96, 56 * 56) == SIZES
