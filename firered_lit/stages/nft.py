@@ -113,6 +113,8 @@ class NFT(Stage):
             shadow.to(self.device)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        if not isinstance(batch, PromptBatch):
+            raise UserError("data: NFT edits prompts; set data._target_=datamodules.prompts.PromptDataModule")
         clock = Clock(self.device)
         with torch.no_grad(), self.old.swapped_into(self.transformer):
             with clock.on("rollout"):
@@ -238,7 +240,6 @@ class NFT(Stage):
         norm = grad_norm(self.transformer.parameters())
         self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
         optimizer.step()
-        torch.clear_autocast_cache()  # this is still inside the trainer's autocast, which holds casts of what was
         if scheduler is not None:
             scheduler.step()
         return norm

@@ -257,20 +257,23 @@ def test_the_old_policy_follows_once_an_iteration(tmp_path):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_every_update_computes_with_the_weights_that_the_one_before_has_left(tmp_path, precision):
-    """Under autocast, casts of weights are kept for a whole training step, unless somebody throws them away."""
+    """The step is inside one autocast, which must not hold casts of weights over it."""
     module = stage(points=2, updates=2, optimizer=partial(torch.optim.SGD, lr=0.1), gradient_clip=1e3)
-    losses, moved = module.losses, []
+    losses, apart, moved = module.losses, [], []
 
     def watched(p, optimality, used, sums):
-        before = float(sums["old_distance"])
-        loss = losses(p, optimality, used, sums)
-        moved.append(float(sums["old_distance"]) - before)
-        return loss
+        with torch.no_grad():
+            here = module.velocity_at(p)
+            torch.clear_autocast_cache()
+            apart.append(float((here - module.velocity_at(p)).abs().max()))
+            moved.append(float((here - p.v_old).abs().max()))
+            torch.clear_autocast_cache()
+        return losses(p, optimality, used, sums)
 
     module.losses = watched
-    module, watch = fit(tmp_path, module, precision=precision)
-    assert moved[:2] == [0.0, 0.0]  # before any step the policy is the old one
-    assert min(moved[2:]) > 0.0
+    module, watch = fit(tmp_path, module, data=PromptData(1), precision=precision)
+    assert apart == [0.0, 0.0]
+    assert moved[0] == 0.0 < moved[1]  # before any step the policy is the old one
     assert watch.numbers[0]["train/grad_norm"] > 0
 
 
@@ -381,6 +384,15 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, rewards, options, mes
     with pytest.raises(UserError, match=message) as refused:
         run.fit(module, datamodule=PromptData(), weights_only=True)
     assert "\n" not in str(refused.value)
+
+
+def test_edits_in_place_of_prompts_are_refused(tmp_path):
+    class Edits(Prompts):
+        def batch(self, step):
+            return sample(step)
+
+    with pytest.raises(UserError, match="PromptDataModule"):
+        fit(tmp_path, data=Edits())
 
 
 @pytest.mark.parametrize(
