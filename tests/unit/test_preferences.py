@@ -109,7 +109,7 @@ def source(tmp_path_factory) -> Path:
     for i in range(8):
         wide = i % 2
         picture(folder, f"s{i}.png", (192, 96) if wide else (128, 128), 10 * i)
-        picture(folder, f"w{i}.png", (192, 96) if wide else (128, 128), 10 * i + 1)
+        picture(folder, f"w{i}.png", (192, 96) if wide and i != 5 else (128, 128), 10 * i + 1)
         picture(folder, f"l{i}.png", (96, 192) if i in (3, 4) else (192, 96) if wide else (128, 128), 10 * i + 2)
         rows.append({"source_image": f"s{i}.png", "chosen_image": f"w{i}.png", "rejected_image": f"l{i}.png"})
     Image.open(folder / "w0.png").save(folder / "same.png")
