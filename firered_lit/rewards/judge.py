@@ -68,7 +68,7 @@ def score_logprobs(
     start = text.rfind(marker)
     if start < 0:
         return None
-    after = [i for i, end in enumerate(ends) if end > start + len(marker) and content[i]["token"].strip()]
+    after = [i for i, end in enumerate(ends) if text[start + len(marker) : end].strip()]
     if not after or content[after[0]]["token"].strip() not in values:
         return None
     place = after[0]

@@ -130,3 +130,11 @@ def test_passes_average_over_those_that_gave_a_score():
 def test_the_scale_is_laid_on_the_unit_interval():
     one_to_five = {str(v): float(v) for v in range(1, 6)}
     assert [to_unit(v, one_to_five) for v in (1.0, 3.0, 5.0)] == [0, 0.5, 1]
+
+
+def test_a_space_in_the_marker_s_own_token_is_no_score():
+    content = [
+        {"token": "Score: ", "logprob": 0.0, "top_logprobs": [{"token": "Score: ", "logprob": 0.0}]},
+        {"token": "4", "logprob": -0.1, "top_logprobs": [{"token": "4", "logprob": -0.1}]},
+    ]
+    assert score_logprobs(content, {str(n): float(n) for n in range(6)}) == {"4": -0.1}

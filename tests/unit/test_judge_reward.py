@@ -1,0 +1,490 @@
+"""Judges: a real HTTP server in every mood, a tiny real VLM, and a record of answers."""
+
+import base64
+import io
+import json
+import logging
+import math
+import socket
+import threading
+import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import lightning as L
+import pytest
+import torch
+from PIL import Image
+
+from callbacks.judge_prompt import FOLDER, Question, read_prompt
+from callbacks.judge_reward import JudgeReward, questions
+from callbacks.judge_server import JudgeError, Replay, Server
+from firered_lit.batch import Condition, EditBatch, Text
+from firered_lit.errors import UserError
+from firered_lit.models.conditioning import show
+from firered_lit.rewards.judge import expected_score
+from firered_lit.rewards.protocol import Reward
+
+SHARES = {"5": 0.5, "4": 0.3, "3": 0.1, "2": 0.06, "1": 0.03, "0": 0.01}
+EXPECTED = sum(float(k) * v for k, v in SHARES.items()) / 5
+
+
+@pytest.fixture(autouse=True)
+def _direct(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def picture(*levels):
+    """Flat 32x48 pictures in [-1, 1]."""
+    return torch.stack([torch.full((3, 32, 48), level) for level in levels])
+
+
+def batch(count=1, instructions=None, sources=None):
+    text = Text(torch.zeros(count, 1, 4), None)
+    given = {"ids": tuple(f"s{i}" for i in range(count)), "step": 0, "slots": tuple(range(count)), "num_slots": count}
+    given["instructions"] = ("make it red",) * count if instructions is None else instructions
+    given["sources"] = (picture(*[0.0] * count),) if sources is None else sources
+    return EditBatch(torch.zeros(count, 16, 4, 4), Condition(text, ()), tasks=("t",) * count, **given)
+
+
+def entry(token, shares=None):
+    shares = shares or {token: 1.0}
+    top = [{"token": t, "logprob": math.log(p)} for t, p in shares.items()]
+    return {"token": token, "logprob": math.log(shares[token]), "top_logprobs": top}
+
+
+def answer(shares=SHARES, text="It is red. Score: "):
+    first = max(shares, key=shares.get)
+    content = [entry(word) for word in text.split(" ") if word]
+    content = [replace_token(c, f"{c['token']} ") for c in content]
+    content.append(entry(first, shares))
+    return {"choices": [{"message": {"content": text + first}, "logprobs": {"content": content}}]}
+
+
+def replace_token(item, token):
+    return item | {"token": token}
+
+
+class Moody(ThreadingHTTPServer):
+    """Answers each request by the next of `moods`; the last one stays."""
+
+    daemon_threads = True
+
+    def __init__(self, moods, port=0):
+        self.moods, self.requests, self.lock = list(moods), [], threading.Lock()
+        super().__init__(("127.0.0.1", port), Handler)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def stop(self):
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.requests.append((self.path, body, dict(self.headers)))
+            mood = self.server.moods.pop(0) if len(self.server.moods) > 1 else self.server.moods[0]
+        mood(self, body)
+
+    def say(self, data, code=200):
+        data = data if isinstance(data, bytes) else json.dumps(data).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def fine(handler, body):
+    handler.say(answer())
+
+
+def status(code):
+    return lambda handler, body: handler.say({"error": "sorry"}, code)
+
+
+def says(data):
+    return lambda handler, body: handler.say(data)
+
+
+def late(seconds):
+    def mood(handler, body):
+        time.sleep(seconds)
+        fine(handler, body)
+
+    return mood
+
+
+def hang_up(handler, body):
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def wordless(handler, body):
+    handler.say({"choices": [{"message": {"content": "Score: 4"}}]})
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(*moods, port=0):
+        servers.append(Moody(moods, port))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def judging(server, passes=1, least=1, record=None, **options):
+    given = {"timeout": 2.0, "retries": 2, "backoff": 0.02, "parallel": 4} | options
+    url = server if isinstance(server, str) else server.url
+    return JudgeReward(Server(url, "judge-7b", **given), passes=passes, least=least, record=record)
+
+
+# what is asked
+
+
+def test_our_prompts_are_versioned_and_hashed():
+    found = [read_prompt(path.stem) for path in sorted(FOLDER.glob("*.txt"))]
+    assert [prompt.name for prompt in found] == ["edit", "edit_direct"]
+    assert [prompt.rationale for prompt in found] == [True, False]
+    assert len({prompt.digest for prompt in found}) == 2
+    for prompt in found:
+        assert prompt.values == {str(n): float(n) for n in range(6)}
+        assert prompt.marker in prompt.text
+        assert "add {a} hat" in prompt.ask(" add {a} hat ")
+        assert "{instruction}" not in prompt.ask("x")
+
+
+def test_a_changed_prompt_has_another_hash_and_a_broken_one_is_refused(tmp_path):
+    text = (FOLDER / "edit.txt").read_text(encoding="utf-8")
+    path = tmp_path / "own.txt"
+    path.write_text(text.replace("natural", "pretty"), encoding="utf-8")
+    assert read_prompt(str(path)).digest != read_prompt("edit").digest
+    for wrong in (text.replace("{instruction}", ""), text.replace("scale:", "size:"), "no head"):
+        path.write_text(wrong, encoding="utf-8")
+        with pytest.raises(UserError, match=r"own\.txt"):
+            read_prompt(str(path))
+    with pytest.raises(UserError, match=r"not one of ours \(edit, edit_direct\)"):
+        read_prompt("edits")
+
+
+def test_a_question_shows_the_sources_and_then_the_edit():
+    sources = (picture(-1.0, -0.5), picture(0.0, 0.5))
+    asked = questions(read_prompt("edit"), picture(1.0, 0.9), batch(2, ("a", "b"), sources))
+    shown = [[Image.open(io.BytesIO(png)).getpixel((0, 0))[0] for png in question.pictures] for question in asked]
+    assert shown == [[0, 128, 255], [64, 191, 242]]
+    assert [q.sample for q in asked] == ["s0", "s1"]
+    assert asked[0].image != asked[1].image
+
+
+# a server
+
+
+def test_a_fine_server_gives_the_expected_score(serve):
+    server = serve(fine)
+    reward = judging(server, passes=3)
+    future = reward.submit(picture(0.5, -0.5), batch(2))
+    assert isinstance(reward, Reward)
+    scores = future.result(30)
+    assert scores.valid.all()
+    assert scores.value.tolist() == pytest.approx([EXPECTED] * 2, abs=1e-6)
+    assert scores.terms["passes"].tolist() == [3, 3]
+    assert scores.terms["spread"].tolist() == [0, 0]
+    assert len(server.requests) == 6
+    path, body, headers = server.requests[0]
+    assert path == "/v1/chat/completions"
+    assert (body["model"], body["logprobs"], body["top_logprobs"], body["temperature"]) == ("judge-7b", True, 20, 0.7)
+    assert len({request["seed"] for _, request, _ in server.requests}) == 6
+    *shown, text = body["messages"][0]["content"]
+    assert len(shown) == 2
+    assert "make it red" in text["text"]
+    assert Image.open(io.BytesIO(base64.b64decode(shown[0]["image_url"]["url"].split(",")[1]))).size == (48, 32)
+    assert "Authorization" not in headers
+
+
+def test_passes_are_averaged_and_their_spread_is_told(serve):
+    server = serve(says(answer({"5": 1.0 - 1e-9, "0": 1e-9})), says(answer({"0": 1.0 - 1e-9, "5": 1e-9})))
+    scores = judging(server, passes=2, parallel=1).submit(picture(0.5), batch()).result(30)
+    assert scores.value.item() == pytest.approx(0.5, abs=1e-6)
+    assert scores.terms["spread"].item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_key_from_the_environment_is_sent_and_never_recorded(serve, monkeypatch, tmp_path):
+    monkeypatch.setenv("OWN_KEY", "secret-word")
+    server = serve(fine)
+    record = tmp_path / "answers.jsonl"
+    judging(server, record=str(record), key_variable="OWN_KEY").submit(picture(0.5), batch()).result(30)
+    assert server.requests[0][2]["Authorization"] == "Bearer secret-word"
+    assert "secret-word" not in record.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "mood",
+    [status(500), status(503), status(429), says(b"<html>"), says([1]), says({"choices": [None]}), hang_up, late(1.0)],
+)
+def test_what_passes_is_tried_again(serve, mood):
+    server = serve(mood, mood, fine)
+    scores = judging(server, timeout=0.4).submit(picture(0.5), batch()).result(30)
+    assert scores.value.item() == pytest.approx(EXPECTED, abs=1e-6)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("mood", "reason"),
+    [
+        (status(500), "HTTP 500"),
+        (says(b"<html>"), "no JSON"),
+        (says({"choices": []}), "another form"),
+        (late(1.0), "no answer within 0.3 s"),
+        (says(answer(text="Lovely. Grade: ")), "no score after 'Score:'"),
+        (says(answer({"3": 0.4, "x": 0.6 - 1e-6, "y": 1e-6})), "no score after"),
+        (says(answer({"3": 0.26, "x": 0.25, "y": 0.25})), "do not settle"),
+    ],
+)
+def test_what_does_not_pass_is_a_counted_missing_reward(serve, mood, reason, caplog):
+    server = serve(mood)
+    reward = judging(server, timeout=0.3)
+    with caplog.at_level(logging.WARNING):
+        scores = reward.submit(picture(0.5, 0.1), batch(2)).result(30)
+    assert not scores.valid.any()
+    assert scores.value.tolist() == [0, 0]
+    assert scores.terms["passes"].tolist() == [0, 0]
+    ((said, times),) = reward.reasons.items()
+    assert reason in said
+    assert times == 2
+    assert len([r for r in caplog.records if reason in r.getMessage()]) == 1
+
+
+def test_a_server_that_is_down_for_a_while_costs_time_and_no_reward(serve):
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    reward = judging(f"http://127.0.0.1:{port}/v1", retries=6, backoff=0.05)
+    future = reward.submit(picture(0.5), batch())
+    time.sleep(0.6)
+    assert not future.done()
+    serve(fine, port=port)
+    assert future.result(30).valid.all()
+
+
+def test_the_usual_retries_outlast_ten_seconds():
+    judge = Server("http://127.0.0.1:9/v1", "m")
+    assert sum(judge.backoff * 2**n for n in range(judge.retries)) > 10
+
+
+def test_a_server_that_stays_down_is_missing(serve):
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    reward = judging(f"http://127.0.0.1:{port}/v1")
+    assert not reward.submit(picture(0.5), batch()).result(30).valid.any()
+    assert "refused" in next(iter(reward.reasons))
+
+
+@pytest.mark.parametrize(
+    ("mood", "reason"), [(wordless, "log-probabilities"), (status(404), "is the model 'judge-7b'")]
+)
+def test_a_judge_that_can_never_answer_is_refused_in_one_line(serve, mood, reason):
+    server = serve(mood)
+    with pytest.raises(UserError, match=reason) as refused:
+        judging(server).submit(picture(0.5), batch()).result(30)
+    assert "\n" not in str(refused.value)
+    assert len(server.requests) == 1
+
+
+def test_once_it_has_answered_one_bad_answer_is_only_missing(serve):
+    server = serve(fine, wordless, status(400), fine)
+    reward = judging(server, parallel=1)
+    scores = reward.submit(picture(0.1, 0.2, 0.3, 0.4), batch(4)).result(30)
+    assert scores.valid.tolist() == [True, False, False, True]
+
+
+def test_some_passes_may_fail(serve):
+    server = serve(fine, says(answer(text="Grade: ")), fine)
+    enough = judging(server, passes=3, least=2, parallel=1).submit(picture(0.5), batch()).result(30)
+    assert enough.valid.all()
+    assert enough.terms["passes"].item() == 2
+    server.moods = [fine, says(answer(text="Grade: "))]
+    few = judging(server, passes=3, least=2, parallel=1).submit(picture(0.5), batch()).result(30)
+    assert not few.valid.any()
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(UserError, match="http"):
+        Server("localhost:8000", "m")
+    with pytest.raises(UserError, match="least=3"):
+        JudgeReward(Server("http://x", "m"), passes=2, least=3)
+    with pytest.raises(UserError, match="no instructions"):
+        judging("http://127.0.0.1:9").submit(picture(0.5), batch(instructions=()))
+
+
+# a record
+
+
+@pytest.fixture
+def record(serve, tmp_path):
+    """Answers about two edits of two samples, two passes each."""
+    path = tmp_path / "answers.jsonl"
+    moods = [says(answer({str(n): 1 - 1e-9, "0": 1e-9})) for n in (1, 2, 3, 4)]
+    judging(serve(*moods), passes=2, record=str(path), parallel=1).submit(picture(0.5, -0.5), batch(2)).result(30)
+    return path
+
+
+def test_every_answer_is_recorded_with_what_made_it(record):
+    rows = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    prompt = read_prompt("edit")
+    assert len(rows) == 4
+    for row in rows:
+        assert (row["judge"], row["version"], row["temperature"]) == ("server", "judge-7b", 0.7)
+        assert (row["prompt"], row["prompt_version"], row["prompt_hash"]) == ("edit", "1", prompt.digest)
+    assert [(row["sample"], row["pass"]) for row in rows] == [("s0", 0), ("s0", 1), ("s1", 0), ("s1", 1)]
+
+
+def test_a_record_is_replayed_to_the_same_rewards_and_never_made_up(record):
+    reward = JudgeReward(Replay(str(record)), passes=2)
+    scores = reward.submit(picture(0.5, -0.5), batch(2)).result(30)
+    assert scores.value.tolist() == pytest.approx([1.5 / 5, 3.5 / 5], abs=1e-6)
+    assert (reward.judge.version, reward.judge.temperature) == ("judge-7b", 0.7)
+    other = reward.submit(picture(0.9, -0.5), batch(2)).result(30)
+    assert other.valid.tolist() == [False, True]
+    assert "no such answer" in next(iter(reward.reasons))
+
+
+def test_a_rehearsal_answers_for_any_picture_of_a_known_sample(record):
+    judge = Replay(str(record), match="sample")
+    reward = JudgeReward(judge, passes=2)
+    first = reward.submit(picture(0.9, 0.8), batch(2)).result(30)
+    assert first.valid.all()
+    assert first.value.tolist() == reward.submit(picture(0.9, 0.8), batch(2)).result(30).value.tolist()
+    unknown = replace(batch(1), ids=("other",))
+    assert not reward.submit(picture(0.9), unknown).result(30).valid.any()
+
+
+def test_a_record_of_another_prompt_or_of_nothing_is_refused(record, tmp_path):
+    with pytest.raises(UserError, match="another prompt"):
+        JudgeReward(Replay(str(record)), prompt="edit_direct").submit(picture(0.5), batch()).result(30)
+    for text in ("", "{}", "no json"):
+        (tmp_path / "bad.jsonl").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match="not a record"):
+            Replay(str(tmp_path / "bad.jsonl"))
+    with pytest.raises(UserError, match="No such file"):
+        Replay(str(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match="match"):
+        Replay(str(record), match="any")
+
+
+# a local model
+
+
+@pytest.fixture(scope="module")
+def local():
+    from callbacks.judge_local import LocalVLM
+
+    return LocalVLM("tiny", max_tokens=6, area=56 * 56, device="cpu")
+
+
+def question(prompt="edit", instruction="make it red", level=0.5):
+    shown = replace(batch(), instructions=(instruction,))
+    return questions(read_prompt(prompt), picture(level), shown)[0]
+
+
+def test_a_local_model_scores_by_the_logits_of_the_score_tokens(local):
+    asked = question("edit_direct")
+    found = local.ask(asked, 0)
+    suffix, tokens = local.score_tokens(asked.prompt)
+    assert local.processor.tokenizer.decode(tokens.tolist()) == "012345"
+    images = [show(Image.open(io.BytesIO(png)), 56 * 56) for png in asked.pictures]
+    text = f"<|im_start|>user\n{'<|vision_start|><|image_pad|><|vision_end|>' * 2}{asked.text}<|im_end|>\n"
+    inputs = local.processor(text=[f"{text}<|im_start|>assistant\n{suffix}"], images=images, return_tensors="pt")
+    logits = local.model(**inputs).logits[0, -1]
+    expected = expected_score(logits[tokens], torch.arange(6.0)).item()
+    assert suffix in ("Score:", "Score: ")
+    assert found.text == suffix
+    assert 0 < found.score < 5
+    assert found.score == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_local_rationale_is_keyed_and_leaves_the_global_randomness_alone(local):
+    state = torch.get_rng_state()
+    first, again, other = local.ask(question(), 0), local.ask(question(), 0), local.ask(question(), 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == again
+    assert first.text != other.text
+    assert first.score != other.score
+    assert first.text.endswith(("Score:", "Score: "))
+    assert len(first.text) > len("Score: \n")
+
+
+def test_a_local_judge_is_a_reward_and_sees_the_picture(local):
+    reward = JudgeReward(local, prompt="edit_direct", passes=1)
+    scores = reward.submit(picture(1.0, -1.0), batch(2)).result(60)
+    assert scores.valid.all()
+    assert ((scores.value > 0) & (scores.value < 1)).all()
+    assert scores.value[0] != scores.value[1]
+    with pytest.raises(JudgeError, match="control token"):
+        local.ask(question(instruction="a <|im_end|> b"), 0)
+
+
+def test_a_folder_that_is_no_judge_is_refused(tmp_path):
+    from callbacks.judge_local import LocalVLM
+
+    with pytest.raises(UserError, match="no model folder"):
+        LocalVLM(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(UserError, match="no vision-language model") as refused:
+        LocalVLM(str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_scores_of_more_than_one_token_are_refused(local):
+    prompt = replace(read_prompt("edit"), values={"0": 0.0, "10": 10.0})
+    with pytest.raises(UserError, match="more than one token"):
+        local.score_tokens(prompt)
+
+
+# in a stage
+
+
+class Shows(L.LightningModule):
+    def validation_step(self, batch, batch_idx):
+        return {"output": batch.pixels}
+
+
+def test_validation_goes_on_while_the_judge_fails_and_tells_how_many(serve):
+    reward = judging(serve(fine, says(answer(text="Grade: ")), fine), parallel=1)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False, callbacks=[reward]
+    )
+    shown = replace(batch(), pixels=picture(0.5))
+    loader = torch.utils.data.DataLoader([shown] * 3, batch_size=None)
+    trainer.validate(Shows(), loader, verbose=False)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["reward/judge/missing"] == 1
+    assert logged["reward/judge"] == pytest.approx(EXPECTED, abs=1e-6)
+
+
+def test_a_question_that_the_judge_drops_by_patience_is_late(serve):
+    reward = judging(serve(late(1.5)), timeout=5.0)
+    reward.patience = 0.2
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False, callbacks=[reward]
+    )
+    loader = torch.utils.data.DataLoader([replace(batch(), pixels=picture(0.5))], batch_size=None)
+    trainer.validate(Shows(), loader, verbose=False)
+    assert float(trainer.callback_metrics["reward/judge/missing"]) == 1
+    assert "late" in next(iter(reward.reasons))
+
+
+def test_question_is_known_by_its_pixels():
+    first, second = (Question(read_prompt("edit"), "a", (b"", png), "s") for png in (b"1", b"2"))
+    assert first.image != second.image
