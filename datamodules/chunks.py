@@ -16,6 +16,8 @@ from torch import Tensor
 
 from firered_lit.errors import UserError
 
+from .remote import Remote, patiently
+
 CHUNK_BYTES = 64 << 20
 INDEX = "index.json"
 
@@ -105,10 +107,13 @@ def write_chunks(folder: Path, samples: Iterable[Sample], chunk_bytes: int = CHU
 
 
 class Chunks:
-    """The samples of a folder of chunks, by number. LitData maps the chunks when the first one is read."""
+    """The samples of a folder of chunks, by number. LitData maps the chunks when the first one is read.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    remote: the data whose local copy the folder is; a chunk is fetched when it is first asked for.
+    """
+
+    def __init__(self, folder: Path, remote: Remote | None = None) -> None:
+        self.folder, self.remote = folder, remote
         try:
             self.chunks = json.loads((folder / INDEX).read_text())["chunks"]
         except (OSError, ValueError, KeyError) as problem:
@@ -124,26 +129,33 @@ class Chunks:
         """The chunk and the place in it of a sample, for messages."""
         number = int(np.searchsorted(self.ends, position, "right"))
         first = int(self.ends[number]) - self.chunks[number]["chunk_size"]
-        return f"{self.folder / self.chunks[number]['filename']}: sample {position - first} (number {position} of all)"
+        folder = f"{self.remote.url}/chunks" if self.remote else self.folder
+        return f"{folder}/{self.chunks[number]['filename']}: sample {position - first} (number {position} of all)"
 
     def read(self, position: int, images: bool = False, order: Sequence[int] = ()) -> Sample:
-        """A sample by its number, see `unpack`. UserError, naming chunk and sample, when it cannot be read."""
+        """A sample by its number, see `unpack`. What may pass is tried again. UserError, naming chunk and sample, when
+        it cannot be read."""
         try:
             self._check(int(np.searchsorted(self.ends, position, "right")))
-            if self.dataset is None:
-                self.dataset = StreamingDataset(str(self.folder))
-            return unpack(self.dataset[position], images, order)
+            return unpack(patiently(lambda: self._leaves(position)), images, order)
         except Exception as problem:  # LitData, safetensors and JSON each fail in their own ways on broken bytes
             reason = " ".join(str(problem).split()) or type(problem).__name__
             raise UserError(
                 f"{self.where(position)}: cannot be read: {reason}; restore it or prepare again"
             ) from problem
 
+    def _leaves(self, position: int) -> dict[str, Any]:
+        if self.dataset is None:
+            self.dataset = StreamingDataset(str(self.folder))
+        return self.dataset[position]
+
     def _check(self, number: int) -> None:
         """Whether the chunk is there in its full size, once; LitData would wait for a missing one."""
         if number not in self.checked:
             chunk = self.chunks[number]
-            size = os.stat(self.folder / chunk["filename"]).st_size
+            if self.remote:
+                self.remote.fetch(f"chunks/{chunk['filename']}", chunk["chunk_bytes"])
+            size = patiently(lambda: os.stat(self.folder / chunk["filename"]).st_size)
             if size != chunk["chunk_bytes"]:
                 raise ValueError(f"the chunk has {size} bytes, not {chunk['chunk_bytes']}")
             self.checked.add(number)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -20,6 +20,7 @@ from .captions import UNCONDITIONAL, Captions
 from .chunks import Chunks
 from .instruction import Alignment
 from .loader import EditLoader, Visits, collate, pictured
+from .remote import open_root
 
 
 def check_data(root: str | Path, base: Base | None = None) -> dict[str, Any]:
@@ -72,7 +73,10 @@ class EditDataModule(L.LightningDataModule):
     `datamodules.frequencies`. alignment: where `prepare` encoded several orders of the references, draw one for each
     global batch, in which a reference that may be dropped is so with probability reference_drop. held_out_max:
     held-out edits shown at each validation. plan_ranks: micro-batches of a global batch, processes times accumulation;
-    taken from the trainer when None, and fixed for the whole run.
+    taken from the trainer when None, and fixed for the whole run. on_error: "raise", or "skip" to show another sample
+    of the bucket in the place of one that cannot be read, with a warning that counts them. cache: where copies of data
+    in object storage are kept.
+    root: a folder that `prepare` wrote, or s3://bucket/prefix with a copy of one, see `datamodules.remote`.
     Raises UserError when `root` is not a finished folder, or does not hold what the weights name.
     """
 
@@ -94,9 +98,14 @@ class EditDataModule(L.LightningDataModule):
         held_out_max: int = 8,
         plan_ranks: int | None = None,
         max_batch: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        cache: str | None = None,
     ) -> None:
         super().__init__()
-        self.root, self.summary = Path(root), check_data(root)
+        if on_error not in ("raise", "skip"):
+            raise UserError(f"data.on_error={on_error}: raise or skip")
+        (self.root, self.remote), self.skip = open_root(root, cache), on_error == "skip"
+        self.summary = check_data(self.root)
         self.sizes = Sizes(**self.summary["sizes"])
         self.captions = Captions(captions or {"original": 1.0}, languages, text_drop)
         self.captions.refuse_absent(self.summary["captions"])
@@ -121,8 +130,8 @@ class EditDataModule(L.LightningDataModule):
         identity |= {"capacity": self.capacity, "max_batch": self.max_batch}
         identity["weights"] = json.dumps(self.weights, default=dict, sort_keys=True)
         identity["alignment"] = self.alignment and asdict(self.alignment)
-        visits = Visits(self.root / "chunks", self.captions, self.seed)
-        shared = {"rank": rank, "world": world, "workers": self.workers, "began": self._rescale}
+        visits = Visits(self.chunks(), self.captions, self.seed)
+        shared = {"skip": self.skip, "rank": rank, "world": world, "workers": self.workers, "began": self._rescale}
         self.loader = EditLoader(visits, plan, identity, alignment=self.alignment, **shared)
         return self.loader
 
@@ -145,7 +154,11 @@ class EditDataModule(L.LightningDataModule):
         if not count:
             return []
         spread = [int(positions[i * len(positions) // count]) for i in range(count)]  # over the buckets, not the first
-        return HeldOut(Chunks(self.root / "chunks"), spread, rank, world)
+        return HeldOut(self.chunks(), spread, rank, world)
+
+    def chunks(self) -> Chunks:
+        """The samples."""
+        return Chunks(self.root / "chunks", self.remote)
 
     def teardown(self, stage: str) -> None:
         if self.loader is not None:

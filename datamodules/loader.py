@@ -1,14 +1,16 @@
 """The loader of a training: micro-batches by the plan, read by workers, going on exactly where it stopped."""
 
+import contextlib
+import logging
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +25,9 @@ from .chunks import Chunks, Sample
 from .encode import from_png
 from .instruction import Alignment
 
+SPARES = 16  # samples that may stand in for those of a micro-batch that cannot be read
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Address:
@@ -33,6 +38,7 @@ class Address:
     num_slots: int
     positions: tuple[int, ...]
     order: tuple[int, ...] = ()  # place i shows reference order[i], counted from 1; () for the identity
+    spares: tuple[int, ...] = ()  # others of the bucket, for samples that cannot be read
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,18 @@ class Failure:
 class Visits(Dataset[EditBatch | Failure]):
     """Micro-batches by address, with the captions of this visit; with `images`, also the pictures."""
 
-    def __init__(self, folder: Path, captions: Captions, seed: int, images: bool = False) -> None:
-        self.chunks, self.captions, self.seed, self.images = Chunks(folder), captions, seed, images
+    def __init__(self, chunks: Chunks, captions: Captions, seed: int, images: bool = False) -> None:
+        self.chunks, self.captions, self.seed, self.images = chunks, captions, seed, images
 
-    def __getitem__(self, address: Address) -> EditBatch | Failure:
-        """A micro-batch: of preference pairs when the samples are pairs."""
+    def __getitem__(self, address: Address) -> tuple[EditBatch | Failure, tuple[str, ...]]:
+        """A micro-batch, of preference pairs when the samples are pairs; and what of it could not be read."""
+        unread: list[str] = []
+        return self._batch(address, unread), tuple(unread)
+
+    def _batch(self, address: Address, unread: list[str]) -> EditBatch | Failure:
         try:
-            order = address.order
-            samples = [self.chunks.read(position, self.images, order) for position in address.positions]
+            order, spares = address.order, iter(address.spares)
+            samples = [self._read(position, order, spares, unread) for position in address.positions]
             texts = [
                 self.captions.draw(sample.meta["instructions"], self.seed, address.step, slot)
                 for sample, slot in zip(samples, address.slots, strict=True)
@@ -62,6 +72,18 @@ class Visits(Dataset[EditBatch | Failure]):
             return collate(samples, texts, address.step, address.slots, address.num_slots, order, **more)
         except UserError as problem:
             return Failure(str(problem))
+
+    def _read(self, position: int, order: tuple[int, ...], spares: Iterator[int], unread: list[str]) -> Sample:
+        """A sample, or the first of the spares that can be read in its place."""
+        try:
+            return self.chunks.read(position, self.images, order)
+        except UserError as problem:
+            for spare in spares:
+                with contextlib.suppress(UserError):
+                    sample = self.chunks.read(spare, self.images, order)
+                    unread.append(str(problem))
+                    return sample
+            raise
 
     def _one_shape(self, address: Address, samples: list[Sample]) -> None:
         """The first sample's `img_shapes` rule the whole batch in the transformer: all must be alike."""
@@ -126,7 +148,8 @@ class EditLoader:
 
     Its length is that of an epoch; iterating again goes on, as the state {epoch, step} does. The state is the same on
     every rank. `began` is called with the number of processes that wrote a loaded state. alignment: of references, one
-    order per global batch; None shows them as they are.
+    order per global batch; None shows them as they are. skip: show another sample of the bucket in the place of one
+    that cannot be read, count that in `skipped` and warn; else it is a UserError.
     """
 
     def __init__(
@@ -140,12 +163,14 @@ class EditLoader:
         workers: int = 0,
         began: Callable[[int], None] | None = None,
         alignment: Alignment | None = None,
+        skip: bool = False,
     ) -> None:
         if plan.ranks % world:
             raise UserError(f"plan_ranks={plan.ranks} cannot be shared by {world} processes; it must be a multiple")
         self.visits, self.plan, self.identity = visits, plan, dict(identity)
         self.rank, self.world, self.workers, self.began, self.alignment = rank, world, workers, began, alignment
         self.share = plan.ranks // world  # micro-batches of a global batch that this process sees
+        self.skip, self.skipped = skip, 0
         self.seen = 0  # micro-batches since the start of training
         self._stream: Generator[EditBatch, None, None] | None = None
 
@@ -188,8 +213,15 @@ class EditLoader:
             rows, size = ranks[mine], len(ranks[mine])
             positions = tuple(int(self.plan.index.positions[row]) for row in rows)
             slots, order = tuple(range(mine * size, (mine + 1) * size)), self._order(epoch, within, bucket)
-            yield Address(step, slots, size * len(ranks), positions, order)
+            spares = self._spares(bucket, positions) if self.skip else ()
+            yield Address(step, slots, size * len(ranks), positions, order, spares)
             seen += 1
+
+    def _spares(self, bucket: Bucket, positions: tuple[int, ...]) -> tuple[int, ...]:
+        """Samples of the bucket from all over it, so that they do not lie in one broken chunk."""
+        rows = bucket.start + np.unique(np.arange(SPARES) * bucket.count // SPARES)
+        others = [int(position) for position in self.plan.index.positions[rows] if int(position) not in positions]
+        return (*others, *positions)  # the last resort is to show one of the batch twice
 
     def _order(self, epoch: int, step: int, bucket: Bucket) -> tuple[int, ...]:
         if self.alignment is None:
@@ -204,8 +236,11 @@ class EditLoader:
                 waiting.append(address)
                 yield address
 
-        for batch in _fetch(self.visits, handed_out(), self.workers, lambda: self._where(waiting)):
+        for batch, unread in _fetch(self.visits, handed_out(), self.workers, lambda: self._where(waiting)):
             waiting.popleft()
+            for message in unread:
+                self.skipped += 1
+                log.warning("skipped, %d so far: %s", self.skipped, message)
             if isinstance(batch, Failure):
                 raise UserError(batch.message)
             self.seen += 1

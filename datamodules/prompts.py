@@ -83,7 +83,7 @@ class PromptDataModule(EditDataModule):
             raise UserError(f"data.groups={self.groups}: must be a multiple of {ranks}, the processes that share them")
         identity = {"data": self.summary["fingerprint"], "seed": self.seed, "plan_ranks": ranks}
         identity["weights"] = repr(self.weights)
-        visits = Visits(self.root / "chunks", self.captions, self.seed, images=True)
+        visits = Visits(self.chunks(), self.captions, self.seed, images=True)
         self.loader = EditLoader(visits, self._plan(ranks), identity, rank=rank, world=world, workers=self.workers)
         rank_zero_info(f"data: {self.groups} groups an iteration, {self.groups // world} on each process")
         return PromptLoader(self.loader, self.groups // ranks)

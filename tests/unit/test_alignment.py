@@ -136,11 +136,11 @@ def test_text_latents_and_prompt_follow_one_order(root, base, monkeypatch):
             seen.add((address.order, batch.target.shape[1:], len(batch)))
             check(batch, samples, base, conditioner)
     swapped = next(address for address in addresses if address.order == (2, 1))
-    check(edits.visits[swapped], samples, base, conditioner)
+    check(edits.visits[swapped][0], samples, base, conditioner)
     real = loading._named
     monkeypatch.setattr(loading, "_named", lambda sample, order: real(sample, ()))  # a planted swap
     with pytest.raises(AssertionError):
-        check(edits.visits[swapped], samples, base, conditioner)
+        check(edits.visits[swapped][0], samples, base, conditioner)
 
 
 def test_permuted_batches_are_the_single_forwards(root, base):

@@ -1,0 +1,123 @@
+"""Prepared data in object storage, copied piece by piece to a local cache by LitData's downloaders, and patience.
+
+Credentials and endpoint come from the environment alone, as boto3 reads them: AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...; no recipe holds them.
+"""
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from firered_lit.errors import UserError
+
+PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)  # seconds between tries
+PREFIX = "s3://"
+T = TypeVar("T")
+
+
+class Gone(OSError):  # noqa: N818
+    """A read that no patience mends: there is no such object, or it may not be read."""
+
+
+def patiently(read: Callable[[], T], pauses: tuple[float, ...] | None = None) -> T:
+    """What `read` returns, tried again after longer and longer pauses while it raises OSError. What is missing or
+    forbidden is raised at once, the rest after the last try."""
+    for pause in PAUSES if pauses is None else pauses:
+        try:
+            return read()
+        except (FileNotFoundError, PermissionError, Gone):
+            raise
+        except OSError:
+            time.sleep(pause)
+    return read()
+
+
+class Remote:
+    """Files under a URL, each copied to `folder` when it is first asked for. Threads and processes may share it."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url, self.folder = url.rstrip("/"), folder
+        self._owner, self._downloader = 0, None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Remote, (self.url, self.folder)
+
+    def fetch(self, name: str, size: int | None = None) -> Path:
+        """The local copy of a file, of `size` bytes when that is known. OSError when it cannot be had."""
+        path = self.folder / name
+        if not path.exists() or (size is not None and path.stat().st_size != size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            patiently(lambda: self._copy(name, path, size))
+        return path
+
+    def read(self, name: str) -> bytes:
+        """A file as it is now. OSError when it cannot be had."""
+        file = io.BytesIO()
+        patiently(lambda: self._download(name, file))
+        return file.getvalue()
+
+    def _copy(self, name: str, path: Path, size: int | None) -> None:
+        """Copy whole or not at all: several processes may do so at the same time."""
+        staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with staging.open("wb") as file:
+                self._download(name, file)
+                count = file.tell()
+            if size is not None and count != size:
+                raise OSError(f"{self.url}/{name} came with {count} bytes, not {size}")
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
+
+    def _download(self, name: str, file: Any) -> None:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+        file.seek(0)
+        file.truncate()
+        try:
+            self._client().download_fileobj(f"{self.url}/{name}", file)
+        except NoCredentialsError as problem:
+            raise Gone(f"{self.url}: {problem}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+        except ClientError as problem:
+            status = problem.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            kind = Gone if 400 <= status < 500 and status not in (408, 429) else OSError
+            raise kind(f"{self.url}/{name}: {problem}") from None
+        except (Boto3Error, BotoCoreError) as problem:
+            raise OSError(f"{self.url}/{name}: {problem}") from None
+
+    def _client(self) -> Any:
+        """LitData's downloader, one per process: connections do not outlive a fork."""
+        if self._owner != os.getpid():
+            from botocore.config import Config
+            from litdata.streaming.downloader import get_downloader
+
+            config = Config(retries={"max_attempts": 2}, connect_timeout=10, read_timeout=60)  # the rest is ours
+            self._downloader = get_downloader(self.url, str(self.folder), [], {"config": config})
+            self._owner = os.getpid()
+        return self._downloader
+
+
+def open_root(root: str | Path, cache: str | Path | None = None) -> tuple[Path, Remote | None]:
+    """Where prepared data is read from: the folder itself, or for s3://bucket/prefix a folder in `cache` that fills as
+    it is read, with what is remote. UserError when there is no finished data."""
+    if "://" not in str(root):
+        return Path(root), None
+    if not str(root).startswith(PREFIX):
+        raise UserError(f"data.root={root}: a folder, or {PREFIX}bucket/prefix")
+    url = str(root).rstrip("/")
+    try:
+        summary = Remote(url, Path()).read("data.json")
+        name = hashlib.blake2b(json.dumps(url).encode() + summary, digest_size=8).hexdigest()
+        remote = Remote(url, Path(cache or Path.home() / ".cache" / "firered_lit" / "data").expanduser() / name)
+        for part in ("index/train/index.safetensors", "index/held_out/index.safetensors", "chunks/index.json"):
+            remote.fetch(part)
+        remote.fetch("data.json")
+    except OSError as problem:
+        raise UserError(f"{url}: no finished data can be read there: {' '.join(str(problem).split())}") from None
+    return remote.folder, remote
