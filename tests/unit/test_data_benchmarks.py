@@ -1,4 +1,4 @@
-"""The benchmarks of the index and of the buckets run, and their figures are possible."""
+"""The benchmarks of the index, of the buckets and of reading run, and their figures are possible."""
 
 import runpy
 import sys
@@ -33,3 +33,17 @@ def test_buckets(run):
     for _, _, targets, _, full, _, imbalance, _, _, fixed, *_ in cells:
         assert float(full) >= (97 if targets == "12" else 80) > float(fixed)
         assert float(imbalance) == 0
+
+
+def test_read(run):
+    """Every row is read or refused, in little memory that hardly grows with the rows."""
+    few, many = (line.split() for line in run("read.py", "--quick")[1:])
+    assert (few[:2], many[:2]) == (["5,000", "5"], ["20,000", "20"])
+    assert float(many[4]) < float(few[4]) + 5 < 100
+    assert float(many[5].replace(",", "")) > 0
+
+
+def test_loader(run):
+    lines = run("loader.py", "--quick", "--side", "256")
+    assert float(lines[-3].split()[3]) > float(lines[-2].split()[4]) > 0
+    assert float(lines[-1].split()[2]) > 1
