@@ -177,5 +177,6 @@ class EditDataModule(L.LightningDataModule):
             return
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         for counts in (progress.total, progress.current):
-            for name in ("ready", "started", "processed", "completed"):
-                setattr(counts, name, getattr(counts, name) * world // self.trainer.world_size)
+            begun = counts.ready * world // self.trainer.world_size
+            for name in ("completed", "processed", "started", "ready"):  # a save at a batch's end stands one before it
+                setattr(counts, name, begun - (counts.ready - getattr(counts, name)))
