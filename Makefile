@@ -39,7 +39,7 @@ chain-supervised: $(VENV)/.installed $(DEMO)/data/data.json  ## pretraining -> c
 	$(FIT)/sft.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/chain/sft run.start_from=$(DEMO)/chain/continued
 
 test: $(VENV)/.installed  ## every quick test
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/.installed  ## the long proofs
 	$(PY) -m pytest -m slow

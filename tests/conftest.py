@@ -1,4 +1,4 @@
-"""Set before anything heavy is imported: no network, no telemetry, one shared cache for the tiny pipeline."""
+"""Set before anything heavy is imported: no network, no telemetry, one thread per process."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 
