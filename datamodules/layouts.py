@@ -1,7 +1,6 @@
 """The layouts that users have: which columns name what. A row's layout is recognised by its columns, never guessed.
 
-Every layout has the optional columns `id`, `cluster`, `target_text`, and `width`, `height` of the target; `task` where
-it does not call it otherwise. A text whose language its column does not say is Chinese when Chinese is written in it.
+A text whose language its column does not say is Chinese when Chinese is written in it.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -3,9 +3,9 @@
 A layout is told by its columns (`datamodules.layouts`) or named by `layout=`; what the rows lie in, by the file's
 ending (`datamodules.tables`). FireRed's: `source_image` is a path, a list of paths, or null (text-to-image); the target
 is `target_image` or `edit_image`; `instruction` (English) and `instruction_cn`, one of them not empty; optionally
-`inverse_instruction`, `inverse_instruction_cn`, `task`, `id`, `cluster`, `target_text`. Paths are relative to the
-file's folder. A folder is read as tasks: one folder per task, which holds tables. Pairs of a winner and a loser of one
-edit have the same optional columns.
+`inverse_instruction`, `inverse_instruction_cn`. Paths are relative to the file's folder. A folder is read as tasks: one
+folder per task, which holds tables. Every layout has the optional columns `task`, `id`, `cluster`, `target_text`,
+`width` and `height` of the target, and `reference_captions`, a list of what to say for a reference that is dropped.
 """
 
 import hashlib
@@ -132,7 +132,8 @@ def _records(row: dict[str, Any], place: Place, where: str, inverse: bool, layou
     columns = columns_of(row, layout)
     references = [_path(name, value, many=True) for name, value in _sources(row, columns)]
     edits = [_path(name, _only(name, row[name], columns)) for name in (columns.target, columns.loser) if name]
-    _different(place, columns, references, edits)
+    sources, changed = [*map(place.open, references)], [*map(place.open, edits)]
+    _different(columns, sources, changed)
     forward, backward = _texts(row, columns.texts), _texts(row, columns.inverse)
     if not forward:
         empty = f"{' and '.join(columns.texts)} {'are both' if len(columns.texts) > 1 else 'is'} empty"
@@ -142,13 +143,14 @@ def _records(row: dict[str, Any], place: Place, where: str, inverse: bool, layou
     name = _identity(row, columns, task, called, forward)
     common = {"task": task, "where": where, "group": _group(row, columns, place, [*references, *edits])}
     common |= {"cluster": _text(row, "cluster"), "columns": columns, "size": _size(row)}
-    sources, changed = [place.open(name) for name in references], [*map(place.open, edits), "", ""]
+    target, loser, *_ = [*changed, "", ""]
     mask = place.open(_path(columns.mask, row[columns.mask])) if row.get(columns.mask) is not None else ""
-    yield Record(name, target=changed[0], references=tuple(sources), instructions=forward, loser=changed[1], mask=mask,
-                 target_text=_text(row, "target_text"), requirement=_text(row, "requirement"), **common)  # fmt: skip
+    own = {"loser": loser, "mask": mask, "captions": _captions(row, len(references))}
+    own |= {key: _text(row, key) for key in ("target_text", "requirement")}
+    yield Record(name, target=target, references=tuple(sources), instructions=forward, **own, **common)
     if inverse and backward and len(references) == 1 and len(edits) == 1:
         common |= {"size": (0, 0)}
-        yield Record(f"{name}.inverse", target=sources[0], references=(changed[0],), instructions=backward, **common)
+        yield Record(f"{name}.inverse", target=sources[0], references=(target,), instructions=backward, **common)
 
 
 def _sources(row: dict[str, Any], columns: Columns) -> list[tuple[str, Any]]:
@@ -172,21 +174,21 @@ def _only(name: str, value: Any, columns: Columns) -> Any:
     return value[0] if value else None
 
 
-def _different(place: Place, columns: Columns, references: list[str], edits: list[str]) -> None:
+def _different(columns: Columns, references: list[str], edits: list[str]) -> None:
     """Refuse a row in which two columns name one file: it would train nothing, or to copy."""
-    if len(edits) > 1 and _same(place, *edits):
+    if len(edits) > 1 and _same(*edits):
         raise Refuse(columns.loser, "winner is loser", f"{columns.target} and {columns.loser} are the same file")
     roles = ("winner", "loser") if columns.loser else ("target",)
     for role, column, edit in zip(roles, (columns.target, columns.loser), edits):
-        if any(_same(place, name, edit) for name in references):
-            detail = f"{columns.source} and {column} are the same file, {place.open(edit)}"
+        if any(_same(name, edit) for name in references):
+            detail = f"{columns.source} and {column} are the same file, {edit}"
             raise Refuse(columns.source, f"source is {role}", detail)
 
 
-def _same(place: Place, name: str, other: str) -> bool:
+def _same(name: str, other: str) -> bool:
     if isinstance(name, Embedded) and isinstance(other, Embedded):
         return bool(name.data) and name.data == other.data
-    return place.open(name) == place.open(other)
+    return name == other
 
 
 def _group(row: dict[str, Any], columns: Columns, place: Place, images: list[str]) -> str:
@@ -229,6 +231,17 @@ def _texts(row: dict[str, Any], names: Mapping[str, str]) -> dict[str, str]:
             kind = kind if number == 0 else f"paraphrase_{number}"
             found[f"{kind}/{language or ('cn' if CHINESE.search(text) else 'en')}"] = text
     return found
+
+
+def _captions(row: dict[str, Any], count: int) -> tuple[str, ...]:
+    """What stands for each reference when it is dropped; nothing when the row does not say."""
+    captions = row.get("reference_captions")
+    if captions is None:
+        return ()
+    if not isinstance(captions, list) or len(captions) != count:
+        detail = f"expected a list of {count} texts, one per reference, got {_shown(captions)}"
+        raise Refuse("reference_captions", "wrong type", detail)
+    return tuple(_text({"reference_captions": caption}, "reference_captions") for caption in captions)
 
 
 def _size(row: dict[str, Any]) -> tuple[int, int]:

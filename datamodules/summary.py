@@ -112,7 +112,10 @@ def index_row(record: Record, position: int, sizes: Sizes) -> Row:
 
 @lru_cache(1 << 12)
 def _assigned(size: Shape, area: int) -> Shape:
-    return assign(*size, shape_table(area))
+    return assign(*size, _table(area))
+
+
+_table = lru_cache(shape_table)
 
 
 def table(folder: str | os.PathLike[str], capacity: int | None = None) -> Iterator[str]:

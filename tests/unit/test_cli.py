@@ -364,3 +364,24 @@ def test_check_reads_a_source_file(tmp_path, capsys):
 def test_check_of_data_that_is_not_there_is_one_line(tmp_path, capsys):
     assert cli.main(["check", "--data", str(tmp_path / "none.jsonl")]) == 2
     assert "no such file" in one_line(capsys)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, root):
+    """`check --data FILE | head -0`: no traceback, no error line, exit code 0."""
+    row = '{"source_image": null, "target_image": "b.png", "instruction": "red", "id": %d}\n'
+    (tmp_path / "edits.jsonl").write_text("".join(row % i for i in range(50)))
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "firered_lit", "check", "--data", str(tmp_path / "edits.jsonl")]
+    done = subprocess.run(command, cwd=root, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_check_takes_the_layout(tmp_path, capsys):
+    (tmp_path / "e.jsonl").write_text('{"image": "b.png", "prompt": "red"}\n')
+    assert cli.main(["check", "--data", str(tmp_path / "e.jsonl")]) == 0
+    assert "say layout=diffsynth or layout=edit-r1" in capsys.readouterr().out
+    assert cli.main(["check", "--data", str(tmp_path / "e.jsonl"), "--layout", "diffsynth"]) == 0
+    assert "missing image" in capsys.readouterr().out
+    assert cli.main(["check", "--data", str(tmp_path / "e.jsonl"), "--layout", "x"]) == 2
