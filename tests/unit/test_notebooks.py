@@ -1,0 +1,36 @@
+"""The notebooks run from top to bottom, define no classes and are kept without what they printed."""
+
+import ast
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stripped_and_define_no_classes(path):
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert cells
+    assert not [cell for cell in cells if cell.outputs or cell.execution_count is not None]
+    assert not [node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.ClassDef)]
+
+
+def test_the_data_notebook_runs(root, monkeypatch):
+    monkeypatch.setenv("FIRERED_LIT_COUNT", "42")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])))
+    notebook = nbformat.read(root / "notebooks" / "01_data.ipynb", 4)
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(root / "notebooks")}}).execute()
+    text = "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+    assert "Put the hat of image 1 on the man in image 2" in text
+    assert "a red hat on the man in image 1" in text
+    assert "第二张图的人站在图一的海边" in text
+    assert "compose" in text
+    assert "42" in text
