@@ -11,14 +11,14 @@ folder per task, which holds tables. Every layout has the optional columns `task
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import tables
+from .fields import captions_of, path_of, size_of, text_of, texts_of
 from .ids import Ids
 from .images import URL
 from .layouts import EDITS, Columns, columns_of, named
@@ -26,8 +26,6 @@ from .parquet import Embedded, Wanted
 from .refusals import Refusal, Refuse
 
 __all__ = ["Record", "Refusal", "named_images", "read", "rows"]
-
-CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -130,23 +128,23 @@ class Place:
 
 def _records(row: dict[str, Any], place: Place, where: str, inverse: bool, layout: str) -> Iterator[Record]:
     columns = columns_of(row, layout)
-    references = [_path(name, value, many=True) for name, value in _sources(row, columns)]
-    edits = [_path(name, _only(name, row[name], columns)) for name in (columns.target, columns.loser) if name]
+    references = [path_of(name, value, many=True) for name, value in _sources(row, columns)]
+    edits = [path_of(name, _only(name, row[name], columns)) for name in (columns.target, columns.loser) if name]
     sources, changed = [*map(place.open, references)], [*map(place.open, edits)]
     _different(columns, sources, changed)
-    forward, backward = _texts(row, columns.texts), _texts(row, columns.inverse)
+    forward, backward = texts_of(row, columns.texts), texts_of(row, columns.inverse)
     if not forward:
         empty = f"{' and '.join(columns.texts)} {'are both' if len(columns.texts) > 1 else 'is'} empty"
         raise Refuse(next(iter(columns.texts)), "empty instruction", empty)
-    task = _text(row, columns.task) or _text(row, "task") or place.task
+    task = text_of(row, columns.task) or text_of(row, "task") or place.task
     called = [place.call(name) for name in (*references, *edits)]
     name = _identity(row, columns, task, called, forward)
     common = {"task": task, "where": where, "group": _group(row, columns, place, [*references, *edits])}
-    common |= {"cluster": _text(row, "cluster"), "columns": columns, "size": _size(row)}
+    common |= {"cluster": text_of(row, "cluster"), "columns": columns, "size": size_of(row)}
     target, loser, *_ = [*changed, "", ""]
-    mask = place.open(_path(columns.mask, row[columns.mask])) if row.get(columns.mask) is not None else ""
-    own = {"loser": loser, "mask": mask, "captions": _captions(row, len(references))}
-    own |= {key: _text(row, key) for key in ("target_text", "requirement")}
+    mask = place.open(path_of(columns.mask, row[columns.mask])) if row.get(columns.mask) is not None else ""
+    own = {"loser": loser, "mask": mask, "captions": captions_of(row, len(references))}
+    own |= {key: text_of(row, key) for key in ("target_text", "requirement")}
     yield Record(name, target=target, references=tuple(sources), instructions=forward, **own, **common)
     if inverse and backward and len(references) == 1 and len(edits) == 1:
         common |= {"size": (0, 0)}
@@ -200,71 +198,13 @@ def _group(row: dict[str, Any], columns: Columns, place: Place, images: list[str
     return place.call(images[0])
 
 
-def _path(name: str, value: Any, many: bool = False) -> str:
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        wanted = "a path, a list of paths or null" if many else "a path"
-        raise Refuse(name, "wrong type", f"expected {wanted}, got {_shown(value)}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    return "an empty path" if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)[:60]
-
-
-def _text(row: dict[str, Any], name: str) -> str:
-    value = row.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise Refuse(name, "wrong type", f"expected text, got {_shown(value)}")
-    return value.strip()
-
-
-def _texts(row: dict[str, Any], names: Mapping[str, str]) -> dict[str, str]:
-    """The texts by "kind/language". Of a list the first is the original, the others are paraphrases."""
-    found: dict[str, str] = {}
-    for name, key in names.items():
-        listed = name.endswith("_list") and isinstance(row.get(name), list)
-        texts = [_text({name: value}, name) for value in (row[name] if listed else [row.get(name)])]
-        kind, _, language = key.partition("/")
-        for number, text in enumerate(filter(None, texts)):
-            kind = kind if number == 0 else f"paraphrase_{number}"
-            found[f"{kind}/{language or ('cn' if CHINESE.search(text) else 'en')}"] = text
-    return found
-
-
-def _captions(row: dict[str, Any], count: int) -> tuple[str, ...]:
-    """What stands for each reference when it is dropped; nothing when the row does not say."""
-    captions = row.get("reference_captions")
-    if captions is None:
-        return ()
-    if not isinstance(captions, list) or len(captions) != count:
-        detail = f"expected a list of {count} texts, one per reference, got {_shown(captions)}"
-        raise Refuse("reference_captions", "wrong type", detail)
-    return tuple(_text({"reference_captions": caption}, "reference_captions") for caption in captions)
-
-
-def _size(row: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) of the target, when the row says both."""
-    height, width = (_pixels(row, name) for name in ("height", "width"))
-    return (height, width) if height and width else (0, 0)
-
-
-def _pixels(row: dict[str, Any], name: str) -> int:
-    value = row.get(name)
-    value = int(value) if isinstance(value, str) and value.isdecimal() else value
-    if value is None or (isinstance(value, int) and value >= 0):
-        return int(value or 0)
-    raise Refuse(name, "wrong type", f"expected a number of pixels, got {_shown(value)}")
-
-
 def _identity(row: dict[str, Any], columns: Columns, task: str, images: list[str], texts: dict[str, str]) -> str:
     """The row's own id, or a hash of what it says; the latter does not depend on where the data lies."""
     name = columns.id if columns.id in row else "id"
     value = row.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if own := _text(row, name):
+    if own := text_of(row, name):
         return own
     content = json.dumps([task, images, texts], ensure_ascii=False)
     return hashlib.blake2b(content.encode(), digest_size=10).hexdigest()

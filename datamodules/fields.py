@@ -1,0 +1,68 @@
+"""The values of a row's columns: each is what it should be, or the row is refused by the column's name."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .refusals import Refuse
+
+CHINESE = re.compile(r"[\u3400-\u9fff]")
+
+
+def path_of(name: str, value: Any, many: bool = False) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        wanted = "a path, a list of paths or null" if many else "a path"
+        raise Refuse(name, "wrong type", f"expected {wanted}, got {shown(value)}")
+    return value
+
+
+def shown(value: Any) -> str:
+    return "an empty path" if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)[:60]
+
+
+def text_of(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Refuse(name, "wrong type", f"expected text, got {shown(value)}")
+    return value.strip()
+
+
+def texts_of(row: dict[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+    """The texts by "kind/language". Of a list the first is the original, the others are paraphrases."""
+    found: dict[str, str] = {}
+    for name, key in names.items():
+        listed = name.endswith("_list") and isinstance(row.get(name), list)
+        texts = [text_of({name: value}, name) for value in (row[name] if listed else [row.get(name)])]
+        kind, _, language = key.partition("/")
+        for number, text in enumerate(filter(None, texts)):
+            kind = kind if number == 0 else f"paraphrase_{number}"
+            found[f"{kind}/{language or ('cn' if CHINESE.search(text) else 'en')}"] = text
+    return found
+
+
+def captions_of(row: dict[str, Any], count: int) -> tuple[str, ...]:
+    """What stands for each reference when it is dropped; nothing when the row does not say."""
+    captions = row.get("reference_captions")
+    if captions is None:
+        return ()
+    if not isinstance(captions, list) or len(captions) != count:
+        detail = f"expected a list of {count} texts, one per reference, got {shown(captions)}"
+        raise Refuse("reference_captions", "wrong type", detail)
+    return tuple(text_of({"reference_captions": caption}, "reference_captions") for caption in captions)
+
+
+def size_of(row: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) of the target, when the row says both."""
+    height, width = (_pixels(row, name) for name in ("height", "width"))
+    return (height, width) if height and width else (0, 0)
+
+
+def _pixels(row: dict[str, Any], name: str) -> int:
+    value = row.get(name)
+    value = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if value is None or (isinstance(value, int) and value >= 0):
+        return int(value or 0)
+    raise Refuse(name, "wrong type", f"expected a number of pixels, got {shown(value)}")
