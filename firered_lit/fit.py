@@ -63,6 +63,8 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     if run.start_from is not None:
         stage.start_from(start_folder(run.start_from, folder, stage.base))
+    if getattr(trainer, "keywords", {}).get("precision") in ("bf16-true", "16-true"):
+        raise UserError("trainer.precision: for half weights set stage.backbone.dtype=bfloat16 and keep 32-true here")
     check = getattr(data, "check", None)
     if check:
         check(stage.base)
