@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from . import sharded
 from .checkpoint import check_architecture, read_safely
 from .errors import UserError
-from .models.shard import Sharding, placed_like, synchronise
+from .models.shard import Sharding, mesh_shape, placed_like, synchronise
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, None: None}
 
@@ -158,13 +158,3 @@ class FSDP2(ModelParallelStrategy):
         if like is None or like.shape != facts.size:
             return torch.empty(facts.size, dtype=facts.properties.dtype, device=self.root_device)
         return torch.empty_like(like, dtype=facts.properties.dtype, requires_grad=False)
-
-
-def mesh_shape(processes: int, replicate: int, shard: int | None) -> tuple[int, int]:
-    """(replicate, shard) for so many processes. Raises UserError when they cannot be arranged so."""
-    if shard is not None and replicate * shard != processes:
-        wanted = f"replicate={replicate} times shard={shard} needs {replicate * shard} processes, there are {processes}"
-        raise UserError(f"trainer.strategy: {wanted}: change trainer.devices or trainer.num_nodes")
-    if processes % replicate:
-        raise UserError(f"trainer.strategy.replicate={replicate}: {processes} processes cannot be divided by it")
-    return replicate, processes // replicate

@@ -139,3 +139,13 @@ def synchronise(module: nn.Module, gradients: bool, replicas: bool) -> None:
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(gradients, recurse=False)
             part.set_requires_all_reduce(replicas, recurse=False)
+
+
+def mesh_shape(processes: int, replicate: int, shard: int | None) -> tuple[int, int]:
+    """(replicate, shard) for so many processes. Raises UserError when they cannot be arranged so."""
+    if shard is not None and replicate * shard != processes:
+        wanted = f"replicate={replicate} times shard={shard} needs {replicate * shard} processes, there are {processes}"
+        raise UserError(f"trainer.strategy: {wanted}: change trainer.devices or trainer.num_nodes")
+    if processes % replicate:
+        raise UserError(f"trainer.strategy.replicate={replicate}: {processes} processes cannot be divided by it")
+    return replicate, processes // replicate

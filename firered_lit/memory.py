@@ -1,0 +1,214 @@
+"""How much memory a recipe needs on every device, said before anything is loaded."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .models.family import transformer_config
+from .models.sizes import Sizes
+
+if TYPE_CHECKING:
+    from .models.footprint import Footprint
+    from .models.lora import LoRA
+
+GB = 2**30
+SIZES = {"float64": 8, "float32": 4, "bfloat16": 2}
+STORED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a quantised weight, with its scales
+EIGHT_BIT = 2 * (1 + 4 / 256)  # an 8-bit AdamW's two states, a float32 scale for each 256 values
+VAE_WEIGHTS = 126_892_531 * 4  # of AutoencoderKLQwenImage, float32
+VAE_PER_PIXEL = 6920  # bytes of a float32 decode, by PyTorch's memory tracker at 512 and 1024 px
+TEXT = 512  # tokens of a prompt's embedding: the instruction and three references as the text encoder sees them
+RESERVE = 2.5 * GB  # CUDA context, NCCL's buffers, workspaces
+WASTE = 0.05  # of the rest, lost between the allocator's blocks
+
+
+class Part(NamedTuple):
+    """One line of the estimate; their sum is what the device must have."""
+
+    name: str
+    size: float  # bytes on one device
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the memory of a recipe's training depends on.
+
+    weights: precision in which they are kept; compute: FSDP2's for the forward. shards: devices that share one copy of
+    the model, of `gpus` in all. capacity: visual tokens of a micro-batch.
+    """
+
+    config: Mapping[str, Any]
+    sizes: Sizes
+    gpus: int = 1
+    shards: int = 1
+    sharded: bool = False
+    weights: str = "float32"
+    compute: str | None = None
+    autocast: bool = False
+    checkpointing: bool = False
+    whole_gradients: bool = False
+    optimizer: str = "torch.optim.AdamW"
+    lora: "LoRA | None" = None
+    quantize: str | None = None
+    ema: bool = False
+    preview: bool = True
+    capacity: int = 16384
+    max_batch: int | None = None
+
+    @property
+    def batch(self) -> int:
+        """Samples of the largest micro-batch: targets with nothing beside them bring the most text."""
+        fit = max(1, self.capacity // (self.sizes.target_area // 256))
+        return min(fit, self.max_batch or fit)
+
+
+def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
+    """What a `fit` recipe says of its memory. Raises UserError for a mesh that does not fit so many GPUs."""
+    stage, trainer, data = recipe["stage"], recipe["trainer"], recipe["data"]
+    backbone, strategy = stage["backbone"], trainer.get("strategy")
+    sharded = isinstance(strategy, Mapping) and str(strategy.get("_target_")).endswith(".FSDP2")
+    shards = _shards(strategy, gpus) if sharded else 1
+    name = str(backbone["name"])
+    root = data.get("root")
+    callbacks = (recipe.get("callbacks") or {}).values()
+    return Training(
+        config=transformer_config(name),
+        sizes=_sizes(name, None if root in (None, "???") else str(root)),
+        gpus=gpus,
+        shards=shards,
+        sharded=sharded,
+        weights=backbone.get("dtype") or "float32",
+        compute=strategy.get("compute", "bfloat16") if sharded else None,
+        autocast=str(trainer.get("precision")) == "bf16-mixed",
+        checkpointing=bool(backbone.get("gradient_checkpointing")),
+        whole_gradients=bool(sharded and strategy.get("whole_gradients")),
+        optimizer=str(stage["optimizer"]["_target_"]),
+        lora=_lora(backbone.get("lora")),
+        quantize=backbone.get("quantize"),
+        ema=any(isinstance(c, Mapping) and str(c.get("_target_")).endswith(".EMA") for c in callbacks),
+        preview=bool(stage.get("preview")),
+        capacity=int(data["capacity"]),
+        max_batch=data.get("max_batch"),
+    )
+
+
+def estimate(training: Training) -> list[Part]:
+    """Bytes on one device, part by part, at the peak of a step or, where that is more, of drawing a validation edit."""
+    from .models.footprint import Forward, footprint
+
+    t = training
+    side = round((t.sizes.target_area**0.5) / 16) * 2
+    dtype = t.compute or t.weights
+    forward = Forward(t.batch, side, TEXT, 0, _torch(dtype), t.autocast, t.checkpointing, t.lora)
+    f = footprint(t.config, forward)
+    kept = STORED[t.quantize] if t.quantize else SIZES[t.weights]
+    trained = f.trained / t.shards
+    size = SIZES["float32"] if t.lora else SIZES[t.weights]
+    gradients = f.trained * SIZES["float32"] if t.whole_gradients else trained * size
+    states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
+    weights = ((f.parameters - (f.trained if t.lora else 0)) * kept + (f.trained * size if t.lora else 0)) / t.shards
+    activations, gathered = _peak(t, f, SIZES[dtype], gradients)
+    decoding = VAE_PER_PIXEL * t.sizes.target_area if t.preview else 0
+    parts = [
+        Part("weights", weights),
+        Part("gradients", gradients),
+        Part("optimizer", states),
+        Part("average", trained * 4 if t.ema else 0),
+        Part("activations", activations),
+        Part("gathered blocks", gathered),
+        Part("decoder", VAE_WEIGHTS if t.preview else 0),
+        Part("decoding", max(0.0, decoding - activations - gathered)),  # in validation, which keeps no activations
+    ]
+    return [*parts, Part("reserve", RESERVE + WASTE * sum(part.size for part in parts))]
+
+
+def _peak(training: Training, footprint: "Footprint", size: int, gradients: float) -> tuple[float, float]:
+    """(activations, gathered blocks) where they are most, beside weights, states and all gradients.
+
+    That is at the forward's end, while the last step's gradients are still there; or as the backward begins, without
+    them; or as it ends, when of the activations only those of one block are left.
+    """
+    made_again = footprint.block_saved if training.checkpointing else 0
+    forward, backward = _gathered(training, footprint, size)
+    moments = [
+        (footprint.saved, forward),
+        (footprint.saved + made_again - gradients, backward),
+        (made_again, backward),
+    ]
+    return max(moments, key=sum)
+
+
+def _gathered(training: Training, footprint: "Footprint", size: int) -> tuple[float, float]:
+    """What sharding holds of whole blocks: in the forward, and in the backward.
+
+    Forward: a block's gathered weights, the buffer that the next one arrives in, and what belongs to no block.
+    Backward: also the block's whole gradients, and the float32 buffer from which they are reduced.
+    """
+    if not training.sharded:
+        return 0.0, 0.0
+    layers = training.config["num_layers"]
+    rest = footprint.parameters - layers * footprint.block
+    forward = (2 * footprint.block + rest) * size
+    share = footprint.trained / footprint.parameters
+    return forward, forward + share * footprint.block * (size + 4)
+
+
+def report(recipe: Mapping[str, Any], gpus: int, gpu_memory: float) -> Iterator[tuple[str, bool]]:
+    """Lines of the estimate, the last one of them whether it fits: (line, is it wrong)."""
+    t = training_of(recipe, gpus)
+    parts = estimate(t)
+    how = f"{t.shards} shards x {gpus // t.shards} replicas" if t.sharded else f"{gpus} whole copies"
+    tokens = t.batch * t.sizes.target_area // 256
+    yield f"memory on each of {gpus} GPUs, {how}; {t.batch} x {tokens // t.batch} visual and {TEXT} text tokens", False
+    for part in parts:
+        if part.size:
+            yield f"  {part.name:<16} {part.size / GB:8.1f} GB", False
+    total = sum(part.size for part in parts) / GB
+    verdict = "fits" if total <= gpu_memory else f"does not fit; {_advice(t)}"
+    yield f"  {'in all':<16} {total:8.1f} GB of {gpu_memory:g}: {verdict}", total > gpu_memory
+
+
+def _advice(t: Training) -> str:
+    """What to change, the cheapest first."""
+    if not t.checkpointing:
+        return "set stage.backbone.gradient_checkpointing=true"
+    if not t.sharded and not t.lora:
+        return (
+            "shard it: trainer.strategy={_target_: firered_lit.strategy.FSDP2} (recipes/sft_fsdp.yaml), or train a LoRA"
+        )
+    if t.sharded and t.shards < t.gpus:
+        return "fewer replicas, or more GPUs"
+    if t.batch > 1:
+        return f"lower data.capacity, now {t.capacity}, and raise trainer.accumulate_grad_batches"
+    return "more GPUs to shard over, an 8-bit optimizer, or a LoRA"
+
+
+def _shards(strategy: Mapping[str, Any], gpus: int) -> int:
+    from .models.shard import mesh_shape
+
+    return mesh_shape(gpus, strategy.get("replicate", 1), strategy.get("shard"))[1]
+
+
+def _lora(node: Any) -> "LoRA | None":
+    if not node:
+        return None
+    from .models.lora import LoRA
+
+    return LoRA(**{key: value for key, value in node.items() if not key.startswith("_")})
+
+
+def _torch(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+def _sizes(name: str, root: str | None) -> Sizes:
+    """Of the prepared data where there is some, else of the base."""
+    if root and (Path(root) / "data.json").exists():
+        return Sizes(**json.loads((Path(root) / "data.json").read_text(encoding="utf-8"))["sizes"])
+    from .models.family import open_base
+
+    return open_base(name).sizes if name == "tiny" or Path(name).is_dir() else Sizes()
