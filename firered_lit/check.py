@@ -75,6 +75,18 @@ def everything(folder: Path | None = None) -> list[str]:
     return [str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path) for path in found]
 
 
+def memory(paths: Sequence[str], overrides: Sequence[str], gpus: int, gpu_memory: float) -> Iterator[Finding]:
+    """What each recipe needs on every GPU, part by part, and whether it fits; nothing is loaded."""
+    from firered_lit.memory import report as lines
+
+    for path in paths:
+        recipe = load(path, overrides)
+        if recipe.root.get(TARGET) != "firered_lit.fit.fit":
+            raise recipe.refusal(TARGET, "the memory of a `fit` recipe can be estimated, of no other")
+        for line, wrong in lines(recipe.root, gpus, gpu_memory):
+            yield Finding(f"{path}: {line}" if wrong else line, wrong)
+
+
 def environment() -> Iterator[Finding]:
     """Python, the packages that this one asks for, accelerators, and versions known to disagree."""
     yield Finding(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")

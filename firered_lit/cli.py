@@ -113,6 +113,8 @@ def _check_options(parser: Parser) -> None:
     parser.add_argument("--data", metavar="PATH", help="say what is understood of a source file or a prepared folder")
     parser.add_argument("--layout", default="", metavar="NAME", help="of the rows, when their columns do not tell")
     parser.add_argument("--capacity", type=_positive, metavar="TOKENS", help="of the bucket table of a prepared folder")
+    parser.add_argument("--gpus", type=_positive, metavar="N", help="estimate the memory that --recipe needs on N GPUs")
+    parser.add_argument("--gpu-memory", type=_positive, default=80, metavar="GB", help="of one GPU (default: 80)")
     parser.add_argument("--make-tiny", metavar="DIR", help="build the tiny pipeline in DIR, and nothing else")
     _override_options(parser)
 
@@ -173,6 +175,11 @@ def _run_check(arguments: Arguments) -> int:
         return check.report([*(findings or ()), *map(check.Finding, lines)])
     roots = {verb.root: verb.name for verb in VERBS if verb.root}
     lines = check.recipes(arguments.recipe, roots, arguments.overrides, arguments.allow)
+    if arguments.gpus:
+        if not arguments.recipe:
+            raise UserError("check --gpus: say with --recipe whose memory to estimate")
+        needs = check.memory(arguments.recipe, arguments.overrides, arguments.gpus, arguments.gpu_memory)
+        return check.report([*lines, *needs])
     return check.report(lines if arguments.recipe else [*lines, *check.environment()])
 
 

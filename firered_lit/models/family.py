@@ -31,6 +31,18 @@ PIPELINES = {
     "QwenImageEditPipeline": Variant.EDIT,
     "QwenImagePipeline": Variant.TEXT,
 }
+FULL_SIZE = {  # the transformer of Qwen-Image, Qwen-Image-Edit (2509, 2511) and FireRed-Image-Edit: 20.4e9 parameters
+    "_class_name": "QwenImageTransformer2DModel",
+    "num_layers": 60,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 3584,
+    "in_channels": 64,
+    "out_channels": 16,
+    "patch_size": 2,
+    "axes_dims_rope": [16, 56, 56],
+    "guidance_embeds": False,
+}
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -107,6 +119,13 @@ def open_base(name: str) -> Base:
     base = Base(str(name), folder, variant, zero_cond_t, Sizes())
     own = folder / "firered_lit.json"
     return base.resized(Sizes(**_read(own)["sizes"]) if own.exists() else base.stock_sizes)
+
+
+def transformer_config(name: str) -> dict[str, Any]:
+    """The transformer's config of a base, without loading or downloading: of a hub id, the family's full size."""
+    if name != "tiny" and not Path(name).expanduser().is_dir():
+        return dict(FULL_SIZE)
+    return _read(_folder(name) / "transformer" / "config.json")
 
 
 def _folder(name: str) -> Path:
