@@ -1,56 +1,17 @@
 """The command line as users call it, on a small prepared data set."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from process import ROOT, Process
 
 from datamodules.synthetic import write
 from firered_lit.cli import main
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
-class Process:
-    """`python -m firered_lit ...` in a process of its own, with its output in a file."""
-
-    def __init__(self, log: Path, *arguments: str) -> None:
-        self.log = log
-        self.file = log.open("wb")
-        command = [sys.executable, "-m", "firered_lit", *arguments]
-        self.popen = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=self.file, stderr=subprocess.STDOUT)
-
-    def wait(self, timeout: float = 240) -> int:
-        try:
-            return self.popen.wait(timeout)
-        finally:
-            self.popen.kill()
-            self.file.close()
-
-    def until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
-        """Wait for a condition while the process lives."""
-        end = time.monotonic() + timeout
-        while not condition():
-            if self.popen.poll() is not None or time.monotonic() > end:
-                raise AssertionError(f"{self.popen.args}: ended or late before its time:\n{self.output}")
-            time.sleep(0.02)
-
-    def send(self, number: int = signal.SIGKILL) -> None:
-        self.popen.send_signal(number)
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
-
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Callable[..., Process]:
+def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
 
     def start(*arguments: str) -> Process:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from process import Process
 
 from firered_lit import build, recipe
 from firered_lit.checkpoint import newest
@@ -75,8 +76,6 @@ KILLED = [*QUICK, "trainer.max_steps=14", "checkpoint.every=1", "trainer.accumul
 @pytest.fixture(scope="module")
 def uninterrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    from conftest import Process
-
     process = Process(folder / "log", *FIT, f"data.root={world}", f"run.dir={folder / 'run'}", *KILLED)
     assert process.wait() == 0, process.output
     return folder / "run"

@@ -306,15 +306,12 @@ def test_a_check_of_nothing_does_not_pass(tmp_path):
         check.everything(tmp_path)
 
 
-def test_the_projects_recipes_fit_quickly():
-    """In a fresh process, well under two seconds, with nothing heavy imported."""
+def test_the_projects_recipes_fit_and_nothing_heavy_is_imported():
     script = (
-        "import sys, time; begin = time.perf_counter()\n"
+        "import sys\n"
         "from firered_lit import check, cli\n"
         "found = list(check.recipes(None, {v.root: v.name for v in cli.VERBS if v.root}))\n"
-        "seconds = time.perf_counter() - begin\n"
         "assert len(found) >= 4 and not any(f.wrong for f in found), found\n"
-        "assert seconds < 2, seconds\n"
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)\n"
     )
     done = python("-c", script)
