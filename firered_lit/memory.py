@@ -50,6 +50,7 @@ class Training:
     checkpointing: bool = False
     whole_gradients: bool = False
     optimizer: str = "torch.optim.AdamW"
+    fused: bool = False
     lora: "LoRA | None" = None
     quantize: str | None = None
     ema: bool = False
@@ -85,6 +86,7 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
         checkpointing=bool(backbone.get("gradient_checkpointing")),
         whole_gradients=bool(sharded and strategy.get("whole_gradients")),
         optimizer=str(stage["optimizer"]["_target_"]),
+        fused=bool(stage["optimizer"].get("fused")),
         lora=_lora(backbone.get("lora")),
         quantize=backbone.get("quantize"),
         ema=any(isinstance(c, Mapping) and str(c.get("_target_")).endswith(".EMA") for c in callbacks),
@@ -101,7 +103,8 @@ def estimate(training: Training) -> list[Part]:
     t = training
     side = round((t.sizes.target_area**0.5) / 16) * 2
     dtype = t.compute or t.weights
-    forward = Forward(t.batch, side, TEXT, 0, _torch(dtype), t.autocast, t.checkpointing, t.lora)
+    how = {"uniform": t.compute is not None, "autocast": t.autocast, "checkpointing": t.checkpointing}
+    forward = Forward(t.batch, side, TEXT, dtype=_torch(dtype), lora=t.lora, **how)
     f = footprint(t.config, forward)
     kept = STORED[t.quantize] if t.quantize else SIZES[t.weights]
     trained = f.trained / t.shards
@@ -109,35 +112,37 @@ def estimate(training: Training) -> list[Part]:
     gradients = f.trained * SIZES["float32"] if t.whole_gradients else trained * size
     states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
     weights = ((f.parameters - (f.trained if t.lora else 0)) * kept + (f.trained * size if t.lora else 0)) / t.shards
-    activations, gathered = _peak(t, f, SIZES[dtype], gradients)
+    peak = _peak(t, f, SIZES[dtype], gradients, trained * size)
     decoding = VAE_PER_PIXEL * t.sizes.target_area if t.preview else 0
     parts = [
         Part("weights", weights),
         Part("gradients", gradients),
         Part("optimizer", states),
         Part("average", trained * 4 if t.ema else 0),
-        Part("activations", activations),
-        Part("gathered blocks", gathered),
+        *peak,
         Part("decoder", VAE_WEIGHTS if t.preview else 0),
-        Part("decoding", max(0.0, decoding - activations - gathered)),  # in validation, which keeps no activations
+        Part("decoding", max(0.0, decoding - sum(part.size for part in peak))),  # in validation
     ]
     return [*parts, Part("reserve", RESERVE + WASTE * sum(part.size for part in parts))]
 
 
-def _peak(training: Training, footprint: "Footprint", size: int, gradients: float) -> tuple[float, float]:
-    """(activations, gathered blocks) where they are most, beside weights, states and all gradients.
+def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trained: float) -> list[Part]:
+    """What comes and goes, where it is most, beside weights, states and all gradients.
 
     That is at the forward's end, while the last step's gradients are still there; or as the backward begins, without
-    them; or as it ends, when of the activations only those of one block are left.
+    them; or as it ends, when of the activations only those of one block are left; or in the optimizer's step, which
+    takes the roots of all second moments at once unless it is fused.
     """
-    made_again = footprint.block_saved if training.checkpointing else 0
-    forward, backward = _gathered(training, footprint, size)
+    block = (footprint.block_saved if t.checkpointing else 0) + footprint.working
+    forward, backward = _gathered(t, footprint, size)
+    at_once = t.optimizer.startswith("torch.optim.Adam") and not t.fused
     moments = [
-        (footprint.saved, forward),
-        (footprint.saved + made_again - gradients, backward),
-        (made_again, backward),
+        {"activations": footprint.saved, "gathered blocks": forward},
+        {"activations": footprint.saved + block - gradients, "gathered blocks": backward},
+        {"activations": block, "gathered blocks": backward},
+        {"optimizer's step": trained if at_once else 0},
     ]
-    return max(moments, key=sum)
+    return [Part(name, size) for name, size in max(moments, key=lambda moment: sum(moment.values())).items()]
 
 
 def _gathered(training: Training, footprint: "Footprint", size: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
-from .family import Base, open_base
+from .family import Base, open_base, transformer_config
 from .lora import LoRA, add_adapter, first_values
 from .qwen_image import freeze_unused
 
@@ -55,7 +55,7 @@ class Backbone:
         if sharding is not None:
             from . import shard
 
-            transformer = shard.skeleton(folder, dtype).train()
+            transformer = shard.skeleton(transformer_config(str(self.base.folder)), dtype).train()
         else:
             transformer = self.base.transformer(dtype).train()
         if self.quantize:

@@ -1,16 +1,20 @@
 """What one training forward would hold, found on tensors without memory: nothing is allocated, no weight is read."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from ..batch import Condition, Text
 from .lora import LoRA, add_adapter
 from .qwen_image import freeze_unused, velocity
+from .shard import skeleton
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
@@ -21,7 +25,8 @@ class Footprint:
     """Of a transformer and one micro-batch; counts of parameters, sizes in bytes.
 
     block: parameters of one block. trained: those that get a gradient. saved: what the forward keeps for the backward,
-    weights aside. block_saved: what one block keeps, or makes again when the forward was checkpointed.
+    weights aside. block_saved: what one block keeps, or makes again when the forward was checkpointed. working: what
+    the backward of one block needs beside.
     """
 
     parameters: int
@@ -29,14 +34,16 @@ class Footprint:
     block: int
     saved: int
     block_saved: int
+    working: int
 
 
 @dataclass(frozen=True)
 class Forward:
     """A micro-batch and how it is computed.
 
-    side: height and width of the target's latents. text: tokens of a prompt's embedding, padding included. dtype: of the
-    weights as the forward sees them. autocast: to bfloat16. checkpointing: blocks keep their inputs alone.
+    side: height and width of the target's latents. text: tokens of a prompt's embedding, padding included.
+    dtype: of the weights as the forward sees them. uniform: adapters are cast to it too, as FSDP2 does. autocast: to
+    bfloat16. checkpointing: a block keeps its input alone.
     """
 
     batch: int
@@ -44,6 +51,7 @@ class Forward:
     text: int
     references: int = 0
     dtype: torch.dtype = torch.float32
+    uniform: bool = False
     autocast: bool = False
     checkpointing: bool = False
     lora: LoRA | None = None
@@ -56,51 +64,106 @@ def footprint(config: Mapping[str, Any], forward: Forward) -> Footprint:
     """
     layers = config["num_layers"]
     one, two = (_traced({**config, "num_layers": n}, forward) for n in (1, 2))
-    bare = replace(forward, checkpointing=False)
-    first, second = (
-        (_traced({**config, "num_layers": n}, bare) for n in (1, 2)) if forward.checkpointing else (one, two)
+    first, second = one, two
+    if forward.checkpointing:
+        bare = replace(forward, checkpointing=False)
+        first, second = (_traced({**config, "num_layers": n}, bare) for n in (1, 2))
+    parameters, trained, saved = (
+        getattr(one, name) + (layers - 1) * (getattr(two, name) - getattr(one, name))
+        for name in ("parameters", "trained", "saved")
     )
-    parameters, trained, saved = (a + (layers - 1) * (b - a) for a, b in zip(one, two, strict=True))
-    return Footprint(parameters, trained, two[0] - one[0], saved, second[2] - first[2])
+    made = second.saved - first.saved
+    return Footprint(parameters, trained, two.parameters - one.parameters, saved, made, second.peak - second.saved)
 
 
-def _traced(config: Mapping[str, Any], forward: Forward) -> tuple[int, int, int]:
-    """(parameters, trained parameters, bytes saved for the backward) of a transformer of few blocks."""
+class _Trace(NamedTuple):
+    """Of a transformer of few blocks. peak: the most that forward and backward hold beside weights and gradients."""
+
+    parameters: int
+    trained: int
+    saved: int
+    peak: int
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, for as long as those live."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known, self.now, self.peak = set(known), 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._made, result)
+        return result
+
+    def _made(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def _traced(config: Mapping[str, Any], forward: Forward) -> _Trace:
+    """One forward and one backward of a transformer of few blocks."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with FakeTensorMode():
-        transformer = _built(config, forward)
+    transformer = _built(config, forward)
+    parameters = list(transformer.parameters())
+    with FakeTensorMode(allow_non_fake_inputs=True):  # the tables of the positions are real
+        _stand_in(transformer)
         own = {parameter.untyped_storage()._cdata for parameter in transformer.parameters()}
-        x_t, condition = _inputs(config, forward)
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=forward.autocast):
-            v = velocity(transformer, x_t, torch.zeros(forward.batch), condition).float()
-            ((v - x_t) ** 2).mean()
+        inputs = _inputs(config, forward)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            _loss(transformer, inputs, forward)
         saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
-        trained = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
-        return sum(p.numel() for p in transformer.parameters()), trained, saved
+        kept.clear()
+        for parameter in transformer.parameters():
+            if parameter.requires_grad:  # gradients are counted by their number
+                parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        with _Live(own) as live:
+            _loss(transformer, inputs, forward).backward()
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return _Trace(sum(p.numel() for p in parameters), trained, saved, live.peak)
+
+
+def _loss(transformer: nn.Module, inputs: tuple[Tensor, Condition], forward: Forward) -> Tensor:
+    x_t, condition = inputs
+    with torch.autocast("cpu", torch.bfloat16, enabled=forward.autocast):
+        v = velocity(transformer, x_t, torch.zeros(forward.batch), condition).float()
+        return ((v - x_t) ** 2).mean()
 
 
 def _built(config: Mapping[str, Any], forward: Forward) -> "QwenImageTransformer2DModel":
-    from diffusers import QwenImageTransformer2DModel
-
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(forward.dtype)  # parameters without memory cannot be converted later
-    try:
-        transformer = QwenImageTransformer2DModel.from_config(dict(config)).train()
-    finally:
-        torch.set_default_dtype(default)
+    transformer = skeleton(config, forward.dtype).train()
     if forward.lora:
         add_adapter(transformer, forward.lora, 0)
     else:
         freeze_unused(transformer)
+    if forward.uniform:
+        nn.Module.to(transformer, forward.dtype)
     if forward.checkpointing:
         transformer.enable_gradient_checkpointing()
     return transformer
+
+
+def _stand_in(transformer: nn.Module) -> None:
+    """Parameters of no device become parameters of the host, without memory; within a FakeTensorMode."""
+    for module in transformer.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            tensor = torch.empty(parameter.shape, dtype=parameter.dtype)
+            module.register_parameter(name, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
 
 
 def _inputs(config: Mapping[str, Any], forward: Forward) -> tuple[Tensor, Condition]:

@@ -1,7 +1,7 @@
 """FSDP2: which modules of the transformer are sharded, in which precision, and where their weights come from."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +37,12 @@ class Sharding:
     compute: torch.dtype | None = None
 
 
-def skeleton(folder: Path, dtype: torch.dtype) -> "QwenImageTransformer2DModel":
-    """The transformer that a diffusers folder describes, without weights: parameters on the meta device."""
+def skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> "QwenImageTransformer2DModel":
+    """The transformer that diffusers' config.json describes, without weights: parameters on the meta device."""
     from diffusers import QwenImageTransformer2DModel
 
-    config = QwenImageTransformer2DModel.load_config(folder)
     with torch.device("meta"):
-        transformer = QwenImageTransformer2DModel.from_config(config)
+        transformer = QwenImageTransformer2DModel.from_config(dict(config))
     nn.Module.to(transformer, dtype)  # diffusers' own `to` warns about the parts that stay in float32; there are none
     rope = transformer.pos_embed  # its tables are plain attributes, which no `to_empty` would ever fill
     transformer.pos_embed = type(rope)(theta=rope.theta, axes_dim=rope.axes_dim, scale_rope=rope.scale_rope)

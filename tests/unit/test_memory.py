@@ -1,0 +1,167 @@
+"""The estimate against PyTorch's own memory trackers, and what the command says."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from firered_lit.batch import Condition, Text
+from firered_lit.cli import main
+from firered_lit.memory import TEXT, Training, estimate
+from firered_lit.models.family import FULL_SIZE, transformer_config
+from firered_lit.models.footprint import Forward, _built, _stand_in, footprint
+from firered_lit.models.lora import LoRA
+from firered_lit.models.qwen_image import velocity
+from firered_lit.models.shard import Sharding, shard
+from firered_lit.models.sizes import Sizes
+from firered_lit.recipe import load
+
+TOLERANCE = 0.15
+STEP = ("weights", "gradients", "optimizer", "average", "activations", "gathered blocks", "optimizer's step")
+
+
+def config(layers, heads, head_dim=32, text=64):
+    axes = [head_dim // 4, 3 * head_dim // 8, 3 * head_dim // 8]
+    small = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": head_dim}
+    return {**FULL_SIZE, **small, "joint_attention_dim": text, "axes_dims_rope": axes}
+
+
+def build(t):
+    return _built(
+        t.config, Forward(1, 16, TEXT, dtype=getattr(torch, t.weights), checkpointing=t.checkpointing, lora=t.lora)
+    )
+
+
+def steps(model, t, tracker, optimizer):
+    """Two steps as Lightning takes them: old gradients live through the forward."""
+    side = int(t.sizes.target_area**0.5) // 8
+    text = Text(torch.zeros(t.batch, TEXT, t.config["joint_attention_dim"]), None)
+    x = torch.zeros(t.batch, 16, side, side)
+    for again in (False, True):
+        if again:
+            tracker.reset_mod_stats()
+        with tracker:
+            with torch.autocast("cpu", torch.bfloat16, enabled=t.autocast):
+                v = velocity(model, x, torch.zeros(t.batch), Condition(text, ())).float()
+                loss = ((v - x) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            del v, loss
+    return max(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values())
+
+
+def estimated(t):
+    return sum(part.size for part in estimate(t) if part.name in STEP)
+
+
+def sized(**more):
+    return Training(**{"sizes": Sizes(target_area=256 * 256), "capacity": 1024, **more})
+
+
+SMALL = {
+    "shallow": sized(config=config(2, 4), capacity=2048),
+    "deep": sized(config=config(8, 8), capacity=512),
+    "checkpointed": sized(config=config(3, 8), checkpointing=True),
+    "mostly weights": sized(config=config(2, 16), capacity=256),
+    "autocast": sized(config=config(4, 8), autocast=True),
+    "half": sized(config=config(4, 8), weights="bfloat16"),
+}
+
+
+LONG = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=LONG if n in ("deep", "autocast", "half") else ()) for n in SMALL]
+)
+def test_one_device_against_the_tracker(name):
+    """All weights are trained here, also those that no loss reaches: the tracker cannot follow frozen ones."""
+    t = SMALL[name]
+    model = build(t).requires_grad_(True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _stand_in(model)
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        peak = steps(model, t, tracker, optimizer)
+    print(f"{name}: tracker {peak / 2**20:.1f} MB, estimate {estimated(t) / 2**20:.1f} MB")
+    assert estimated(t) == pytest.approx(peak, rel=TOLERANCE)
+
+
+SHARDED = {
+    "shallow": sized(config=config(2, 8), shards=8, sharded=True, compute="bfloat16"),
+    "checkpointed": sized(config=config(8, 8), shards=4, sharded=True, compute="bfloat16", checkpointing=True),
+    "lora": sized(config=config(4, 8), shards=2, sharded=True, compute="bfloat16", lora=LoRA(rank=4, alpha=4)),
+    "full width": sized(
+        config={**FULL_SIZE, "num_layers": 4}, shards=8, sharded=True, compute="bfloat16", checkpointing=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=LONG if n == "full width" else ()) for n in SHARDED])
+def test_shards_against_the_tracker(name):
+    """A process group that sends nothing stands in for the other devices."""
+    t = SHARDED[name]
+    dist.init_process_group("fake", rank=0, world_size=t.shards, store=FakeStore())
+    try:
+        mesh = init_device_mesh("cpu", (t.shards,))
+        model = build(t)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            _stand_in(model)
+            shard(model, Sharding(mesh, torch.device("cpu"), torch.bfloat16))
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=True)
+            peak = steps(model, t, FSDPMemTracker(model, optimizer), optimizer)
+    finally:
+        dist.destroy_process_group()
+    print(f"{name}: tracker {peak / 2**20:.1f} MB, estimate {estimated(t) / 2**20:.1f} MB")
+    assert estimated(t) == pytest.approx(peak, rel=TOLERANCE)
+
+
+def test_parameters_are_those_of_the_model_at_any_depth():
+    """One and two blocks tell of sixty: counted on the whole model, without memory too."""
+    for lora in (None, LoRA(rank=8, alpha=8)):
+        forward = Forward(1, 16, 32, lora=lora)
+        whole, found = _built(FULL_SIZE, forward), footprint(FULL_SIZE, forward)
+        assert found.parameters == sum(p.numel() for p in whole.parameters())
+        assert found.trained == sum(p.numel() for p in whole.parameters() if p.requires_grad)
+        assert lora or 20.3e9 < found.parameters < 20.5e9
+    assert transformer_config("someone/a-model") == FULL_SIZE
+    assert transformer_config("tiny")["num_layers"] == 2
+
+
+def parts(recipe, gpus, *overrides):
+    from firered_lit.memory import training_of
+
+    return {part.name: part.size / 2**30 for part in estimate(training_of(load(recipe, overrides).root, gpus))}
+
+
+def test_what_is_sharded_shrinks_and_what_is_not_stays():
+    eight, many = parts("recipes/sft_fsdp.yaml", 8), parts("recipes/sft_fsdp.yaml", 128)
+    assert eight["weights"] == pytest.approx(20.4e9 * 4 / 8 / 2**30, rel=0.01)
+    assert eight["optimizer"] == pytest.approx(2 * eight["weights"], rel=0.05)
+    for name in ("weights", "gradients", "optimizer"):
+        assert many[name] == pytest.approx(eight[name] / 16)
+    hybrid = parts("recipes/sft_fsdp.yaml", 128, "trainer.strategy.replicate=16")
+    assert hybrid == pytest.approx(eight)
+    whole = parts("recipes/sft_fsdp.yaml", 8, "trainer.strategy.whole_gradients=true")
+    assert whole["gradients"] == pytest.approx(8 * eight["gradients"])
+    averaged = parts("recipes/sft_fsdp.yaml", 8, "callbacks.ema={_target_: callbacks.ema.EMA}")
+    assert averaged["average"] == pytest.approx(eight["gradients"])
+
+
+def test_the_command_says_whether_it_fits(capsys):
+    command = ["check", "--recipe", "recipes/sft_fsdp.yaml", "--gpus", "8"]
+    assert main([*command, "--gpu-memory", "80"]) == 0
+    assert "of 80: fits" in capsys.readouterr().out
+    assert main([*command, "--gpu-memory", "24"]) == 2
+    assert "does not fit; lower data.capacity, now 16384" in capsys.readouterr().out
+    assert main(["check", "--recipe", "recipes/sft_fsdp.yaml", "--gpus", "8", "trainer.strategy.replicate=3"]) == 2
+    assert "replicate=3: 8 processes cannot be divided by it" in capsys.readouterr().err
+    assert main(["check", "--recipe", "recipes/prepare.yaml", "--gpus", "8"]) == 2
+    assert "of no other" in capsys.readouterr().err
+    assert main(["check", "--gpus", "8"]) == 2
