@@ -413,10 +413,13 @@ while True:
         prepare(source, out, "tiny", Sizes(64 * 64, 96 * 96, 56 * 56), held_out=0.0, part_rows=4, device="cpu")
         os._exit(0)
     if kills < rounds:
-        before = len(os.listdir(out + "/parts")) if os.path.isdir(out + "/parts") else 0
-        while not os.path.isdir(out) or not any(name.startswith(".part-") for name in os.listdir(out)):
+        def done(): return len(os.listdir(out + "/parts")) if os.path.isdir(out + "/parts") else 0
+        def writing(): return os.path.isdir(out) and any(name.startswith(".part-") for name in os.listdir(out))
+        enough = done() + kills % 2  # every other child may finish a part first
+        while not writing() or done() < enough:
             if os.waitpid(child, os.WNOHANG)[0]: sys.exit(kills)
-        time.sleep(chance.random() * 0.5)
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.03)
         os.kill(child, signal.SIGKILL)
         kills += 1
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
