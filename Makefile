@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 FIT := $(PY) -m firered_lit fit --recipe recipes/tiny
 DEMO ?= .demo
-STEPS ?= 300
+STEPS ?= 600
 export HF_HUB_DISABLE_TELEMETRY = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
