@@ -6,8 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from firered_lit.memory import GB, estimate, training_of  # noqa: E402
-from firered_lit.recipe import load  # noqa: E402
+from firered_lit.memory import GB, estimate, training_of
+from firered_lit.recipe import load
 
 CARDS, COUNTS = (80, 141), (1, 8, 32, 128)
 LIGHT = ["stage.optimizer={_target_: torchao.optim.AdamW8bit, _partial_: true}", "stage.backbone.dtype=bfloat16"]

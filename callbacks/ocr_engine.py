@@ -51,9 +51,9 @@ class Engine(Protocol):
 class PaddleEngine:
     """The engine. Not picklable; built where it is used.
 
-    detection, recognition: models, see `ocr_models`. threads: images and batches at work at once, each on one core.
-    batch: lines recognised together. max_side: px of an image's longer side for detection; larger is made smaller.
-    least: mean confidence from which a line counts as read.
+    detection, recognition: models, see `ocr_models`. threads: images and batches at work at once, each on `intra`
+    cores. batch: lines recognised together. max_side: px of an image's longer side for detection; larger is made
+    smaller. least: mean confidence from which a line counts as read.
     """
 
     def __init__(
@@ -62,11 +62,12 @@ class PaddleEngine:
         recognition: Model,
         *,
         threads: int = 1,
+        intra: int = 1,
         batch: int = 8,
         max_side: int = 960,
         least: float = 0.3,
     ) -> None:
-        self.ocr = _paddle(detection, recognition, max_side)
+        self.ocr = paddle(detection, recognition, max_side, intra)
         pipeline = self.ocr.paddlex_pipeline
         self._pipeline = getattr(pipeline, "_pipeline", pipeline)
         self._detector, self._recogniser = self._pipeline.text_det_model, self._pipeline.text_rec_model
@@ -225,8 +226,8 @@ def _line_input(crop: Picture, most: int = 3200) -> tuple[NDArray[np.float32], f
     return row, width / row.shape[2]
 
 
-def _paddle(detection: Model, recognition: Model, max_side: int) -> Any:
-    """PaddleOCR, with no look at the network when both models are folders."""
+def paddle(detection: Model, recognition: Model, max_side: int, intra: int) -> Any:
+    """PaddleOCR on `intra` cores, with no look at the network when both models are folders."""
     os.environ.setdefault("PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK", "True")
     if detection.folder and recognition.folder and "modelscope" not in sys.modules:
         # it would only download, and its import loads torch and transformers: 10 s and 600 MB in a worker process
@@ -249,6 +250,6 @@ def _paddle(detection: Model, recognition: Model, max_side: int) -> Any:
         use_textline_orientation=False,
         return_word_box=True,
         engine="onnxruntime",
-        engine_config={"intra_op_num_threads": 1, "inter_op_num_threads": 1},
+        engine_config={"intra_op_num_threads": intra, "inter_op_num_threads": 1},
         device="cpu",
     )

@@ -1,0 +1,132 @@
+"""The OCR reward against a plain scorer: the same PaddleOCR engine, one image at a time, edit distance only.
+
+    python benchmarks/ocr_reward.py [--threads 1 2] [--rounds 3] [--images 64]
+
+Both sides build the engine once, use the same models, options and number of threads, and take turns on the same images
+of mixed sizes; their text scores must agree within 0.01. Each gain is then given to the plain scorer alone. Seconds are
+the wall's; the CPU's are told beside them, because other work on the machine moves the former.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit")]
+
+import cv2
+import numpy as np
+from rendered import length, paper, write
+
+from callbacks.ocr_engine import PaddleEngine, paddle
+from callbacks.ocr_models import offline_models
+from callbacks.ocr_reward import score_images
+from firered_lit.draws import chooser
+from firered_lit.models.tiny import cache_folder
+from firered_lit.rewards.layout_ocr import cells, fold, joined, nearest_run, text_score
+
+SIZES = [(256, 256), (384, 256), (512, 384), (512, 512), (640, 480), (768, 512), (768, 768), (1024, 768)]
+TEXTS = ["2nd Edition", "SALE 50%", "Open Daily", "No. 42", "2026.11.23", "Coffee", "Exit", "欢迎光临", "今日特价"]
+TEXTS += ["新年快乐", "第二版", "茶馆 Cafe", "Hello World", "Fresh Bread", "18:30", "请勿吸烟"]
+MAX_SIDE = 960
+
+
+def draw(number):
+    """A page of 2 to 5 short lines, and the one that is asked for."""
+    choose, size = chooser("ocr benchmark", number), SIZES[number % len(SIZES)]
+    page = paper(size, choose.choice(["white", "#f0e8d0", "#203040"]))
+    ink = "white" if sum(page.getpixel((0, 0))) < 300 else choose.choice(["black", "#802010"])
+    lines = choose.sample(TEXTS, choose.randint(2, 5))
+    for n, line in enumerate(lines):
+        height = min(choose.randint(18, 34), int(size[0] * 0.9 / length(line, 1.0)))
+        write(page, line, (size[0] / 2, size[1] * (n + 0.5) / len(lines)), height, ink)
+    return np.asarray(page), choose.choice(lines)
+
+
+class Plain:
+    """One image at a time through PaddleOCR; R_text of the lines nearest to the text."""
+
+    def __init__(self, models, intra):
+        self.ocr = paddle(*models, MAX_SIDE, intra)
+
+    def score(self, image, text):
+        read = self.ocr.predict(np.ascontiguousarray(image[:, :, ::-1]), return_word_box=False)[0]["rec_texts"]
+        wanted = folded(text)
+        split = [cells((0, 0, 1, 1), folded(line)) for line in read]
+        return text_score(joined(nearest_run(split, wanted)), wanted)
+
+    def __call__(self, images, texts):
+        return [self.score(image, text) for image, text in zip(images, texts)]
+
+
+folded = partial(fold, case=True, space=True)
+
+
+def sides(models, threads):
+    """Name -> a scorer of (images, texts): R_text of each."""
+    plain, single = Plain(models, threads), Plain(models, 1)
+    alone = PaddleEngine(*models, threads=1, intra=threads, max_side=MAX_SIDE)
+    ours = PaddleEngine(*models, threads=threads, max_side=MAX_SIDE)
+    pool = ThreadPoolExecutor(threads)
+
+    def scored(engine, images, texts):
+        return [score.text for score in score_images(images, texts, engine=engine)]
+
+    def one_by_one(images, texts):
+        return [scored(alone, [image], [text])[0] for image, text in zip(images, texts)]
+
+    found = {"plain": plain, "plain, lines at their own width": one_by_one}
+    found["the same, all images' lines in batches"] = partial(scored, alone)
+    if threads > 1:
+        found["plain, images side by side"] = lambda images, texts: list(pool.map(single.score, images, texts))
+    return found | {"ours": partial(scored, ours)}
+
+
+def measure(scorers, images, texts, rounds):
+    """Wall and CPU seconds of each round by side, in turns; the first round only warms up. Scores must agree."""
+    seconds, scores = {name: [] for name in scorers}, {}
+    for _ in range(rounds + 1):
+        for name, scorer in scorers.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            scores[name] = scorer(images, texts)
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    far = {name: np.abs(np.subtract(found, scores["plain"])) for name, found in scores.items()}
+    assert all(gap.max() <= 0.01 for gap in far.values()), {name: gap.round(2).tolist() for name, gap in far.items()}
+    return {name: values[1:] for name, values in seconds.items()}, scores["plain"]
+
+
+def table(seconds, count, threads):
+    wall, cpu = ({n: statistics.median(pair[i] for pair in pairs) for n, pairs in seconds.items()} for i in (0, 1))
+    print(f"{'':<42}{'images/s/core':>14}{'ratio':>8}{'range':>16}{'CPU ms/image':>14}{'ratio':>8}")
+    for name, pairs in seconds.items():
+        ratios = sorted(base[0] / own[0] for base, own in zip(seconds["plain"], pairs))
+        print(
+            f"{name:<42}{count / wall[name] / threads:>14.2f}{wall['plain'] / wall[name]:>8.2f}"
+            f"{f'{ratios[0]:.2f} to {ratios[-1]:.2f}':>16}"
+            f"{1000 * cpu[name] / count:>14.1f}{cpu['plain'] / cpu[name]:>8.2f}"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=64)
+    given = parser.parse_args()
+    cv2.setNumThreads(1)
+    models = offline_models(cache_folder())
+    images, texts = zip(*map(draw, range(given.images)))
+    for threads in given.threads:
+        seconds, scores = measure(sides(models, threads), images, texts, given.rounds)
+        print(f"\n{len(images)} images of {len(SIZES)} sizes, {threads} threads, mean text {np.mean(scores):.3f}")
+        table(seconds, len(images), threads)
+
+
+if __name__ == "__main__":
+    main()
