@@ -2,19 +2,20 @@
 
     python -m datamodules.synthetic --out DIR --count 96
 
-writes one folder per task in the layout that `prepare` reads; with --pairs one file of preference pairs, a right and a
-spoiled edit each. Sample i of a seed is always the same sample.
+writes one folder per task in the layout that `prepare` reads; with --text edits of words on a sign are among them, for
+rewards that read; with --pairs one file of preference pairs, a right and a spoiled edit each. Sample i of a seed is
+always the same sample.
 """
 
 import argparse
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from firered_lit.draws import chooser
 
@@ -28,7 +29,9 @@ COLOURS = {
     "black": ("黑色", (24, 24, 24)),
     "orange": ("橙色", (240, 130, 30)),
 }
+BRIGHT = ("white", "yellow", "orange")  # what black words are read on
 SHAPES = {"circle": "圆形", "square": "方块", "triangle": "三角形", "diamond": "菱形"}
+WORDS = ("OPEN", "SALE 50%", "Exit 12", "Coffee", "Hello", "Menu", "2nd Floor", "Closed", "Welcome", "Lunch")
 CANVASES = ((128, 128), (160, 96), (96, 160), (192, 96))  # width, height
 SHARP = 4  # drawn so many times larger, then reduced: smooth edges
 
@@ -54,11 +57,12 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A canvas (width, height), its background colour and what lies on it."""
+    """A canvas (width, height), its background colour, what lies on it, and words across its middle."""
 
     canvas: tuple[int, int]
     background: str
     things: tuple[Thing, ...]
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,10 @@ def draw(scene: Scene) -> Image.Image:
             pen.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], fill=fill)
         else:
             pen.polygon([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], fill=fill)
+    if scene.words:
+        size = min(0.3 * large.height, 1.6 * large.width / len(scene.words))
+        ink = COLOURS["black" if scene.background in BRIGHT else "white"][1]
+        pen.text((large.width / 2, large.height / 2), scene.words, ink, ImageFont.load_default(size), anchor="mm")
     return large.resize(scene.canvas, Image.Resampling.LANCZOS)
 
 
@@ -163,12 +171,22 @@ def paint(rng: Random) -> Edit:
     return Edit("text_to_image", (), after, f"A {thing.en} on {after.background}", f"{ground}背景上的{thing.cn}")
 
 
-FAMILIES: tuple[Callable[[Random], Edit], ...] = (recolour, remove, add, background, flip, compose, paint)
+def reword(rng: Random) -> Edit:
+    before, (old, new) = scene(rng, 0), rng.sample(WORDS, 2)
+    after = replace(before, words=new)
+    if rng.random() < 0.25:
+        return Edit("text", (before,), after, f'Write "{new}" in the middle', f"在中间写上“{new}”")
+    en, cn = f'Replace the words "{old}" with "{new}"', f"把文字“{old}”换成“{new}”"
+    return Edit("text", (replace(before, words=old),), after, en, cn)
 
 
-def edit(seed: int, number: int) -> Edit:
+Family = Callable[[Random], Edit]
+FAMILIES: tuple[Family, ...] = (recolour, remove, add, background, flip, compose, paint)
+
+
+def edit(seed: int, number: int, families: Sequence[Family] = FAMILIES) -> Edit:
     """Sample `number` of the world of `seed`; the families take turns."""
-    return FAMILIES[number % len(FAMILIES)](chooser("world", seed, number))
+    return families[number % len(families)](chooser("world", seed, number))
 
 
 def spoiled(rng: Random, sample: Edit) -> Scene:
@@ -200,11 +218,11 @@ def write_pairs(out: Path, count: int, seed: int = 0) -> int:
     return count
 
 
-def write(out: Path, count: int, seed: int = 0) -> int:
+def write(out: Path, count: int, seed: int = 0, families: Sequence[Family] = FAMILIES) -> int:
     """Write `count` samples, a folder per task with `edits.jsonl` and `images/`. Returns the rows written."""
     rows: dict[str, list[dict[str, object]]] = {}
     for number in range(count):
-        sample = edit(seed, number)
+        sample = edit(seed, number, families)
         images = out / sample.task / "images"
         images.mkdir(parents=True, exist_ok=True)
         names = [f"images/{number:05d}_source{i}.png" for i in range(len(sample.sources))]
@@ -218,6 +236,8 @@ def write(out: Path, count: int, seed: int = 0) -> int:
             "instruction": sample.en,
             "instruction_cn": sample.cn,
         }
+        if sample.target.words:
+            row |= {"target_text": sample.target.words, "replaced_text": sample.sources[0].words}
         rows.setdefault(sample.task, []).append(row)
     for task, lines in rows.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -230,12 +250,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--text", action="store_true", help="with edits of words, in turn with the others")
     parser.add_argument("--pairs", action="store_true", help="preference pairs in place of edits")
     args = parser.parse_args()
+    families = (reword, *FAMILIES) if args.text else FAMILIES
     if args.pairs:
         print(f"{args.out}: {write_pairs(args.out, args.count, args.seed)} preference pairs")
         return
-    print(f"{args.out}: {write(args.out, args.count, args.seed)} edits in {len(FAMILIES)} tasks")
+    print(f"{args.out}: {write(args.out, args.count, args.seed, families)} edits in {len(families)} tasks")
 
 
 if __name__ == "__main__":

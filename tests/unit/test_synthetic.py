@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from datamodules.records import read
-from datamodules.synthetic import FAMILIES, draw, edit, write, write_pairs
+from datamodules.synthetic import FAMILIES, WORDS, draw, edit, reword, write, write_pairs
 
 
 @pytest.mark.parametrize("number", range(len(FAMILIES) * 3))
@@ -61,3 +61,21 @@ def test_pairs_show_a_right_and_a_spoiled_edit(tmp_path: Path) -> None:
         assert (np.abs(right - spoiled).max(-1) > 20).mean() > 0.01
         assert all(not np.array_equal(np.asarray(Image.open(path)), spoiled) for path in record.references)
         assert np.array_equal(right, np.asarray(draw(edit(0, int(record.id.removeprefix("0-"))).target)))
+
+
+def test_edits_of_words_say_what_the_target_shows_and_what_it_replaces(tmp_path: Path) -> None:
+    """They are written beside the others only when asked for, and change nothing outside of the words."""
+    write(tmp_path, 20, families=(reword,))
+    rows = [json.loads(line) for line in (tmp_path / "text" / "edits.jsonl").read_text("utf-8").splitlines()]
+    assert {row["target_text"] for row in rows} <= set(WORDS)
+    assert {bool(row["replaced_text"]) for row in rows} == {True, False}
+    for number, row in enumerate(rows):
+        sample = edit(0, number, (reword,))
+        assert row["target_text"] in sample.en
+        assert row["target_text"] in sample.cn
+        assert row["replaced_text"] in sample.en
+        before, after = (np.asarray(draw(s)).astype(int) for s in (sample.sources[0], sample.target))
+        changed = np.abs(before - after).max(-1) > 20
+        assert changed.any()
+        assert not changed[: len(changed) // 4].any()
+    assert not any(edit(0, number).target.words for number in range(50))
