@@ -78,7 +78,8 @@ def _override_options(parser: Parser) -> None:
 
 
 def _edit_options(parser: Parser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="a diffusers folder, as `export` writes it")
+    parser.add_argument("--model", required=True, metavar="DIR", help="a diffusers folder or hub id")
+    parser.add_argument("--lora", action="append", default=[], metavar="PATH[@X]", help="a LoRA; repeat for more")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a reference; repeat for more")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the instruction")
     parser.add_argument("--out", required=True, metavar="FILE", help="where the edited image goes")
@@ -98,6 +99,7 @@ def _export_options(parser: Parser) -> None:
         "--merge", action="store_true", help="of a LoRA run: a whole model with the LoRA in its weights"
     )
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
+    parser.add_argument("--log", action="store_true", help="keep the result in the run's MLflow record as well")
 
 
 def _average_options(parser: Parser) -> None:
@@ -144,12 +146,17 @@ def _run_recipe(arguments: Arguments) -> int:
 
 def _run_edit(arguments: Arguments) -> int:
     names = ("model", "prompt", "out", "steps", "seed", "width", "height", "guidance", "stock")
-    _call("firered_lit.edit.edit", images=arguments.image, **{name: getattr(arguments, name) for name in names})
+    _call(
+        "firered_lit.edit.edit",
+        images=arguments.image,
+        loras=arguments.lora,
+        **{name: getattr(arguments, name) for name in names},
+    )
     return 0
 
 
 def _run_export(arguments: Arguments) -> int:
-    names = ("run", "out", "checkpoint", "merge", "ema")
+    names = ("run", "out", "checkpoint", "merge", "ema", "log")
     _call("firered_lit.export.export", **{name: getattr(arguments, name) for name in names})
     return 0
 

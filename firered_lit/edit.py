@@ -1,5 +1,6 @@
 """Edit a photo: the stock pipeline where it shows the model what training showed, else our own sampler."""
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from .flow.sampler import schedule
 from .models.codec import to_image, to_pixels
 from .models.conditioning import UNCONDITIONAL
 from .models.family import Base, Variant, open_base
+from .models.lora_files import find_lora, merge_file
 from .models.sampling import sample
-from .models.sizes import calculate_dimensions
+from .models.sizes import Sizes, calculate_dimensions
 
+Adapter = tuple[Path, float]  # a LoRA file and its strength
 LOST_POSITIONS = (
     "the stock edit pipeline of these versions of diffusers and transformers encodes the prompt with 1-D positions, "
     "the weights know 3-D ones; leave --stock out for the right embeddings"
@@ -36,14 +39,18 @@ def edit(
     height: int | None = None,
     guidance: float = 4.0,
     stock: bool = False,
+    loras: Sequence[str] = (),
 ) -> None:
     """Edit `images` (none: text-to-image) as `prompt` says and write `out`.
 
     guidance is the stock pipelines' `true_cfg_scale`, with the negative prompt " "; 1 switches it off. At the stock
     pipeline's sizes, or when `stock`, the stock pipeline runs; at other sizes our own sampler does, and says so. Unless
-    `stock`, the prompt is encoded here, with the positions that the weights know. Raises UserError on bad input.
+    `stock`, the prompt is encoded here, with the positions that the weights know. loras: files, or folders as `export`
+    writes them, merged into the weights one after another; `PATH@0.8` for less than full strength. Raises UserError on
+    bad input.
     """
-    base = open_base(model)
+    adapters = [_lora(text) for text in loras]
+    base = _at_sizes_of(open_base(model), adapters)
     references = [_open(path) for path in images]
     if base.variant == Variant.EDIT and len(references) > 1:
         raise UserError(f"{model}: takes one --image, not {len(references)}")
@@ -51,15 +58,39 @@ def edit(
     begin = time.perf_counter()
     if stock or base.at_stock_sizes:
         sampler = "the stock pipeline" + ("" if stock else ", with our prompt embeddings")
-        image = _stock(base, references, prompt, steps, seed, size, guidance, own_embeddings=not stock)
+        image = _stock(base, references, prompt, steps, seed, size, guidance, not stock, adapters)
     else:
         sampler = "our sampler, at the sizes the model was trained at"
-        image = _own(base, references, prompt, steps, seed, size, guidance)
+        image = _own(base, references, prompt, steps, seed, size, guidance, adapters)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     seconds = time.perf_counter() - begin
     how = f"{steps} steps, guidance {guidance:g}, seed {seed}, {sampler}, {seconds:.1f} s"
     print(f"{out}: {image.width}x{image.height}, {how}")
+
+
+def _lora(text: str) -> Adapter:
+    """(file, strength) of `PATH` or `PATH@STRENGTH`."""
+    path, at, strength = text.rpartition("@")
+    if at and not Path(text).exists():
+        try:
+            return find_lora(Path(path)), float(strength)
+        except ValueError:
+            raise UserError(f"--lora {text}: {strength!r} is no strength, as in {path}@0.8") from None
+    return find_lora(Path(text)), 1.0
+
+
+def _at_sizes_of(base: Base, adapters: Sequence[Adapter]) -> Base:
+    """The base at the sizes that the last LoRA which names any was trained at."""
+    for file, _ in reversed(adapters):
+        if (own := file.with_name("firered_lit.json")).exists():
+            return base.resized(Sizes(**json.loads(own.read_text(encoding="utf-8"))["sizes"]))
+    return base
+
+
+def _merge(transformer: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
+    for file, strength in adapters:
+        merge_file(transformer, file, strength)
 
 
 def _open(path: str) -> Image.Image:
@@ -97,7 +128,7 @@ def _texts(base: Base, references: list[Image.Image], prompt: str, guidance: flo
 
 def _stock(
     base: Base, references: list[Image.Image], prompt: str, steps: int, seed: int, size: tuple[int, int],
-    guidance: float, own_embeddings: bool,
+    guidance: float, own_embeddings: bool, adapters: Sequence[Adapter] = (),
 ) -> Image.Image:  # fmt: skip
     device, dtype = _device()
     call: dict[str, Any] = {"num_inference_steps": steps, "true_cfg_scale": guidance}
@@ -113,7 +144,9 @@ def _stock(
         if references and loses_text_positions():
             print(f"note: {LOST_POSITIONS}", file=sys.stderr)
         call |= {"prompt": prompt, "negative_prompt": UNCONDITIONAL} if guidance > 1 else {"prompt": prompt}
-    return stock_pipeline(base, bool(references), dtype).to(device)(**call).images[0]
+    pipeline = stock_pipeline(base, bool(references), dtype)
+    _merge(pipeline.transformer, adapters)
+    return pipeline.to(device)(**call).images[0]
 
 
 def stock_pipeline(base: Base, edits: bool, dtype: torch.dtype = torch.float32) -> Any:
@@ -132,7 +165,7 @@ def stock_pipeline(base: Base, edits: bool, dtype: torch.dtype = torch.float32) 
 
 def _own(
     base: Base, references: list[Image.Image], prompt: str, steps: int, seed: int, size: tuple[int, int],
-    guidance: float,
+    guidance: float, adapters: Sequence[Adapter] = (),
 ) -> Image.Image:  # fmt: skip
     device, dtype = _device()
     codec = base.codec(device, dtype)
@@ -142,7 +175,9 @@ def _own(
     width, height = size[0] // codec.factor, size[1] // codec.factor
     noise = torch.randn((1, codec.mean.shape[1], height, width), generator=torch.Generator().manual_seed(seed))
     sigmas = schedule(steps, height * width // 4, base.scheduler_config)
-    transformer = base.transformer(dtype).to(device).eval()
+    transformer = base.transformer(dtype)
+    _merge(transformer, adapters)
+    transformer = transformer.to(device).eval()
     negative = conditions[1] if guidance > 1 else None
     return to_image(
         codec.decode(sample(transformer, noise.to(device, dtype), sigmas, conditions[0], negative, guidance))[0]

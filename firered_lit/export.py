@@ -19,6 +19,7 @@ from .models.lora import factors
 from .models.lora import merge as merge_factors
 from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
 from .models.sizes import Sizes
+from .store import read_record
 
 PREFIX = "transformer."
 _EDIT_TOO = """or `python -m firered_lit edit --model THIS_FOLDER --image photo.jpg --prompt "..." --out edited.png`, which also encodes
@@ -41,20 +42,28 @@ class Saved:
 
 
 def export(
-    run: str, out: str, checkpoint: str = "last", max_shard_size: str = "5GB", merge: bool = False, ema: bool = False
+    run: str,
+    out: str,
+    checkpoint: str = "last",
+    max_shard_size: str = "5GB",
+    merge: bool = False,
+    ema: bool = False,
+    log: bool = False,
 ) -> None:
     """Write a run's weights as `out`: a diffusers folder of sharded safetensors, configs and model card.
 
     Weights get the precision of the base they came from, so that a run of zero steps exports the base bit for bit. Of a
     LoRA run, two files are written instead, for diffusers and for ComfyUI; with `merge`, the folder with the LoRA in
-    the base's weights as they are stored, quantised or not in training. ema: the averaged weights. The folder appears
-    whole or not at all. Raises UserError when the run has no such checkpoint, when that has no average, or when `out`
-    holds something.
+    the base's weights as they are stored, quantised or not in training. ema: the averaged weights. log: keep the folder
+    in the run's MLflow record too. The folder appears whole or not at all. Raises UserError when the run has no such
+    checkpoint, when that has no average, or when `out` holds something.
     """
     target = Path(out)
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{out}: not empty; choose another --out")
     saved = _open(Path(run), checkpoint, ema)
+    if log and not read_record(Path(run)).get("mlflow_run_id"):
+        raise UserError(f"{run}: --log, but the run has no MLflow record")
     if merge and saved.lora is None:
         raise UserError(f"{saved.path}: --merge, but the run trained no LoRA; its export is whole without")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +80,10 @@ def export(
     how = f"DiffusionPipeline.from_pretrained({out!r})" if whole else f"pipe.load_lora_weights({out!r})"
     what = f"{'' if whole else 'a LoRA over '}{base.name} after {saved.step} steps ({saved.path.name}{', EMA' * ema})"
     print(f"{out}: {what}; load it with {how}")
+    if log:
+        from .tracking import log_folder
+
+        print(f"{out}: kept as the artifact {target.name} of MLflow run {log_folder(run, out, target.name)}")
 
 
 def _open(run: Path, checkpoint: str, ema: bool) -> Saved:

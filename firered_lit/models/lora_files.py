@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .lora import delta
+from .lora import delta, merge
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # module -> (A, B)
 FILES = {"pytorch_lora_weights.safetensors": "transformer.", "comfyui_lora.safetensors": "diffusion_model."}
@@ -117,6 +118,36 @@ def _comfyui_pair(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, Ten
             alpha = tensors.get(f"{name}.alpha")
             return a, b.float() * (1.0 if alpha is None else alpha.item() / a.shape[0])
     return None
+
+
+def find_lora(path: Path) -> Path:
+    """The file of a LoRA: itself, or the one for diffusers in an export's folder. UserError when there is none."""
+    file = path / DIFFUSERS if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: no LoRA there; name a .safetensors file, or a folder with {DIFFUSERS}")
+    return file
+
+
+def merge_file(transformer: nn.Module, file: Path, strength: float = 1.0) -> int:
+    """Add a LoRA file, in any of the spellings that ComfyUI knows, to a plain transformer's weights; returns the number
+    of weights changed. Raises UserError when a tensor of it fits nothing: it would be lost without a word elsewhere."""
+    try:
+        tensors = load_file(file)
+    except (OSError, ValueError, SafetensorError) as problem:
+        raise UserError(f"{file}: cannot be read as safetensors ({problem})") from None
+    found = through_comfyui(tensors, transformer)
+    weights = dict(transformer.named_parameters())
+    for module, (a, b) in found.items():
+        if (b.shape[0], a.shape[1]) != tuple(weights[f"{module}.weight"].shape) or a.shape[0] != b.shape[1]:
+            raise UserError(f"{file}: made for another architecture: {module}.weight has another shape")
+    endings = tuple(module.replace(".", "_") for module in found)
+    stems = {key: key.removesuffix(".alpha").partition(".lora")[0].replace(".", "_") for key in sorted(tensors)}
+    lost = [key for key, stem in stems.items() if not stem.endswith(endings)]
+    if lost or not found:
+        first = f", first {lost[0]}" if lost else ""
+        raise UserError(f"{file}: {len(lost)} of its {len(tensors)} tensors fit nothing in this transformer{first}")
+    merge(transformer, found, strength)
+    return len(found)
 
 
 def pipeline_of(folder: Path) -> str:

@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_lora import output, stir
 from tiny_edits import fit
 
@@ -85,6 +87,42 @@ def test_both_files_are_the_trained_edit(run, trained, tmp_path, capsys) -> None
         assert words in card
 
 
+def test_edit_takes_the_files_as_the_merged_model_does(run, tmp_path, capsys) -> None:
+    """`edit --lora` on the folder, on ComfyUI's file, and at half strength twice, draws what the merged model draws."""
+    for name, more in (("files", ()), ("merged", ("--merge",))):
+        assert main(["export", "--run", str(run), "--out", str(tmp_path / name), *more]) == 0
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "in.png")
+
+    def drawn(name: str, model: str, *loras: str) -> np.ndarray:
+        out = tmp_path / f"{name}.png"
+        what = ["--image", str(tmp_path / "in.png"), "--prompt", "Make it blue", "--steps", "3", "--guidance", "1"]
+        assert main(["edit", "--model", model, *what, "--out", str(out), *(f"--lora={x}" for x in loras)]) == 0
+        return np.asarray(Image.open(out)).astype(int)
+
+    merged, files = drawn("merged", str(tmp_path / "merged")), str(tmp_path / "files")
+    assert abs(drawn("plain", "tiny") - merged).mean() > 1e-1
+    for name, loras in (("folder", [files]), ("comfy", [f"{files}/{COMFYUI}"]), ("halves", [f"{files}@0.5"] * 2)):
+        assert abs(drawn(name, "tiny", *loras) - merged).mean() < 1e-3, name
+    strange = load_file(tmp_path / "files" / DIFFUSERS)
+    key = next(iter(strange))
+    save_file(
+        {k.replace("transformer_blocks.0", "blocks.0"): v for k, v in strange.items()}, tmp_path / "a.safetensors"
+    )
+    save_file(strange | {key: torch.ones(4, 3)}, tmp_path / "b.safetensors")
+    (tmp_path / "c.safetensors").write_bytes(b"no")
+    capsys.readouterr()
+    for lora, words in (
+        ("a.safetensors", "fit nothing in this transformer, first transformer.blocks.0"),
+        ("b.safetensors", "another architecture"),
+        ("c.safetensors", "cannot be read as safetensors"),
+        ("none", "no LoRA there"),
+        ("files@much", "'much' is no strength"),
+    ):
+        image = ["--image", str(tmp_path / "in.png"), "--prompt", "x", "--out", str(tmp_path / "o.png")]
+        assert main(["edit", "--model", "tiny", *image, "--steps", "1", "--lora", str(tmp_path / lora)]) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_run_of_no_training_exports_no_change(tmp_path) -> None:
     config = dict(open_base("tiny").transformer().config)
     fresh = factors(Backbone("tiny", lora=LORA).load().state_dict())
@@ -143,6 +181,8 @@ def test_the_average_is_exported_where_there_is_one(run, full, tmp_path, capsys)
     error = capsys.readouterr().err.strip()
     assert "kept no average" in error
     assert "\n" not in error
+    assert main(["export", "--run", str(full), "--out", str(tmp_path / "none"), "--log"]) == 2
+    assert "no MLflow record" in capsys.readouterr().err
     assert main(["export", "--run", str(full), "--out", str(tmp_path / "none"), "--merge"]) == 2
     assert "trained no LoRA" in capsys.readouterr().err
 
