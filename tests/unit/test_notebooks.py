@@ -23,14 +23,40 @@ def test_notebooks_are_stripped_and_define_no_classes(path):
     assert not [node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.ClassDef)]
 
 
-def test_the_data_notebook_runs(root, monkeypatch):
+def executed(name: str, root: Path) -> str:
+    """What a notebook prints."""
+    notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", 4)
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(root / "notebooks")}}).execute()
+    return "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.fixture
+def setting(root, monkeypatch):
+    """The notebooks' small setting."""
     monkeypatch.setenv("FIRERED_LIT_COUNT", "42")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])))
-    notebook = nbformat.read(root / "notebooks" / "01_data.ipynb", 4)
-    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(root / "notebooks")}}).execute()
-    text = "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+    return monkeypatch
+
+
+def test_the_data_notebook_runs(root, setting):
+    text = executed("01_data", root)
     assert "Put the hat of image 1 on the man in image 2" in text
     assert "a red hat on the man in image 1" in text
     assert "第二张图的人站在图一的海边" in text
     assert "compose" in text
     assert "42" in text
+
+
+def test_a_lora_is_trained_and_its_run_is_drawn(root, setting, tmp_path):
+    setting.setenv("FIRERED_LIT_STEPS", "6")
+    setting.setenv("FIRERED_LIT_FOLDER", str(tmp_path))
+    text = executed("02_lora", root)
+    assert "stage.backbone.lora.ranks" in text
+    assert "comfyui_lora.safetensors" in text
+    assert "step_00000016.ckpt" in text
+    assert {path.name for path in tmp_path.glob("edited_*.png")} == {f"edited_{x}.png" for x in (0, 0.5, 1)}
+    setting.setenv("FIRERED_LIT_STORE", str(tmp_path))
+    text = executed("04_runs", root)
+    assert "FINISHED" in text
+    assert "val/loss" in text
+    assert "stage.backbone.lora.rank" not in text  # one run differs from no other
