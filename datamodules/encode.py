@@ -13,10 +13,12 @@ from firered_lit.models.codec import to_pixels
 from firered_lit.models.conditioning import UNCONDITIONAL
 from firered_lit.models.family import Base
 
-from . import images
+from . import images, masks
 from .chunks import Sample
 from .instruction import choices, droppable_references, reindex
 from .records import Record, Refusal, named_images
+from .refusals import Refuse
+from .regions import Region, check_inside, through
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VL_PATCH = 28 * 28  # pixels of a reference that are one token of the vision-language model
@@ -49,7 +51,20 @@ def load(row: Sequence[Record], max_pixels: int, allow_urls: bool) -> dict[str, 
     if edit.loser and _same(found[edit.target], found[edit.loser]):
         detail = f"{edit.target} and {edit.loser} show the same pixels"
         raise Unfit(Refusal(edit.where, edit.columns.loser, "winner is loser", detail))
-    return found
+    return found | _mask(edit, found, max_pixels, allow_urls)
+
+
+def _mask(edit: Record, found: dict[str, Image.Image], max_pixels: int, allow_urls: bool) -> dict[str, Image.Image]:
+    """The mask of an edit by its path, when it has one."""
+    column, path = edit.columns.mask, edit.mask
+    if not path:
+        return {}
+    if path in found:
+        raise Unfit(Refusal(edit.where, column, "bad mask", f"{path} is one of the edit's pictures"))
+    try:
+        return {path: images.load(path, max_pixels=max_pixels, allow_urls=allow_urls, mask=True)}
+    except images.BadImageError as problem:
+        raise Unfit(Refusal(edit.where, column, problem.reason, problem.detail)) from None
 
 
 def _same(image: Image.Image, other: Image.Image) -> bool:
@@ -74,8 +89,9 @@ class Encoder:
         """
         crops = self._crops(record, loaded)
         references = [crop for name, crop in crops.items() if name.startswith("reference.")]
+        regions, mask = self._marks(record, loaded, crops)
         texts = self._texts(record.where, record.instructions, references)
-        tensors = {name: self._latents(crop) for name, crop in crops.items()} | texts
+        tensors = {name: self._latents(crop) for name, crop in crops.items()} | texts | mask
         drop = self._droppable(record) if not held_out else ()
         prompts = {} if held_out else _reindexed(record, drop, self.orders)
         orders = {
@@ -96,6 +112,9 @@ class Encoder:
         }
         changed = {name: texts for name, texts in zip(orders, prompts.values()) if texts != record.instructions}
         meta |= {"reindexed": changed} if changed else {}
+        meta |= {"replaced_text": record.replaced_text} if record.replaced_text else {}
+        meta |= {"requirement": record.requirement} if record.requirement else {}
+        meta |= {"regions": regions, "left_crop": len(record.regions) - len(regions)} if record.regions else {}
         kept = self.keep_images or held_out
         pictures = {name: _png(crop) for name, crop in crops.items()} if kept else {}
         return Sample(record.id, meta, tensors, pictures, orders)
@@ -115,6 +134,31 @@ class Encoder:
             except images.BadImageError as problem:
                 raise Unfit(Refusal(record.where, field, problem.reason, f"{path}: {problem.detail}")) from None
         return crops
+
+    def _marks(
+        self, record: Record, loaded: dict[str, Image.Image], crops: dict[str, Image.Image]
+    ) -> tuple[list[Region], dict[str, Tensor]]:
+        """The regions in the pixels of the target's crop, and the mask on it. Raises Unfit."""
+        target, crop = loaded[record.target], crops["target"]
+        shape, regions, mask = (crop.height, crop.width), list(record.regions), {}
+        try:
+            if regions:
+                if target.info.get("turned"):
+                    turned = f"{record.target} is turned by its EXIF tag: in which pixels is unclear; store it upright"
+                    raise Refuse(record.region_column, "bad region", turned)
+                check_inside(regions, target.size, record.region_column)
+                regions = through(regions, images.window(target.size, shape), shape)
+            if record.mask:
+                seen = [(target.size, shape)]
+                seen += (
+                    [(loaded[record.references[0]].size, tuple(_shape(crops["reference.0"])))]
+                    if record.references
+                    else []
+                )
+                mask[masks.KEY] = masks.packed(masks.on_crop(loaded[record.mask], seen, shape, record.columns.mask))
+        except Refuse as problem:
+            raise Unfit(Refusal(record.where, *problem.args)) from None
+        return regions, mask
 
     def _latents(self, crop: Image.Image) -> Tensor:
         """(16, H/8, W/8): the posterior's mode, as inference takes it."""

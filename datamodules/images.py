@@ -22,6 +22,7 @@ from .parquet import Embedded
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # none that runs other programs
 SMALLEST_SIDE = 32
 MAX_PIXELS = 1 << 26  # 8192 x 8192
+ORIENTATION = 0x0112  # of EXIF; from 5 on it swaps the sides
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 URL_SECONDS = 20.0
 URL_BYTES = 64 << 20
@@ -42,18 +43,22 @@ def load(
     allow_urls: bool = False,
     url_seconds: float = URL_SECONDS,
     url_bytes: int = URL_BYTES,
+    mask: bool = False,
 ) -> Image.Image:
     """The image at a path, or at an http(s) URL when `allow_urls`, upright, in 8-bit RGB.
 
-    Alpha is composited over white; 16 bits are scaled to 8; palettes, CMYK and EXIF rotation are resolved. max_pixels
-    is held against the header, before anything is decoded. Raises BadImageError.
+    Alpha is composited over white; 16 bits are scaled to 8; palettes, CMYK and EXIF rotation are resolved, `info` then
+    says "turned". max_pixels is held against the header, before anything is decoded. mask: 8-bit grey instead, 255
+    where the image is white or transparent. Raises BadImageError.
     """
     name = os.fspath(path)
     with _open(name, allow_urls, url_seconds, url_bytes) as file:
         try:
             with _header(file, name, max_pixels) as image:
                 image.load()
-                return _rgb(ImageOps.exif_transpose(image), name)
+                upright = (_white if mask else _rgb)(ImageOps.exif_transpose(image), name)
+                upright.info["turned"] = image.getexif().get(ORIENTATION, 1) != 1
+                return upright
         except UnidentifiedImageError:
             raise BadImageError("unreadable image", f"{name} is not an image of a known format") from None
         except Image.DecompressionBombError as problem:
@@ -69,7 +74,7 @@ def size(path: str | os.PathLike[str]) -> Shape:
     with _open(name, False, URL_SECONDS, URL_BYTES) as file:
         try:
             with _header(file, name, MAX_PIXELS) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5
+                turned = image.getexif().get(ORIENTATION, 1) >= 5
                 return (image.width, image.height) if turned else (image.height, image.width)
         except UnidentifiedImageError:
             raise BadImageError("unreadable image", f"{name} is not an image of a known format") from None
@@ -97,9 +102,13 @@ def crop(image: Image.Image, shape: Shape) -> Image.Image:
     height, width = shape
     if image.size == (width, height):
         return image
-    left, top, right, bottom = crop_box(image.height, image.width, shape)
-    box = max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height)  # rounding may step outside
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=window(image.size, shape))
+
+
+def window(size: tuple[int, int], shape: Shape) -> tuple[float, float, float, float]:
+    """What `crop` shows of an image of `size` (width, height): left, top, right, bottom in the image's pixels."""
+    left, top, right, bottom = crop_box(size[1], size[0], shape)
+    return max(left, 0.0), max(top, 0.0), min(right, size[0]), min(bottom, size[1])  # rounding may step outside
 
 
 def _open(name: str, allow_urls: bool, seconds: float, limit: int) -> IO[bytes]:
@@ -152,6 +161,19 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _white(image: Image.Image, name: str) -> Image.Image:
+    """What is white or transparent, 255, in 8-bit grey; an image with transparency is told by that alone."""
+    if not image.has_transparency_data:
+        return _rgb(image, name).convert("L")
+    alpha = image.convert("RGBA").getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        return _rgb(image, name).convert("L")
+    opaque = np.asarray(image.convert("RGBA").convert("L"))[np.asarray(alpha) >= 128]
+    if len(opaque) and opaque.min() >= 250:
+        raise BadImageError("bad mask", f"{name} is white on transparent: which of them the edit may change is unclear")
+    return ImageOps.invert(alpha)
 
 
 def _opener() -> urllib.request.OpenerDirector:

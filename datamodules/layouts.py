@@ -37,7 +37,7 @@ class Columns:
     wanted: tuple[str, ...] = ()
     task: str = "task"
     group: str = ""
-    mask: str = ""
+    mask: str = "mask"
     id: str = "id"
     listed: bool = False  # the target is a list of one
     inverse: Mapping[str, str] = field(default_factory=dict)

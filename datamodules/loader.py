@@ -19,6 +19,7 @@ from firered_lit.batch import Condition, EditBatch, PreferenceBatch, Text
 from firered_lit.errors import UserError
 from firered_lit.models.codec import to_pixels
 
+from . import masks, regions
 from .buckets import BatchPlan, Bucket
 from .captions import Captions
 from .chunks import Chunks, Sample
@@ -139,6 +140,10 @@ def collate(
         tasks=tuple(sample.meta["task"] for sample in samples),
         instructions=tuple(s.meta["instructions"].get(key, "") for s, key in zip(samples, texts, strict=True)),
         target_texts=tuple(sample.meta.get("target_text") or None for sample in samples),
+        replaced_texts=tuple(sample.meta.get("replaced_text") or None for sample in samples),
+        requirements=tuple(sample.meta.get("requirement") or None for sample in samples),
+        regions=regions.stacked([sample.meta.get("regions", ()) for sample in samples]),
+        mask=masks.stacked([sample.tensors for sample in samples]),
         **more,
     )
 

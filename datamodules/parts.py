@@ -117,7 +117,7 @@ class Parts:
 
     def _counts(self, header: dict[str, Any]) -> dict[str, Any]:
         """What data.json says of the samples. The fingerprint is of everything that decides what a plan shows."""
-        tasks, references, captions, pairs = Counter(), Counter(), Counter(), 0
+        tasks, references, captions, marks, pairs = Counter(), Counter(), Counter(), Counter(), 0
         digest, held_out = hashlib.blake2b(json.dumps(header).encode(), digest_size=12), 0
         for sample in self.samples():
             tasks[sample["task"]] += 1
@@ -125,6 +125,7 @@ class Parts:
             captions.update(sample["captions"])
             held_out += sample["held_out"]
             pairs += sample.get("pair", False)
+            marks.update({name: int(sample.get(name, 0)) for name in ("regions", "left_crop", "mask")})
             digest.update(json.dumps(sample).encode())
         return {
             "samples": tasks.total(),
@@ -134,6 +135,9 @@ class Parts:
             "tasks": dict(sorted(tasks.items())),
             "references": {str(number): count for number, count in sorted(references.items())},
             "captions": dict(sorted(captions.items())),
+            "regions": marks["regions"],
+            "regions_left_crop": marks["left_crop"],
+            "masks": marks["mask"],
             "fingerprint": digest.hexdigest(),
         }
 
@@ -143,6 +147,9 @@ def _noting(samples: Iterable[Sample], noted: list[dict[str, Any]]) -> Iterator[
     for sample in samples:
         kept = {name: sample.meta[name] for name in ("task", "target", "references", "cluster", "held_out")}
         kept |= {"pair": True} if sample.meta.get("pair") else {}
+        kept |= {"mask": True} if "mask" in sample.tensors else {}
+        kept |= {"regions": len(sample.meta["regions"])} if sample.meta.get("regions") else {}
+        kept |= {"left_crop": sample.meta["left_crop"]} if sample.meta.get("left_crop") else {}
         kept |= {"droppable": sample.meta["droppable"]} if sample.meta.get("droppable") else {}
         noted.append({"id": sample.id, **kept, "captions": list(sample.meta["instructions"])})
         yield sample

@@ -24,6 +24,7 @@ from .images import URL
 from .layouts import EDITS, Columns, columns_of, named
 from .parquet import Embedded, Wanted
 from .refusals import Refusal, Refuse
+from .regions import Region, regions_of
 
 __all__ = ["Record", "Refusal", "named_images", "read", "rows"]
 
@@ -43,7 +44,10 @@ class Record:
     target_text: str = ""  # words that the target shows, for OCR
     loser: str = ""  # of a preference pair, whose winner is the target
     requirement: str = ""  # what a judge is told to look for
+    replaced_text: str = ""  # words of the first source whose place `target_text` takes
     mask: str = ""  # what the edit may change is white or transparent in it
+    regions: tuple[Region, ...] = ()  # of the target: what should keep its identity
+    region_column: str = "regions"  # that named them
     size: tuple[int, int] = (0, 0)  # (height, width) of the target, as the row says it, if it does
     captions: tuple[str, ...] = ()  # of every reference: what prompts say in its place when it is dropped, or ""
     columns: Columns = EDITS  # that named the images
@@ -142,13 +146,18 @@ def _records(row: dict[str, Any], place: Place, where: str, inverse: bool, layou
     common = {"task": task, "where": where, "group": _group(row, columns, place, [*references, *edits])}
     common |= {"cluster": text_of(row, "cluster"), "columns": columns, "size": size_of(row)}
     target, loser, *_ = [*changed, "", ""]
-    mask = place.open(path_of(columns.mask, row[columns.mask])) if row.get(columns.mask) is not None else ""
-    own = {"loser": loser, "mask": mask, "captions": captions_of(row, len(references))}
-    own |= {key: text_of(row, key) for key in ("target_text", "requirement")}
+    common["mask"] = place.open(path_of(columns.mask, row[columns.mask])) if row.get(columns.mask) is not None else ""
+    own = {"loser": loser, "captions": captions_of(row, len(references))} | _regions(row)
+    own |= {key: text_of(row, key) for key in ("target_text", "replaced_text", "requirement")}
     yield Record(name, target=target, references=tuple(sources), instructions=forward, **own, **common)
     if inverse and backward and len(references) == 1 and len(edits) == 1:
-        common |= {"size": (0, 0)}
+        common |= {"size": (0, 0)} | _regions(row, "inverse_")
         yield Record(f"{name}.inverse", target=sources[0], references=(target,), instructions=backward, **common)
+
+
+def _regions(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    column = next((name for name in (f"{prefix}regions", f"{prefix}landmarks") if row.get(name) is not None), "regions")
+    return {"regions": regions_of(row, prefix), "region_column": column}
 
 
 def _sources(row: dict[str, Any], columns: Columns) -> list[tuple[str, Any]]:

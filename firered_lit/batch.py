@@ -65,10 +65,13 @@ class EditBatch(_Movable):
     tasks: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
     target_texts: tuple[str | None, ...] = ()  # the words that each sample's target should show, where known
+    replaced_texts: tuple[str | None, ...] = ()  # words of the first source whose place those take, where known
+    requirements: tuple[str | None, ...] = ()  # what a judge is told to look for, where known
     unconditional: Text | None = None  # validation only: the text " " with the same references
     pixels: Tensor | None = None  # validation and rollout: (B, 3, H, W) the true target, in [-1, 1]
     sources: tuple[Tensor, ...] = ()  # validation and rollout: n tensors (B, 3, H_i, W_i), in [-1, 1]
-    regions: Tensor | None = None  # (B, R, P, 2) x, y of a face's 5 points or a box's 2 corners, NaN where fewer
+    regions: Tensor | None = None  # (B, R, P, 2) x, y of a face's 5 points or a box's 2 corners in the target's pixels,
+    # NaN where a sample has fewer regions, or where a box stands beside faces
     mask: Tensor | None = None  # (B, 1, H, W) 1 where the edit may change the picture
     weight: Tensor | None = None  # validation only: (B,) 0 for samples that only fill up a rank's share
 
