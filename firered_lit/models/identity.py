@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..draws import generator
 from ..errors import UserError
 
 FACE = (112, 112)
@@ -44,9 +45,12 @@ class Encoder(nn.Module):
 def open_encoder(path: str | Path) -> Encoder:
     """A frozen encoder: a folder of a Hugging Face vision model, or a weights file of an ArcFace-style IResNet.
 
+    "tiny" is a small one with fixed random weights, for laptops and tests: it tells pictures apart, not people.
     Raises UserError when there is neither, when the folder's model has no vision part, and when the file holds code or
     the weights of something else.
     """
+    if path == "tiny":
+        return _tiny().freeze()
     place = Path(path).expanduser()
     if (place / "config.json").is_file():
         return VisionEncoder(place).freeze()
@@ -109,6 +113,17 @@ class IResNet(Encoder):
         for level in range(self.levels):
             x = getattr(self, f"layer{level + 1}")(x)
         return self.features_norm(self.fc(self.bn2(x).flatten(1)))
+
+
+def _tiny() -> IResNet:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        net = IResNet((1, 1, 1, 1), (8, 8, 16, 16, 24), 32, (64, 64))
+        net.fc.bias.zero_()
+        for name, weight in net.named_parameters():
+            if weight.ndim > 1:
+                spread = (2 / weight[0].numel()) ** 0.5
+                weight.copy_(torch.randn(weight.shape, generator=generator("tiny encoder", name)) * spread)
+    return net
 
 
 def read_iresnet(path: Path) -> IResNet:

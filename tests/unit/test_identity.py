@@ -164,3 +164,13 @@ def test_what_is_no_encoder_is_refused_in_one_line(folder, tmp_path):
         with pytest.raises(UserError, match=reason) as refused:
             open_encoder(path)
         assert "\n" not in str(refused.value)
+
+
+def test_the_tiny_encoder_is_always_the_same_and_tells_pictures_apart():
+    before = torch.random.get_rng_state()
+    first, again = open_encoder("tiny"), open_encoder("tiny")
+    assert torch.equal(before, torch.random.get_rng_state())
+    shown = torch.rand((2, 3, 64, 64), generator=generator("tiny encoder test")) * 2 - 1
+    shown[1, :, :32] = 1.0
+    assert torch.equal(first(shown), again(shown))
+    assert cosine_similarity(*first(shown)[:, None]) < 0.95
