@@ -3,7 +3,9 @@
     python benchmarks/read.py [--quick] [--rows N ...]
 
 Every measurement runs in a fresh process. "above" is its peak resident memory, mapped files and all, above what it has
-when everything is imported. "rows/s" is by the clock, "of a core" by the time that the process ran.
+when everything is imported; what the system caches of files that are read and written, such as the scratch files of
+ids and of the index, is not the process's. The last line is how much "above" grows from the fewest rows to the most.
+"rows/s" is by the clock, "of a core" by the time that the process ran.
 """
 
 import argparse
@@ -86,6 +88,7 @@ def main() -> None:
         return
     names = zip(("rows", "refused", "buckets", "imports, MB", "above, MB", "rows/s", "of a core"), WIDTHS)
     print(" ".join(f"{name:>{width}}" for name, width in names))
+    above: dict[int, float] = {}
     for count in [5_000, 20_000] if arguments.quick else arguments.rows:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "edits.jsonl")
@@ -93,9 +96,14 @@ def main() -> None:
             command = [sys.executable, __file__, "--measure", str(source), f"{folder}/index"]
             out = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         assert (out["rows"], out["refused"]) == (count, broken), out
+        above[count] = out["above"]
         figures = [f"{count:,}", f"{broken:,}", f"{out['buckets']}", f"{out['imports']:.0f}", f"{out['above']:.1f}"]
         figures += [f"{out['rate']:,.0f}", f"{out['core']:,.0f}"]
         print(" ".join(f"{figure:>{width}}" for figure, width in zip(figures, WIDTHS)), flush=True)
+    few, many = min(above), max(above)
+    if few < many:
+        a_row = 1e6 * (above[many] - above[few]) / (many - few)
+        print(f"growth from {few:,} to {many:,} rows: {above[many] - above[few]:.1f} MB, {a_row:.1f} bytes a row")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ with `segment_start`, `segment_cluster`: where each (bucket, cluster) begins in 
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from firered_lit.models.sizes import Shape, tokens
 
 FILE = "index.safetensors"
 VERSION = "1"
-PIECE = 1 << 18  # rows handled at a time: memory does not grow with the data
+PIECE = 1 << 16  # rows handled at a time: memory does not grow with the data
 DTYPES: dict[str, Any] = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
 
 
@@ -130,13 +130,22 @@ def _buckets(specs: list[list[Any]]) -> tuple[Bucket, ...]:
 Key = tuple[str, int, Shape, tuple[Shape, ...], tuple[int, ...]]  # sorts by task, number of references, shapes
 
 
-def pieces(column: np.ndarray) -> Iterator[np.ndarray]:
-    """A column in slices of bounded size, so that memory does not grow with the data."""
-    return (column[i : i + PIECE] for i in range(0, len(column), PIECE))
+class Column(Protocol):
+    """Numbers that are read a slice at a time: an array, or a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
+def pieces(column: Column, first: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
+    """A column, or its part from `first` to `end`, in slices of bounded size: memory does not grow with the data."""
+    end = len(column) if end is None else end
+    return (column[i : min(i + PIECE, end)] for i in range(first, end, PIECE))
 
 
 def save(
-    folder: str | Path, buckets: Sequence[tuple[Key, int]], clusters: Sequence[str], columns: dict[str, np.ndarray]
+    folder: str | Path, buckets: Sequence[tuple[Key, int]], clusters: Sequence[str], columns: Mapping[str, Column]
 ) -> None:
     """Write sorted columns and the (key, rows) of each bucket to `folder`, piece by piece, and put them in place."""
     specs = [[task, target, references, drop, count] for (task, _, target, references, drop), count in buckets]

@@ -1,19 +1,44 @@
 """Rows in any order -> the columnar index, in bounded memory: spill to disk, counting sort, cut into blocks."""
 
+import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 
 from datamodules import index
-from datamodules.index import Key, Row, pieces, save
+from datamodules.index import Column, Key, Row, pieces, save
 
 BLOCK = 64  # rows of a block when the chunks are not known
 SCATTERED = 8  # fewer rows per chunk than this on average: the chunks give no locality, blocks are cut by number
 LARGEST_BLOCK = 512
 SPILL = np.dtype([("segment", "<u4"), ("position", "<u8")])
+
+
+class OnDisk:
+    """A column in a scratch file, read and written a part at a time: a mapped one would fill the process's memory."""
+
+    def __init__(self, path: Path, dtype: str | np.dtype, length: int) -> None:
+        self.path, self.dtype, self.length = path, np.dtype(dtype), length
+        self.file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        first, end, _ = part.indices(self.length)
+        self.file.seek(first * self.dtype.itemsize)
+        return np.fromfile(self.file, self.dtype, max(0, end - first))
+
+    def scatter(self, places: np.ndarray, values: np.ndarray) -> None:
+        """values[i] goes to places[i]; runs of places are written at once."""
+        order = np.argsort(places, kind="stable")
+        places, values = places[order], values[order].astype(self.dtype)
+        starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+        for first, end in zip(starts.tolist(), [*starts[1:].tolist(), len(places)]):
+            os.pwrite(self.file.fileno(), values[first:end].tobytes(), int(places[first]) * self.dtype.itemsize)
 
 
 def write_index(folder: str | Path, rows: Iterable[Row], chunks: Sequence[int] | None = None) -> None:
@@ -50,9 +75,9 @@ def _spill(rows: Iterable[Row], path: Path) -> dict[tuple[Key, str], int]:
 
 def _columns(
     keys: dict[tuple[Key, str], int], ordered: list[tuple[Key, str]], chunks: Sequence[int] | None, scratch: Path
-) -> tuple[dict[str, np.ndarray], list[int]]:
-    """The sorted columns of the spilled rows, as memory maps in `scratch`, and the rows of each bucket."""
-    spill = np.memmap(scratch / "spill", SPILL, "r")
+) -> tuple[dict[str, Column], list[int]]:
+    """The sorted columns of the spilled rows, on disk in `scratch`, and the rows of each bucket."""
+    spill = OnDisk(scratch / "spill", SPILL, (scratch / "spill").stat().st_size // SPILL.itemsize)
     rank = np.empty(len(keys), np.int64)
     rank[[keys[key] for key in ordered]] = np.arange(len(keys))
     bucket_of = np.cumsum([False] + [a[0] != b[0] for a, b in pairwise(ordered)])
@@ -61,7 +86,7 @@ def _columns(
         counts += np.bincount(rank[piece["segment"]], minlength=len(keys))
     sizes = np.bincount(bucket_of, counts).astype(np.int64)
     positions, segments = _sort(spill, rank, bucket_of, sizes, scratch)
-    columns = {"positions": positions, "blocks": _blocks(positions, sizes, chunks)}
+    columns: dict[str, Column] = {"positions": positions, "blocks": _blocks(positions, sizes, chunks)}
     clusters = sorted({cluster for _, cluster in keys})
     if len(clusters) > 1:
         number = {cluster: i for i, cluster in enumerate(clusters)}
@@ -84,45 +109,62 @@ def _places(keys: np.ndarray, cursor: np.ndarray) -> np.ndarray:
 
 
 def _sort(
-    spill: np.ndarray, rank: np.ndarray, bucket_of: np.ndarray, sizes: np.ndarray, scratch: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and segments of all rows, by bucket and position, as memory maps in `scratch`."""
-    positions = np.memmap(scratch / "positions", np.uint64, "w+", shape=spill.shape)
-    segments = np.memmap(scratch / "segments", np.uint32, "w+", shape=spill.shape)
+    spill: OnDisk, rank: np.ndarray, bucket_of: np.ndarray, sizes: np.ndarray, scratch: Path
+) -> tuple[OnDisk, OnDisk]:
+    """Positions and segments of all rows, by bucket and position, on disk in `scratch`."""
+    positions = OnDisk(scratch / "positions", "<u8", len(spill))
+    segments = OnDisk(scratch / "segments", "<u4", len(spill))
     cursor = np.cumsum(sizes) - sizes
     for piece in pieces(spill):
         segment = rank[piece["segment"]]
         places = _places(bucket_of[segment], cursor)
-        positions[places], segments[places] = piece["position"], segment
-    for end, size in zip(np.cumsum(sizes), sizes):
-        rows = slice(end - size, end)
-        if np.any(positions[rows][1:] < positions[rows][:-1]):
-            order = np.argsort(positions[rows], kind="stable")
-            positions[rows], segments[rows] = positions[rows][order], segments[rows][order]
+        positions.scatter(places, piece["position"])
+        segments.scatter(places, segment)
+    for end, size in zip(np.cumsum(sizes).tolist(), sizes.tolist()):
+        if not _rising(pieces(positions, end - size, end)):
+            order, places = np.argsort(positions[end - size : end], kind="stable"), np.arange(end - size, end)
+            for column in (positions, segments):
+                column.scatter(places, column[end - size : end][order])
     return positions, segments
 
 
-def _by_cluster(segments: np.ndarray, counts: np.ndarray, scratch: Path) -> np.ndarray:
-    """All rows ordered by segment, as a memory map in `scratch`."""
-    rows = np.memmap(scratch / "by_cluster", np.uint64, "w+", shape=segments.shape)
+def _rising(pieces: Iterator[np.ndarray]) -> bool:
+    last = 0
+    for piece in pieces:
+        if piece[0] < last or np.any(piece[1:] < piece[:-1]):
+            return False
+        last = piece[-1]
+    return True
+
+
+def _by_cluster(segments: OnDisk, counts: np.ndarray, scratch: Path) -> OnDisk:
+    """All rows ordered by segment, on disk in `scratch`."""
+    rows = OnDisk(scratch / "by_cluster", "<u8", len(segments))
     cursor, first = np.cumsum(counts) - counts, 0
     for piece in pieces(segments):
-        rows[_places(piece.astype(np.int64), cursor)] = np.arange(first, first + len(piece))
+        rows.scatter(_places(piece.astype(np.int64), cursor), np.arange(first, first + len(piece)))
         first += len(piece)
     return rows
 
 
-def _blocks(positions: np.ndarray, sizes: np.ndarray, chunks: Sequence[int] | None) -> np.ndarray:
+def _blocks(positions: OnDisk, sizes: np.ndarray, chunks: Sequence[int] | None) -> np.ndarray:
     """First row of every block: a bucket's rows of one chunk, cut where they are too many."""
     ends = np.cumsum(chunks or [0]).astype(np.uint64)
     blocks = []
-    for end, size in zip(np.cumsum(sizes), sizes):
-        own = positions[end - size : end]
-        inside = ends[(ends > own[0]) & (ends <= own[-1])]
-        cuts = np.unique(np.concatenate([[0], np.searchsorted(own, inside)]))
+    for end, size in zip(np.cumsum(sizes).tolist(), sizes.tolist()):
+        cuts = _changes(np.searchsorted(ends, piece, "right") for piece in pieces(positions, end - size, end))
         if not chunks or size < SCATTERED * len(cuts):
             cuts = np.arange(0, size, BLOCK)
         parts = -(np.diff(cuts, append=size) // -LARGEST_BLOCK)
         within = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
         blocks.append(end - size + np.repeat(cuts, parts) + LARGEST_BLOCK * within)
     return np.concatenate(blocks)
+
+
+def _changes(pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """Where a column (of numbers from 0 up, in pieces) has another value than a row before; 0 is such a place."""
+    found, last, first = [], -1, 0
+    for piece in pieces:
+        found.append(first + np.flatnonzero(np.diff(piece, prepend=last)))
+        last, first = int(piece[-1]), first + len(piece)
+    return np.concatenate(found)
