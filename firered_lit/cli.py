@@ -216,8 +216,13 @@ def _quiet() -> None:
         os.environ.setdefault(name, value)
     import logging
 
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")  # an optional kernel of inference, never used here
-    logger.addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
+    said = {
+        "bitsandbytes.backends.cpu.ops": "gemm_4bit_forward",  # an optional kernel of inference, never used here
+        "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor",
+        "torch.utils._pytree": "Calling register_constant() on Enum",  # torchao's, of one of its own classes
+    }
+    for name, text in said.items():
+        logging.getLogger(name).addFilter(lambda record, text=text: text not in str(record.msg))  # type: ignore[misc]
 
 
 def _fail(message: str, arguments: Arguments, code: int) -> int:
