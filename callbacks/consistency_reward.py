@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 from callbacks.reward import RewardCallback
 from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
-from firered_lit.losses.consistency import FACE_SIZE, FACE_TEMPLATE, box_transform, similarity_transform, warp
+from firered_lit.losses.consistency import region_transforms, warp
 from firered_lit.models.identity import Encoder, open_encoder
 from firered_lit.rewards.protocol import Scores
 
@@ -117,40 +117,6 @@ def preservation(change: Tensor, mask: Tensor, tolerance: float) -> Tensor:
     area = outside.flatten(1).sum(1)
     mean = (change * outside).flatten(1).sum(1) / area.clamp(min=1e-12)
     return torch.where(area > 0, (1 - mean / tolerance).clamp(min=0), torch.nan)
-
-
-def region_transforms(
-    regions: Tensor | None, count: int, size: tuple[int, int], canvas: tuple[int, int], whole: bool
-) -> tuple[Tensor, Tensor]:
-    """Owners (N,) and maps (N, 2, 3) of all regions onto the canvas (height, width).
-
-    regions (B, R, P, 2): x, y of the five points of a face (P = 5) or of a box's corners (P = 2); NaN for none. Regions
-    whose points coincide are left out. whole: a sample without any is one region, its image of `size`.
-    """
-    owner, maps = [], []
-    for i in range(count):
-        own = [] if regions is None else [points for points in regions[i].detach().cpu() if _usable(points)]
-        if not own and whole:
-            own = [torch.tensor([[0.0, 0.0], [float(size[1]), float(size[0])]])]
-        owner += [i] * len(own)
-        maps += [_map(points, canvas) for points in own]
-    return torch.tensor(owner, dtype=torch.long), torch.stack(maps) if maps else torch.zeros(0, 2, 3)
-
-
-def _map(points: Tensor, canvas: tuple[int, int]) -> Tensor:
-    if len(points) == 2:
-        return box_transform(points.reshape(1, 4), canvas)[0].float()
-    scale = torch.tensor([canvas[1] / FACE_SIZE[1], canvas[0] / FACE_SIZE[0]])
-    template = (torch.tensor(FACE_TEMPLATE) + 0.5) * scale - 0.5  # integers are pixel centres
-    return similarity_transform(points[None].float(), template)[0].float()
-
-
-def _usable(points: Tensor) -> bool:
-    """A box with an inside, or landmarks that do not coincide."""
-    if len(points) not in (2, len(FACE_TEMPLATE)):
-        raise UserError(f"regions: {len(points)} points each; a face has {len(FACE_TEMPLATE)}, a box 2")
-    span = points[-1] - points[0] if len(points) == 2 else points.amax(0) - points.amin(0)
-    return bool(points.isfinite().all()) and bool((span > 0).all() if len(points) == 2 else (span > 0).any())
 
 
 def _like(image: Tensor, other: Tensor) -> Tensor:

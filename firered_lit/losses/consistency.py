@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, grid_sample
 
+from firered_lit.errors import UserError
 from firered_lit.losses.flow_matching import at_least_float32
 
 FACE_SIZE = (112, 112)
@@ -53,6 +54,62 @@ def box_transform(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     zero = torch.zeros_like(x)
     rows = [x, zero, x * (0.5 - left) - 0.5, zero, y, y * (0.5 - top) - 0.5]
     return torch.stack(rows, -1).reshape(-1, 2, 3)
+
+
+def region_transforms(
+    regions: Tensor | None, count: int, size: tuple[int, int], canvas: tuple[int, int], whole: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Owners (N,) and maps (N, 2, 3) of all regions of `count` samples onto the canvas (height, width).
+
+    regions (B, R, P, 2): x, y of the five points of a face or of a box's two corners, NaN for what is not there: a
+    whole region, or the last points of a box beside faces. Those whose points coincide are left out. whole: a sample
+    without any is one region, its image of `size`. Raises UserError for another number of points.
+    """
+    if regions is not None and regions.shape[2] not in (2, len(FACE_TEMPLATE)):
+        raise UserError(f"regions: {regions.shape[2]} points each; a face has {len(FACE_TEMPLATE)}, a box 2")
+    owner, maps = [], []
+    for i in range(count):
+        given = [] if regions is None else [points[points.isfinite().all(-1)] for points in regions[i].detach().cpu()]
+        own = [points for points in given if _usable(points)]
+        if not own and whole:
+            own = [torch.tensor([[0.0, 0.0], [float(size[1]), float(size[0])]])]
+        owner += [i] * len(own)
+        maps += [_onto(points, canvas) for points in own]
+    return torch.tensor(owner, dtype=torch.long), torch.stack(maps) if maps else torch.zeros(0, 2, 3)
+
+
+def _usable(points: Tensor) -> bool:
+    """A box with an inside, or all landmarks of a face, which do not coincide."""
+    if len(points) == 2:
+        return bool((points[1] > points[0]).all())
+    return len(points) == len(FACE_TEMPLATE) and bool((points.amax(0) > points.amin(0)).any())
+
+
+def _onto(points: Tensor, canvas: tuple[int, int]) -> Tensor:
+    if len(points) == 2:
+        return box_transform(points.reshape(1, 4), canvas)[0].float()
+    scale = torch.tensor([canvas[1] / FACE_SIZE[1], canvas[0] / FACE_SIZE[0]])
+    template = (torch.tensor(FACE_TEMPLATE) + 0.5) * scale - 0.5  # integers are pixel centres
+    return similarity_transform(points[None].float(), template)[0].float()
+
+
+def seen_boxes(transform: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """What canvases (height, width) show of an image of `size`: (N, 4) int, left, top, right, bottom in pixels.
+
+    The neighbours that `warp` mixes in are inside. A canvas that shows nothing of the image has no area.
+    """
+    x, y = (torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in (canvas[1], canvas[0]))
+    corners = torch.cartesian_prod(x, y).mT  # (2, 4)
+    shown = torch.linalg.solve(transform[:, :, :2].double().cpu(), corners - transform[:, :, 2:].double().cpu())
+    edge = torch.tensor([size[1], size[0]], dtype=torch.float64)
+    low, high = shown.amin(-1).floor().clamp(min=0), (shown.amax(-1).floor() + 2).minimum(edge)
+    return torch.cat([low, high.maximum(low)], -1).long()
+
+
+def in_crop(transform: Tensor, left: int, top: int) -> Tensor:
+    """A map (N, 2, 3) of an image, for a crop of it whose first pixel is (left, top)."""
+    corner = torch.tensor([left, top]).to(transform)
+    return torch.cat([transform[:, :, :2], transform[:, :, 2:] + transform[:, :, :2] @ corner[:, None]], -1)
 
 
 def warp(images: Tensor, transform: Tensor, size: tuple[int, int]) -> Tensor:

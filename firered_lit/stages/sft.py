@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..batch import EditBatch
 from ..draws import gaussian
-from ..flow.path import interpolate, velocity
+from ..flow.path import clean, interpolate, velocity
 from ..flow.timesteps import Law, logit_normal, stratified_uniform
 from ..losses.flow_matching import flow_matching_loss
 from ..models.backbone import Backbone
@@ -15,6 +15,7 @@ from ..models.sampling import Preview
 from ..models.shard import grad_norm
 from ..optim import OptimizerFactory, ScheduleFactory
 from .base import Stage
+from .consistency import Consistency
 
 Weight = Callable[..., Tensor]  # weight(sigma, law=the law that sigma was drawn by)
 
@@ -24,7 +25,8 @@ class SFT(Stage):
 
     timesteps: the law of sigma, an inverse CDF on [0, 1); it is shifted for the target's resolution when
     `resolution_shift`. weight: loss weight, `weight(sigma, law=law)`; None weighs all alike. rotate_every: steps after
-    which the strata move to other slots. The rest is `Stage`'s.
+    which the strata move to other slots. consistency: a second term of the loss, on the regions of a batch. The rest is
+    `Stage`'s.
     """
 
     def __init__(
@@ -36,12 +38,18 @@ class SFT(Stage):
         weight: Weight | None = None,
         resolution_shift: bool = True,
         rotate_every: int = 1,
+        consistency: Consistency | None = None,
         preview: Preview | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, optimizer, schedule, preview, seed)
         self.timesteps, self.weight = timesteps, weight
         self.resolution_shift, self.rotate_every = resolution_shift, rotate_every
+        self.consistency = consistency
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.consistency is not None:
+            self.consistency.open()  # a wrong path is told before the first step
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         loss = self.losses(batch)
@@ -53,9 +61,21 @@ class SFT(Stage):
         x_0 = batch.target.float()
         sigma = self.draw_sigma(batch).to(x_0.device)
         eps = gaussian(x_0.shape[1:], batch.slots, self.seed, "noise", batch.step).to(x_0)
-        v = self.velocity(interpolate(x_0, eps, sigma), sigma, batch.condition)
+        x_t = interpolate(x_0, eps, sigma)
+        v = self.velocity(x_t, sigma, batch.condition)
         weight = None if self.weight is None else self.weight(sigma, law=self.law(batch))
-        return flow_matching_loss(v, velocity(x_0, eps), weight)
+        loss = flow_matching_loss(v, velocity(x_0, eps), weight)
+        return loss if self.consistency is None else loss + self.identity_loss(batch, clean(x_t, sigma, v), sigma)
+
+    def identity_loss(self, batch: EditBatch, x_0_hat: Tensor, sigma: Tensor) -> Tensor:
+        """The consistency term of every sample (B,), logged."""
+        found = self.consistency(self.codec, x_0_hat, batch.target.float(), sigma, batch.regions)
+        if self._trainer is not None:
+            shares = {"train/regions": found.regions.float().mean(), "train/compared": found.compared.float().mean()}
+            self.log_dict(shares, batch_size=len(batch))
+            if found.compared.any():
+                self.log("train/identity", found.distance.detach()[found.compared].mean(), batch_size=len(batch))
+        return found.loss
 
     def draw_sigma(self, batch: EditBatch) -> Tensor:
         """sigma (B,) of the batch: stratified over the global batch, through the batch's law."""

@@ -1,0 +1,78 @@
+"""The consistency term of a stage: the regions of the one-step estimate keep the identity of the target's."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..losses.consistency import identity_loss, identity_weight, in_crop, region_transforms, seen_boxes, warp
+from ..models.codec import Codec
+from ..models.identity import Encoder, open_encoder
+from ..models.part_decoder import decode_parts
+
+
+class Identity(NamedTuple):
+    """What the term made of a batch, a value per sample (B,)."""
+
+    loss: Tensor  # lambda(sigma) * distance
+    distance: Tensor  # mean over regions of 1 - cosine; 0 where none was compared
+    compared: Tensor  # bool: it has a region and a weight, so it was decoded
+    regions: Tensor  # bool: it has a region
+
+
+class Consistency:
+    """lambda(sigma) * mean over regions of (1 - cos(phi(T x_0_hat), phi(T x_0))). FireRed (2602.13344), eq. 6-8.
+
+    Both sides are decoded by the frozen VAE, the target's too, so that a perfect estimate costs nothing; both are seen
+    through the same map T, computed from the target's landmarks or box. Nothing is decoded for samples without a region
+    or a weight.
+
+    encoder: phi; a folder of a Hugging Face vision model (DINOv2, SigLIP, CLIP), or a weights file of an ArcFace-style
+    IResNet. eta, cutoff: of lambda(sigma) = eta sigma^2 under the cutoff and 0 from it on. checkpointed: decode with
+    activation checkpoints. Raises UserError when eta is negative or the cutoff outside of (0, 1].
+    """
+
+    def __init__(self, encoder: str, eta: float = 0.1, cutoff: float = 0.9, checkpointed: bool = True) -> None:
+        if eta < 0 or not 0 < cutoff <= 1:
+            raise UserError(f"stage.consistency: eta={eta:g} cutoff={cutoff:g}: eta is at least 0, cutoff in (0, 1]")
+        self.path, self.eta, self.cutoff, self.checkpointed = encoder, eta, cutoff, checkpointed
+        self.phi: Encoder | None = None
+
+    def open(self) -> Encoder:
+        """The frozen encoder, read once. UserError when there is none at the path."""
+        if self.phi is None:
+            self.phi = open_encoder(self.path)
+        return self.phi
+
+    def __call__(self, codec: Codec, x_0_hat: Tensor, x_0: Tensor, sigma: Tensor, regions: Tensor | None) -> Identity:
+        """The term of estimates and targets (B, 16, h, w) at sigma (B,); regions (B, R, P, 2) or None, in pixels."""
+        phi = self.open().to(x_0.device)
+        size = (x_0.shape[-2] * codec.factor, x_0.shape[-1] * codec.factor)
+        owner, maps = region_transforms(regions, len(x_0), size, phi.size)
+        boxes = seen_boxes(maps, phi.size, size)
+        weight = identity_weight(sigma, eta=self.eta, cutoff=self.cutoff)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+        kept = inside & (weight.cpu()[owner] > 0)
+        marked = torch.zeros(2, len(x_0), dtype=torch.bool)
+        marked[0, owner[kept]] = marked[1, owner[inside]] = True
+        compared, there = marked.to(x_0.device)
+        distance = torch.zeros_like(weight)
+        if kept.any():
+            owner, maps, boxes = owner[kept], maps[kept], boxes[kept]
+            shown = phi(self.canvases(codec, x_0_hat, owner, maps, boxes, phi.size))
+            with torch.no_grad():
+                true = phi(self.canvases(codec, x_0, owner, maps, boxes, phi.size))
+            distance = identity_loss(shown, true, owner, len(x_0))
+        return Identity(weight * distance, distance, compared, there)
+
+    def canvases(
+        self, codec: Codec, latents: Tensor, owner: Tensor, maps: Tensor, boxes: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """Every region of the decoded latents on its canvas, (N, 3, *size)."""
+        parts = decode_parts(codec, latents, owner, boxes, self.checkpointed)
+        seen = [
+            warp(part.pixels.float(), in_crop(own[None], part.left, part.top), size)
+            for part, own in zip(parts, maps, strict=True)
+        ]
+        return torch.cat(seen)
