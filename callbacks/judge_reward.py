@@ -118,10 +118,12 @@ class JudgeReward(RewardCallback):
 
 
 def questions(prompt: Prompt, images: Tensor, batch: EditBatch) -> list[Question]:
-    """A question for each edit, with its sources. The pictures of a repeated sample are encoded once."""
+    """A question for each edit, with its sources and what its sample requires. A repeated picture is encoded once."""
     sources = [_pngs(source, len(images)) for source in batch.sources]
     rows = zip(*sources, _pngs(images, len(images)))
-    return list(map(partial(Question, prompt), batch.instructions, rows, batch.ids))
+    required = batch.requirements or [None] * len(images)
+    asked = [f"{text}\n{more}" if more else text for text, more in zip(batch.instructions, required)]
+    return list(map(partial(Question, prompt), asked, rows, batch.ids))
 
 
 def _pngs(images: Tensor, count: int) -> list[bytes]:

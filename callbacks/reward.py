@@ -41,7 +41,7 @@ class RewardCallback(L.Callback):
         """Start scoring images (B, 3, H, W) in [-1, 1], made for the samples of `batch`. Does not wait."""
 
     def applies(self, batch: EditBatch) -> list[bool]:
-        """Which samples of a batch it means to score; the others are not missing."""
+        """Which samples of a batch it is able to score, and means to; the others are not missing."""
         return [True] * len(batch)
 
     def count(self, reason: str, times: int = 1) -> None:
@@ -64,7 +64,7 @@ class RewardCallback(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         images = outputs.get("output") if isinstance(outputs, dict) else None
-        if images is None or trainer.sanity_checking:
+        if images is None or trainer.sanity_checking or not any(self.applies(batch)):
             return
         weight = torch.ones(len(batch)) if batch.weight is None else batch.weight.detach().cpu().float()
         weight = weight * torch.tensor(self.applies(batch))

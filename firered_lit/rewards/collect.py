@@ -11,7 +11,7 @@ from torch import Tensor
 
 from firered_lit.errors import UserError
 from firered_lit.rewards.mix import applies_to, mix
-from firered_lit.rewards.protocol import Reward, Scores
+from firered_lit.rewards.protocol import Choosy, Reward, Scores
 
 Routes = Mapping[str, Collection[str]]
 
@@ -42,13 +42,21 @@ class Asked:
     futures: dict[str, "Future[Scores]"]
     failures: dict[str, str] = field(default_factory=dict)  # reward -> why its scores are missing
     outside: dict[str, int] = field(default_factory=dict)  # reward -> scores that were not in [0, 1]
+    able: dict[str, list[bool]] = field(default_factory=dict)  # reward -> (K,) what it can score, if it says
 
 
 def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Routes | None = None) -> Asked:
-    """Submit images (K, 3, H, W) of a group to the rewards that score its task. UserError when none does."""
+    """Submit images (K, 3, H, W) of a group to the rewards that score it. UserError when none has its task.
+
+    A reward with a route scores its tasks, and must be able to; one without scores what it is able to (`applies`).
+    """
+    if not any(bool(applies_to(name, batch.tasks, routes).any()) for name in rewards):
+        raise UserError(f"stage.routes: no reward scores the task {batch.tasks[0]!r}; name it in the route of one")
     asked = Asked(batch.tasks, {})
     for name, reward in rewards.items():
-        if bool(applies_to(name, batch.tasks, routes).any()):
+        if isinstance(reward, Choosy):
+            asked.able[name] = reward.applies(batch)
+        if bool(applies_to(name, batch.tasks, routes, asked.able).any()):
             try:
                 asked.futures[name] = reward.submit(images, batch)
             except UserError:
@@ -56,7 +64,7 @@ def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Route
             except Exception as problem:
                 asked.failures[name] = _reason(problem)
     if not asked.futures and not asked.failures:
-        raise UserError(f"stage.routes: no reward scores the task {batch.tasks[0]!r}")
+        asked.failures[", ".join(rewards)] = f"nothing to score samples like {batch.ids[0]!r} by; route their task"
     return asked
 
 
@@ -69,8 +77,8 @@ def answered(asked: Asked, weights: Mapping[str, float], routes: Routes | None, 
     scores, given = {}, {}
     for name in weights:
         scores[name] = _clean(name, _result(name, asked, until), asked)
-        given[name] = scores[name].valid & applies_to(name, asked.tasks, routes)
-    mixed = mix(scores, weights, asked.tasks, routes)
+        given[name] = scores[name].valid & applies_to(name, asked.tasks, routes, asked.able)
+    mixed = mix(scores, weights, asked.tasks, routes, asked.able)
     terms = {key: torch.where(given[key.split("/")[0]], value, torch.nan) for key, value in mixed.terms.items()}
     return Scores(mixed.value, mixed.valid, terms)
 

@@ -14,11 +14,13 @@ def mix(
     weights: Mapping[str, float],
     tasks: Sequence[str],
     routes: Mapping[str, Collection[str]] | None = None,
+    able: Mapping[str, Sequence[bool]] | None = None,
 ) -> Scores:
     """sum_r w_r R_r / sum_r w_r over the rewards r that apply to each sample's task. tasks (B,).
 
-    routes: reward -> the tasks that it scores; a reward that is not in it scores all. A sample is valid when at least
-    one reward of positive weight applies to it and every one that applies is valid: a missing part is not made up.
+    routes: reward -> the tasks that it scores; a reward that is not in it scores all that it is able to, by `able`. A
+    sample is valid when at least one reward of positive weight applies to it and every one that applies is valid: a
+    missing part is not made up.
     terms: every reward's value by its name (0 where it does not count) and its own terms as `name/term`.
     Raises UserError for a name without weight, a negative weight, and a value outside [0, 1].
     """
@@ -28,7 +30,7 @@ def mix(
     terms: dict[str, Tensor] = {}
     for name, score in scores.items():
         _check_values(name, score, len(tasks))
-        applies = applies_to(name, tasks, routes) & (weights[name] > 0)
+        applies = applies_to(name, tasks, routes, able) & (weights[name] > 0)
         counted = applies & score.valid.cpu()
         value = torch.where(counted, score.value.detach().cpu().double(), 0.0)
         total, weight_sum = total + weights[name] * value, weight_sum + weights[name] * applies
@@ -39,10 +41,17 @@ def mix(
     return Scores(value.clamp(0, 1).float(), valid, terms)
 
 
-def applies_to(name: str, tasks: Sequence[str], routes: Mapping[str, Collection[str]] | None) -> Tensor:
-    """(B,) bool: whether the reward `name` scores each task."""
+def applies_to(
+    name: str,
+    tasks: Sequence[str],
+    routes: Mapping[str, Collection[str]] | None,
+    able: Mapping[str, Sequence[bool]] | None = None,
+) -> Tensor:
+    """(B,) bool: whether the reward `name` scores each sample: by its route, else where it is able to, else all."""
     routed = (routes or {}).get(name)
-    return torch.tensor([routed is None or task in routed for task in tasks], dtype=torch.bool)
+    if routed is not None:
+        return torch.tensor([task in routed for task in tasks], dtype=torch.bool)
+    return torch.tensor((able or {}).get(name, [True] * len(tasks)), dtype=torch.bool)
 
 
 def _check_names(

@@ -33,3 +33,12 @@ class Reward(Protocol):
     def submit(self, images: Tensor, batch: Any) -> "Future[Scores]":
         """Start scoring images (B, 3, H, W) in [-1, 1], made for the samples of `batch`. Does not wait."""
         ...
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """A reward that can tell which samples it is able to score."""
+
+    def applies(self, batch: Any) -> list[bool]:
+        """(B,)"""
+        ...

@@ -60,10 +60,18 @@ def statistics(scored: Scored, optimality: Tensor, used: Tensor) -> dict[str, fl
     numbers["groups/settled"] = float((~taught & ~flat & (count > 1)).float().mean())
     numbers["groups/std"] = float(group.std[first].mean())
     if used.any():
-        marks = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
-        spread = torch.quantile(optimality[used].float(), marks).tolist()
-        numbers |= {f"optimality/p{round(100 * float(q)):02d}": value for q, value in zip(marks, spread)}
+        numbers |= histogram(optimality[used])
     return numbers | _by_task("rollout/source_distance", scored.distance, scored.tasks, spread=False)
+
+
+def histogram(optimality: Tensor, bins: int = 10) -> dict[str, float]:
+    """Shares of optimality (N,) in equal bins of [0, 1], by their borders, and its quantiles."""
+    optimality = optimality.float()
+    counts = torch.histc(optimality, bins, 0.0, 1.0) / len(optimality)
+    shares = {f"optimality/{i / bins:.1f}-{(i + 1) / bins:.1f}": float(share) for i, share in enumerate(counts)}
+    marks = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    spread = torch.quantile(optimality, marks).tolist()
+    return shares | {f"optimality/p{round(100 * float(q)):02d}": value for q, value in zip(marks, spread)}
 
 
 def _by_task(key: str, values: Tensor, tasks: Sequence[str], *, spread: bool) -> dict[str, float]:

@@ -185,6 +185,9 @@ def test_a_question_shows_the_sources_and_then_the_edit():
     assert shown == [[0, 128, 255], [64, 191, 242]]
     assert [q.sample for q in asked] == ["s0", "s1"]
     assert asked[0].image != asked[1].image
+    more = replace(batch(2, ("a", "b"), sources), requirements=("the hat is red", None))
+    required = questions(read_prompt("edit"), picture(1.0, 0.9), more)
+    assert [q.instruction for q in required] == ["a\nthe hat is red", "b"]
 
 
 # a server

@@ -34,6 +34,16 @@ def test_a_route_leaves_the_other_tasks_to_the_other_rewards():
     assert mixed.terms["ocr"].tolist() == pytest.approx([0.2, 0, 1])
 
 
+def test_without_a_route_a_reward_scores_what_it_is_able_to_and_a_route_holds_it_to_its_tasks():
+    both = {"ocr": scores(1.0, 0.0, valid=[True, False]), "style": scores(0.4, 0.4)}
+    weights, able = {"ocr": 1.0, "style": 1.0}, {"ocr": [True, False]}
+    mixed = mix(both, weights, ["text", "text"], able=able)
+    assert mixed.valid.tolist() == [True, True]
+    assert mixed.value.tolist() == pytest.approx([0.7, 0.4])
+    held = mix(both, weights, ["text", "text"], {"ocr": ["text"]}, able)
+    assert held.valid.tolist() == [True, False]
+
+
 def test_a_missing_part_makes_the_sample_missing_unless_it_does_not_apply():
     failed = {"ocr": scores(0.2, float("nan"), 7.0, valid=[True, False, False]), "judge": JUDGE}
     weights = {"ocr": 1.0, "judge": 1.0}

@@ -423,6 +423,24 @@ def test_rewards_are_mixed_by_weight_and_task(tmp_path):
     assert "rollout/flat/even/mean" not in numbers
 
 
+def test_a_reward_without_a_route_scores_what_it_is_able_to(tmp_path, caplog):
+    """As OCR, that needs a target text. Where no reward is able to, the group is dropped, counted and told of once."""
+
+    class Choosy(Given):
+        def applies(self, batch):
+            return [task == "odd" for task in batch.tasks]
+
+    choosy = Choosy(lambda images, batch: torch.full((3,), 0.2), "choosy")
+    _, watch = fit(tmp_path, stage(), [Given(ladder), choosy])
+    assert [batch.tasks[0] for _, batch in choosy.asked] == ["odd"]
+    assert watch.numbers[0]["rollout/total/even/mean"] == pytest.approx(0.35)
+    assert watch.numbers[0]["rollout/total/odd/mean"] == pytest.approx((0.35 + 0.2) / 2)
+    _, watch = fit(tmp_path, stage(), Choosy(ladder, "choosy"))
+    assert watch.numbers[0]["rollout/missing"] == 3
+    assert watch.numbers[0]["groups/dropped"] == 0.5
+    assert "nothing to score samples like 'id0' by" in caplog.text
+
+
 # --- what is shown and kept ---
 
 
@@ -439,6 +457,9 @@ def test_everything_of_the_list_is_logged_and_the_grid_drawn(tmp_path):
         *("train/loss", "train/policy", "train/kl", "train/old_distance", "train/grad_norm", "train/old_decay"),
     ):
         assert name in numbers, name
+    histogram = [numbers[f"optimality/{i / 10:.1f}-{(i + 1) / 10:.1f}"] for i in range(10)]
+    assert sum(histogram) == pytest.approx(1)
+    assert min(histogram[:5]) < 0.2 < sum(histogram[:5]) < 0.8  # within a group some are worse and some are better
     assert sum(numbers[f"time/{part}"] for part in ("rollout", "reward", "update")) == pytest.approx(1)
     rollout = watch.outputs[1]["rollouts"][0]
     pixels, source = rollout.images.float() / 255, (rollout.sample.sources[0] + 1) / 2
