@@ -35,11 +35,13 @@ class Columns:
     name: str = "firered"
     polarity: str = "`source_image` is the source, `target_image` or `edit_image` the target"
     wanted: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
     task: str = "task"
     group: str = ""
     mask: str = "mask"
     id: str = "id"
-    listed: bool = False  # the target is a list of one
+    listed: str = ""  # the column, target or loser, that is a list: each of its images makes a record of its own
+    scores: tuple[str, str] = ("", "")  # what judges gave the winner and the loser; a tie is no preference
     inverse: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -52,7 +54,7 @@ class Columns:
             return False
         if sourceless:
             return all(name in row for name in self.images[1:] or self.images)
-        return self.share(row) == 1
+        return self.share(row) == 1 and not any(name in row for name in self.other)
 
     def share(self, row: Collection[str]) -> float:
         """The share of the layout's columns that are there."""
@@ -65,17 +67,27 @@ class Columns:
 
 
 PROMPT = {"prompt": "original"}
+PICO = {"text": "original", "summarized_text": "instructive"}
 EDITS = Columns(SOURCE, TARGETS[0], inverse=INVERSE)
 CODED = Columns(SOURCE, TARGETS[1], inverse=INVERSE)
 PAIRS = (
     Columns(
-        SOURCE, "chosen_image", "rejected_image", INSTRUCTIONS, "preferences", "a winner and a loser each, for DPO"
+        SOURCE, "chosen_image", "rejected_image", INSTRUCTIONS, "preferences",
+        "`chosen_image` is the winner, `rejected_image` the loser, for DPO",
     ),
-    Columns("path_src", "path1", "path2", PROMPT, "editreward", "`path1` is preferred to `path2`, for DPO"),
     Columns(
-        "ref_img_path", "img_path_win", "img_path_lose", PROMPT, "longcat-dpo", "a winner and a loser each, for DPO"
+        "path_src", "path1", "path2", PROMPT, "editreward", "`path1` is preferred to `path2`, for DPO",
+        scores=("model1_overall_score", "model2_overall_score"),
     ),
-)
+    Columns(
+        "ref_img_path", "img_path_win", "img_path_lose", PROMPT, "longcat-dpo",
+        "`img_path_win` is the winner, `img_path_lose` the loser, for DPO",
+    ),
+    Columns(
+        "local_input_image", "output_image", "rejected_images", PICO, "pico-banana-dpo",
+        "`output_image` is preferred to each of `rejected_images`, for DPO", task="edit_type", listed="rejected_images",
+    ),
+)  # fmt: skip
 LAYOUTS = (
     EDITS,
     CODED,
@@ -92,7 +104,7 @@ LAYOUTS = (
     ),
     Columns(
         "input_images", "output_images", "", PROMPT, "imgedit",
-        "`input_images` are the sources, `output_images` the target", listed=True,
+        "`input_images` are the sources, each of `output_images` a target", listed="output_images",
     ),
     Columns(
         "src_img", "edited_img", "", {"edited_prompt_list": "original"}, "omniedit",
@@ -103,8 +115,8 @@ LAYOUTS = (
         "`src_image` is the source, `edit_image` the target", task="edit_task",
     ),
     Columns(
-        "local_input_image", "output_image", "", {"text": "original", "summarized_text": "instructive"}, "pico-banana",
-        "`local_input_image` is the source, `output_image` the target", task="edit_type",
+        "local_input_image", "output_image", "", PICO, "pico-banana",
+        "`local_input_image` is the source, `output_image` the target", task="edit_type", other=("rejected_images",),
     ),
     Columns(
         "source_img", "target_img", "", {"instruction": "original"}, "magicbrush",

@@ -60,8 +60,10 @@ def rows(
     layout: str = "",
     wanted: Wanted = lambda number: True,
 ) -> Iterator[list[Record] | Refusal]:
-    """Every row, in order: its records (the edit and, when it has an inverse instruction and exactly one reference, the
-    inverted edit with an id of its own), or the refusal of the whole row. Memory holds a few rows and 16 bytes per id.
+    """Every row, in order: its records, or the refusal of the whole row. Memory holds a few rows.
+
+    Its records are the edit and, when it has an inverse instruction and exactly one reference, the inverted edit, whose
+    id ends in ".inverse"; of a row that lists several targets, or several losers, one for each, ".0", ".1", ...
 
     layout: which one, when the columns do not tell. wanted: by the row's number from 0, whether the images that lie in
     the table itself will be looked at. UserError when the source cannot be read at all.
@@ -133,26 +135,55 @@ class Place:
 def _records(row: dict[str, Any], place: Place, where: str, inverse: bool, layout: str) -> Iterator[Record]:
     columns = columns_of(row, layout)
     references = [path_of(name, value, many=True) for name, value in _sources(row, columns)]
-    edits = [path_of(name, _only(name, row[name], columns)) for name in (columns.target, columns.loser) if name]
-    sources, changed = [*map(place.open, references)], [*map(place.open, edits)]
-    _different(columns, sources, changed)
+    listed = [[path_of(*column) for column in edit] for edit in _edits(row, columns)]
+    if not references and not columns.target:
+        raise Refuse(columns.source, "no source", f"{columns.source} is empty; a prompt's first source gives its shape")
+    sources, edits = [*map(place.open, references)], [[*map(place.open, edit)] for edit in listed]
+    for edit in edits:
+        _different(columns, sources, edit)
     forward, backward = texts_of(row, columns.texts), texts_of(row, columns.inverse)
     if not forward:
         empty = f"{' and '.join(columns.texts)} {'are both' if len(columns.texts) > 1 else 'is'} empty"
         raise Refuse(next(iter(columns.texts)), "empty instruction", empty)
     task = text_of(row, columns.task) or text_of(row, "task") or place.task
-    called = [place.call(name) for name in (*references, *edits)]
-    name = _identity(row, columns, task, called, forward)
-    common = {"task": task, "where": where, "group": _group(row, columns, place, [*references, *edits])}
+    images = [*references, *dict.fromkeys(name for edit in listed for name in edit)]
+    name = _identity(row, columns, task, [*map(place.call, images)], forward)
+    common = {"task": task, "where": where, "group": _group(row, columns, place, images)}
     common |= {"cluster": text_of(row, "cluster"), "columns": columns, "size": size_of(row)}
-    target, loser, *_ = [*changed, "", ""]
     common["mask"] = place.open(path_of(columns.mask, row[columns.mask])) if row.get(columns.mask) is not None else ""
-    own = {"loser": loser, "captions": captions_of(row, len(references))} | _regions(row)
+    own = {"captions": captions_of(row, len(references))} | _regions(row)
     own |= {key: text_of(row, key) for key in ("target_text", "replaced_text", "requirement")}
-    yield Record(name, target=target, references=tuple(sources), instructions=forward, **own, **common)
-    if inverse and backward and len(references) == 1 and len(edits) == 1:
+    own |= {"references": tuple(sources), "instructions": forward}
+    for number, edit in enumerate(edits):
+        target, loser, *_ = [*edit, "", ""]
+        identity = f"{name}.{number}" if len(edits) > 1 else name
+        yield Record(identity, target=target, loser=loser, **own, **common)
+    if inverse and backward and len(references) == 1 and len(edits) == len(edits[0]) == 1:
         common |= {"size": (0, 0)} | _regions(row, "inverse_")
-        yield Record(f"{name}.inverse", target=sources[0], references=(target,), instructions=backward, **common)
+        backwards = {"target": sources[0], "references": tuple(edits[0]), "instructions": backward}
+        yield Record(f"{name}.inverse", **backwards, **common)
+
+
+def _edits(row: dict[str, Any], columns: Columns) -> list[list[tuple[str, Any]]]:
+    """(column, value) of the target and of the loser, if there is one; so for each of a list of them."""
+    _preferred(row, columns)
+    named = [(name, row[name]) for name in (columns.target, columns.loser) if name]
+    found = next(((name, value) for name, value in named if name == columns.listed and isinstance(value, list)), None)
+    if not found:
+        return [named]
+    if not found[1]:
+        raise Refuse(found[0], "missing image", f"{found[0]} is an empty list")
+    return [[(name, image if name == found[0] else value) for name, value in named] for image in found[1]]
+
+
+def _preferred(row: dict[str, Any], columns: Columns) -> None:
+    """Refuse a pair whose scores, where the row has them, do not say that its winner is the better one."""
+    winner, loser = (row.get(name) for name in columns.scores)
+    if row.get("tie_case") is True and columns.loser:
+        raise Refuse("tie_case", "no preference", "a tie says nothing of which image is the better one")
+    if all(isinstance(score, int | float) for score in (winner, loser)) and winner <= loser:
+        detail = f"{winner} for {columns.target} is not above {loser} for {columns.loser}, which it is preferred to"
+        raise Refuse(columns.scores[0], "no preference", detail)
 
 
 def _regions(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -170,15 +201,6 @@ def _sources(row: dict[str, Any], columns: Columns) -> list[tuple[str, Any]]:
     while numbered and numbered[-1][1] is None:
         numbered.pop()
     return numbered
-
-
-def _only(name: str, value: Any, columns: Columns) -> Any:
-    """A target, out of its list where the layout has one."""
-    if not columns.listed or not isinstance(value, list):
-        return value
-    if len(value) > 1:
-        raise Refuse(name, "several targets", f"{len(value)} images; a row is one edit: give each a row of its own")
-    return value[0] if value else None
 
 
 def _different(columns: Columns, references: list[str], edits: list[str]) -> None:

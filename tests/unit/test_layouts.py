@@ -47,9 +47,13 @@ ROWS = {
     "omniedit": {"src_img": "s.png", "edited_img": "t.png", "edited_prompt_list": ["red"], "width": 40, "height": 32},
     "unicedit": {"src_image": "s.png", "edit_image": "t.png", "prompt_en": "red", "prompt_cn": "变红"},
     "pico-banana": {"local_input_image": "s.png", "output_image": "t.png", "text": "red", "summarized_text": "red!"},
+    "pico-banana-dpo": {
+        "local_input_image": "s.png", "output_image": "t.png", "rejected_images": ["l.png"],
+        "text": "red", "summarized_text": "red!",
+    },
     "magicbrush": {"source_img": "s.png", "target_img": "t.png", "instruction": "red", "mask_img": "m.png"},
     "firered": {"source_image": "s.png", "edit_image": "t.png", "instruction": "red"},
-}
+}  # fmt: skip
 
 
 def test_there_is_a_row_of_every_layout():
@@ -175,17 +179,65 @@ def test_longcat_polarity(tmp_path):
 
 def test_imgedit_lists(tmp_path):
     items = [
-        {"input_images": ["a.png", "b.png"], "output_images": ["t.png"], "prompt": "put them together"},
-        {"input_images": ["a.png"], "output_images": ["t.png", "u.png"], "prompt": "turn by turn"},
+        {"input_images": ["a.png", "b.png"], "output_images": ["t.png"], "prompt": "put them together", "id": None},
+        {"input_images": ["a.png"], "output_images": ["t.png", "u.png"], "prompt": "in two ways", "id": "x"},
         {"input_images": ["a.png"], "output_images": [], "prompt": "nothing"},
         {"input_images": ["a.png"], "output_images": ["./a.png"], "prompt": "swapped"},
+        {"input_images": ["a.png"], "output_images": ["t.png", "a.png"], "prompt": "the second swapped"},
     ]
     path = table(tmp_path / "e.parquet", items)
-    record, several, none, same = read(path)
-    assert record.references == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
-    assert (several.where, several.field, several.reason) == (f"{path}:2", "output_images", "several targets")
-    assert (none.field, none.reason) == ("output_images", "wrong type")
-    assert same.reason == "source is target"
+    record, first, second, none, same, mixed = read(path)
+    assert (len(record.references), record.target) == (2, str(tmp_path / "t.png"))
+    assert [(r.id, r.target, r.references) for r in (first, second)] == [
+        ("x.0", str(tmp_path / "t.png"), (str(tmp_path / "a.png"),)),
+        ("x.1", str(tmp_path / "u.png"), (str(tmp_path / "a.png"),)),
+    ]
+    assert (none.field, none.reason, none.detail) == (
+        "output_images",
+        "missing image",
+        "output_images is an empty list",
+    )
+    assert (same.field, same.reason) == (mixed.field, mixed.reason) == ("input_images", "source is target")
+    assert [len(row) if isinstance(row, list) else 0 for row in rows(path)] == [1, 2, 0, 0, 0]
+
+
+def test_pico_bananas_rejected_images_are_losers_of_the_one_output(tmp_path):
+    pair = ROWS["pico-banana-dpo"]
+    several = pair | {"rejected_images": ["l.png", "m.png"], "id": 7, "edit_type": "colour"}
+    path = jsonl(
+        tmp_path / "e.jsonl", pair, several, pair | {"rejected_images": []}, pair | {"rejected_images": ["t.png"]}
+    )
+    one, first, second, none, same = read(path)
+    assert (one.target, one.loser) == (str(tmp_path / "t.png"), str(tmp_path / "l.png"))
+    assert [(r.id, r.task, r.target, r.loser) for r in (first, second)] == [
+        (f"7.{i}", "colour", str(tmp_path / "t.png"), str(tmp_path / name)) for i, name in enumerate(["l.png", "m.png"])
+    ]
+    assert (none.field, none.reason) == ("rejected_images", "missing image")
+    assert (same.field, same.reason) == ("rejected_images", "winner is loser")
+    edits = list(read(path, layout="pico-banana"))
+    assert [(r.columns.name, r.loser) for r in edits if not isinstance(r, Refusal)] == [("pico-banana", "")] * 2
+    assert {r.reason for r in edits if isinstance(r, Refusal)} == {"duplicate id"}
+
+
+def test_editrewards_pair_that_is_a_tie_or_says_the_opposite_is_no_preference(tmp_path):
+    pair = ROWS["editreward"] | {"model1_overall_score": 6, "model2_overall_score": 4, "tie_case": False}
+    wrong = [{"tie_case": True}, {"model1_overall_score": 4}, {"model1_overall_score": 3}]
+    unsaid = {"model1_overall_score": None, "path1": "u.png"}
+    good, *bad, other = read(jsonl(tmp_path / "e.jsonl", pair, *(pair | change for change in wrong), pair | unsaid))
+    assert (good.target, good.loser) == (str(tmp_path / "t.png"), str(tmp_path / "l.png"))
+    assert other.target == str(tmp_path / "u.png")
+    assert [(r.field, r.reason) for r in bad] == [
+        ("tie_case", "no preference"),
+        ("model1_overall_score", "no preference"),
+        ("model1_overall_score", "no preference"),
+    ]
+    assert "3 for path1 is not above 4 for path2" in bad[2].detail
+
+
+def test_a_prompt_needs_its_source(tmp_path):
+    row = {"image": None, "prompt": "red", "requirement": "is it red"}
+    (refusal,) = read(jsonl(tmp_path / "e.jsonl", row))
+    assert (refusal.field, refusal.reason) == ("image", "no source")
 
 
 def test_omniedit_keeps_every_wording_and_its_own_id(tmp_path):
