@@ -60,7 +60,8 @@ class EMA(L.Callback):
         if step == self._seen_step:  # in the middle of an accumulation
             return
         self._seen_step = step
-        if step % self.every and step > self.start:
+        left_out = getattr(getattr(pl_module, "guard", None), "left_out", False)
+        if left_out or (step % self.every and step > self.start):
             return
         weights = dict(_trained(pl_module))
         shadows = [local(tensor) for tensor in self.shadow.values()]

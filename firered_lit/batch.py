@@ -1,6 +1,6 @@
 """The tensors that cross from data to training, and their shapes. Nothing else does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -67,6 +67,7 @@ class EditBatch(_Movable):
     target_texts: tuple[str | None, ...] = ()  # the words that each sample's target should show, where known
     replaced_texts: tuple[str | None, ...] = ()  # words of the first source whose place those take, where known
     requirements: tuple[str | None, ...] = ()  # what a judge is told to look for, where known
+    layouts: tuple[Mapping[str, Any] | None, ...] = ()  # where text stands on the reference picture, where it was read
     unconditional: Text | None = None  # validation only: the text " " with the same references
     pixels: Tensor | None = None  # validation and rollout: (B, 3, H, W) the true target, in [-1, 1]
     sources: tuple[Tensor, ...] = ()  # validation and rollout: n tensors (B, 3, H_i, W_i), in [-1, 1]
@@ -148,6 +149,10 @@ class PromptBatch(_Movable):
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group.ids)
 
     @property
     def slots(self) -> tuple[tuple[int, int], ...]:

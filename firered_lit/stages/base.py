@@ -23,13 +23,16 @@ from ..models.backbone import Backbone
 from ..models.codec import Codec
 from ..models.lora import is_adapter
 from ..models.sampling import Preview, sample
+from ..models.shard import grad_norm
 from ..optim import OptimizerFactory, ScheduleFactory, parameter_groups
+from .guard import Guard
 
 
 class Stage(L.LightningModule):
     """A stage without a loss: subclasses add `training_step`.
 
-    optimizer, schedule: factories, `optimizer(groups)` and `schedule(optimizer)`. seed keys every draw.
+    optimizer, schedule: factories, `optimizer(groups)` and `schedule(optimizer)`. seed keys every draw. guard: which
+    optimizer steps are left out; None: those without a finite gradient.
     """
 
     def __init__(
@@ -39,11 +42,13 @@ class Stage(L.LightningModule):
         schedule: ScheduleFactory | None,
         preview: Preview | None,
         seed: int,
+        guard: Guard | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.base = backbone, backbone.base
         self.optimizer_factory, self.schedule_factory = optimizer, schedule
         self.preview, self.seed = preview, seed
+        self.guard, self._ids = guard or Guard(), ()
         self.strict_loading = backbone.lora is None  # an adapter's checkpoint has none of the frozen weights
         self.scheduler_config = self.base.scheduler_config
         self.frozen: dict[str, Codec] = {}  # in a dict, so that the VAE is no submodule and in no checkpoint
@@ -66,6 +71,7 @@ class Stage(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.kept(checkpoint["state_dict"])
+        checkpoint["guard"] = self.guard.state_dict()
         if self.backbone.lora is not None:
             checkpoint["lora"] = self.backbone.lora.as_dict()
 
@@ -73,14 +79,30 @@ class Stage(L.LightningModule):
         """Refuse weights of another architecture, and an adapter of another scale: its tensors would fit."""
         if "state_dict" in checkpoint:  # a sharded one is read by its strategy
             check_architecture(self.kept(self.state_dict()), checkpoint["state_dict"])
+        if "guard" in checkpoint:
+            self.guard.load_state_dict(checkpoint["guard"])
         saved, lora = checkpoint.get("lora"), self.backbone.lora
         if lora is not None and saved is not None and saved["alpha"] != lora.alpha:
             raise UserError(f"the checkpoint's LoRA has alpha {saved['alpha']}, the recipe's {lora.alpha}")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout knows no other source than the global random state: key it, as every draw is."""
+        self._ids = batch.ids
         if self.backbone.lora is not None and self.backbone.lora.dropout:
             torch.manual_seed(seed_of(self.seed, "dropout", batch.step, batch.slots))
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """A loss that is no finite number makes all gradients so, and with them the norm that every process sees."""
+        self.guard.saw(self._ids, loss)
+        super().backward(loss * (1 + 0 * loss.detach()), *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient's norm before it is clipped; take the gradient from a step that is left out."""
+        norm = grad_norm(self.transformer.parameters())
+        self.log("train/grad_norm", norm)
+        if not self.guard.admits(float(norm), self.global_step):
+            optimizer.zero_grad()
+        self.log("train/skipped", float(self.guard.skipped))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(parameter_groups(self.transformer.named_parameters()))

@@ -19,6 +19,7 @@ from ..models.backbone import Backbone
 from ..models.sampling import Preview
 from ..models.shadow import Shadow
 from ..optim import OptimizerFactory, ScheduleFactory
+from .guard import Guard
 from .sft import SFT
 
 Errors = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -48,11 +49,12 @@ class DPO(SFT):
         resolution_shift: bool = True,
         rotate_every: int = 1,
         window: int = 100,
+        guard: Guard | None = None,
         preview: Preview | None = None,
         seed: int = 0,
     ) -> None:
         drawn = {"timesteps": timesteps, "resolution_shift": resolution_shift, "rotate_every": rotate_every}
-        super().__init__(backbone, optimizer, schedule, preview=preview, seed=seed, **drawn)
+        super().__init__(backbone, optimizer, schedule, guard=guard, preview=preview, seed=seed, **drawn)
         if beta <= 0 or omega < 1 or sft_weight < 0 or window < 3:
             given = f"beta={beta:g} omega={omega:g} sft_weight={sft_weight:g} window={window}"
             raise UserError(f"stage: {given}: they are above 0, at least 1, at least 0 and at least 3")

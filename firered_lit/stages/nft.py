@@ -28,6 +28,7 @@ from ..rewards.collect import answered, ask, refuse_outside, rewards_of
 from ..rewards.protocol import Reward
 from ..rewards.statistics import Scored, statistics
 from .base import Stage
+from .guard import Guard
 from .rollout import Clock, Points, Rollout, Verdicts, pieces, source_distance, to_bytes
 
 log = logging.getLogger(__name__)
@@ -68,10 +69,11 @@ class NFT(Stage):
         patience: float = 300.0,
         capacity: int | None = None,
         gradient_clip: float = 1.0,
+        guard: Guard | None = None,
         preview: Preview | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, optimizer, schedule, preview, seed)
+        super().__init__(backbone, optimizer, schedule, preview, seed, guard)
         self.automatic_optimization = False
         self.group_size, self.rollout_steps, self.points, self.updates = group_size, rollout_steps, points, updates
         self.timesteps, self.resolution_shift, self.loss = timesteps, resolution_shift, loss
@@ -219,6 +221,7 @@ class NFT(Stage):
             norms.append(self.step())
         total = {f"train/{name}": value / count for name, value in sums.items()}
         total["train/grad_norm"] = torch.stack(norms).mean()
+        total["train/skipped"] = torch.tensor(float(self.guard.skipped), device=self.device)
         if not self.kl:
             del total["train/kl"]
         return _averaged(total, self.trainer.world_size)
@@ -238,11 +241,17 @@ class NFT(Stage):
         """One optimizer step; the norm of the gradient before it is clipped."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         norm = grad_norm(self.transformer.parameters())
-        self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+        if self.guard.admits(float(norm), self.global_step):
+            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+        else:
+            optimizer.zero_grad()
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
         return norm
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """`step` has looked already, before it clipped."""
 
     def unsynchronised(self) -> AbstractContextManager[None]:
         """Gradients only add up; the last backward before a step exchanges them."""

@@ -6,6 +6,7 @@ from ..flow.timesteps import Law, curriculum
 from ..models.backbone import Backbone
 from ..models.sampling import Preview
 from ..optim import OptimizerFactory, ScheduleFactory
+from .guard import Guard
 from .sft import SFT, Weight
 
 
@@ -29,11 +30,12 @@ class Pretrain(SFT):
         weight: Weight | None = None,
         resolution_shift: bool = True,
         rotate_every: int = 1,
+        guard: Guard | None = None,
         preview: Preview | None = None,
         seed: int = 0,
     ) -> None:
         settings = {"weight": weight, "resolution_shift": resolution_shift, "rotate_every": rotate_every}
-        super().__init__(backbone, optimizer, schedule, preview=preview, seed=seed, **settings)
+        super().__init__(backbone, optimizer, schedule, guard=guard, preview=preview, seed=seed, **settings)
         self.steps = max(steps, 1)
         self.curriculum = partial(curriculum, mean=mean, std=std, start_weight=start_weight, end=end)
 

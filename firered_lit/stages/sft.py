@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..batch import EditBatch
@@ -12,10 +11,10 @@ from ..flow.timesteps import Law, logit_normal, stratified_uniform
 from ..losses.flow_matching import flow_matching_loss
 from ..models.backbone import Backbone
 from ..models.sampling import Preview
-from ..models.shard import grad_norm
 from ..optim import OptimizerFactory, ScheduleFactory
 from .base import Stage
 from .consistency import Consistency
+from .guard import Guard
 
 Weight = Callable[..., Tensor]  # weight(sigma, law=the law that sigma was drawn by)
 
@@ -39,10 +38,11 @@ class SFT(Stage):
         resolution_shift: bool = True,
         rotate_every: int = 1,
         consistency: Consistency | None = None,
+        guard: Guard | None = None,
         preview: Preview | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, optimizer, schedule, preview, seed)
+        super().__init__(backbone, optimizer, schedule, preview, seed, guard)
         self.timesteps, self.weight = timesteps, weight
         self.resolution_shift, self.rotate_every = resolution_shift, rotate_every
         self.consistency = consistency
@@ -90,7 +90,3 @@ class SFT(Stage):
     def timesteps_at(self, step: int) -> Law:
         """The law before the shift at a training step; here the same for all."""
         return self.timesteps
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient before it is clipped."""
-        self.log("train/grad_norm", grad_norm(self.transformer.parameters()))
