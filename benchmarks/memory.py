@@ -10,7 +10,7 @@ from firered_lit.memory import GB, estimate, training_of
 from firered_lit.recipe import load
 
 CARDS, COUNTS = (80, 141), (1, 8, 32, 128)
-LIGHT = ["stage.optimizer={_target_: torchao.optim.AdamW8bit, _partial_: true}", "stage.backbone.dtype=bfloat16"]
+LIGHT = ["stage.optimizer={_target_: firered_lit.optim.adamw8bit, _partial_: true}", "stage.backbone.dtype=bfloat16"]
 ROWS = {
     "LoRA, `sft_lora.yaml`": ("sft_lora", []),
     "full, bf16, 8-bit AdamW, not sharded, `sft.yaml`": ("sft", []),

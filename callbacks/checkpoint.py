@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from firered_lit.checkpoint import BEST, FOLDER, listed, name_of, remove, step_of, write_atomically
+from firered_lit.background import Background
+from firered_lit.checkpoint import BEST, FOLDER, AtomicCheckpointIO, listed, name_of, remove, step_of, write_atomically
 from firered_lit.errors import UserError
 
 
@@ -24,6 +26,8 @@ class Checkpoint(LightningCheckpoint):
         monitor: a logged validation metric; the checkpoint with the best one is kept too.
         mode: is the best the "min" or the "max".
         dir: folder; `checkpoints` in the trainer's root when null.
+        background: copy to the host and write from there while training goes on, one checkpoint at a time; where the
+            host lacks the memory, training waits instead. What fails is raised by the next step.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class Checkpoint(LightningCheckpoint):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
         dir: str | None = None,
+        background: bool = True,
     ) -> None:
         super().__init__()
         for name, value in {"every": every, "keep": keep}.items():
@@ -42,6 +47,7 @@ class Checkpoint(LightningCheckpoint):
             raise UserError(f"checkpoint.mode={mode}: 'min' or 'max'")
         self.every, self.keep, self.monitor, self.mode = every, keep, monitor, mode
         self.dir = Path(dir) if dir else None
+        self.writer = Background() if background else None
         self.saved_step: int | None = None  # the last step that has a checkpoint
         self.best_score: float | None = None
         self.best_name: str | None = None
@@ -52,6 +58,10 @@ class Checkpoint(LightningCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.dir is None:
             self.dir = Path(trainer.strategy.broadcast(str(trainer.default_root_dir))) / FOLDER
+        strategy: Any = trainer.strategy
+        place = strategy if hasattr(type(strategy), "background") else strategy.checkpoint_io
+        if isinstance(place, AtomicCheckpointIO) or place is strategy:
+            place.background = self.writer
         if trainer.is_global_zero and self.dir.exists():
             for part in self.dir.glob(".step_*.part"):  # of a run that was killed while it wrote
                 remove(part)
@@ -67,6 +77,8 @@ class Checkpoint(LightningCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self.writer:
+            self.writer.check()
         step = trainer.global_step
         self._accumulating = step == self._seen_step
         if self._accumulating:
@@ -88,6 +100,16 @@ class Checkpoint(LightningCheckpoint):
         """For trainings that something else has stopped."""
         if trainer.global_step > 0:
             self.save(trainer)
+        self._wait()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        try:
+            self._wait()
+        except UserError as error:  # the other one is what ended the run
+            rank_zero_warn(str(error))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._wait()
 
     def save_when_stepped(self) -> None:
         """Ask for a checkpoint at the end of the current optimizer step, when every other callback has had its turn."""
@@ -98,13 +120,24 @@ class Checkpoint(LightningCheckpoint):
         self._due = False
         if self.saved_step == trainer.global_step:
             return
+        self._wait()  # for the one before
         self.saved_step = trainer.global_step
         try:
             trainer.save_checkpoint(self.folder / name_of(trainer.global_step))
         except BaseException:
             self.saved_step = None
             raise
-        self._prune(trainer)
+        self._then(lambda: self._prune(trainer))
+        if trainer.state.finished:
+            self._wait()
+
+    def _then(self, action: Callable[[], None]) -> None:
+        """When the checkpoint is on the disk."""
+        self.writer.submit(action) if self.writer else action()
+
+    def _wait(self) -> None:
+        if self.writer:
+            self.writer.wait()
 
     @property
     def folder(self) -> Path:
@@ -143,12 +176,14 @@ class Checkpoint(LightningCheckpoint):
                 " be saved exactly: make trainer.val_check_interval a multiple of trainer.accumulate_grad_batches"
             )
             return
+        self._wait()  # until the best so far is no more needed
         self.best_score, self.best_name = score, name_of(trainer.global_step)
         self.save(trainer)
         if trainer.is_global_zero:
             record = {"name": self.best_name, "step": trainer.global_step, "monitor": self.monitor, "score": score}
-            write_atomically(self.folder / BEST, lambda file: file.write(json.dumps(record).encode()))
-        self._prune(trainer)
+            text = json.dumps(record).encode()
+            self._then(lambda: write_atomically(self.folder / BEST, lambda file: file.write(text)))
+        self._then(lambda: self._prune(trainer))
 
     def _read_best(self, trainer: L.Trainer) -> None:
         """The validation after a checkpoint is not in it, but in the record beside it."""

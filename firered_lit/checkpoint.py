@@ -13,13 +13,16 @@ import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import nn
 
 from firered_lit.errors import UserError
+
+if TYPE_CHECKING:
+    from firered_lit.background import Background
 
 FOLDER = "checkpoints"
 BEST = "best.json"
@@ -129,11 +132,26 @@ class _Sink:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's reading and writing of checkpoint files, made safe. Local files only."""
+    """Lightning's reading and writing of checkpoint files, made safe. Local files only.
+
+    background: writes a copy beside the training, where the host has the memory for it; None: at once.
+    """
+
+    background: "Background | None" = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
         """Write, sync, rename. A full disk is one `UserError`; what was there before stays as it was."""
         refuse_objects(checkpoint)
+        if self.background is not None:
+            from .background import fits_on_host, on_host
+
+            if fits_on_host(checkpoint):
+                copy = on_host(checkpoint)
+                self.background.submit(lambda: self._write(copy, path))
+                return
+        self._write(checkpoint, path)
+
+    def _write(self, checkpoint: dict[str, Any], path: Path | str) -> None:
         sinks: list[_Sink] = []
 
         def write(file: IO[bytes]) -> None:

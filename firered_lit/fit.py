@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from .checkpoint import AtomicCheckpointIO, resolve
 from .dialect import dump
 from .errors import UserError
+from .optim import refuse_eight_bit
 from .stages.base import Stage
 from .start import start_folder
 
@@ -78,6 +79,7 @@ def fit(
         use_distributed_sampler=False,
         **_validation(run, trainer, start),
     )
+    refuse_eight_bit(stage.optimizer_factory, engine.strategy)
     refuse = getattr(engine.strategy, "check", None)
     if refuse:
         refuse(stage, engine.num_devices * engine.num_nodes, engine.precision)

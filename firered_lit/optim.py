@@ -1,12 +1,16 @@
 """Which parameters are trained how: groups with and without weight decay, and schedules of the learning rate."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from .errors import UserError
 
 OptimizerFactory = Callable[..., Optimizer]
 ScheduleFactory = Callable[[Optimizer], LambdaLR]
@@ -20,6 +24,57 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def adamw8bit(
+    params: Iterable[Any],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    """AdamW with both moments in 8 bits (2110.02861): bitsandbytes' on whole parameters, torchao's on sharded ones.
+
+    Neither can do the other's work: bitsandbytes knows no sharded tensors, and torchao's states in a plain checkpoint
+    are read by torchao alone. Raises UserError when some are sharded and some are not, or torchao is not installed.
+    """
+    groups = list(params)
+    own = [p for group in groups for p in (group["params"] if isinstance(group, Mapping) else [group])]
+    options = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+    if not any(isinstance(parameter, DTensor) for parameter in own):
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(groups, **options)
+    if not all(isinstance(parameter, DTensor) for parameter in own):
+        raise UserError("stage.optimizer: of the parameters some are sharded and some are not; use torch.optim.AdamW")
+    refuse_without_torchao()
+    from .eight_bit import ShardedAdamW8bit
+
+    return ShardedAdamW8bit(groups, **options)
+
+
+def refuse_without_torchao() -> None:
+    if find_spec("torchao") is None:
+        raise UserError("stage.optimizer: 8 bits on sharded parameters need torchao; run: pip install torchao")
+
+
+def eight_bit(factory: Any) -> str | None:
+    """Whose 8-bit optimizer a factory makes: "bitsandbytes", "torchao" or, as it fits, "either". None: none of them."""
+    made = getattr(factory, "func", factory)
+    if made is adamw8bit:
+        return "either"
+    room = getattr(made, "__module__", "").partition(".")[0]
+    return room if room == "torchao" or (room == "bitsandbytes" and "8bit" in made.__name__) else None
+
+
+def refuse_eight_bit(factory: Any, strategy: object) -> None:
+    """Refuse an 8-bit optimizer under a Lightning strategy that flattens the weights or steps them itself."""
+    known = {"SingleDeviceStrategy", "DDPStrategy", "FSDP2"}
+    if eight_bit(factory) and known.isdisjoint(kind.__name__ for kind in type(strategy).__mro__):
+        raise UserError(
+            f"trainer.strategy: no 8-bit optimizer works under {type(strategy).__name__}; use one GPU, strategy=ddp or"
+            " {_target_: firered_lit.strategy.FSDP2}, or stage.optimizer._target_=torch.optim.AdamW"
+        )
 
 
 def constant(optimizer: Optimizer, *, warmup: int = 0) -> LambdaLR:

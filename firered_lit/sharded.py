@@ -11,6 +11,8 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
+from .background import Background, fits_on_host, on_host
 from .checkpoint import COMPLETE, incomplete, read_safely, refuse_objects, remove, write_atomically
 from .errors import UserError
 
@@ -31,22 +34,34 @@ META, WEIGHTS, OPTIMIZER = "meta.pt", "state_dict", "optimizer_"
 Place = Callable[[str, TensorStorageMetadata], Tensor]
 
 
-def save(checkpoint: dict[str, Any], path: Path) -> None:
+def save(checkpoint: dict[str, Any], path: Path, background: Background | None = None, group: Any = None) -> None:
     """Write a checkpoint as a folder; its sharded tensors by the processes that hold them. All processes call it.
 
     The folder is filled under another name and renamed when every byte is on the disk. Raises UserError on all of them
     when one could not write; what was there before stays as it was.
+    background: writes a copy beside the training, where every host has the memory for it; the processes then meet in
+    `group`, which is theirs alone and works on the host.
     """
-    staged = path.with_name(f".{path.name}.part")
     tensors = {f"{OPTIMIZER}{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
     tensors |= {key: checkpoint.pop(key) for key in [k for k, value in checkpoint.items() if _is_sharded(value)]}
     refuse_objects(checkpoint)
+    if background is None or not _all(fits_on_host((tensors, checkpoint), _neighbours()), group):
+        _write(tensors, checkpoint, path, group)
+        return
+    tensors, rest = on_host(tensors), on_host(checkpoint)
+    background.submit(lambda: _write(tensors, rest, path, group))
+
+
+def _write(tensors: dict[str, Any], rest: Mapping[str, Any], path: Path, group: Any) -> None:
+    staged = path.with_name(f".{path.name}.part")
     try:
-        _on_first(lambda: (shutil.rmtree(staged, ignore_errors=True), staged.mkdir(parents=True)))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(staged))
-        _on_first(lambda: _finish(checkpoint, staged, path))
+        _on_first(lambda: (shutil.rmtree(staged, ignore_errors=True), staged.mkdir(parents=True)), group)
+        alone = not dist.is_initialized()
+        with warnings.catch_warnings() if alone else nullcontext():
+            if alone:
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(staged), process_group=group)
+        _on_first(lambda: _finish(rest, staged, path), group)
     except (OSError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise UserError(
@@ -65,7 +80,7 @@ def _finish(rest: Mapping[str, Any], staged: Path, path: Path) -> None:
     os.replace(staged, path)
 
 
-def _on_first(action: Callable[[], object]) -> None:
+def _on_first(action: Callable[[], object], group: Any) -> None:
     """Run on the first process; all wait for it, and fail when it does."""
     failed: list[str | None] = [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -74,9 +89,23 @@ def _on_first(action: Callable[[], object]) -> None:
         except OSError as error:
             failed = [error.strerror or str(error)]
     if dist.is_initialized():
-        dist.broadcast_object_list(failed)
+        dist.broadcast_object_list(failed, group=group)
     if failed[0] is not None:
         raise OSError(None, failed[0])
+
+
+def _all(here: bool, group: Any) -> bool:
+    """Whether it is so on every process."""
+    if not dist.is_initialized():
+        return here
+    flag = torch.tensor(int(here))
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=group)
+    return bool(flag)
+
+
+def _neighbours() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count() or 1))
 
 
 def _is_sharded(value: Any) -> bool:
@@ -179,6 +208,8 @@ def read(path: Path, parts: Sequence[str] | None = None) -> dict[str, Any]:
     parts: only these of its sharded keys, as ["state_dict"]; None: all of them, optimizer and averages too.
     """
     reader = Reader(path)
+    if parts is None and find_spec("torchao"):
+        import torchao.optim  # noqa: F401  its 8-bit moments may be there: it tells torch that they are safe to read
     state = blank(reader.read_metadata(), parts, lambda _, facts: torch.empty(facts.size, dtype=facts.properties.dtype))
     load_into(state, reader, alone=True)
     names = sorted((k for k in state if k.startswith(OPTIMIZER)), key=lambda name: int(name.removeprefix(OPTIMIZER)))

@@ -20,9 +20,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from . import sharded
+from .background import Background
 from .checkpoint import check_architecture, read_safely
 from .errors import UserError
 from .models.shard import Sharding, mesh_shape, placed_like, synchronise
+from .optim import eight_bit, refuse_without_torchao
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, None: None}
 
@@ -37,6 +39,9 @@ class FSDP2(ModelParallelStrategy):
     then holds the whole model's gradients. Over the replicas gradients are reduced once a step in any case.
     timeout_s: seconds after which a process that waits for the others gives up.
     """
+
+    background: Background | None = None  # writes checkpoints beside the training
+    _writers: Any = None
 
     def __init__(
         self,
@@ -64,9 +69,11 @@ class FSDP2(ModelParallelStrategy):
         factory = getattr(stage, "optimizer_factory", None)
         if getattr(getattr(factory, "func", factory), "__module__", "").startswith("bitsandbytes"):
             raise UserError(
-                "stage.optimizer: bitsandbytes cannot step sharded parameters; use torchao.optim.AdamW8bit (pip install"
-                " torchao) or torch.optim.AdamW, or train on one GPU or with strategy=ddp"
+                "stage.optimizer: bitsandbytes cannot step sharded parameters; use firered_lit.optim.adamw8bit or"
+                " torch.optim.AdamW, or train on one GPU or with strategy=ddp"
             )
+        if eight_bit(factory):
+            refuse_without_torchao()
         if quantize := getattr(getattr(stage, "backbone", None), "quantize", None):
             raise UserError(
                 f"stage.backbone.quantize={quantize}: quantised weights cannot be sharded; use strategy=ddp"
@@ -77,6 +84,7 @@ class FSDP2(ModelParallelStrategy):
         self._setup_distributed()  # without the parent's mesh of (data, tensor)
         shape = mesh_shape(self.world_size, self.replicate, self.shard)
         names = ("replicate", "shard")
+        self._writers = torch.distributed.new_group(backend="gloo")  # where those who write a checkpoint meet
         self._device_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
         self.lightning_module._device_mesh = self._device_mesh
 
@@ -103,10 +111,10 @@ class FSDP2(ModelParallelStrategy):
         return get_model_state_dict(self.model)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return get_optimizer_state_dict(self.model, getattr(optimizer, "_optimizer", optimizer))
+        return _optimizer_state(self.model, getattr(optimizer, "_optimizer", optimizer))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        sharded.save(checkpoint, Path(self.broadcast(str(filepath))))
+        sharded.save(checkpoint, Path(self.broadcast(str(filepath))), self.background, self._writers)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Weights and optimizer state, from a folder of any number of processes or from a single file."""
@@ -122,7 +130,7 @@ class FSDP2(ModelParallelStrategy):
         set_model_state_dict(self.model, weights, options=StateDictOptions(strict=False))
         for index, optimizer in enumerate(self.optimizers):
             name = f"{sharded.OPTIMIZER}{index}"
-            state = {name: get_optimizer_state_dict(self.model, optimizer)}
+            state = {name: _optimizer_state(self.model, optimizer)}
             sharded.load_into(state, reader)
             set_optimizer_state_dict(self.model, optimizer, state[name])
         parts = [p for p in sharded.top_level(metadata) if p != sharded.WEIGHTS and not p.startswith(sharded.OPTIMIZER)]
@@ -158,3 +166,9 @@ class FSDP2(ModelParallelStrategy):
         if like is None or like.shape != facts.size:
             return torch.empty(facts.size, dtype=facts.properties.dtype, device=self.root_device)
         return torch.empty_like(like, dtype=facts.properties.dtype, requires_grad=False)
+
+
+def _optimizer_state(model: Any, optimizer: Optimizer) -> dict[str, Any]:
+    """Its state by the parameters' names, each process its part; empty at first."""
+    state = get_optimizer_state_dict(model, optimizer)
+    return getattr(optimizer, "portable", dict)(state)

@@ -185,7 +185,7 @@ def test_a_mesh_that_does_not_fit_is_refused(strategy, processes, words):
 def test_what_cannot_be_sharded_is_refused_with_what_can():
     from bitsandbytes.optim import AdamW8bit
 
-    with pytest.raises(UserError, match=r"bitsandbytes cannot step sharded parameters; use torchao.optim.AdamW8bit"):
+    with pytest.raises(UserError, match=r"bitsandbytes cannot step sharded parameters; use firered_lit"):
         FSDP2().check(stage(AdamW8bit), 8)
     with pytest.raises(UserError, match="quantize=4bit: quantised weights cannot be sharded"):
         FSDP2().check(stage(torch.optim.AdamW, quantize="4bit"), 8)
