@@ -1,0 +1,260 @@
+"""A step of supervised fine-tuning against the released training code's, in samples a second, on one transformer.
+
+    python benchmarks/step.py [--quick] [--rounds 5] [--targets 4] [--layers 8] [--compile]
+
+The plain step: the VAE encodes target and references each time, the batch is fixed (the largest sample must fit), and
+text is masked also where nothing is padded. Each gain is given to it alone, then all. Ours is the stage in Lightning.
+All take the same samples in turn. The transformer has a twelfth of the full width and a sixteenth of the tokens, the
+VAE as many FLOPs beside it as the full-size one has (counted on the meta device), so that the cache gains what it would.
+A second table: Lightning against a bare loop over the same stage, bare and with all that a recipe adds.
+"""
+
+import argparse
+import io
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from callbacks.progress import Progress
+from callbacks.signals import Signals
+from callbacks.throughput import Throughput
+from firered_lit.batch import Condition, EditBatch, Text
+from firered_lit.checkpoint import AtomicCheckpointIO
+from firered_lit.draws import gaussian, generator
+from firered_lit.flow.path import interpolate, velocity
+from firered_lit.losses.flow_matching import flow_matching_loss
+from firered_lit.models import qwen_image
+from firered_lit.models.backbone import Backbone
+from firered_lit.models.codec import Codec
+from firered_lit.models.family import FULL_SIZE
+from firered_lit.models.shard import skeleton
+from firered_lit.models.tiny import cached_tiny, vae_config
+from firered_lit.optim import constant, parameter_groups
+from firered_lit.stages.sft import SFT
+from firered_lit.tracking import MLflow
+
+SIDE, TEXT, SEED, RATE = 256, (24, 40), 0, 1e-5  # pixels, tokens of a prompt: a sixteenth of the full-size ones
+SMALL = {**FULL_SIZE, "num_attention_heads": 2, "joint_attention_dim": 3584 // 12}
+REFERENCES = (0, 1, 2, 3)
+
+
+def inputs(config, side, text, references=1):
+    """x_t, sigma and condition of one sample, on the meta device."""
+    images = [torch.zeros(1, 16, side // 8, side // 8, device="meta") for _ in range(1 + references)]
+    embeddings = torch.zeros(1, text, config["joint_attention_dim"], device="meta")
+    return images[0], torch.zeros(1, device="meta"), Condition(Text(embeddings, None), tuple(images[1:]))
+
+
+def flops_of_step(config, side, text):
+    """Forward and backward of one sample with one reference; blocks are alike, so two depths tell of any."""
+    counts = []
+    for layers in (1, 2):
+        transformer = skeleton({**config, "num_layers": layers}, torch.bfloat16)
+        with FlopCounterMode(display=False) as counter:
+            qwen_image.velocity(transformer, *inputs(config, side, text)).float().sum().backward()
+        counts.append(counter.get_total_flops())
+    return counts[0] + (config["num_layers"] - 1) * (counts[1] - counts[0])
+
+
+def flops_of_encoding(config, side):
+    """The VAE on one target and one reference."""
+    with torch.device("meta"):
+        vae = AutoencoderKLQwenImage(**config)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        vae.encode(torch.zeros(1, 3, 1, side, side, device="meta"))
+    return 2 * counter.get_total_flops()
+
+
+def model_folder(folder, layers):
+    """A base whose VAE costs, beside its transformer, what the full-size one costs beside the full-size transformer."""
+    config = {**SMALL, "num_layers": layers}
+    share = flops_of_encoding({}, 1024) / flops_of_step(FULL_SIZE, 1024, 512)
+    wanted = share * flops_of_step(config, SIDE, sum(TEXT) // 2)
+    sizes = {width: flops_of_encoding(vae_config() | {"base_dim": width}, SIDE) for width in range(4, 64, 2)}
+    width = min(sizes, key=lambda w: abs(sizes[w] - wanted))
+    print(f"VAE / transformer FLOPs of a step: full size {share:.2%}, here {sizes[width] / wanted * share:.2%}")
+    shutil.copytree(cached_tiny(), folder, ignore=shutil.ignore_patterns("transformer", "vae"))
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        QwenImageTransformer2DModel.from_config(config).save_pretrained(folder / "transformer")
+        AutoencoderKLQwenImage(**vae_config() | {"base_dim": width}).save_pretrained(folder / "vae")
+    return str(folder)
+
+
+def micro_batches(codec, targets):
+    """One round: as many samples of 0, 1, 2, 3 references, in batches that fill a budget of `targets` targets."""
+    text, found = generator("text"), []
+    for n in REFERENCES:
+        size = max(1, targets // (n + 1))
+        for _ in range(targets // size):
+            pixels = [gaussian((3, SIDE, SIDE), tuple(range(size)), "pixels", len(found), i) for i in range(n + 1)]
+            latents = [codec.encode(p.clamp(-1, 1)) for p in pixels]
+            rows = [torch.randn(int(torch.randint(*TEXT, (), generator=text)), 3584 // 12, generator=text)] * size
+            condition, ids = (
+                Condition(Text.pad(rows), tuple(latents[1:])),
+                tuple(f"{len(found)}.{k}" for k in range(size)),
+            )
+            found.append(
+                EditBatch(latents[0], condition, ids, len(found), tuple(range(size)), size,
+                          pixels=pixels[0], sources=tuple(pixels[1:]))
+            )  # fmt: skip
+    return found
+
+
+class Plain:
+    """The released loop. cached: latents; budget: as many samples as fit; unmasked: a mask only where one is needed."""
+
+    def __init__(self, base, codec, cached=False, budget=False, unmasked=False, compiled=False):
+        self.net, self.codec = Backbone(base, compile_blocks=compiled).load(SEED), codec
+        self.cached, self.budget, self.unmasked = cached, budget, unmasked
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.net.named_parameters()), lr=RATE)
+
+    def run(self, batch):
+        for rows in [slice(0, None)] if self.budget else [slice(i, i + 1) for i in range(len(batch))]:
+            self.step(part(batch, rows))
+
+    def step(self, batch):
+        x_0, references, text = batch.target, batch.condition.references, batch.condition.text
+        if not self.cached:
+            x_0, references = self.codec.encode(batch.pixels), tuple(self.codec.encode(s) for s in batch.sources)
+        if not self.unmasked and text.mask is None:
+            text = replace(text, mask=torch.ones(text.embeddings.shape[:2], dtype=torch.bool))
+        sigma = torch.sigmoid(gaussian((), batch.slots, SEED, "sigma", batch.step))
+        eps = gaussian(x_0.shape[1:], batch.slots, SEED, "noise", batch.step)
+        v = qwen_image.velocity(self.net, interpolate(x_0, eps, sigma), sigma, Condition(text, references))
+        flow_matching_loss(v, velocity(x_0, eps)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def part(batch, rows):
+    """Some samples of a batch."""
+    text, mask = batch.condition.text, batch.condition.text.mask
+    text = Text(text.embeddings[rows], None if mask is None else mask[rows])
+    condition = Condition(text, tuple(r[rows] for r in batch.condition.references))
+    tensors = {"target": batch.target[rows], "condition": condition, "pixels": batch.pixels[rows]}
+    sources = tuple(s[rows] for s in batch.sources)
+    return replace(batch, ids=batch.ids[rows], slots=batch.slots[rows], sources=sources, **tensors)
+
+
+class Bare:
+    """Our stage in a loop of its own."""
+
+    def __init__(self, stage):
+        self.stage, self.parameters = stage, list(stage.transformer.parameters())
+        self.optimizer = stage.optimizer_factory(parameter_groups(stage.transformer.named_parameters()))
+        self.schedule = stage.schedule_factory(self.optimizer)
+
+    def run(self, batch):
+        self.stage.losses(batch).mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+
+class Turns(L.Callback):
+    """Times the trainer from the end of one batch to the end of the next, and lets the others take the same one."""
+
+    def __init__(self, others):
+        self.others, self.seconds = others, {name: [] for name in ["ours", *others]}
+
+    def on_train_start(self, trainer, module):
+        self.begun = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.seconds["ours"].append(time.perf_counter() - self.begun)
+        for name, other in self.others.items():
+            begun = time.perf_counter()
+            other.run(batch)
+            self.seconds[name].append(time.perf_counter() - begun)
+        self.begun = time.perf_counter()
+
+
+def stage_of(base, compiled=False):
+    adam = partial(torch.optim.AdamW, lr=RATE)
+    return SFT(Backbone(base, compile_blocks=compiled), adam, partial(constant, warmup=10), seed=SEED)
+
+
+def measure(stage, batches, others, rounds, folder=None):
+    """Seconds of every batch by side, the first round left out. folder: with a recipe's callbacks and logger in it."""
+    turns = Turns(others)
+    callbacks = [Signals(), Progress(), Throughput(), turns] if folder else [turns]
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=(rounds + 1) * len(batches), logger=MLflow(dir=folder) if folder else False,
+        callbacks=callbacks, enable_progress_bar=bool(folder), enable_checkpointing=False, enable_model_summary=False,
+        limit_val_batches=0, gradient_clip_val=1.0, log_every_n_steps=10, plugins=[AtomicCheckpointIO()],
+    )  # fmt: skip
+    every = [replace(b, step=i) for i, b in enumerate(batches * (rounds + 1))]
+    trainer.fit(stage, torch.utils.data.DataLoader(every, batch_size=None))
+    return {name: values[len(batches) :] for name, values in turns.seconds.items()}
+
+
+def rates(seconds, batches):
+    """Samples a second of every round, by side."""
+    samples, n = sum(map(len, batches)), len(batches)
+    return {k: [samples / sum(v[i : i + n]) for i in range(0, len(v), n)] for k, v in seconds.items()}
+
+
+def against_the_plain_loop(base, batches, given):
+    codec = Codec(stage_of(base).base)
+    plain = partial(Plain, base, codec)
+    others = {"plain": plain(), "plain, latents cached": plain(cached=True), "plain, token budget": plain(budget=True)}
+    others["plain, mask only where needed"] = plain(unmasked=True)
+    if given.compile:
+        others["plain, blocks compiled"] = plain(compiled=True)
+    others["plain, all of these"] = plain(cached=True, budget=True, unmasked=True, compiled=given.compile)
+    found = rates(measure(stage_of(base, given.compile), batches, others, given.rounds), batches)
+    print(f"\nsamples a second, medians of {given.rounds} rounds of {sum(map(len, batches))} samples")
+    for name in [*others, "ours"]:
+        gains = [a / b for a, b in zip(found[name], found["plain"])]
+        print(f"  {name:<32} {statistics.median(found[name]):7.2f}   {statistics.median(gains):.2f}x")
+
+
+def against_a_bare_loop(base, batches, given, scratch):
+    """The overhead as the median over batches of the difference of a batch's two times."""
+    print(f"\nLightning against a bare loop over the same stage, {given.rounds * len(batches)} steps")
+    for name, folder in (("Lightning alone", None), ("with a recipe's callbacks and MLflow", str(scratch / "run"))):
+        stage = stage_of(base)
+        stage.configure_model()
+        bare = Bare(stage)
+        with redirect_stdout(io.StringIO()):
+            seconds = measure(stage_of(base), batches, {"bare": bare}, given.rounds, folder)
+        step = statistics.median(seconds["bare"])
+        more = statistics.median((a - b) / b for a, b in zip(seconds["ours"], seconds["bare"]))
+        print(f"  {name:<38} step {step * 1000:6.0f} ms, overhead {more:+.1%}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--targets", type=int, default=4, help="the budget, in targets without references")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--compile", action="store_true", help="show regional torch.compile too; takes minutes more")
+    parser.add_argument("--quick", action="store_true", help="two layers, one round")
+    given = parser.parse_args()
+    if given.quick:
+        given.rounds, given.layers = 1, 1
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        base = model_folder(scratch / "model", given.layers)
+        batches = micro_batches(Codec(stage_of(base).base), given.targets)
+        against_the_plain_loop(base, batches, given)
+        against_a_bare_loop(base, batches, given, scratch)
+
+
+if __name__ == "__main__":
+    main()
