@@ -5,7 +5,7 @@
 The plain step: the VAE encodes target and references each time, the batch is fixed (the largest sample must fit), and
 text is masked also where nothing is padded. Each gain is given to it alone, then all. Ours is the stage in Lightning.
 All take the same samples in turn. The transformer has a twelfth of the full width and a sixteenth of the tokens, the
-VAE as many FLOPs beside it as the full-size one has (counted on the meta device), so that the cache gains what it would.
+VAE as many FLOPs beside it as the full-size one (counted on the meta device), so that the cache gains what it would.
 A second table: Lightning against a bare loop over the same stage, bare and with all that a recipe adds.
 """
 
