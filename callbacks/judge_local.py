@@ -59,13 +59,24 @@ class LocalVLM:
             suffix, tokens = self.score_tokens(question.prompt)
             pictures = [show(Image.open(io.BytesIO(png)).convert("RGB"), self.area) for png in question.pictures]
             chat = self._chat(question.text, len(pictures))
-            said = self._rationale(chat, pictures, question, number) if question.prompt.rationale else ""
+            said = ""
+            if question.prompt.rationale:
+                words = self._generate(chat, pictures, "judge", question.sample, question.image, number)
+                said = words.split(question.prompt.marker)[0].rstrip() + "\n"
             logits = self._logits(chat + said + suffix, pictures)[tokens]
         values = torch.tensor(list(question.prompt.values.values()))
         score = float(expected_score(logits, values))
         if score != score:
             raise JudgeError("its logits are no numbers")
         return Answer(said + suffix, score)
+
+    def say(self, text: str, pictures: tuple[bytes, ...], *key: object) -> str:
+        """Words about PNG pictures; sampled by `key`."""
+        if "<|" in text:
+            raise JudgeError("the request holds a control token")
+        with self._lock:
+            shown = [show(Image.open(io.BytesIO(png)).convert("RGB"), self.area) for png in pictures]
+            return self._generate(self._chat(text, len(shown)), shown, "say", *key)
 
     def score_tokens(self, prompt: Prompt) -> tuple[str, Tensor]:
         """The text up to the score, and the score tokens' ids (S,). UserError when a score is more than one token."""
@@ -81,20 +92,20 @@ class LocalVLM:
         raise UserError(f"judge {self.version}: a score of {prompt.name} is more than one token of this model")
 
     @torch.no_grad()
-    def _rationale(self, chat: str, pictures: list[Image.Image], question: Question, number: int) -> str:
+    def _generate(self, chat: str, pictures: list[Image.Image], *key: object) -> str:
         """Words sampled by our own randomness: the likeliest token after Gumbel noise is a draw from the softmax."""
-        inputs = self.processor(text=[chat], images=pictures, return_tensors="pt").to(self.device)
-        key = generator(self.seed, "judge", question.sample, question.image, number)
+        inputs = self.processor(text=[chat], images=pictures or None, return_tensors="pt").to(self.device)
+        drawn = generator(self.seed, *key)
 
         def perturb(_: Tensor, logits: Tensor) -> Tensor:
-            noise = -torch.log(-torch.log(torch.rand(logits.shape, generator=key).clamp(1e-20, 1 - 1e-7)))
+            noise = -torch.log(-torch.log(torch.rand(logits.shape, generator=drawn).clamp(1e-20, 1 - 1e-7)))
             return logits.float() + self.temperature * noise.to(logits.device)
 
         more = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_tokens, "temperature": None}
         ids = self.model.generate(**inputs, **more, top_p=None, top_k=None, logits_processor=[perturb])
         new = ids[0, inputs["input_ids"].shape[1] :]
         text = self.processor.tokenizer.decode(new, skip_special_tokens=True)
-        return text.replace("<|", "").split(question.prompt.marker)[0].rstrip() + "\n"
+        return text.replace("<|", "")
 
     @torch.no_grad()
     def _logits(self, text: str, pictures: list[Image.Image]) -> Tensor:

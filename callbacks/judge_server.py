@@ -8,10 +8,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from callbacks.judge_prompt import Question
 from firered_lit.draws import seed_of
@@ -19,6 +19,7 @@ from firered_lit.errors import UserError
 from firered_lit.rewards.judge import expected_from_logprobs, score_logprobs
 
 MOST_BYTES = 1 << 24  # of one answer
+T = TypeVar("T")
 
 
 class JudgeError(Exception):
@@ -85,27 +86,37 @@ class Server:
         self.proved = threading.Event()  # it has given a score's log-probabilities
 
     def ask(self, question: Question, number: int) -> Answer:
-        request = self._request(question, number)
+        seed = seed_of(self.seed, question.sample, question.image, number)
+        request = self._request(question.text, question.pictures, seed, {"logprobs": True, "top_logprobs": 20})
+        return self._patiently(request, lambda answer: self._score(answer, question))
+
+    def say(self, text: str, pictures: tuple[bytes, ...], *key: object) -> str:
+        """The model's words about PNG pictures. Raises JudgeError, and UserError as `ask` does."""
+        return self._patiently(self._request(text, pictures, seed_of(self.seed, "say", *key), {}), _words)
+
+    def _patiently(self, request: urllib.request.Request, read: Callable[[Any], T]) -> T:
+        """What `read` makes of the answer, tried again where that may help."""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(self.backoff * 2 ** (attempt - 1))
             try:
-                return self._score(self._post(request), question)
+                return read(self._post(request))
             except _Again as problem:
                 reason = str(problem)
         raise JudgeError(f"{self.url}: {reason}, {self.retries + 1} times")
 
-    def _request(self, question: Question, number: int) -> urllib.request.Request:
-        urls = [f"data:image/png;base64,{base64.b64encode(picture).decode()}" for picture in question.pictures]
+    def _request(
+        self, text: str, pictures: tuple[bytes, ...], seed: int, more: dict[str, Any]
+    ) -> urllib.request.Request:
+        urls = [f"data:image/png;base64,{base64.b64encode(picture).decode()}" for picture in pictures]
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         body = {
             "model": self.version,
-            "messages": [{"role": "user", "content": [*content, {"type": "text", "text": question.text}]}],
+            "messages": [{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
-            "seed": seed_of(self.seed, question.sample, question.image, number) % 2**31,
-            "logprobs": True,
-            "top_logprobs": 20,
+            "seed": seed % 2**31,
+            **more,
         }
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         return urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)  # noqa: S310
@@ -159,6 +170,17 @@ class Server:
             f"judge {self.url}: the model {self.version!r} gives no log-probabilities (logprobs, top_logprobs): "
             "a soft score needs them; serve it by vLLM, or choose another judge"
         )
+
+
+def _words(answer: Any) -> str:
+    """What a server's model said."""
+    try:
+        words = answer["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError) as problem:
+        raise _Again("an answer of another form") from problem
+    if not isinstance(words, str) or not words.strip():
+        raise _Again("an answer without words")
+    return words
 
 
 class _Again(Exception):  # noqa: N818 - caught at once

@@ -137,7 +137,7 @@ class EditDataModule(L.LightningDataModule):
 
     def _plan(self, ranks: int) -> BatchPlan:
         """The plan of this data for so many plan ranks; says what it makes of the data."""
-        index = Index.open(self.root / "index" / "train")
+        index = self._index()
         options = {"seed": self.seed, "weights": self.weights, "max_batch": self.max_batch}
         plan = BatchPlan(index, capacity=self.capacity // self.sides, plan_ranks=ranks, **options)
         missing = len(plan.left_out(0).rows)
@@ -146,6 +146,10 @@ class EditDataModule(L.LightningDataModule):
             + (f"; an epoch leaves out {missing} samples, others each time" if missing else "")
         )
         return plan
+
+    def _index(self) -> Index:
+        """The samples to train on."""
+        return Index.open(self.root / "index" / "train")
 
     def val_dataloader(self) -> HeldOut | list[Any]:
         rank, world, _ = self._place()

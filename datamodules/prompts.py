@@ -1,7 +1,10 @@
 """Prompts with their sources for reinforcement learning, from the data that `prepare` encoded: `PromptDataModule`."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -10,6 +13,7 @@ from firered_lit.batch import PromptBatch
 from firered_lit.errors import UserError
 
 from .edits import EditDataModule
+from .index import Index
 from .loader import EditLoader, Visits
 
 
@@ -50,7 +54,8 @@ class PromptDataModule(EditDataModule):
 
     Each is the seed of a group: the stage draws several edits of it. captions, languages, weights, held_out_max: see
     `EditDataModule`. plan_ranks: processes that may share the work, at most; so many groups in turn are of one bucket.
-    The number of processes when None; a run goes on with any number that divides it.
+    The number of processes when None; a run goes on with any number that divides it. mined: a folder that `mine
+    semi-hard` wrote of this data; its kept samples alone are drawn from.
     Raises UserError when the data was prepared without its pictures, which rewards look at.
     """
 
@@ -66,15 +71,20 @@ class PromptDataModule(EditDataModule):
         weights: Mapping[str, Any] | None = None,
         held_out_max: int = 8,
         plan_ranks: int | None = None,
+        mined: str | None = None,
     ) -> None:
         shared = {"seed": seed, "text_drop": 0.0, "captions": captions, "languages": languages, "weights": weights}
         shared |= {"workers": workers, "held_out_max": held_out_max, "plan_ranks": plan_ranks, "max_batch": 1}
         super().__init__(root, capacity=1 << 62, **shared)  # the stage budgets its forwards itself
         self.groups = groups
+        self.mined = None if mined is None else _mined(Path(mined), self.summary["fingerprint"])
         if not self.summary["keep_images"]:
             raise UserError(
                 f"{root}: prepared without pictures, which rewards look at; prepare it with keep_images=true"
             )
+
+    def _index(self) -> Index:
+        return super()._index() if self.mined is None else Index.open(self.mined[0] / "index" / "train")
 
     def train_dataloader(self) -> PromptLoader:
         rank, world, _ = self._place()
@@ -83,7 +93,19 @@ class PromptDataModule(EditDataModule):
             raise UserError(f"data.groups={self.groups}: must be a multiple of {ranks}, the processes that share them")
         identity = {"data": self.summary["fingerprint"], "seed": self.seed, "plan_ranks": ranks}
         identity["weights"] = repr(self.weights)
+        if self.mined is not None:
+            identity["mined"] = self.mined[1]
         visits = Visits(self.chunks(), self.captions, self.seed, images=True)
         self.loader = EditLoader(visits, self._plan(ranks), identity, rank=rank, world=world, workers=self.workers)
         rank_zero_info(f"data: {self.groups} groups an iteration, {self.groups // world} on each process")
         return PromptLoader(self.loader, self.groups // ranks)
+
+
+def _mined(folder: Path, fingerprint: str) -> tuple[Path, str]:
+    """A folder that `mine semi-hard` wrote, and a hash of what it kept. UserError when it is not of this data."""
+    if not (folder / "mined.json").exists():
+        raise UserError(f"data.mined={folder}: not a finished folder of `mine semi-hard`: run that, or run it again")
+    if json.loads((folder / "mined.json").read_text(encoding="utf-8")).get("data") != fingerprint:
+        raise UserError(f"data.mined={folder}: mined from other data than data.root; mine this one")
+    index = Index.open(folder / "index" / "train")
+    return folder, hashlib.blake2b(index.positions.tobytes(), digest_size=12).hexdigest()

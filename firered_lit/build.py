@@ -17,7 +17,7 @@ from firered_lit.recipe import PARTIAL, TARGET, Recipe, join, nearest
 from firered_lit.signature import Parameter, Signature, signature
 from firered_lit.source import NotFoundError
 
-_ROOMS = ("stages", "models", "flow", "losses", "rewards", "optim", "tracking", "strategy", "fit")
+_ROOMS = ("stages", "models", "flow", "losses", "rewards", "optim", "tracking", "strategy", "fit", "mine")
 HOUSE = (*(f"firered_lit.{room}" for room in _ROOMS), "datamodules", "callbacks")
 LIBRARIES = (  # classes only
     *(f"lightning.pytorch.{part}" for part in ("loggers", "callbacks", "strategies", "profilers", "Trainer")),

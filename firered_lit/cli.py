@@ -77,6 +77,12 @@ def _override_options(parser: Parser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change a value of the recipe")
 
 
+def _mine_options(parser: Parser) -> None:
+    parser.add_argument("--recipe", metavar="PATH", help="a YAML file, as recipes/mine_semi_hard.yaml")
+    _override_options(parser)
+    parser.usage = "firered_lit mine (--recipe PATH | semi-hard | preferences | evolution) [key.path=value ...]"
+
+
 def _edit_options(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a diffusers folder or hub id")
     parser.add_argument("--lora", action="append", default=[], metavar="PATH[@X]", help="a LoRA; repeat for more")
@@ -142,6 +148,20 @@ def _run_recipe(arguments: Arguments) -> int:
     run = build.build({**read.root, recipe.PARTIAL: True}, allow)
     wants = any(parameter.name == "recipe" for parameter in signature.signature(root).parameters)
     return int((run(recipe=read.root) if wants else run()) or 0)
+
+
+def _run_mine(arguments: Arguments) -> int:
+    """`mine semi-hard` is `mine --recipe recipes/mine_semi_hard.yaml`."""
+    from pathlib import Path
+
+    words = [text for text in arguments.overrides if "=" not in text]
+    if len(words) + bool(arguments.recipe) != 1:
+        raise UserError("mine: name one recipe, by --recipe PATH or as semi-hard, preferences or evolution")
+    if words:
+        arguments.overrides.remove(words[0])
+        name = f"mine_{words[0].replace('-', '_')}.yaml"
+        arguments.recipe = os.path.relpath(Path(__file__).resolve().parents[1] / "recipes" / name)
+    return _run_recipe(arguments)
 
 
 def _run_edit(arguments: Arguments) -> int:
@@ -240,6 +260,7 @@ def _fail(message: str, arguments: Arguments, code: int) -> int:
 VERBS = (
     Verb("fit", "train as a recipe says", _recipe_options, _run_recipe, "firered_lit.fit.fit"),
     Verb("prepare", "encode a dataset once, for training", _recipe_options, _run_recipe, "datamodules.write.prepare"),
+    Verb("mine", "make pairs and prompts worth learning from", _mine_options, _run_mine, "firered_lit.mine.run.mine"),
     Verb("edit", "edit an image with a trained model", _edit_options, _run_edit),
     Verb("export", "write a run as a diffusers folder or LoRA files", _export_options, _run_export),
     Verb("average", "average a run's last checkpoints into one", _average_options, _run_average),

@@ -155,9 +155,9 @@ def judging(server, passes=1, least=1, record=None, **options):
 
 def test_our_prompts_are_versioned_and_hashed():
     found = [read_prompt(path.stem) for path in sorted(FOLDER.glob("*.txt"))]
-    assert [prompt.name for prompt in found] == ["edit", "edit_direct"]
-    assert [prompt.rationale for prompt in found] == [True, False]
-    assert len({prompt.digest for prompt in found}) == 2
+    assert [prompt.name for prompt in found] == ["aesthetic", "edit", "edit_direct"]
+    assert [prompt.rationale for prompt in found] == [True, True, False]
+    assert len({prompt.digest for prompt in found}) == 3
     for prompt in found:
         assert prompt.values == {str(n): float(n) for n in range(6)}
         assert prompt.marker in prompt.text
@@ -174,7 +174,7 @@ def test_a_changed_prompt_has_another_hash_and_a_broken_one_is_refused(tmp_path)
         path.write_text(wrong, encoding="utf-8")
         with pytest.raises(UserError, match=r"own\.txt"):
             read_prompt(str(path))
-    with pytest.raises(UserError, match=r"not one of ours \(edit, edit_direct\)"):
+    with pytest.raises(UserError, match=r"not one of ours \(aesthetic, edit, edit_direct\)"):
         read_prompt("edits")
 
 

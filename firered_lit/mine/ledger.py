@@ -1,0 +1,156 @@
+"""What a mining has found, a line of JSON for every number, in files that a killed process goes on with.
+
+mine.json        what the folder is made from; nothing else is added to it
+found/0.jsonl    the lines of the process of shard 0, as they come; of two lines of one number the later counts
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import UserError
+
+AGAIN = "again"  # a line that says so is there, but its number is tried again by the next process
+FOUND, MADE_FROM = "found", "mine.json"
+
+
+class Ledger:
+    """The lines of numbers 0 .. count - 1 in a folder. This process makes those of its shard. 11 bytes a number."""
+
+    def __init__(self, folder: Path, count: int, shard: int, shards: int, file: IO[bytes]) -> None:
+        self.folder, self.count, self.shard, self.shards, self.file = folder, count, shard, shards, file
+        self.read()
+
+    def read(self) -> None:
+        """Find the lines of all processes. What is not a whole line is not there."""
+        self.files = sorted((self.folder / FOUND).glob("*.jsonl"))
+        self.file_of = np.full(self.count, -1, np.int16)
+        self.offset = np.zeros(self.count, np.int64)
+        self.settled = np.zeros(self.count, bool)
+        for i, path in enumerate(self.files):
+            with path.open("rb") as file:
+                offset = 0
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    row = json.loads(line)
+                    number = row["number"]
+                    if not (self.settled[number] and row.get(AGAIN)):
+                        self.file_of[number], self.offset[number] = i, offset
+                        self.settled[number] = not row.get(AGAIN)
+                    offset += len(line)
+
+    def wants(self, number: int) -> bool:
+        """Whether this process has yet to make the line of a number."""
+        return number % self.shards == self.shard and not self.settled[number]
+
+    @property
+    def own(self) -> int:
+        """How many numbers are this process's."""
+        return len(range(self.shard, self.count, self.shards))
+
+    @property
+    def done(self) -> int:
+        """How many of them have their line."""
+        return int(self.settled[self.shard :: self.shards].sum())
+
+    @property
+    def missing(self) -> int:
+        """Numbers without any line."""
+        return int((self.file_of < 0).sum())
+
+    def add(self, number: int, line: Mapping[str, Any]) -> None:
+        """Write a line; from here on it survives the process."""
+        row = {"number": number} | dict(line)
+        self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self.file.flush()
+        self.settled[number] = not row.get(AGAIN)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Every line, by number."""
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) for path in self.files]
+            for i, offset in zip(self.file_of, self.offset):
+                if i >= 0:
+                    files[i].seek(offset)
+                    yield json.loads(files[i].readline())
+
+
+@contextlib.contextmanager
+def opened(folder: Path, made_from: Mapping[str, Any], count: int, shard: int = 0, shards: int = 1) -> Iterator[Ledger]:
+    """The ledger of a folder, which is made when it is not there. UserError when it is made from something else, or
+    when another process is at work on this shard."""
+    if not 0 <= shard < shards:
+        raise UserError(f"shard={shard}, num_shards={shards}: shards are numbered from 0 to num_shards - 1")
+    path = folder / FOUND / f"{shard}.jsonl"
+    with in_turn(folder):
+        _note(folder, made_from)
+        path.parent.mkdir(exist_ok=True)
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process mines shard {shard} of this folder") from None
+        _cut(file)
+        yield Ledger(folder, count, shard, shards, file)
+
+
+def _cut(file: IO[bytes], piece: int = 1 << 16) -> None:
+    """Drop the beginning of a line that a killed process left at the end."""
+    end = file.seek(0, os.SEEK_END)
+    place = end
+    while place:
+        start = max(0, place - piece)
+        file.seek(start)
+        newline = file.read(place - start).rfind(b"\n")
+        if newline >= 0:
+            place = start + newline + 1
+            break
+        place = start
+    file.truncate(place)
+
+
+def _note(folder: Path, made_from: Mapping[str, Any]) -> None:
+    """Write mine.json, or refuse to go on with anything else."""
+    path, wanted = folder / MADE_FROM, json.loads(json.dumps(made_from))
+    if not path.exists():
+        if strangers := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+            raise UserError(f"{folder}: not empty ({strangers[0]}) and not begun by mine; choose another out")
+        with replacing(path) as file:
+            file.write(json.dumps(wanted, ensure_ascii=False, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for name in sorted(wanted.keys() | before.keys()):
+        if wanted.get(name) != before.get(name):
+            change = f"({before.get(name)}, now {wanted.get(name)})"
+            raise UserError(f"{folder}: made with another {name} {change}; choose another out, or remove it")
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """What only one process in a folder may do at a time; the others wait. The folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """A text file that stands in the place of `path` when it is complete and on disk, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with staging.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)

@@ -1,0 +1,27 @@
+"""A request and the pictures that models made for it: what crosses from data to preference mining."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..batch import EditBatch
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A candidate with its pixels (1, 3, H, W), and its request as a batch of one."""
+
+    model: str
+    expert: bool
+    image: str  # its file
+    pixels: Tensor
+    sample: EditBatch
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request and what was made for it. line: what is known of it; its `source_image` are paths to open, or URLs."""
+
+    line: dict[str, Any]
+    shown: tuple[Shown, ...]

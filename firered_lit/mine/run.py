@@ -1,0 +1,112 @@
+"""The straight line of every mining: begin what is not there yet, a few ahead; write each line; at the end conclude."""
+
+import errno
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from ..errors import UserError
+from .ledger import Ledger, in_turn, opened
+
+Line = dict[str, Any]
+Wanted = Callable[[int], bool]  # by its number: whether an item is still to be made
+WHERE = (  # settings of a reward or a writer that say where and how fast it runs, not what it says
+    *("url", "key_variable", "timeout", "retries", "backoff", "parallel", "patience", "record"),
+    *("threads", "batch", "chunk", "limit", "device"),
+)
+
+
+class Task(Protocol):
+    """A kind of mining. Items have numbers from 0 to len - 1, and none depends on another."""
+
+    unit: str  # what an item is called
+    ahead: int  # how many are begun before the first is waited for
+
+    def made_from(self) -> Line:
+        """All that decides what a line holds, as JSON holds it. What only decides what is kept is not in it."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def open(self, folder: Path) -> None:
+        """Make ready to begin items. One process in a folder at a time."""
+        ...
+
+    def items(self, wanted: Wanted) -> Iterator[tuple[int, Any]]:
+        """The wanted items, with their numbers."""
+        ...
+
+    def begin(self, item: Any) -> Any:
+        """Start an item, and leave to others what they do while the next one is begun."""
+        ...
+
+    def finish(self, begun: Any) -> Line:
+        """The line of an item that was begun."""
+        ...
+
+    def conclude(self, lines: Callable[[], Iterator[Line]], folder: Path) -> list[str]:
+        """Write what the mining is for, from all lines by number. Returns what to say of it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def mine(task: Task, out: str, shard: int = 0, num_shards: int = 1, recipe: Mapping[str, Any] | None = None) -> None:
+    """Mine into the folder `out`; run again, it goes on.
+
+    shard, num_shards: this process makes every num_shards-th item, from item `shard` on; others that share `out` make
+    the rest, and the last one to finish concludes. recipe: the resolved one; a folder keeps to one choice of rewards.
+    Raises UserError.
+    """
+    folder = Path(out).resolve()
+    try:
+        with opened(folder, task.made_from() | judged_by(recipe), len(task), shard, num_shards) as ledger:
+            if ledger.done < ledger.own:
+                with in_turn(folder):
+                    task.open(folder)
+                _work(task, ledger)
+            ledger.read()
+            if ledger.missing:
+                print(f"shard {shard} of {num_shards} is done; {ledger.missing} of {len(task)} are left to the others")
+                return
+            with in_turn(folder):
+                said = task.conclude(ledger.lines, folder)
+        print("\n".join([*said, f"in       {folder}"]))
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{folder}: the disk is full; make room and run again, it goes on from there") from None
+    finally:
+        task.close()
+
+
+def judged_by(recipe: Mapping[str, Any] | None) -> Line:
+    """What a recipe says of what its task's rewards and its writer say."""
+    task = (recipe or {}).get("task", {})
+    return {name: _without(task[name], WHERE) for name in ("rewards", "writer") if name in task}
+
+
+def _without(node: Any, names: Collection[str]) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _without(value, names) for key, value in node.items() if key not in names}
+    return [_without(item, names) for item in node] if isinstance(node, list) else node
+
+
+def _work(task: Task, ledger: Ledger) -> None:
+    waiting: deque[tuple[int, Any]] = deque()
+    with tqdm(total=ledger.own, initial=ledger.done, unit=task.unit, desc="mine", smoothing=0.05) as bar:
+
+        def settle() -> None:
+            number, begun = waiting.popleft()
+            ledger.add(number, task.finish(begun))
+            bar.update()
+
+        for number, item in task.items(ledger.wants):
+            waiting.append((number, task.begin(item)))
+            if len(waiting) > task.ahead:
+                settle()
+        while waiting:
+            settle()

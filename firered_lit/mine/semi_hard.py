@@ -1,0 +1,170 @@
+"""Semi-hard mining: several edits of every instruction by the model itself, and which instructions they teach by."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..batch import EditBatch
+from ..draws import gaussian
+from ..errors import UserError
+from ..flow.sampler import schedule
+from ..models.family import Base, open_base
+from ..models.sampling import sample
+from ..rewards.protocol import Reward
+from ..start import start_folder
+from .ledger import AGAIN, MADE_FROM, replacing
+from .run import Line, Wanted
+from .scoring import Pending, Scorer
+from .spread import Band, Spread
+
+MANIFEST, KEPT, MINED = "manifest.jsonl", "kept.jsonl", "mined.json"
+
+
+class Prompts(Protocol):
+    """Samples to edit, by number: a line that says which, and the sample with its pictures."""
+
+    def __len__(self) -> int: ...
+
+    def made_from(self) -> Line: ...
+
+    def check(self, base: Base) -> None: ...
+
+    def items(self, wanted: Wanted) -> Iterator[tuple[int, tuple[Line, EditBatch]]]: ...
+
+    def select(self, numbers: Iterable[int], folder: Path) -> None:
+        """Write an index of these samples alone."""
+        ...
+
+    def pictures(self, number: int, folder: Path) -> Line:
+        """Write a sample's pictures; the columns that name them, as `prepare` reads them."""
+        ...
+
+
+class SemiHard:
+    """`draws` edits of every sample in `steps` Euler steps without guidance, scored; instructions in `band` are kept.
+
+    FireRed-Image-Edit (2602.13344), section 3.6.2. model: the base; start_from: the run (DPO's), checkpoint or folder
+    whose weights draw, in place of the base's. Noise is keyed by (seed, id, number of the edit). dtype: of the weights.
+    capacity: visual tokens of one forward, None for a sample's edits at once. weights, routes, patience: see `Scorer`.
+    pictures: write the kept samples' pictures too, so that `prepare` reads kept.jsonl.
+
+    Writes manifest.jsonl, a line for every sample with each reward, their statistics and whether it is kept; an index
+    of the kept ones, which `PromptDataModule(mined=...)` draws from; and kept.jsonl.
+    """
+
+    unit = "sample"
+
+    def __init__(
+        self,
+        model: str,
+        data: Prompts,
+        rewards: Mapping[str, Reward],
+        band: Band | None = None,
+        start_from: str | None = None,
+        draws: int = 8,
+        steps: int = 8,
+        weights: Mapping[str, float] | None = None,
+        routes: Mapping[str, Collection[str]] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str = "auto",
+        capacity: int | None = None,
+        patience: float = 300.0,
+        ahead: int = 4,
+        pictures: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if draws < 2 or steps < 1 or ahead < 0:
+            raise UserError(f"task: draws={draws} steps={steps} ahead={ahead}: at least 2, 1 and 0")
+        self.base, self.data, self.start_from = open_base(model), data, start_from
+        self.scorer, self.band = Scorer(rewards, weights, routes, patience), band or Band()
+        self.draws, self.steps, self.seed, self.dtype, self.capacity = draws, steps, seed, dtype, capacity
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.ahead, self.wants_pictures = ahead, pictures
+        data.check(self.base)
+
+    def made_from(self) -> Line:
+        drawn = {"draws": self.draws, "steps": self.steps, "seed": self.seed, "dtype": self.dtype}
+        which = {"kind": "semi-hard", "model": self.base.name, "start_from": self.start_from}
+        return which | self.data.made_from() | drawn | self.scorer.made_from()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def open(self, folder: Path) -> None:
+        """Load the model."""
+        base = self.base
+        if self.start_from is not None:
+            base = open_base(str(start_folder(self.start_from, folder, base)))
+        weights = base.transformer(getattr(torch, self.dtype))
+        self.transformer = weights.eval().requires_grad_(False).to(self.device)
+        self.codec, self.config = base.codec(self.device), base.scheduler_config
+
+    def items(self, wanted: Wanted) -> Iterator[tuple[int, tuple[Line, EditBatch]]]:
+        return self.data.items(wanted)
+
+    def begin(self, item: tuple[Line, EditBatch]) -> tuple[Line, Pending]:
+        line, batch = item
+        return line, self.scorer.ask(self.draw(batch.to(self.device)), batch)
+
+    @torch.no_grad()
+    def draw(self, batch: EditBatch) -> Tensor:
+        """The edits of one sample as pixels (draws, 3, H, W) in [-1, 1]."""
+        shape, rows = batch.target.shape[1:], list(range(self.draws))
+        noise = gaussian(shape, tuple(rows), self.seed, "mine", batch.ids[0]).to(self.device)
+        sigmas = schedule(self.steps, shape[-2] * shape[-1] // 4, self.config)
+        some, pixels = max(1, (self.capacity or self.draws * batch.tokens) // batch.tokens), []
+        for part in noise.split(some):
+            latents = sample(self.transformer, part, sigmas, batch.repeated(len(part)).condition)
+            pixels.append(self.codec.decode(latents).float().clamp(-1, 1))
+        return torch.cat(pixels)
+
+    def finish(self, begun: tuple[Line, Pending]) -> Line:
+        line, pending = begun
+        judged = self.scorer.judged(pending)
+        names = {name: Spread(tuple(marks)).as_line() for name, marks in judged.rewards.items()}
+        line = line | {"reward": Spread(tuple(judged.total)).as_line(), "rewards": names}
+        line |= {"failures": judged.failures} if judged.failures else {}
+        return line | ({AGAIN: True} if judged.again else {})
+
+    def conclude(self, lines: Callable[[], Iterator[Line]], folder: Path) -> list[str]:
+        """The manifest, with a verdict on every line; the index and the rows of what is kept."""
+        kept, reasons, missing = [], Counter[str](), 0
+        with replacing(folder / MANIFEST) as file:
+            for line in lines():
+                spread = Spread.of_line(line["reward"])
+                why = self.band.verdict(spread)
+                kept += [] if why else [line["number"]]
+                reasons[why] += 1
+                missing += self.draws - len(spread.given)
+                line.pop(AGAIN, None)
+                file.write(json.dumps(line | {"kept": not why, "why": why or "semi-hard"}, ensure_ascii=False) + "\n")
+        if not kept:
+            raise UserError(f"{folder}: no sample is kept ({_counted(reasons)}); widen task.band; see {MANIFEST}")
+        self.data.select(kept, folder / "index" / "train")
+        if self.wants_pictures:
+            self._rows(folder, set(kept))
+        with replacing(folder / MINED) as file:
+            made = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
+            json.dump({"data": made.get("data"), "samples": len(self), "kept": len(kept)}, file)
+        said = [f"kept     {len(kept):>8} of {len(self)} samples"]
+        said += [f"left out {count:>8} {why}" for why, count in reasons.most_common() if why]
+        return said + ([f"missing  {missing:>8} of {len(self) * self.draws} rewards"] if missing else [])
+
+    def _rows(self, folder: Path, kept: set[int]) -> None:
+        with (folder / MANIFEST).open(encoding="utf-8") as manifest, replacing(folder / KEPT) as file:
+            for line in map(json.loads, manifest):
+                if line["number"] in kept:
+                    row = line | self.data.pictures(line["number"], folder)
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self.scorer.close()
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in reasons.most_common() if why)
