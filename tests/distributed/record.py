@@ -1,4 +1,4 @@
-"""A callback for the tests: what every process computed, as JSON lines, and on demand what it holds."""
+"""Callbacks for the tests: what every process computed, as JSON lines, and on demand what it holds; and mischief."""
 
 import json
 from pathlib import Path
@@ -40,3 +40,23 @@ class Record(L.Callback):
     def on_train_end(self, trainer, stage):
         held = [local(p) for p in stage.transformer.parameters()]
         self.write(share=sum(p.numel() for p in held), of=sum(p.numel() for p in stage.transformer.parameters()))
+
+
+class Spoil(L.Callback):
+    """Makes no numbers of a step's targets, but for the first slots: one process of two has them, or one in two."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, stage, batch, batch_idx):
+        if batch.step == self.step and batch.slots[0] > 0:
+            batch.target.fill_(float("nan"))
+
+
+class Regions(L.Callback):
+    """Gives every sample a region, but for the first slots: one process of two has none to compare."""
+
+    def on_train_batch_start(self, trainer, stage, batch, batch_idx):
+        if batch.slots[0] > 0:
+            box = torch.tensor([[8.0, 8.0], [72.0, 72.0]])
+            object.__setattr__(batch, "regions", box.expand(len(batch), 1, 2, 2))

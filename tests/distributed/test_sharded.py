@@ -67,6 +67,7 @@ def torchrun(folder, processes, commands, single=()):
         text=True,
         timeout=240,
     )
+    (folder / f"said_by_{processes}").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -156,12 +157,17 @@ def holds(dump, saved):
 ONE = "recipes/tiny/sft.yaml"
 AVERAGE = "callbacks.ema={_target_: callbacks.ema.EMA, decay: 0.9}"
 LORA = "stage.backbone.lora={_target_: firered_lit.models.lora.LoRA, rank: 4, alpha: 8}"
+SPOIL = "callbacks.spoil={_target_: record.Spoil, step: 2}"
+CONSISTENCY = "stage.consistency={_target_: firered_lit.stages.consistency.Consistency, encoder: tiny, eta: 5.0}"
+REGIONS = ["callbacks.regions={_target_: record.Regions}", CONSISTENCY]
 FEW, KILLED = 6, 14
 SHORT = {  # run -> (processes, accumulation, further arguments), each against one process with as many micro-batches
     "lora": (2, 1, [LORA, AVERAGE, "trainer.gradient_clip_val=0.001"]),
     "accumulated": (2, 2, []),
     "whole_gradients": (2, 2, ["trainer.strategy.whole_gradients=true"]),
     "checkpointed": (2, 1, ["stage.backbone.gradient_checkpointing=true"]),
+    "spoiled": (2, 1, [SPOIL, AVERAGE]),
+    "regions": (2, 1, REGIONS),
 }
 
 
@@ -172,7 +178,8 @@ def one(data, runs):
         patch.syspath_prepend(str(HERE))
         patch.chdir(ROOT)
         alone(arguments(runs / "one", data, 1, 2, AVERAGE, recipe=ONE))
-        for accumulate, name, more in ((2, "one_lora", SHORT["lora"][2]), (4, "one_of_four", [])):
+        few = [(2, f"one_{name}", SHORT[name][2]) for name in ("lora", "spoiled", "regions")]
+        for accumulate, name, more in [*few, (4, "one_of_four", [])]:
             alone(arguments(runs / name, data, 1, accumulate, *more, recipe=ONE, steps=FEW))
     return runs / "one"
 
@@ -186,6 +193,9 @@ def two(data, runs, one):
     commands += [arguments(runs / "from_file", data, 2, 1, AVERAGE, f"run.resume={half}", dump)]
     for name, (processes, accumulate, more) in SHORT.items():
         commands += [arguments(runs / name, data, processes, accumulate, *more, steps=FEW)]
+    for name in ("spoiled", "regions"):
+        replicated = [*SHORT[name][2], "trainer.strategy=ddp"]
+        commands += [arguments(runs / f"{name}_ddp", data, 2, 1, *replicated, recipe=ONE, steps=FEW)]
     torchrun(runs, 2, commands, [arguments(runs / "uninterrupted", data, 2, 1, AVERAGE, steps=KILLED)])
     return runs / "two"
 
@@ -219,6 +229,30 @@ def test_adapters_and_accumulation_too(name, truth, runs, two):
 def test_what_trades_memory_for_time_changes_nothing(name, runs, two):
     truth = runs / "accumulated" if name == "whole_gradients" else first_steps(runs / "two", FEW, runs / "two_began")
     assert apart(truth, runs / name, weigh=name == "whole_gradients") < 1e-8
+
+
+@pytest.mark.parametrize("name", ["spoiled", "spoiled_ddp"])
+def test_a_gradient_that_one_process_has_spoilt_is_left_out_by_all(name, runs, two):
+    truth, found = content(runs / "one_spoiled"), content(runs / name)
+    assert difference(found["state_dict"], truth["state_dict"]) < 1e-8
+    assert average_apart(runs / name, runs / "one_spoiled") < 1e-6
+    for saved in (truth, found):
+        assert saved["guard"]["skipped"] == 1
+        assert saved["ema"]["updates"] == FEW - 1
+        assert {int(state["step"]) for state in saved["optimizer_states"][0]["state"].values()} == {FEW - 1}
+    assert [step for step, norm in curve(runs / name)[1].items() if norm != norm] == [2]
+    said = (runs / "said_by_2").read_text().splitlines()
+    lines = {line[line.index("step 2 left out") :] for line in said if "step 2 left out" in line}
+    assert len(lines) == 1  # of one process's samples, in both runs
+    assert 1 <= lines.pop().count("0-0") <= 8
+
+
+@pytest.mark.parametrize("name", ["regions", "regions_ddp"])
+def test_processes_may_differ_in_what_they_have_to_compare(name, runs, two):
+    """One decodes in every step, the other never: nobody waits, and the loss is that of one process."""
+    assert apart(runs / "one_regions", runs / name) < 1e-6  # the encoder and the VAE compute in float32
+    plain = first_steps(runs / "two", FEW, runs / "two_began")
+    assert apart(plain, runs / name, weigh=False) > 1e-3
 
 
 def test_a_single_file_is_gone_on_from_by_two(runs, one, two):
