@@ -1,11 +1,12 @@
 """What a token budget gains over a fixed batch size, what cropping to the shape table loses, how even the ranks are.
 
-    python benchmarks/buckets.py [--quick] [--rows N] [--ranks 8] [--area PIXELS]
+    python benchmarks/buckets.py [--quick] [--rows N] [--ranks 8] [--tasks 1] [--area PIXELS]
 
 Mixtures of 0, 1, 2 and 3 references at 1:1:1:0 and 1:1:1:1, targets uniform over the nine ratios. References have the
 target's shape ("same"), or one in five has any of the nine ("mixed": many more buckets, so more small last batches).
 The capacity is 12 or 4 times the table's largest target. "used" is the share of the tokens that fit: in full batches,
-and over the whole epoch with the smaller batches that end a bucket.
+and over the whole epoch with the smaller batches that end a bucket, where samples that come twice count once. "left
+out" and "twice" are of the samples, in an epoch of the default plan, the worst of five.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from datamodules.buckets import BatchPlan, Index, Row, write_index
 from firered_lit.models.sizes import Shape, assign, cover, shape_table, tokens
 
 
-def mixture(rows: int, shares: tuple[int, ...], table: tuple[Shape, ...], mixed: float) -> Iterator[Row]:
+def mixture(
+    rows: int, shares: tuple[int, ...], table: tuple[Shape, ...], mixed: float, tasks: int = 1
+) -> Iterator[Row]:
     """Rows with `shares[n]` parts of n references, references in the canonical order of their shapes."""
     random = np.random.default_rng(0)
     counts = random.choice(len(shares), rows, p=np.array(shares) / sum(shares)).tolist()
@@ -30,21 +33,24 @@ def mixture(rows: int, shares: tuple[int, ...], table: tuple[Shape, ...], mixed:
     shapes[:, 1:] = np.where(random.random((rows, len(shares) - 1)) < mixed, shapes[:, 1:], shapes[:, :1])
     shapes[:, 1:].sort(1)
     for position, (n, (target, *references)) in enumerate(zip(counts, shapes.tolist())):
-        yield Row("edit", table[target], tuple(table[i] for i in references[:n]), position)
+        yield Row(f"edit {position % tasks}", table[target], tuple(table[i] for i in references[:n]), position)
 
 
-def budget(index: Index, capacity: int, ranks: int) -> tuple[float, float, float, float]:
-    """Of an epoch: use of the capacity by full batches and by all, worst imbalance of ranks, share of rows left out."""
+def budget(index: Index, capacity: int, ranks: int) -> tuple[float, float, float, float, float]:
+    """Use of the capacity by full batches, and by an epoch; worst imbalance of ranks; share of rows left out, twice."""
     plan = BatchPlan(index, capacity=capacity, plan_ranks=ranks, seed=0)
     used, worst = 0, 0.0
     for step in range(plan.steps()):
         bucket, ids = plan[0, step]
         each = np.array([len(rows) * bucket.tokens for rows in ids])
-        used, worst = used + int(each.sum()), max(worst, each.max() / each.mean() - 1)
+        used += len(np.unique(np.concatenate(ids))) * bucket.tokens
+        worst = max(worst, each.max() / each.mean() - 1)
     samples = np.array([[b.tokens, b.count] for b in index.buckets], float)
     full = capacity // samples[:, 0]
     whole = (samples[:, 0] * samples[:, 1]).sum() / (samples[:, 1] / full).sum() / capacity
-    return float(whole), used / (plan.steps() * ranks * capacity), worst, plan.left_out(0).share
+    left = [plan.left_out(epoch) for epoch in range(5)]
+    twice = max(epoch.repeated for epoch in left) / len(index)
+    return float(whole), used / (plan.steps() * ranks * capacity), worst, max(epoch.share for epoch in left), twice
 
 
 def fixed(index: Index, capacity: int, ranks: int) -> tuple[int, float, float]:
@@ -77,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--tasks", type=int, default=1, help="task groups, alike in size")
     parser.add_argument("--area", type=int, default=1024 * 1024)
     parser.add_argument("--quick", action="store_true", help="few rows, a few seconds")
     args = parser.parse_args()
@@ -86,18 +93,19 @@ def main() -> None:
     print(
         f"{rows} rows, {args.ranks} ranks, {len(table)} shapes near {args.area} pixels, largest target {largest} tokens"
     )
-    print("references  shapes  capacity    used (full batches)  used (epoch)  imbalance  left out", end="")
+    print("references  shapes  buckets  capacity    used (full)  used (epoch)  imbalance  left out   twice", end="")
     print("  |  fixed batch    used  imbalance")
     for shares in [(1, 1, 1, 0), (1, 1, 1, 1)]:
         for shapes, mixed in [("same", 0.0), ("mixed", 0.2)]:
             with tempfile.TemporaryDirectory() as folder:
-                write_index(folder, mixture(rows, shares, table, mixed))
+                write_index(folder, mixture(rows, shares, table, mixed, args.tasks))
                 index = Index.open(folder)
                 for targets in (12, 4):
-                    full, used, imbalance, left = budget(index, targets * largest, args.ranks)
+                    full, used, imbalance, left, twice = budget(index, targets * largest, args.ranks)
                     batch, share, uneven = fixed(index, targets * largest, args.ranks)
-                    print(f"{':'.join(map(str, shares)):>10}  {shapes:>6}  {targets:>2} targets  {full:19.1%}", end="")
-                    print(f"  {used:12.1%}  {imbalance:9.1%}  {left:8.2%}", end="")
+                    print(f"{':'.join(map(str, shares)):>10}  {shapes:>6}  {len(index.buckets):>7}", end="")
+                    print(f"  {targets:>2} targets  {full:11.1%}", end="")
+                    print(f"  {used:12.1%}  {imbalance:9.1%}  {left:8.2%}  {twice:6.2%}", end="")
                     print(f"  |  {batch:>11}  {share:6.1%}  {uneven:9.1%}", flush=True)
     lost = crops(min(rows, 100_000), table)
     print(f"crop loss: mean {lost.mean():.2%}, p99 {np.quantile(lost, 0.99):.2%}, worst {lost.max():.2%} of the area")

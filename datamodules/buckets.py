@@ -12,6 +12,7 @@ from datamodules.frequencies import Weights, frequencies
 from datamodules.index import Bucket, Index, Row
 from datamodules.indexing import write_index
 from datamodules.order import Interleaving, hashes, permuted, shuffled
+from datamodules.passes import Passes
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 
@@ -31,6 +32,7 @@ class Planned:
     tokens: int  # visual tokens of a sample
     waste: float  # share of the token capacity that a full micro-batch leaves empty
     batches: int  # global batches of one pass
+    often: float  # passes in an epoch: below 1 for a bucket that fills too little of a batch to be shown each time
     share: float  # of the samples drawn
 
 
@@ -38,8 +40,8 @@ class Planned:
 class LeftOut:
     """What an epoch does not show once."""
 
-    rows: np.ndarray  # index rows of this pass's remainders; another epoch leaves out others
-    repeated: int  # times that a row is shown again, because its bucket has fewer rows than there are plan ranks
+    rows: np.ndarray  # index rows of batches that would be nearly empty; another epoch leaves out others
+    repeated: int  # times that a row is shown again, so that every plan rank has as many
     unweighted: int  # rows that the weights give no share
     total: int
 
@@ -56,9 +58,10 @@ class BatchPlan:
     rows. With weights an epoch has as many steps, but each bucket goes through its rows at its own pace, and starts
     again only when it has shown all. max_batch caps the samples of a micro-batch.
 
-    A pass of a bucket leaves out `count % plan_ranks` rows, others each pass; full batches come first, then a smaller
-    one. When clusters are weighted, a batch mixes a bucket's clusters, and each cluster shows all its rows before one
-    comes again (a cluster with less rows than its part of a global batch repeats them within it).
+    A pass of a bucket gives full batches, then a smaller one, in which rows repeat when the ranks cannot share them
+    evenly. To save steps an epoch leaves out less than the share `left_out` of the rows, other rows each time, see
+    `Passes`. When clusters are weighted, a batch mixes a bucket's clusters, and each cluster shows all its rows before
+    one comes again (a cluster with less rows than its part of a global batch repeats them within it).
     """
 
     def __init__(
@@ -70,7 +73,10 @@ class BatchPlan:
         seed: int,
         weights: Weights | None = None,
         max_batch: int | None = None,
+        left_out: float = 0.01,
     ) -> None:
+        if not 0 <= left_out < 1:
+            raise UserError(f"left_out={left_out}: a share of the rows, from 0 to below 1")
         if plan_ranks < 1 or (max_batch is not None and max_batch < 1):
             raise UserError(f"plan_ranks={plan_ranks}, max_batch={max_batch}: both must be at least 1")
         if not index.buckets:
@@ -80,17 +86,16 @@ class BatchPlan:
             if bucket.tokens > capacity:
                 raise UserError(f"bucket {bucket} has {bucket.tokens} tokens a sample, more than capacity={capacity}")
         self.counts = np.array([bucket.count for bucket in index.buckets])
-        self.sizes = capacity // np.array([bucket.tokens for bucket in index.buckets])
-        self.sizes = np.minimum(self.sizes, np.maximum(1, self.counts // plan_ranks))
-        if max_batch is not None:
-            self.sizes = np.minimum(self.sizes, max_batch)
-        self.per_rank = np.maximum(1, self.counts // plan_ranks)  # samples that a plan rank sees in a pass
+        self.sizes = np.minimum(capacity // np.array([bucket.tokens for bucket in index.buckets]), max_batch or 1 << 62)
+        self.passes = Passes(self.counts, self.sizes, plan_ranks, left_out, seed)
+        self.per_rank = self.passes.per_rank
+        self.sizes = np.minimum(self.sizes, self.per_rank)
         self.batches = -(-self.per_rank // self.sizes)
         self.weighted, self.clustered = bool(weights), "cluster" in (weights or {})
         self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
         self._mixtures: dict[int, tuple[np.ndarray, Interleaving]] = {}
         self._schedule: tuple[int, Interleaving] = -1, Interleaving.once(self.batches)
-        self.share = self.per_rank / self.per_rank.sum()
+        self.share = self.per_rank * self.passes.often / (self.per_rank * self.passes.often).sum()
         if weights:
             self._weigh(weights)
 
@@ -105,7 +110,7 @@ class BatchPlan:
 
     def steps(self, epoch: int = 0) -> int:
         """Global batches of an epoch, the same for every epoch."""
-        return int(self.batches.sum())
+        return int(self.batches.sum()) - len(self.passes.rare) + self.passes.seldom
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[Bucket, list[np.ndarray]]:
         """The bucket of a global batch and, for each plan rank, the index rows (B,) of its micro-batch."""
@@ -114,7 +119,10 @@ class BatchPlan:
             raise IndexError(f"no global batch at epoch {epoch}, step {step}: an epoch has {self.steps()} steps")
         if not self.weighted:
             if self._schedule[0] != epoch:
-                self._schedule = epoch, Interleaving.once(self.batches, self.seed, "schedule", epoch)
+                self._schedule = (
+                    epoch,
+                    Interleaving.once(self.batches * self.passes.shown(epoch), self.seed, "schedule", epoch),
+                )
             number, batch = self._schedule[1][step]
             rows = self._in_order(number, epoch, batch)
         else:
@@ -130,15 +138,21 @@ class BatchPlan:
         chunks are open at a time and each is read by one rank (but for those at the parts' borders).
         """
         starts, ends = self._blocks(number, turn)
-        length, size = int(self.per_rank[number]), int(self.sizes[number])
-        place = np.arange(batch * size, min((batch + 1) * size, length))
-        window = place // WINDOW
-        rank = np.arange(self.ranks)[:, None]
+        size, (first, own) = int(self.sizes[number]), self._parts(int(ends[-1]))
+        place = np.arange(batch * size, min((batch + 1) * size, int(self.per_rank[number])))
+        place = np.where(place < own, place, 0)  # a rank whose part is a row shorter ends with its first one again
+        rank, window = np.arange(self.ranks)[:, None], place // WINDOW
         keys = hashes(1, self.seed, "window", number, turn) + (rank << 32 | window).astype(np.uint64)
-        within = permuted(place % WINDOW, np.minimum(WINDOW, length - window * WINDOW), keys)
-        at = (rank * length + window * WINDOW + within) % ends[-1]
+        at = first + window * WINDOW + permuted(place % WINDOW, np.minimum(WINDOW, own - window * WINDOW), keys)
         block = np.searchsorted(ends, at, "right")
         return self.index.buckets[number].start + starts[block] + at - np.where(block, ends[block - 1], 0)
+
+    def _parts(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(plan_ranks, 1) the first of each rank's own rows and how many they are, of `count` rows shared evenly."""
+        rank, (each, more) = np.arange(self.ranks)[:, None], divmod(count, self.ranks)
+        if not each:
+            return rank % count, np.ones_like(rank)
+        return rank * each + np.minimum(rank, more), each + (rank < more)
 
     def _blocks(self, number: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
         """(blocks,) first row within the bucket, and running end, of the blocks of a pass in their order."""
@@ -156,7 +170,7 @@ class BatchPlan:
     def _remainder(self, number: int, turn: int) -> tuple[int, int]:
         """The rows that a pass leaves out, as (first, how many), going round the bucket from pass to pass."""
         count = int(self.counts[number])
-        missing = count % self.ranks if count >= self.ranks else 0
+        missing = max(0, count - self.ranks * int(self.per_rank[number]))
         return (seed_of(self.seed, "remainder", number) + turn * missing) % count, missing
 
     def _mixed(self, number: int, batch: int) -> np.ndarray:
@@ -180,17 +194,19 @@ class BatchPlan:
 
     def left_out(self, epoch: int) -> LeftOut:
         """What an epoch leaves out or repeats (with weights: each bucket's pass of that number)."""
+        shown = np.ones(len(self.counts), bool) if self.weighted else self.passes.shown(epoch)
         rows = [np.empty(0, np.int64)]
         for number, bucket in enumerate(self.index.buckets):
-            first, missing = self._remainder(number, epoch)
+            first, missing = self._remainder(number, epoch) if shown[number] else (0, bucket.count)
             rows.append(bucket.start + (first + np.arange(missing)) % bucket.count)
-        repeated, unweighted = np.maximum(0, self.ranks - self.counts), self.counts[self.share == 0]
-        return LeftOut(np.concatenate(rows), int(repeated.sum()), int(unweighted.sum()), len(self.index))
+        repeated, unweighted = np.maximum(0, self.ranks * self.per_rank - self.counts), self.counts[self.share == 0]
+        return LeftOut(np.concatenate(rows), int(repeated[shown].sum()), int(unweighted.sum()), len(self.index))
 
     def table(self) -> list[Planned]:
         """A line per bucket, for printing."""
-        lines = zip(self.index.buckets, self.sizes.tolist(), self.batches.tolist(), self.share.tolist())
+        often = np.ones(len(self.counts)) if self.weighted else self.passes.often
+        columns = (self.sizes, self.batches, often, self.share)
         return [
-            Planned(bucket, bucket.count, size, bucket.tokens, 1 - size * bucket.tokens / self.capacity, batches, share)
-            for bucket, size, batches, share in lines
+            Planned(b, b.count, size, b.tokens, 1 - size * b.tokens / self.capacity, batches, passes, share)
+            for b, size, batches, passes, share in zip(self.index.buckets, *(column.tolist() for column in columns))
         ]

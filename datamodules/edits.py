@@ -68,7 +68,9 @@ class HeldOut:
 class EditDataModule(L.LightningDataModule):
     """Edits that `prepare` encoded, batched by bucket.
 
-    capacity: visual tokens of a micro-batch. max_batch: at most so many samples in one. workers: processes that read.
+    capacity: visual tokens of a micro-batch. max_batch: at most so many samples in one. left_out: an epoch may leave
+    out less than this share of the samples, others each time, where they would fill little of a step. workers:
+    processes that read.
     text_drop, captions, languages: see `Captions`. weights: sample frequencies by group, see
     `datamodules.frequencies`. alignment: where `prepare` encoded several orders of the references, draw one for each
     global batch, in which a reference that may be dropped is so with probability reference_drop. held_out_max:
@@ -98,6 +100,7 @@ class EditDataModule(L.LightningDataModule):
         held_out_max: int = 8,
         plan_ranks: int | None = None,
         max_batch: int | None = None,
+        left_out: float = 0.01,
         on_error: Literal["raise", "skip"] = "raise",
         cache: str | None = None,
     ) -> None:
@@ -109,7 +112,7 @@ class EditDataModule(L.LightningDataModule):
         self.sizes = Sizes(**self.summary["sizes"])
         self.captions = Captions(captions or {"original": 1.0}, languages, text_drop)
         self.captions.refuse_absent(self.summary["captions"])
-        self.capacity, self.max_batch, self.weights = capacity, max_batch, weights
+        self.capacity, self.max_batch, self.weights, self.left_out = capacity, max_batch, weights, left_out
         orders = self.summary.get("orders", 1) if alignment else 1  # folders of before have the identity alone
         self.alignment = Alignment(orders, reference_drop) if orders > 1 else None
         self.loader: EditLoader | None = None
@@ -127,7 +130,7 @@ class EditDataModule(L.LightningDataModule):
             raise UserError(f"data.plan_ranks={ranks}: must be {product}, {world * accumulate}")
         plan = self._plan(ranks)
         identity = {"data": self.summary["fingerprint"], "seed": self.seed, "plan_ranks": ranks}
-        identity |= {"capacity": self.capacity, "max_batch": self.max_batch}
+        identity |= {"capacity": self.capacity, "max_batch": self.max_batch, "left_out": self.left_out}
         identity["weights"] = json.dumps(self.weights, default=dict, sort_keys=True)
         identity["alignment"] = self.alignment and asdict(self.alignment)
         visits = Visits(self.chunks(), self.captions, self.seed)
@@ -138,12 +141,13 @@ class EditDataModule(L.LightningDataModule):
     def _plan(self, ranks: int) -> BatchPlan:
         """The plan of this data for so many plan ranks; says what it makes of the data."""
         index = self._index()
-        options = {"seed": self.seed, "weights": self.weights, "max_batch": self.max_batch}
+        options = {"seed": self.seed, "weights": self.weights, "max_batch": self.max_batch, "left_out": self.left_out}
         plan = BatchPlan(index, capacity=self.capacity // self.sides, plan_ranks=ranks, **options)
-        missing = len(plan.left_out(0).rows)
+        left = plan.left_out(0)
         rank_zero_info(
             f"data: {len(index)} samples in {len(index.buckets)} buckets, {plan.steps()} steps an epoch"
-            + (f"; an epoch leaves out {missing} samples, others each time" if missing else "")
+            + (f"; an epoch leaves out {len(left.rows)} samples, others each time" if len(left.rows) else "")
+            + (f"; {left.repeated} come again, so that all devices have as many" if left.repeated else "")
         )
         return plan
 

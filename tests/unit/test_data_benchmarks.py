@@ -30,9 +30,11 @@ def test_buckets(run):
     lines = run("buckets.py", "--quick", "--rows", "30000")
     cells = [line.replace("%", "").replace("|", "").split() for line in lines if "targets  " in line]
     assert len(cells) == 8
-    for _, _, targets, _, full, _, imbalance, _, _, fixed, *_ in cells:
+    for _, _, _, targets, _, full, used, imbalance, left, _, _, fixed, *_ in cells:
         assert float(full) >= (97 if targets == "12" else 80) > float(fixed)
+        assert float(used) <= float(full)
         assert float(imbalance) == 0
+        assert float(left) < 1
 
 
 def test_read(run):
