@@ -100,6 +100,16 @@ def draw(scene: Scene) -> Image.Image:
     return large.resize(scene.canvas, Image.Resampling.LANCZOS)
 
 
+def boxes(scene: Scene) -> list[dict[str, list[float]]]:
+    """The box of every thing on the canvas, as the regions of a row."""
+    width, height = scene.canvas
+    found = []
+    for thing in scene.things:
+        x, y, r = thing.x * width, thing.y * height, thing.size * min(width, height) / 2
+        found.append({"box": [max(0.0, x - r), max(0.0, y - r), min(width, x + r), min(height, y + r)]})
+    return found
+
+
 def scene(rng: Random, count: int) -> Scene:
     """Things of different colours and shapes side by side, none in the background's colour."""
     background, *colours = rng.sample(sorted(COLOURS), count + 1)
@@ -235,6 +245,7 @@ def write(out: Path, count: int, seed: int = 0, families: Sequence[Family] = FAM
             "target_image": f"images/{number:05d}_target.png",
             "instruction": sample.en,
             "instruction_cn": sample.cn,
+            "regions": boxes(sample.target),
         }
         if sample.target.words:
             row |= {"target_text": sample.target.words, "replaced_text": sample.sources[0].words}

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..batch import EditBatch
 from ..draws import gaussian
+from ..errors import UserError
 from ..flow.path import clean, interpolate, velocity
 from ..flow.timesteps import Law, logit_normal, stratified_uniform
 from ..losses.flow_matching import flow_matching_loss
@@ -50,6 +51,12 @@ class SFT(Stage):
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.consistency is not None:
             self.consistency.open()  # a wrong path is told before the first step
+            data = self.trainer.datamodule
+            if getattr(data, "summary", None) and not data.summary.get("regions"):
+                raise UserError(
+                    f"stage.consistency: no sample of data.root={data.root} has a region: name faces or boxes in the"
+                    " rows' column `regions` and prepare them again, or set stage.consistency=null"
+                )
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         loss = self.losses(batch)

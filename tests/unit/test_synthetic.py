@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from datamodules.records import read
-from datamodules.synthetic import FAMILIES, WORDS, draw, edit, reword, write, write_pairs
+from datamodules.synthetic import COLOURS, FAMILIES, WORDS, boxes, draw, edit, reword, write, write_pairs
 
 
 @pytest.mark.parametrize("number", range(len(FAMILIES) * 3))
@@ -38,6 +38,20 @@ def test_an_edit_leaves_the_rest_alone() -> None:
     assert 0 < changed.mean() < 0.3
     mirrored = np.asarray(draw(flipped.sources[0])).astype(int)[:, ::-1]
     assert np.abs(mirrored - np.asarray(draw(flipped.target)).astype(int)).mean() < 2
+
+
+def test_the_boxes_hold_the_things_and_nothing_else_does() -> None:
+    for number in range(30):
+        scene = edit(0, number).target
+        picture = np.asarray(draw(scene)).astype(int)
+        drawn = np.abs(picture - np.array(COLOURS[scene.background][1])).max(-1) > 24
+        for box in (found["box"] for found in boxes(scene)):
+            left, top, right, bottom = box
+            inside = drawn[int(top) : int(bottom) + 1, int(left) : int(right) + 1]
+            assert inside.any(0).mean() > 0.85
+            assert inside.any(1).mean() > 0.85
+            inside[:] = False
+        assert not drawn.any()
 
 
 def test_the_world_is_written_in_the_layout_that_prepare_reads(tmp_path: Path) -> None:
