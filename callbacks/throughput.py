@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.profilers import Profiler
 
 from firered_lit.batch import EditBatch
+from firered_lit.models.flops import peak
 
 
 class Throughput(L.Callback):
@@ -15,6 +16,8 @@ class Throughput(L.Callback):
 
     Time is fetching plus stepping: validation and saving are left out. A token is a 2x2 patch of latents, of targets
     and references. `perf/data_wait` is the share of the time spent on waiting for the loader, the mean over ranks.
+    Also `perf/tflops`: 10^12 operations a second on each device, of what the stage counts as `flops`, and where the
+    device's best is known (`models.flops`), `perf/mfu`: their share of it.
     """
 
     def __init__(self, every: int = 10) -> None:
@@ -40,6 +43,7 @@ class Throughput(L.Callback):
         self._busy += time.perf_counter() - self._begun
         self._samples += len(batch)
         self._tokens += batch.tokens
+        self._flops += getattr(pl_module, "flops", _none)(batch)
         if trainer.global_step == self._seen_step:
             return
         self._seen_step = trainer.global_step
@@ -53,19 +57,31 @@ class Throughput(L.Callback):
     def _reset(self) -> None:
         self._busy = 0.0
         self._samples = self._tokens = 0
+        self._flops = 0.0
 
     def _log(self, trainer: L.Trainer) -> None:
         waited = self._clock.take() if self._clock else 0.0
         seconds = max(self._busy + waited, 1e-9)
-        own = torch.tensor(
-            [self._samples / seconds, self._tokens / seconds, waited / seconds / trainer.world_size],
-            device=trainer.strategy.root_device,
-        )
-        samples, tokens, wait = trainer.strategy.reduce(own, reduce_op="sum").tolist()
+        device, world = trainer.strategy.root_device, trainer.world_size
+        rates = [self._samples, self._tokens, waited / world, self._flops / 1e12 / world]
+        own = torch.tensor([rate / seconds for rate in rates], device=device)
+        samples, tokens, wait, tflops = trainer.strategy.reduce(own, reduce_op="sum").tolist()
         metrics = {"perf/samples_per_s": samples, "perf/tokens_per_s": tokens, "perf/data_wait": wait}
+        best = peak(_name(device))
+        metrics |= {"perf/tflops": tflops} if tflops else {}
+        metrics |= {"perf/mfu": tflops * 1e12 / best} if tflops and best else {}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step - 1)  # the step that Lightning gives to this batch
         self._reset()
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _none(batch: Any) -> float:
+    """Of a module that does not count its operations."""
+    return 0.0
 
 
 class _FetchClock(Profiler):

@@ -21,6 +21,7 @@ from ..losses.flow_matching import flow_matching_loss
 from ..models import qwen_image
 from ..models.backbone import Backbone
 from ..models.codec import Codec
+from ..models.flops import training_flops
 from ..models.lora import is_adapter
 from ..models.sampling import Preview, sample
 from ..models.shard import grad_norm
@@ -112,6 +113,16 @@ class Stage(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.schedule_factory(optimizer), "interval": "step"},
         }
+
+    def flops(self, batch: Any) -> float:
+        """Operations of the transformer in training on a batch; see `training_flops` for what counts."""
+        return len(batch) * training_flops(*self.sample(batch), self.backbone.lora)
+
+    def sample(self, batch: EditBatch) -> tuple[Any, int, int]:
+        """The transformer's config, and the visual and text tokens of one sample of a batch."""
+        images = (batch.target, *batch.condition.references)
+        visual = sum(image.shape[-2] * image.shape[-1] // 4 for image in images)
+        return self.transformer.config, visual, batch.condition.text.embeddings.shape[1]
 
     def velocity(self, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The transformer's velocity, in float32. The same function trains, validates and samples."""

@@ -16,6 +16,7 @@ from ..flow.timesteps import Law, uniform
 from ..losses.dpo import double_degradation, dpo_loss, dpo_terms
 from ..losses.flow_matching import flow_matching_loss
 from ..models.backbone import Backbone
+from ..models.flops import forward_flops
 from ..models.sampling import Preview
 from ..models.shadow import Shadow
 from ..optim import OptimizerFactory, ScheduleFactory
@@ -79,6 +80,10 @@ class DPO(SFT):
         self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=len(batch))
         self.watch(means["win_diff"], means["lose_diff"])
         return numbers["loss"].mean()
+
+    def flops(self, batch: PreferenceBatch) -> float:
+        """Of both sides, and of the reference's forward on each."""
+        return 2 * (super().flops(batch) + len(batch) * forward_flops(*self.sample(batch)))
 
     def losses(self, batch: PreferenceBatch) -> Tensor:
         """The loss of every pair (B,). Each row depends on its own pair alone."""

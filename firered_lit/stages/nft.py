@@ -20,6 +20,7 @@ from ..flow.timesteps import Law, stratified_uniform, uniform
 from ..losses.flow_matching import flow_matching_loss
 from ..losses.nft import PolicyLoss, adaptive, group_optimality, old_policy_decay, policy_mask
 from ..models.backbone import Backbone
+from ..models.flops import forward_flops
 from ..models.sampling import Preview
 from ..models.shadow import Shadow
 from ..models.shard import grad_norm
@@ -151,6 +152,12 @@ class NFT(Stage):
         x_0, pixels = torch.cat(latents), torch.cat(images)
         asked = ask(self.rewards, pixels, sample.repeated(self.group_size), self.routes)
         return Rollout(sample, x_0, to_bytes(pixels), source_distance(pixels, sample.sources), asked)
+
+    def flops(self, batch: PromptBatch) -> float:
+        """Of drawing every edit, and at each of its points of the old policy, the reference and the update."""
+        forwards = self.rollout_steps + self.points * (1 + bool(self.kl))
+        drawn = sum(forward_flops(*self.sample(group)) for group in batch.groups)
+        return self.group_size * (forwards * drawn + self.points * sum(super(NFT, self).flops(g) for g in batch.groups))
 
     def split(self, sample: EditBatch) -> list[slice]:
         """A group's edits, as many at a time as the capacity holds."""
