@@ -6,10 +6,14 @@ PY := $(BIN)/python
 FIT := $(PY) -m firered_lit fit --recipe recipes/tiny
 DEMO ?= .demo
 STEPS ?= 600
+CHAIN := $(DEMO)/chain
+CHAIN_STEPS ?= 200
+CHAIN_DPO ?= 60
+CHAIN_NFT ?= 20
 export HF_HUB_DISABLE_TELEMETRY = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo chain-supervised test slow lint format clean
+.PHONY: demo chain chain-supervised test slow lint format clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -32,11 +36,29 @@ demo: $(VENV)/.installed  ## draw a small world of edits, train the tiny editor 
 	@echo; cat $(DEMO)/run/summary.txt
 	@echo "model       $(DEMO)/model"; echo "edited      $(DEMO)/edited.png"
 
+$(DEMO)/pairs/data.json: | $(VENV)/.installed
+	$(PY) -m datamodules.synthetic --out $(DEMO)/pairs_world --count 48 --pairs
+	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(DEMO)/pairs_world/pairs.jsonl out=$(DEMO)/pairs
+
 chain-supervised: $(VENV)/.installed $(DEMO)/data/data.json  ## pretraining -> continued pretraining -> SFT, tiny
-	rm -rf $(DEMO)/chain
-	$(FIT)/pretrain.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/chain/pretrain
-	$(FIT)/continued_pretrain.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/chain/continued run.start_from=$(DEMO)/chain/pretrain
-	$(FIT)/sft.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/chain/sft run.start_from=$(DEMO)/chain/continued
+	rm -rf $(CHAIN)
+	$(FIT)/pretrain.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/1_pretrain trainer.max_steps=$(CHAIN_STEPS)
+	$(FIT)/continued_pretrain.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/2_continued \
+		run.start_from=$(CHAIN)/1_pretrain trainer.max_steps=$(CHAIN_STEPS)
+	$(FIT)/sft.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/3_sft \
+		run.start_from=$(CHAIN)/2_continued trainer.max_steps=$(CHAIN_STEPS)
+
+chain: chain-supervised $(DEMO)/pairs/data.json  ## the same -> DPO -> NFT: every stage starts from the last one's output
+	$(FIT)/dpo.yaml data.root=$(DEMO)/pairs run.dir=$(CHAIN)/4_dpo \
+		run.start_from=$(CHAIN)/3_sft trainer.max_steps=$(CHAIN_DPO)
+	$(FIT)/nft.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/5_nft \
+		run.start_from=$(CHAIN)/4_dpo trainer.max_steps=$(CHAIN_NFT)
+	$(PY) -m firered_lit export --run $(CHAIN)/5_nft --out $(CHAIN)/model
+	$(PY) -m firered_lit edit --model $(CHAIN)/model --image $(DEMO)/world/color/images/00000_source0.png \
+		--prompt "Change the background to red" --out $(CHAIN)/edited.png --steps 8 --seed 0 --guidance 1
+	@for stage in $(CHAIN)/[1-5]_*; do echo; cat $$stage/summary.txt; done
+	@echo; echo "rollouts    $(CHAIN)/5_nft/rollouts (the best and the worst edit of a group)"
+	@echo "model       $(CHAIN)/model"; echo "edited      $(CHAIN)/edited.png"
 
 test: $(VENV)/.installed  ## every quick test
 	$(PY) -m pytest -n 2 --dist loadfile

@@ -153,7 +153,8 @@ def _say(folder: Path, engine: L.Trainer) -> None:
     """The last lines of a finished run, kept as summary.txt: where it is, what it reached, how to look at it."""
     lines = [f"run         {folder}", f"steps       {engine.global_step}"]
     metrics = {k: float(v) for k, v in engine.callback_metrics.items()}
-    shown = [n for n in ("train/loss", "val/loss", "val/psnr", "val/ssim") if n in metrics]
+    named = ("train/loss", "val/loss", "val/accuracy", "rollout/total/mean", "val/psnr", "val/ssim")
+    shown = [n for n in named if n in metrics]
     lines += [f"{name:<11} {metrics[name]:.4f}" for name in shown]
     grids = sorted((folder / "samples").glob("*.png"))
     lines += [f"grid        {grids[-1]}"] if grids else []

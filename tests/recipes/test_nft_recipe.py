@@ -1,11 +1,14 @@
 """Reinforcement learning from the command line: the tiny recipes run, survive kill -9 bit for bit, and export."""
 
+import os
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from process import Process
 
 from firered_lit.checkpoint import newest
 from firered_lit.cli import main
@@ -22,17 +25,31 @@ def steps(run: Path) -> int:
     return int(found.stem.removeprefix("step_")) if found else 0
 
 
-@pytest.mark.parametrize("recipe", ["nft", pytest.param("nft_lora", marks=pytest.mark.slow)])
-def test_killed_at_any_iteration_and_resumed_is_bit_exact(recipe: str, world: Path, launch, tmp_path: Path) -> None:
+SLOW = [("nft_lora", 1), ("nft", 2), ("nft_lora", 2)]
+
+
+def kill(process: Process) -> None:
+    """SIGKILL to a run and, first, to the processes that it started."""
+    children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()
+    for number in map(int, children):
+        os.kill(number, signal.SIGKILL)
+    process.send(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize(("recipe", "ranks"), [("nft", 1), *(pytest.param(*x, marks=pytest.mark.slow) for x in SLOW)])
+def test_killed_at_any_iteration_and_resumed_is_bit_exact(
+    recipe: str, ranks: int, world: Path, launch: Callable[..., Process], tmp_path: Path
+) -> None:
     arguments = ["fit", "--recipe", f"recipes/tiny/{recipe}.yaml", f"data.root={world}", *QUICK, "checkpoint.every=1"]
     arguments += ["trainer.max_steps=6", "stage.group_size=2", "stage.rollout_steps=2", "data.groups=2"]
     arguments += ["stage.decay={_target_: firered_lit.losses.nft.old_policy_decay, _partial_: true, rate: 0.1}"]
+    arguments += [f"trainer.devices={ranks}", "trainer.strategy=ddp"] if ranks > 1 else []
     straight = launch(*arguments, f"run.dir={tmp_path / 'straight'}")
     killed = launch(*arguments, f"run.dir={tmp_path / 'killed'}")
-    at = random.Random(recipe).randint(1, 4)
+    at = random.Random(f"{recipe} {ranks}").randint(1, 4)
     killed.until(lambda: steps(tmp_path / "killed") >= at)
-    killed.send(signal.SIGKILL)
-    killed.wait()
+    kill(killed)
     assert 0 < steps(tmp_path / "killed") < 6, "killed too late to show anything"
     assert straight.wait() == 0, straight.output
     again = launch(*arguments, f"run.dir={tmp_path / 'killed'}", "run.resume=last")
