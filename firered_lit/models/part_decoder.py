@@ -1,6 +1,6 @@
 """The VAE's decoder with a gradient, for parts of a picture: a loss on regions needs no more of 1024 px."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from .codec import Codec
+
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 class Part(NamedTuple):
@@ -26,7 +29,7 @@ def decode_parts(
 
     owner (N,): the sample that a box is of. A part is its box, grown to whole latents. As `Codec.decode`, but with a
     gradient and without its clamp: the first layers, whose attention looks at everything, run on the whole latents of
-    the samples asked for, the others on each box and the margin that reaches it.
+    the samples asked for, the others on the boxes and the margin that reaches them; boxes that lie near share a crop.
     checkpointed: keep the activations between layers only, and compute the others again in the backward.
     """
     if not len(owner):
@@ -37,10 +40,15 @@ def decode_parts(
     trunk = _run(
         lambda x: decoder.mid_block(decoder.conv_in(x)), codec.vae.post_quant_conv(z[:, :, None]), checkpointed
     )
-    return [
-        _part(decoder, trunk[row : row + 1], box, codec.factor, margin, checkpointed)
-        for row, box in zip(place.tolist(), boxes.tolist(), strict=True)
-    ]
+    found: dict[int, Part] = {}
+    for row, crop, members in _crops(place.tolist(), boxes.tolist(), trunk.shape[-2:], codec.factor, margin):
+        x = trunk[row : row + 1, ..., crop[1] : crop[3], crop[0] : crop[2]]
+        for layer in _layers(decoder):
+            x = _run(layer, x, checkpointed)
+        for i, box in members.items():
+            left, top, right, bottom = ((edge - crop[k % 2]) * codec.factor for k, edge in enumerate(box))
+            found[i] = Part(x[:, :, 0, top:bottom, left:right], box[0] * codec.factor, box[1] * codec.factor)
+    return [found[i] for i in range(len(owner))]
 
 
 def reach(decoder: nn.Module) -> int:
@@ -53,18 +61,33 @@ def reach(decoder: nn.Module) -> int:
     return pixels
 
 
-def _part(decoder: nn.Module, trunk: Tensor, box: list[int], factor: int, margin: int, checkpointed: bool) -> Part:
-    """One box of one sample's features (1, C, 1, h, w)."""
-    limit = (trunk.shape[-1], trunk.shape[-2])
-    low = [edge // factor for edge in box[:2]]
-    high = [-(-edge // factor) for edge in box[2:]]
-    begin = [max(0, edge - margin) for edge in low]
-    end = [min(most, edge + margin) for edge, most in zip(high, limit)]
-    x = trunk[..., begin[1] : end[1], begin[0] : end[0]]
-    for layer in _layers(decoder):
-        x = _run(layer, x, checkpointed)
-    cut = [slice((lo - b) * factor, (hi - b) * factor) for lo, hi, b in zip(low, high, begin)]
-    return Part(x[:, :, 0, cut[1], cut[0]], low[0] * factor, low[1] * factor)
+def _crops(
+    rows: list[int], boxes: list[list[int]], sides: Sequence[int], factor: int, margin: int
+) -> list[tuple[int, Box, dict[int, Box]]]:
+    """What to decode, in latents: (row, crop, the boxes in it by their number). Two crops become one where that is less.
+
+    boxes are in pixels; sides: height, width of the latents.
+    """
+    found: list[tuple[int, Box, dict[int, Box]]] = []
+    for i, (row, pixels) in enumerate(zip(rows, boxes, strict=True)):
+        box = (pixels[0] // factor, pixels[1] // factor, -(-pixels[2] // factor), -(-pixels[3] // factor))
+        low, high = (max(0, box[0] - margin), max(0, box[1] - margin)), (box[2] + margin, box[3] + margin)
+        crop, members = (*low, min(sides[1], high[0]), min(sides[0], high[1])), {i: box}
+        for other in [other for other in found if other[0] == row]:
+            both = _around(crop, other[1])
+            if _area(both) <= _area(crop) + _area(other[1]):
+                found.remove(other)
+                crop, members = both, members | other[2]
+        found.append((row, crop, members))
+    return found
+
+
+def _around(a: Box, b: Box) -> Box:
+    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _run(layer: Callable[[Tensor], Tensor], x: Tensor, checkpointed: bool) -> Tensor:

@@ -102,6 +102,21 @@ def test_a_checkpointed_decode_keeps_less(codec, latents):
     assert held(True) < held(False) / 3
 
 
+def test_boxes_that_lie_near_are_decoded_together(codec, monkeypatch):
+    """Three near ones and a far one of one sample, and the near ones of another: three crops for seven boxes."""
+    seen, head = [], codec.vae.decoder.norm_out.forward
+    monkeypatch.setattr(codec.vae.decoder.norm_out, "forward", lambda x: seen.append(tuple(x.shape[-2:])) or head(x))
+    near = [[0, 0, 32, 32], [16, 16, 48, 48], [24, 0, 56, 32]]
+    boxes, owner = torch.tensor([*near, [288, 0, 320, 32], *near]), torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    latents = torch.randn(2, 16, 12, 40, generator=generator("near"))
+    parts = decode_parts(codec, latents, owner, boxes)
+    assert sorted(seen) == sorted([(88, 96), (72, 72), (88, 96)])
+    picture = full(codec, latents)
+    for part, row, box in zip(parts, owner, boxes.tolist()):
+        whole = picture[row : row + 1, :, box[1] : box[3], box[0] : box[2]]
+        torch.testing.assert_close(part.pixels, whole, atol=2e-5, rtol=1e-5)
+
+
 def test_nothing_asked_nothing_decoded(codec, latents, monkeypatch):
     monkeypatch.setattr(codec.vae, "post_quant_conv", None)
     assert decode_parts(codec, latents, OWNER[:0], BOXES[:0]) == []
