@@ -3,11 +3,8 @@
 What is read where is `ocr_engine`'s, the arithmetic `firered_lit.rewards.layout_ocr`'s.
 """
 
-import hashlib
 import os
-import statistics
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,26 +19,28 @@ from torch import Tensor
 
 from callbacks.image_statistics import image_statistics
 from callbacks.ocr_engine import Engine, PaddleEngine, Picture
+from callbacks.ocr_layout import (
+    Layout,
+    Layouts,
+    Reader,
+    Reading,
+    glyphs,
+    plainly,
+    read_layouts,
+    replaced_layout,
+    score_where_due,
+)
 from callbacks.ocr_models import Model, model, offline_models
 from callbacks.ocr_worker import EngineError, EngineProcess
 from callbacks.reward import RewardCallback
 from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
 from firered_lit.models.tiny import cache_folder
-from firered_lit.rewards.layout_ocr import Char, LayoutOCRScore, bounds, cells, fold, layout_ocr_reward, locate, scale
-from firered_lit.rewards.layout_ocr import characters as folded
+from firered_lit.rewards.layout_ocr import Char, LayoutOCRScore, fold, layout_ocr_reward
 from firered_lit.rewards.protocol import Scores
 
 Shown = Image.Image | Tensor | Picture  # PIL, (3, H, W) in [-1, 1], or (H, W, 3) uint8
 Reference = Shown | Sequence[Char]  # an image that shows the text as it should be, or the layout itself
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What was read on a reference, and the size (height, width) of the image it was read on."""
-
-    chars: Sequence[Char]
-    size: tuple[int, int]
 
 
 def score_images(
@@ -68,49 +67,21 @@ def score_images(
     for text in target_texts:
         if reason := refusal(text, engine.characters):
             raise UserError(f"score_images: {reason}")
-    shown = [picture(image) for image in images]
-    drawn = {i: picture(r) for i, r in enumerate(references) if isinstance(r, Image.Image | Tensor | np.ndarray)}
-    readings = engine.read([*shown, *drawn.values()])
-    known = dict(zip(drawn, readings[len(shown) :]))
-    score = partial(score_reading, text_weight=text_weight, layout_weight=layout_weight, gate=gate)
-    scores = []
-    for i, (image, text, reference) in enumerate(zip(shown, target_texts, references)):
-        layout = None
-        if i in drawn:
-            layout = Layout(known[i], drawn[i].shape[:2])
-        elif reference is not None:
-            layout = Layout(reference, image.shape[:2])
-        scores.append(score(readings[i], image.shape[:2], text, layout))
-    return scores
-
-
-def score_reading(
-    read: Sequence[Char], size: tuple[int, int], text: str, layout: Layout | None, **weights: float
-) -> LayoutOCRScore:
-    """The score of what was read on an image of `size` (height, width)."""
-    if layout is None:
-        return layout_ocr_reward(read, text, **weights)
-    return layout_ocr_reward(scale(read, size, layout.size), text, layout.chars, **weights)
-
-
-def replaced_layout(source: Sequence[Char], replaced: str, text: str) -> list[Char] | None:
-    """Where `text` belongs when it takes the place of the words `replaced` in what was read on the source.
-
-    Equal cells of that line; None when the source does not show those words.
-    """
-    found = locate(folded(source, case=True, space=True), _plainly(replaced))
-    if not (places := [char for char in found if char is not None]):
-        return None
-    left, top, right, bottom = bounds(places)
-    return cells((left, top, right - left, bottom - top), text)
-
-
-_plainly = partial(fold, case=True, space=True)
+    shown, drawn = [picture(image) for image in images], (Image.Image, Tensor, np.ndarray)
+    pictures = {(id(r), t): picture(r) for r, t in zip(references, target_texts) if isinstance(r, drawn)}
+    readings = read_layouts(engine.read, list(pictures.values()), [text for _, text in pictures]) if pictures else []
+    known = dict(zip(pictures, readings))  # a reference of several images is read once
+    layouts = [
+        known.get((id(r), text)) or (Layout(r, image.shape[:2]) if r else None)
+        for r, text, image in zip(references, target_texts, shown)
+    ]
+    weights = {"text_weight": text_weight, "layout_weight": layout_weight, "gate": gate}
+    return [one.score for one in score_where_due(engine.read, shown, target_texts, layouts, **weights)]
 
 
 def refusal(text: str | None, characters: Collection[str]) -> str | None:
     """Why a text cannot be scored, in one line; None when it can."""
-    if not text or not _plainly(text):
+    if not text or not plainly(text):
         return "no target text"
     known = {c for character in characters for c in (character, character.casefold())}
     if lacking := sorted(
@@ -128,6 +99,13 @@ def picture(image: Shown) -> Picture:
     return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
 
 
+def _pictures(images: Tensor) -> list[Picture]:
+    """Of a batch; a group repeats one sample, which is converted once."""
+    if images.stride(0) == 0:
+        return [picture(images[0])] * len(images)
+    return [picture(image) for image in images]
+
+
 @cache
 def default_engine() -> PaddleEngine:
     """The offline engine of this process, built once."""
@@ -141,8 +119,9 @@ def _threads(processes: int = 1) -> int:
 class OCRReward(RewardCallback):
     """The layout-aware OCR reward of a run. The engine lives in a process of its own, started when first asked.
 
-    The text is `batch.target_texts`, the layout that of `batch.pixels` (the true target) where it shows the text; else,
-    for batches that name `replaced_texts`, the place of those words in the first source; else the text alone counts.
+    The text is `batch.target_texts`, the layout `batch.layouts` where `prepare` has read it; else what is read on
+    `batch.pixels` (the true target) where that shows the text; else, for batches that name `replaced_texts`, the place
+    of those words in the first source; else the text alone counts.
     A sample whose engine failed, that has no target text, or whose text the model cannot read has no score.
     Beside `text` and `layout` its terms are the statistics that show hacking: `dark`, `edges`, `entropy`,
     `glyph_height` (of the image's) and `glyph_ratio` (to the reference's).
@@ -204,12 +183,14 @@ class OCRReward(RewardCallback):
 
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
         """Start scoring images (B, 3, H, W) in [-1, 1]."""
+        nothing: list[Any] = [None] * len(images)
         asked = Asked(
             [picture(image) for image in images],
-            list(batch.target_texts or [None] * len(images)),
-            [None] * len(images) if batch.pixels is None else [picture(target) for target in batch.pixels],
-            list(getattr(batch, "replaced_texts", ()) or [None] * len(images)),
-            [picture(source) for source in batch.sources[0]] if batch.sources else [None] * len(images),
+            list(batch.target_texts or nothing),
+            nothing if batch.pixels is None else _pictures(batch.pixels),
+            list(batch.replaced_texts or nothing),
+            nothing if batch.source is None else _pictures(batch.source),
+            [plain and Layout.of(plain) for plain in batch.layouts or nothing],
             image_statistics(images),
         )
         return self._pool.submit(self._score, asked)
@@ -218,18 +199,19 @@ class OCRReward(RewardCallback):
         """In the pool's thread."""
         engine = self._engine()
         known, refused = self._readable(engine, asked)
-        read = dict(zip(known, self._read(engine, [asked.images[i] for i in known])))
-        wanted = [i for i in known if isinstance(read[i], list)]
-        layouts = self._reference_layouts(engine, asked, wanted)
+        layouts = self._reference_layouts(engine, asked, known)
+        images, texts = [asked.images[i] for i in known], [asked.texts[i] or "" for i in known]
+        scored = score_where_due(partial(self._read, engine), images, texts, layouts, **self.weights)
         values = [torch.nan] * len(asked.images)
         terms = {name: list(values) for name in ("text", "layout", "glyph_height", "glyph_ratio")}
-        for i in wanted:
-            size, layout = asked.images[i].shape[:2], layouts[i]
-            score = score_reading(read[i], size, asked.texts[i], layout, **self.weights)
-            values[i], terms["text"][i] = score.total, score.text
-            terms["layout"][i] = torch.nan if score.layout is None else score.layout
-            terms["glyph_height"][i], terms["glyph_ratio"][i] = glyphs(read[i], size, layout)
-        for reason, times in Counter([*refused, *(r for r in read.values() if isinstance(r, str))]).items():
+        for i, one, layout in zip(known, scored, layouts):
+            if isinstance(one, str):
+                refused.append(one)
+                continue
+            values[i], terms["text"][i] = one.score.total, one.score.text
+            terms["layout"][i] = torch.nan if one.score.layout is None else one.score.layout
+            terms["glyph_height"][i], terms["glyph_ratio"][i] = glyphs(one, asked.images[i].shape[:2], layout)
+        for reason, times in Counter(refused).items():
             self.count(reason, times)
         value = torch.tensor(values)
         given = {name: torch.tensor(numbers) for name, numbers in terms.items()} | asked.statistics
@@ -244,9 +226,9 @@ class OCRReward(RewardCallback):
         reasons = {i: refusal(text, characters) for i, text in enumerate(asked.texts)}
         return [i for i, reason in reasons.items() if reason is None], [r for r in reasons.values() if r]
 
-    def _read(self, engine: EngineProcess, images: Sequence[Picture]) -> list[list[Char] | str]:
+    def _read(self, engine: EngineProcess, images: Sequence[Picture]) -> list[Reading]:
         """Readings in chunks; for an image whose engine failed, why."""
-        read: list[list[Char] | str] = []
+        read: list[Reading] = []
         for start in range(0, len(images), self.chunk):
             part = images[start : start + self.chunk]
             try:
@@ -255,19 +237,20 @@ class OCRReward(RewardCallback):
                 read += [f"the OCR engine: {fault}"] * len(part)
         return read
 
-    def _reference_layouts(self, engine: EngineProcess, asked: "Asked", wanted: Iterable[int]) -> dict[int, Any]:
-        """Layouts by sample, each picture read once. A reference that cannot be read leaves the text alone."""
-        layouts: dict[int, Layout | None] = {}
-        for i in wanted:
-            target, source, replaced = asked.targets[i], asked.sources[i], asked.replaced[i]
-            layouts[i] = None
-            if target is not None:
-                layouts[i] = self._layouts.of(target, lambda image: self._read(engine, [image])[0])
-            if replaced and source is not None and not _shows(layouts[i], asked.texts[i]):
-                found = self._layouts.of(source, lambda image: self._read(engine, [image])[0])
-                chars = found and replaced_layout(found.chars, replaced, asked.texts[i])
-                layouts[i] = Layout(chars, source.shape[:2]) if chars else None
-        return layouts
+    def _reference_layouts(self, engine: EngineProcess, asked: "Asked", known: Iterable[int]) -> list[Layout | None]:
+        """Layouts of these samples: as `prepare` has read them, else each picture is read once. A reference that cannot
+        be read leaves the text alone."""
+
+        return [asked.layouts[i] or self._read_layout(partial(self._read, engine), asked, i) for i in known]
+
+    def _read_layout(self, read: Reader, asked: "Asked", i: int) -> Layout | None:
+        target, source, replaced, text = asked.targets[i], asked.sources[i], asked.replaced[i], asked.texts[i] or ""
+        layout = None if target is None else self._layouts.of(target, text, read)
+        if replaced and source is not None and not (layout and layout.shows(text)):
+            found = self._layouts.of(source, replaced, read)
+            chars = found and replaced_layout(found.chars, replaced, text)
+            return Layout(chars, source.shape[:2]) if chars else None
+        return layout
 
     def _engine(self) -> EngineProcess:
         if self.engine is None:
@@ -289,45 +272,8 @@ class Asked:
     targets: list[Picture | None]
     replaced: list[str | None]
     sources: list[Picture | None]
+    layouts: list[Layout | None]
     statistics: dict[str, Tensor]
-
-
-class Layouts:
-    """Readings of reference pictures by content: the edits of a group share one, and an epoch returns to it."""
-
-    def __init__(self, most: int = 4096) -> None:
-        self.most, self.read = most, 0
-        self._known: OrderedDict[bytes, Layout] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def of(self, image: Picture, reader: Any) -> Layout | None:
-        """The layout; None when `reader` gives a reason instead of characters, which is asked again next time."""
-        key = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
-        with self._lock:
-            if key not in self._known:
-                self.read += 1
-                chars = reader(image)
-                if isinstance(chars, str):
-                    return None
-                self._known[key] = Layout(chars, image.shape[:2])
-                if len(self._known) > self.most:
-                    self._known.popitem(last=False)
-            self._known.move_to_end(key)
-            return self._known[key]
-
-
-def glyphs(read: Sequence[Char], size: tuple[int, int], layout: Layout | None) -> tuple[float, float]:
-    """Median height of the characters, over the image's and over the reference's; NaN where there is none."""
-    if not read:
-        return torch.nan, torch.nan
-    height = statistics.median(char.h for char in read) / size[0]
-    if layout is None or not layout.chars:
-        return height, torch.nan
-    return height, height / (statistics.median(char.h for char in layout.chars) / layout.size[0])
-
-
-def _shows(layout: Layout | None, text: str) -> bool:
-    return layout is not None and any(locate(folded(layout.chars, case=True, space=True), _plainly(text)))
 
 
 def _plain(one: Model) -> tuple[str, str]:

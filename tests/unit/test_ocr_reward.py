@@ -17,17 +17,9 @@ from rendered import paper, write
 
 from callbacks.image_statistics import image_statistics
 from callbacks.ocr_engine import alike, cells_between, reading_order
+from callbacks.ocr_layout import Layout, Layouts, read_layouts, replaced_layout, score_reading, score_where_due
 from callbacks.ocr_models import model, offline_models
-from callbacks.ocr_reward import (
-    Layout,
-    Layouts,
-    OCRReward,
-    default_engine,
-    picture,
-    replaced_layout,
-    score_images,
-    score_reading,
-)
+from callbacks.ocr_reward import OCRReward, default_engine, picture, score_images
 from callbacks.ocr_worker import EngineError, EngineProcess
 from firered_lit.errors import UserError
 from firered_lit.models.codec import to_pixels
@@ -110,6 +102,24 @@ def test_oversize_loses_by_its_layout_though_it_reads_as_well(ranked, text):
     assert large.text >= right.text
     assert large.layout < 0.3 < 0.9 < right.layout
     assert displaced.layout < 0.3
+
+
+def test_reading_close_up_first_changes_no_score_and_spares_the_rest_of_a_right_image():
+    engine, asked = default_engine(), []
+    for n in (1, 7):
+        text, images = CASES[n][0], [picture(image) for image in variants(n, *CASES[n])]
+        whole = Layout(engine.read(images[:1])[0], images[0].shape[:2])
+        (near,) = read_layouts(engine.read, images[:1], [text])
+        asked.clear()
+        scored = score_where_due(lambda some: asked.append(some) or engine.read(some), images, [text] * 5, [near] * 5)
+        expected = [score_reading(c, i.shape[:2], text, whole) for c, i in zip(engine.read(images), images)]
+        assert [one.score.text for one in scored] == [one.text for one in expected]
+        assert [float(one.score) for one in scored] == pytest.approx([float(one) for one in expected], abs=0.02)
+        again = {image.tobytes() for image in asked[1]}
+        assert [images[n].tobytes() in again for n in (0, 1, 4)] == [False, True, True], "right, large, missing"
+        assert all(some.size < 0.5 * images[0].size for some in asked[0])
+        left, top, right, bottom = near.region(text, (512, 1024))  # an image of twice the size
+        assert (right - left, bottom - top) == (2 * asked[0][0].shape[1], 2 * asked[0][0].shape[0])
 
 
 def test_text_alone_counts_without_a_reference():
@@ -291,6 +301,7 @@ def test_statistics_show_dark_empty_and_grey_images():
 def batch(texts, images=None, pixels=None, **more):
     count = len(texts)
     given = {"tasks": ("text",) * count, "weight": None, "sources": (), "ids": tuple(map(str, range(count)))}
+    given |= {"layouts": (), "replaced_texts": ()}
 
     class Batch(SimpleNamespace):
         def __len__(self):
@@ -414,16 +425,17 @@ def test_the_engine_ends_with_its_handle(faulty):
         os.kill(pid, 0)
 
 
-def test_layouts_are_known_by_content_and_a_failed_one_is_asked_again():
+def test_layouts_are_known_by_content_and_text_and_a_failed_one_is_asked_again():
     layouts = Layouts(most=2)
     image = np.zeros((4, 4, 3), np.uint8)
-    assert layouts.of(image, lambda _: "broken") is None
-    assert layouts.of(image, lambda _: []).size == (4, 4)
-    layouts.of(image.copy(), lambda _: pytest.fail("known"))
+    assert layouts.of(image, "a", lambda _: ["broken"]) is None
+    assert layouts.of(image, "a", lambda _: [[]]).size == (4, 4)
+    layouts.of(image.copy(), "a", lambda _: pytest.fail("known"))
     for value in (1, 2):
-        layouts.of(image + value, lambda _: [])
-    layouts.of(image, lambda _: [])
-    assert layouts.read == 5
+        layouts.of(image + value, "a", lambda _: [[]])
+    layouts.of(image, "a", lambda _: [[]])
+    layouts.of(image, "b", lambda _: [[]])
+    assert layouts.read == 6
 
 
 class Shows(L.LightningModule):
