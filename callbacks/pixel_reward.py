@@ -25,7 +25,8 @@ class PixelReward(RewardCallback):
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
         """Score images (B, 3, H, W) in [-1, 1]."""
         if batch.pixels is None:
-            raise UserError(f"reward {self.name}: the batch has no target pictures; prepare with keep_images=true")
+            why = "prepare with keep_images=true" if batch.known else "prompts without a target need another reward"
+            raise UserError(f"reward {self.name}: the batch has no target pictures; {why}")
         return self._pool.submit(score, images, batch.pixels)
 
 

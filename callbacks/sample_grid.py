@@ -59,15 +59,15 @@ class SampleGrid(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         output = outputs.get("output") if isinstance(outputs, dict) else None
-        if output is None or batch.pixels is None:
+        if output is None or (batch.known and batch.pixels is None):
             return
         for i in range(len(batch)):
             if len(self._own) < self.rows and (batch.weight is None or batch.weight[i] > 0):
                 pictures = [
                     *((source_name(n, batch), to_image(source[i])) for n, source in enumerate(batch.sources)),
                     ("output", to_image(output[i])),
-                    ("target", to_image(batch.pixels[i])),
                 ]
+                pictures += [] if batch.pixels is None else [("target", to_image(batch.pixels[i]))]
                 cells = tuple((name, fitted(picture, self.side)) for name, picture in pictures)
                 said = batch.instructions[i] if batch.instructions else batch.ids[i]
                 self._own.append(Row((batch_idx, batch.slots[i]), cells, said))

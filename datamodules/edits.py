@@ -83,6 +83,7 @@ class EditDataModule(L.LightningDataModule):
     """
 
     sides = 1  # images of the target's shape, each with its references, that a sample is trained on
+    learns_targets = True  # so that prompts without one are refused
 
     def __init__(
         self,
@@ -109,6 +110,9 @@ class EditDataModule(L.LightningDataModule):
             raise UserError(f"data.on_error={on_error}: raise or skip")
         (self.root, self.remote), self.skip = open_root(root, cache), on_error == "skip"
         self.summary = check_data(self.root)
+        if self.learns_targets and (prompts := self.summary.get("prompts", 0)):
+            held = f"{prompts} of {self.summary['samples']} samples are prompts without a target"
+            raise UserError(f"{root}: {held}, for reinforcement learning: datamodules.prompts.PromptDataModule")
         self.sizes = Sizes(**self.summary["sizes"])
         self.captions = Captions(captions or {"original": 1.0}, languages, text_drop)
         self.captions.refuse_absent(self.summary["captions"])

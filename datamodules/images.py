@@ -82,16 +82,20 @@ def size(path: str | os.PathLike[str]) -> Shape:
             raise BadImageError("unreadable image", f"{name}: {problem}") from None
 
 
-def fit(image: Image.Image, area: int, sizes: Sizes, like: Image.Image | None = None) -> Image.Image:
-    """The crop of an image to the shape near `area` pixels that suits it, or `like`, best. BadImageError when it would
-    be enlarged too much."""
+def shape_of(image: Image.Image, area: int, sizes: Sizes, like: Image.Image | None = None) -> Shape:
+    """The shape near `area` pixels that suits an image, or `like`, best. BadImageError when that enlarges too much."""
     model = like or image
     shape = assign(model.height, model.width, shape_table(area))
     scale = cover(image.height, image.width, shape)
     if scale > sizes.max_upscale:
         detail = f"{image.width}x{image.height} would be enlarged {scale:.1f} times to {shape[1]}x{shape[0]}"
         raise BadImageError("image too small", f"{detail}; the limit is {sizes.max_upscale:g} (sizes.max_upscale)")
-    return crop(image, shape)
+    return shape
+
+
+def fit(image: Image.Image, area: int, sizes: Sizes, like: Image.Image | None = None) -> Image.Image:
+    """The crop of an image to its `shape_of`."""
+    return crop(image, shape_of(image, area, sizes, like))
 
 
 def crop(image: Image.Image, shape: Shape) -> Image.Image:

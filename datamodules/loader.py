@@ -94,7 +94,15 @@ class Visits(Dataset[EditBatch | Failure]):
 
 
 def _shapes(sample: Sample) -> list[torch.Size]:
-    return [image.shape for image in (sample.tensors["target"], *_references(sample))]
+    return [image.shape for image in (_target(sample), *_references(sample))]
+
+
+def _target(sample: Sample) -> Tensor:
+    """The target's latents; of a prompt, which has none, zeros of the shape to draw."""
+    if "target" in sample.tensors:
+        return sample.tensors["target"]
+    source, (height, _) = sample.tensors["reference.0"], sample.meta["references"][0]
+    return source.new_zeros(len(source), *(side * source.shape[-2] // height for side in sample.meta["target"]))
 
 
 def _references(sample: Sample, order: Sequence[int] = ()) -> list[Tensor]:
@@ -107,10 +115,14 @@ def _named(sample: Sample, order: Sequence[int]) -> list[str]:
 
 
 def pictured(samples: Sequence[Sample], order: Sequence[int] = ()) -> dict[str, Any]:
-    """The targets and sources of samples as pixels. KeyError when they were prepared without pictures."""
-    names = ["target", *_named(samples[0], order)]
-    pixels, *sources = [torch.stack([to_pixels(from_png(s.images[name])) for s in samples]) for name in names]
-    return {"pixels": pixels, "sources": tuple(sources)}
+    """The targets, but of prompts, and sources as pixels. KeyError when they were prepared without pictures."""
+
+    def pixels(name: str) -> Tensor:
+        return torch.stack([to_pixels(from_png(sample.images[name])) for sample in samples])
+
+    known = all("target" in sample.tensors for sample in samples)
+    sources = tuple(map(pixels, _named(samples[0], order)))
+    return {"pixels": pixels("target") if known else None, "sources": sources}
 
 
 def collate(
@@ -131,7 +143,7 @@ def collate(
     losers = [sample.tensors["loser"] for sample in samples if "loser" in sample.tensors]
     kind = partial(PreferenceBatch, loser=torch.stack(losers)) if len(losers) == len(samples) else EditBatch
     return kind(
-        target=torch.stack([sample.tensors["target"] for sample in samples]),
+        target=torch.stack([_target(sample) for sample in samples]),
         condition=Condition(text, tuple(torch.stack(images) for images in references)),
         ids=tuple(sample.id for sample in samples),
         step=step,
@@ -142,6 +154,7 @@ def collate(
         target_texts=tuple(sample.meta.get("target_text") or None for sample in samples),
         replaced_texts=tuple(sample.meta.get("replaced_text") or None for sample in samples),
         requirements=tuple(sample.meta.get("requirement") or None for sample in samples),
+        known=all("target" in sample.tensors for sample in samples),
         regions=regions.stacked([sample.meta.get("regions", ()) for sample in samples]),
         mask=masks.stacked([sample.tensors for sample in samples]),
         **more,

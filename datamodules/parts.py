@@ -125,13 +125,14 @@ class Parts:
             captions.update(sample["captions"])
             held_out += sample["held_out"]
             pairs += sample.get("pair", False)
-            marks.update({name: int(sample.get(name, 0)) for name in ("regions", "left_crop", "mask")})
+            marks.update({name: int(sample.get(name, 0)) for name in ("prompt", "regions", "left_crop", "mask")})
             digest.update(json.dumps(sample).encode())
         return {
             "samples": tasks.total(),
             "train": tasks.total() - held_out,
             "held_out": held_out,
             "pairs": pairs,
+            "prompts": marks["prompt"],
             "tasks": dict(sorted(tasks.items())),
             "references": {str(number): count for number, count in sorted(references.items())},
             "captions": dict(sorted(captions.items())),
@@ -147,6 +148,7 @@ def _noting(samples: Iterable[Sample], noted: list[dict[str, Any]]) -> Iterator[
     for sample in samples:
         kept = {name: sample.meta[name] for name in ("task", "target", "references", "cluster", "held_out")}
         kept |= {"pair": True} if sample.meta.get("pair") else {}
+        kept |= {"prompt": True} if "target" not in sample.tensors else {}
         kept |= {"mask": True} if "mask" in sample.tensors else {}
         kept |= {"regions": len(sample.meta["regions"])} if sample.meta.get("regions") else {}
         kept |= {"left_crop": sample.meta["left_crop"]} if sample.meta.get("left_crop") else {}

@@ -56,8 +56,11 @@ class PromptDataModule(EditDataModule):
     `EditDataModule`. plan_ranks: processes that may share the work, at most; so many groups in turn are of one bucket.
     The number of processes when None; a run goes on with any number that divides it. mined: a folder that `mine
     semi-hard` wrote of this data; its kept samples alone are drawn from.
+    Of edits the true target comes along; of prompts that have none (Edit-R1) the shape to draw, and no picture.
     Raises UserError when the data was prepared without its pictures, which rewards look at.
     """
+
+    learns_targets = False
 
     def __init__(
         self,

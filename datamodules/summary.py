@@ -14,6 +14,8 @@ from .buckets import BatchPlan
 from .index import FILE, Index, Row
 from .parquet import Embedded
 from .records import Record, Refusal, named_images, rows
+from .refusals import Refuse
+from .regions import check_inside
 
 SHAPES = 12  # that are listed
 FULL = 4  # the largest targets that a device holds, when no capacity is said
@@ -29,15 +31,19 @@ class Summary:
     references: Counter[int] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     shapes: Counter[Shape] = field(default_factory=Counter)  # (height, width) of the target, before any crop
+    carried: Counter[str] = field(default_factory=Counter)  # edits that have marks or texts beside the instruction
+    polarity: dict[str, str] = field(default_factory=dict)  # of each layout: which image is which
     inverted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     problems: list[Refusal] = field(default_factory=list)  # the first ones
     first: list[Record] = field(default_factory=list)
 
     def add(self, row: list[Record]) -> None:
-        self.inverted += len(row) - 1
         self.layouts[row[0].columns.name] += 1
+        self.polarity[row[0].columns.name] = row[0].columns.polarity
         for record in row:
+            self.inverted += record.id.endswith(".inverse")
+            self.carried.update([name for name, there in _carried(record).items() if there])
             self.tasks[record.task] += 1
             self.references[len(record.references)] += 1
             self.languages.update({key.partition("/")[2] for key in record.instructions})
@@ -45,8 +51,10 @@ class Summary:
     def lines(self) -> Iterator[str]:
         refused = self.refused.total()
         yield f"rows        {self.rows}: {self.rows - refused} good, {refused} refused; {self.inverted} inverted edits"
-        for name in ("layouts", "tasks", "references", "languages"):
-            yield f"{name:<11} " + ", ".join(f"{key} {count}" for key, count in sorted(getattr(self, name).items()))
+        yield from (f"layout      {key} {self.layouts[key]}: {said}" for key, said in sorted(self.polarity.items()))
+        for name in ("tasks", "references", "languages", "carried"):
+            counts = ", ".join(f"{key} {count}" for key, count in sorted(getattr(self, name).items()))
+            yield f"{name:<11} {counts or 'nothing'}"
         if self.shapes:
             shapes = self.shapes.most_common(SHAPES)
             rest = f", {len(self.shapes) - SHAPES} others" if len(self.shapes) > SHAPES else ""
@@ -55,7 +63,9 @@ class Summary:
         yield from (f"refused     {count:>6} {reason}" for reason, count in self.refused.most_common())
         yield from (f"  {problem}" for problem in self.problems)
         yield from (
-            f"e.g. {r.where}: {len(r.references)} -> {r.target or 'none'}: {r.instructions}" for r in self.first
+            f"e.g. {r.where}: {', '.join(r.references) or 'text'} -> {r.target or 'to be drawn'}"
+            f"{f' rather than {r.loser}' if r.loser else ''}: {r.instructions}"
+            for r in self.first
         )
 
 
@@ -83,8 +93,18 @@ def summary(
     return total
 
 
+def _carried(record: Record) -> dict[str, bool]:
+    """What a record has beside images and instructions, by the name that is counted."""
+    texts = ("target_text", "replaced_text", "requirement", "cluster")
+    marks = {"regions": bool(record.regions), "mask": bool(record.mask), "captions": any(record.captions)}
+    kinds = {"pair": bool(record.loser), "prompt without target": not record.target}
+    return marks | kinds | {name: bool(getattr(record, name)) for name in texts}
+
+
 def _absent(row: list[Record]) -> Refusal | None:
-    for name, path in named_images(row[0]):
+    named = [image for record in row for image in named_images(record)]
+    named += [(row[0].columns.mask, row[0].mask)] if row[0].mask else []
+    for name, path in named:
         if not isinstance(path, Embedded) and not images.URL.match(path) and not os.path.exists(path):
             return Refusal(row[0].where, name, "missing image", f"{path} does not exist")
     return None
@@ -99,7 +119,12 @@ def _shape(row: list[Record], total: Summary) -> list[Record] | Refusal:
             shape = images.size(path)
         except images.BadImageError as problem:
             return Refusal(record.where, record.columns.target, problem.reason, problem.detail)
-    total.shapes.update([shape] if any(shape) else [])
+    if any(shape):
+        total.shapes[shape] += 1
+        try:
+            check_inside(record.regions, shape[::-1], record.region_column)
+        except Refuse as problem:
+            return Refusal(record.where, *problem.args)
     return row
 
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from firered_lit.errors import UserError
 
 from .chunks import Sample
-from .encode import Encoder, Unfit, load
+from .crops import Cropped
+from .encode import Encoder
 from .parts import Parts, in_turn
 from .records import Record, Refusal
 
@@ -73,14 +74,13 @@ class Tally:
 
 @dataclass
 class Work:
-    """What encodes one part after another. `held_out` decides over a row."""
+    """What encodes one part after another. opening: a row's crops, or why it is refused."""
 
     parts: Parts
     encoder: Encoder
     tally: Tally
-    opening: Callable[[Row], Any]
+    opening: Callable[[Row], list[Cropped] | Refusal]
     workers: int
-    held_out: Callable[[list[Record]], bool]
 
     def parts_of(self, read: Callable[..., Iterator[Row]], todo: Sequence[int], part_rows: int) -> None:
         """Encode the parts `todo` of what `read` gives. UserError when too much is refused; what is done stays."""
@@ -94,52 +94,44 @@ class Work:
                 self.parts.write(number, len(part), self._samples(part, refused), refused)
 
     def _samples(self, part: list[Row], refused: list[Refusal]) -> Iterator[Sample]:
-        """The samples of a part's rows; a row is encoded whole or refused. Images are opened some rows ahead."""
-        for row, opened in _ahead(self.opening, part, self.workers):
-            encoded = row if isinstance(row, Refusal) else self._encode(row, opened)
-            if isinstance(encoded, Refusal):
-                refused.append(encoded)
-                self.tally.refuse(encoded)
-                self._stop_if_too_many(refused)
-            else:
-                yield from encoded
-                self.tally.keep()
+        """The samples of a part's rows; a row is encoded whole or refused. Images are opened some rows ahead.
+
+        Which rows are encoded together is told by their places in the part alone, so that a part is always the same.
+        """
+        ahead = _ahead(self.opening, part, self.workers, 2 * max(self.workers, self.encoder.batch))
+        while some := list(islice(ahead, self.encoder.batch)):
+            for encoded in self._encode(some):
+                if isinstance(encoded, Refusal):
+                    refused.append(encoded)
+                    self.tally.refuse(encoded)
+                    self._stop_if_too_many(refused)
+                else:
+                    yield from encoded
+                    self.tally.keep()
+
+    def _encode(self, rows: list[list[Cropped] | Refusal]) -> Iterator[list[Sample] | Refusal]:
+        """Rows, encoded together: the samples of each, or why it is refused."""
+        encoded = iter(self.encoder.encode([cropped for row in rows if isinstance(row, list) for cropped in row]))
+        for row in rows:
+            own = [row] if isinstance(row, Refusal) else list(islice(encoded, len(row)))
+            bad = [found for found in own if isinstance(found, Refusal)]
+            yield bad[0] if bad else [found for found in own if isinstance(found, Sample)]
 
     def _stop_if_too_many(self, in_hand: list[Refusal]) -> None:
         if self.tally.too_many:
             with in_turn(self.parts.folder):
                 raise self.tally.stop(self.parts, in_hand)
 
-    def _encode(self, row: list[Record], opened: Any) -> list[Sample] | Refusal:
-        if isinstance(opened, Refusal):
-            return opened
-        try:
-            return [self.encoder.encode(record, opened, self.held_out(row)) for record in row]
-        except Unfit as problem:
-            return problem.refusal
 
-
-def opened(row: Row, max_pixels: int, allow_urls: bool) -> Any:
-    """A row's images by path, or why they cannot be used."""
-    if not isinstance(row, Refusal) and not row[0].target:
-        detail = "prompts for reinforcement learning have no target, and `prepare` encodes edits"
-        return Refusal(row[0].where, row[0].columns.source, "no target", detail)
-    try:
-        return row if isinstance(row, Refusal) else load(row, max_pixels, allow_urls)
-    except Unfit as problem:
-        return problem.refusal
-
-
-def _ahead(function: Callable[[T], U], items: Iterable[T], workers: int) -> Iterator[tuple[T, U]]:
-    """(item, function(item)) in order, computed by threads a few items ahead."""
-    waiting: deque[tuple[T, Any]] = deque()
+def _ahead(function: Callable[[T], U], items: Iterable[T], workers: int, most: int) -> Iterator[U]:
+    """function(item) of every item, in order, computed by threads at most so many items ahead."""
+    waiting: deque[Any] = deque()
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             for item in items:
-                waiting.append((item, pool.submit(function, item)))
-                if len(waiting) > 2 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            yield from ((first, future.result()) for first, future in waiting)
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > most:
+                    yield waiting.popleft().result()
+            yield from (future.result() for future in waiting)
         finally:
             pool.shutdown(cancel_futures=True)

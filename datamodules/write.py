@@ -1,7 +1,7 @@
 """`prepare`: rows -> encoded samples in LitData chunks, an index of their buckets, and a table of what was refused."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,12 +15,14 @@ from firered_lit.errors import UserError
 from firered_lit.models.family import open_base
 from firered_lit.models.sizes import Sizes
 
+from .crops import Opening
 from .encode import DTYPES, Encoder
+from .faces import Faces
 from .images import MAX_PIXELS
 from .parts import Parts, at_work, in_turn, made_from
 from .records import Record, Refusal, rows
 from .tables import survey
-from .work import Row, Tally, Work, opened
+from .work import Row, Tally, Work
 
 FORMAT = 1
 
@@ -40,7 +42,9 @@ def prepare(
     part_rows: int = 256,
     dtype: str = "float32",
     device: str = "auto",
+    batch: int = 4,
     workers: int = 4,
+    faces: str | None = None,
     allow_urls: bool = False,
     max_pixels: int = MAX_PIXELS,
     seed: int = 0,
@@ -54,20 +58,24 @@ def prepare(
     held_out: share of source images whose edits are kept for validation. keep_images: store the crops too (held-out
     ones always are). inverse: use inverse instructions. alignment: encode the texts of an edit with several references
     for every order of them that training may draw, at most max_orders. part_rows: rows that a kill can lose. dtype: of
-    the encoders and of what is stored. device: "auto" takes CUDA when there is one. workers: threads that open images.
+    the encoders and of what is stored. device: "auto" takes CUDA when there is one. batch: rows that are encoded
+    together; another number gives the same samples but for rounding. workers: threads that open and crop images. faces:
+    weights of a face detector, which finds regions for rows that name none, see `datamodules.faces`.
     shard, num_shards: this process makes every num_shards-th part, from part `shard` on; others, on any machine that
     shares `out`, make the rest, and the last one to finish merges all.
     Run again, it goes on; a finished folder is left as it is. Raises UserError.
     """
-    _check(dtype, max_refused, held_out, part_rows, max_orders)
+    _check(dtype, max_refused, held_out, part_rows, max_orders, batch)
     if not 0 <= shard < num_shards:
         raise UserError(f"shard={shard}, num_shards={num_shards}: shards are numbered from 0 to num_shards - 1")
     base = open_base(model)
     base = base.resized(sizes) if sizes else base
+    detector = Faces(faces) if faces else None
     folder, (count, digest) = Path(out).resolve(), survey(source)
     options = {"format": FORMAT, "source": digest, "fingerprints": base.fingerprints, "sizes": base.sizes.as_dict()}
     options |= {"held_out": held_out, "keep_images": keep_images, "inverse": inverse, "part_rows": part_rows}
     options |= {"layout": layout} if layout else {}
+    options |= {"faces": detector.digest} if detector else {}
     options |= {"dtype": dtype, "seed": seed, "orders": max_orders if alignment else 1}
     parts, every = Parts(folder), range(-(-count // part_rows))
     with at_work(folder, shard, num_shards):
@@ -84,11 +92,12 @@ def prepare(
             tally.add(parts.read(number))
         with tqdm(total=mine, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05) as tally.bar:
             where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-            encoder = Encoder(base, dtype, where, keep_images, options["orders"])
+            encoder = Encoder(base, dtype, where, options["orders"], batch, detector)
             some = rows(source, inverse=inverse, layout=layout, wanted=lambda number: False)
-            _say_sizes(islice(some, 256), count, encoder, folder)
-            opening = partial(opened, max_pixels=max_pixels, allow_urls=allow_urls)
-            work = Work(parts, encoder, tally, opening, workers, lambda row: _held_out(row, held_out, seed))
+            _say_sizes(islice(some, 256), count, partial(encoder.estimate, keep_images=keep_images), folder)
+            chosen = partial(_held_out, share=held_out, seed=seed)
+            opening = Opening(base.sizes, chosen, keep_images, max_pixels, allow_urls)
+            work = Work(parts, encoder, tally, opening, workers)
             work.parts_of(partial(rows, source, inverse=inverse, layout=layout), todo, part_rows)
         header = options | {"model": model, "name": Path(source).name, "rows": count}
         with in_turn(folder):
@@ -115,13 +124,13 @@ def _finish(parts: Parts, every: range, tally: Tally, header: dict[str, Any], sh
         print("note: no edit is held out, so there is no validation; raise held_out for a small data set")
 
 
-def _check(dtype: str, max_refused: float, held_out: float, part_rows: int, max_orders: int) -> None:
+def _check(dtype: str, max_refused: float, held_out: float, part_rows: int, max_orders: int, batch: int) -> None:
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: one of {', '.join(DTYPES)}")
     if not 0 <= max_refused <= 1 or not 0 <= held_out < 1:
         raise UserError(f"max_refused={max_refused}, held_out={held_out}: both are shares, from 0 to 1")
-    if part_rows < 1 or max_orders < 1:
-        raise UserError(f"part_rows={part_rows}, max_orders={max_orders}: both are at least 1")
+    if min(part_rows, max_orders, batch) < 1:
+        raise UserError(f"part_rows={part_rows}, max_orders={max_orders}, batch={batch}: all are at least 1")
 
 
 def _held_out(row: list[Record], share: float, seed: int) -> bool:
@@ -129,9 +138,9 @@ def _held_out(row: list[Record], share: float, seed: int) -> bool:
     return seed_of(seed, "held out", row[0].group) < share * (1 << 63)
 
 
-def _say_sizes(first: Iterable[Row], count: int, encoder: Encoder, folder: Path) -> None:
+def _say_sizes(first: Iterable[Row], count: int, estimate: Callable[[list[Record]], float], folder: Path) -> None:
     some = [row for row in first if not isinstance(row, Refusal)]
-    needed = encoder.estimate([record for row in some for record in row]) / max(1, len(some)) * count
+    needed = estimate([record for row in some for record in row]) / max(1, len(some)) * count
     free = shutil.disk_usage(folder).free
     print(f"{count} rows, about {needed / 1e6:,.0f} MB to write; {free / 1e6:,.0f} MB are free in {folder}")
     if needed > free:

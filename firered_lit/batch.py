@@ -56,12 +56,13 @@ class Condition(_Movable):
 class EditBatch(_Movable):
     """Samples of one bucket: all targets of one shape, reference i of every sample of one shape."""
 
-    target: Tensor  # (B, 16, h, w) normalised latents of the edited image
+    target: Tensor  # (B, 16, h, w) normalised latents of the edited image; zeros of that shape unless `known`
     condition: Condition
     ids: tuple[str, ...]
     step: int  # which global batch since the start of training; keys every draw
     slots: tuple[int, ...]  # (B,) each sample's place in the global batch
     num_slots: int  # samples in the global batch
+    known: bool = True  # False: prompts of reinforcement learning, whose targets nobody has
     tasks: tuple[str, ...] = ()
     instructions: tuple[str, ...] = ()
     target_texts: tuple[str | None, ...] = ()  # the words that each sample's target should show, where known

@@ -134,13 +134,19 @@ class Stage(L.LightningModule):
         return resolution_shift(sigma, tokens, self.scheduler_config)
 
     def validation_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss at fixed (sigma, eps), and for the grid an edit drawn by the sampler that `edit` uses."""
+        """Loss at fixed (sigma, eps), and for the grid an edit drawn by the sampler that `edit` uses.
+
+        What has no known target is drawn alone, for the rewards.
+        """
         weight = torch.ones(len(batch), device=self.device) if batch.weight is None else batch.weight
-        for name, value in self.fixed_scores(batch).items():
+        for name, value in (self.fixed_scores(batch) if batch.known else {}).items():
             self.scores[name].update(value, weight)
-        if self.preview is None or batch.pixels is None:
+        if self.preview is None or (batch.known and batch.pixels is None):
             return {}
-        output, target = self.draw(batch).to(batch.pixels), batch.pixels
+        output, target = self.draw(batch), batch.pixels
+        if target is None:
+            return {"output": output}
+        output = output.to(target)
         for i in range(len(batch)):
             pair = output[i : i + 1], target[i : i + 1]
             self.scores["psnr"].update(peak_signal_noise_ratio(*pair, data_range=(-1.0, 1.0)), weight[i])

@@ -12,6 +12,7 @@ from PIL import Image
 from datamodules import loader as loading
 from datamodules.buckets import Index
 from datamodules.chunks import Chunks
+from datamodules.crops import Opening
 from datamodules.edits import EditDataModule
 from datamodules.encode import Encoder, from_png
 from datamodules.instruction import Alignment, choices, draw, droppable_references, orders, reindex
@@ -214,21 +215,21 @@ def test_a_limit_gives_so_many_orders_of_every_kind():
 
 
 def test_a_caption_stands_for_a_dropped_reference(source, base):
-    encoder = Encoder(base, "float32", "cpu", keep_images=False, orders=16)
+    encoder, opening = Encoder(base, "float32", "cpu", orders=16), Opening(base.sizes, lambda row: False)
     paths = tuple(str(source.parent / f"s{i}.png") for i in range(2))
     record = Record("x", "a", str(source.parent / "t0.png"), paths, {"original/en": "image 2 on image 1"}, "f:1")
     record = replace(record, captions=("", "a red hat"))
-    loaded = {path: Image.open(path).convert("RGB") for path in (*paths, record.target)}
-    sample = encoder.encode(record, loaded, held_out=False)
+    (cropped,) = opening([record])
+    (sample,) = encoder.encode([cropped])
     assert sample.meta["droppable"] == (2,)
     assert sample.meta["reindexed"] == {
         "2,1": {"original/en": "image 1 on image 2"},
         "1": {"original/en": "a red hat on image 1"},
     }
-    assert encoder.encode(record, loaded, held_out=True).orders == {}
+    assert encoder.encode([replace(cropped, held_out=True)])[0].orders == {}
     said = encoder.estimate([record])
     encoder.orders = 1
-    assert encoder.encode(record, loaded, held_out=False).orders == {}
+    assert encoder.encode([cropped])[0].orders == {}
     assert said > encoder.estimate([record]) + 3 * 2 * 30 * 4 * 16  # three more orders of two texts of 30 tokens
 
 

@@ -9,7 +9,8 @@ import pytest
 from test_layouts import table, unicedit
 from test_write import SIZES, files_of, make, rows_to, samples, world
 
-from datamodules import parts, work
+from datamodules import parts
+from datamodules.crops import Opening
 from datamodules.records import read
 from datamodules.summary import table as bucket_table
 from firered_lit.errors import UserError
@@ -73,10 +74,8 @@ def test_refusals_of_all_shards_count_together(tmp_path):
 def test_images_in_a_table_are_prepared(tmp_path, monkeypatch):
     """By two shards, each of which opens its own rows' images alone."""
     source, asked = table(tmp_path / "e.parquet", list(unicedit(8)), row_group_size=2), []
-    real = work.opened
-    monkeypatch.setattr(
-        "datamodules.write.opened", lambda row, **options: asked.append(row[0].id) or real(row, **options)
-    )
+    real = Opening.load
+    monkeypatch.setattr(Opening, "load", lambda self, row: asked.append(row[0].id) or real(self, row))
     for shard in (0, 1):
         sizes = Sizes(64 * 64, 64 * 64, 56 * 56)
         out = make(source, tmp_path / "out", part_rows=2, shard=shard, num_shards=2, sizes=sizes)
@@ -84,12 +83,6 @@ def test_images_in_a_table_are_prepared(tmp_path, monkeypatch):
     assert set(found) == {record.id for record in records}
     assert sorted(asked) == sorted(found)
     assert found[records[3].id].meta["instructions"] == {"original/en": "edit 3", "original/cn": "编辑3"}
-
-
-def test_a_prompt_without_a_target_is_refused(tmp_path):
-    source = rows_to(tmp_path / "e.jsonl", {"image": "s.png", "prompt": "p", "requirement": "r"})
-    with pytest.raises(UserError, match="prompts for reinforcement learning have no target"):
-        make(source, tmp_path / "out")
 
 
 def test_the_bucket_table_of_a_prepared_folder(made):

@@ -107,7 +107,7 @@ def test_latents_and_texts_are_what_inference_makes_of_the_one_crop(made, base):
             crops.append(crop(image, assign(image.height, image.width, shape_table(area))))
     assert len({image.size for image in crops}) == 3
     for name, image in zip(["target", "reference.0", "reference.1"], crops):
-        assert torch.equal(sample.tensors[name], codec.encode(to_pixels(image)[None])[0])
+        torch.testing.assert_close(sample.tensors[name], codec.encode(to_pixels(image)[None])[0], atol=1e-5, rtol=0)
         with Image.open(io.BytesIO(sample.images[name])) as stored:
             assert stored.tobytes() == image.tobytes()
     assert sample.meta["target"] == [crops[0].height, crops[0].width]
@@ -116,6 +116,21 @@ def test_latents_and_texts_are_what_inference_makes_of_the_one_crop(made, base):
         (expected,) = conditioner.encode([prompt], [crops[1:]], SIZES.condition_area)
         torch.testing.assert_close(sample.tensors[f"text.{key}"], expected, atol=1e-5, rtol=0)
     assert {k for k in sample.tensors if k.startswith("text.")} == {"text.original/cn", "text.unconditional"}
+
+
+def test_rows_encoded_together_are_what_each_is_alone(made, base, tmp_path):
+    """Latents and embeddings of several rows at a time: but for rounding, those of one by one, as inference has it."""
+    source, out = made
+    alone, together = samples(make(source, tmp_path / "out", batch=1)), samples(out)
+    assert list(alone) == list(together)
+    for name, sample in alone.items():
+        other = together[name]
+        assert (sample.meta, sample.images) == (other.meta, other.images)
+        assert sample.tensors.keys() == other.tensors.keys()
+        for key, tensor in sample.tensors.items():
+            torch.testing.assert_close(other.tensors[key], tensor, atol=1e-5, rtol=0)
+        crop = Image.open(io.BytesIO(sample.images["target"]))
+        assert torch.equal(sample.tensors["target"], base.codec().encode(to_pixels(crop)[None])[0])
 
 
 def test_fault_9_references_are_posterior_modes(made, base):

@@ -1,0 +1,64 @@
+"""Faces of rows that name no regions, found by YuNet (a weights file of the user's) through OpenCV."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from firered_lit.errors import UserError
+
+from .regions import FACE, Region, mirrored
+
+LEAST_SCORE = 0.8
+LEAST_SIDE = 16.0  # pixels of a face's box; a smaller one tells nobody apart
+AS_SEEN = (1, 0, 2, 4, 3)  # of a detector that names left and right by the person: the pairs change places
+
+
+class Faces:
+    """A face detector for one thread. Raises UserError when the file is missing, or is no YuNet model."""
+
+    def __init__(self, path: str) -> None:
+        import cv2
+
+        self.path, self.failure = path, cv2.error
+        if not Path(path).is_file():
+            raise UserError(f"faces={path}: no such file; it is the ONNX weights of OpenCV's YuNet face detector")
+        try:
+            self.detector = cv2.FaceDetectorYN.create(str(path), "", (64, 64), LEAST_SCORE)
+        except cv2.error as problem:
+            raise self._unusable(problem) from None
+        self(Image.new("RGB", (64, 64)))  # a model of something else is told before anything is encoded
+
+    @property
+    def digest(self) -> str:
+        """A hash of the weights."""
+        return hashlib.blake2b(Path(self.path).read_bytes(), digest_size=12).hexdigest()
+
+    def __call__(self, image: Image.Image) -> list[Region]:
+        """The faces of an RGB image, the surest first: five points each, in ArcFace's order."""
+        picture = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+        try:
+            self.detector.setInputSize(image.size)
+            _, found = self.detector.detect(picture)
+        except self.failure as problem:
+            raise self._unusable(problem) from None
+        rows = [] if found is None else sorted(found.astype(float).tolist(), key=lambda row: -row[-1])
+        large = [row for row in rows if min(row[2:4]) >= LEAST_SIDE]
+        faces = [_points(row) for row in large]
+        return [face for face in faces if all(_inside(point, image.size) for point in face)]
+
+    def _unusable(self, problem: Exception) -> UserError:
+        reason = " ".join(str(problem).split())[:200]
+        return UserError(f"faces={self.path}: cannot be used as OpenCV's YuNet face detector: {reason}")
+
+
+def _points(row: list[float]) -> Region:
+    """The points of a row of YuNet: a box (4), x and y of two eyes, nose and two corners of the mouth, a score."""
+    points = row[4 : 4 + 2 * FACE]
+    face = tuple(zip(points[::2], points[1::2]))
+    return tuple(face[i] for i in AS_SEEN) if mirrored(face) else face
+
+
+def _inside(point: tuple[float, float], size: tuple[int, int]) -> bool:
+    return -0.5 <= point[0] <= size[0] - 0.5 and -0.5 <= point[1] <= size[1] - 0.5
