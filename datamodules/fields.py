@@ -30,6 +30,13 @@ def text_of(row: dict[str, Any], name: str) -> str:
     return value.strip()
 
 
+def flag_of(row: dict[str, Any], name: str) -> bool | None:
+    value = row.get(name)
+    if value is None or isinstance(value, bool):
+        return value
+    raise Refuse(name, "wrong type", f"expected true or false, got {shown(value)}")
+
+
 def texts_of(row: dict[str, Any], names: Mapping[str, str]) -> dict[str, str]:
     """The texts by "kind/language". Of a list the first is the original, the others are paraphrases."""
     found: dict[str, str] = {}

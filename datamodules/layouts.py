@@ -14,7 +14,9 @@ from firered_lit.errors import UserError
 from .refusals import Refuse
 
 SOURCE, TARGETS = "source_image", ("target_image", "edit_image")
+LANGUAGES = (("", "en"), ("_cn", "cn"))  # ending of a column's name, what it is written in
 INSTRUCTIONS = {"instruction": "original/en", "instruction_cn": "original/cn"}
+KINDS = {f"{kind}{end}": f"{kind}/{language}" for kind in ("structured", "instructive") for end, language in LANGUAGES}
 INVERSE = {"inverse_instruction": "original/en", "inverse_instruction_cn": "original/cn"}
 
 

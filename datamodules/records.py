@@ -5,7 +5,9 @@ ending (`datamodules.tables`). FireRed's: `source_image` is a path, a list of pa
 is `target_image` or `edit_image`; `instruction` (English) and `instruction_cn`, one of them not empty; optionally
 `inverse_instruction`, `inverse_instruction_cn`. Paths are relative to the file's folder. A folder is read as tasks: one
 folder per task, which holds tables. Every layout has the optional columns `task`, `id`, `cluster`, `target_text`,
-`width` and `height` of the target, and `reference_captions`, a list of what to say for a reference that is dropped.
+`width` and `height` of the target, `reference_captions`, a list of what to say for a reference that is dropped,
+`structured`, `instructive` and both with `_cn`, other kinds of caption, and `held_out`, where that is not for `prepare`
+to draw.
 """
 
 import hashlib
@@ -18,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from . import tables
-from .fields import captions_of, path_of, size_of, text_of, texts_of
+from .fields import captions_of, flag_of, path_of, size_of, text_of, texts_of
 from .ids import Ids
 from .images import URL
-from .layouts import EDITS, Columns, columns_of, named
+from .layouts import EDITS, KINDS, Columns, columns_of, named
 from .parquet import Embedded, Wanted
 from .refusals import Refusal, Refuse
 from .regions import Region, regions_of
@@ -39,6 +41,7 @@ class Record:
     references: tuple[str, ...]  # in the order in which the instruction counts them; empty: text-to-image
     instructions: dict[str, str]  # "kind/language" -> text: "original/en", "original/cn"
     where: str  # "file:line", of Parquet "file:row"
+    held_out: bool | None = None  # as the row says it, if it does
     group: str = ""  # records of one group are held out together: their first image, relative to the data
     cluster: str = ""
     target_text: str = ""  # words that the target shows, for OCR
@@ -150,10 +153,11 @@ def _records(row: dict[str, Any], place: Place, where: str, inverse: bool, layou
     name = _identity(row, columns, task, [*map(place.call, images)], forward)
     common = {"task": task, "where": where, "group": _group(row, columns, place, images)}
     common |= {"cluster": text_of(row, "cluster"), "columns": columns, "size": size_of(row)}
+    common["held_out"] = flag_of(row, "held_out")
     common["mask"] = place.open(path_of(columns.mask, row[columns.mask])) if row.get(columns.mask) is not None else ""
     own = {"captions": captions_of(row, len(references))} | _regions(row)
     own |= {key: text_of(row, key) for key in ("target_text", "replaced_text", "requirement")}
-    own |= {"references": tuple(sources), "instructions": forward}
+    own |= {"references": tuple(sources), "instructions": forward | texts_of(row, KINDS)}
     for number, edit in enumerate(edits):
         target, loser, *_ = [*edit, "", ""]
         identity = f"{name}.{number}" if len(edits) > 1 else name

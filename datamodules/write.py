@@ -134,7 +134,9 @@ def _check(dtype: str, max_refused: float, held_out: float, part_rows: int, max_
 
 
 def _held_out(row: list[Record], share: float, seed: int) -> bool:
-    """By the row's first image: the edits of one source are all to train on, or all held out."""
+    """As the row says; else by its first image: the edits of one source are all to train on, or all held out."""
+    if row[0].held_out is not None:
+        return row[0].held_out
     return seed_of(seed, "held out", row[0].group) < share * (1 << 63)
 
 
