@@ -158,7 +158,7 @@ class Encoder:
 
     def estimate(self, records: Sequence[Record], keep_images: bool = True) -> float:
         """Bytes that these records will take, roughly: crops at full area, a token for three characters."""
-        width, item = self.conditioner.encoder.config.get_text_config().hidden_size, self.dtype.itemsize
+        width, item = self.conditioner.width, self.dtype.itemsize
         total = 0.0
         for record in records:
             area = self.sizes.target_area * (bool(record.target) + bool(record.loser))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .models.family import transformer_config
+from .models.family import BUILT_IN, transformer_config
 from .models.sizes import Sizes
 
 if TYPE_CHECKING:
@@ -216,4 +216,4 @@ def _sizes(name: str, root: str | None) -> Sizes:
         return Sizes(**json.loads((Path(root) / "data.json").read_text(encoding="utf-8"))["sizes"])
     from .models.family import open_base
 
-    return open_base(name).sizes if name == "tiny" or Path(name).is_dir() else Sizes()
+    return open_base(name).sizes if name in BUILT_IN or Path(name).is_dir() else Sizes()

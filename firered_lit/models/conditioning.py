@@ -60,6 +60,7 @@ class Conditioner:
         self.processor = _processor(base)
         self.encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(base.folder / "text_encoder", dtype=dtype)
         self.encoder.eval().requires_grad_(False).to(device)
+        self.width = int(self.encoder.config.get_text_config().hidden_size)  # numbers of a token
         self.device = torch.device(device)
         templates = stock_templates()
         self.single = base.variant == "edit"  # its template holds the one image itself

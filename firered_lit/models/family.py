@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from .codec import Codec
     from .conditioning import Conditioner
+    from .patches import PatchCodec
+    from .words import WordConditioner
 
 
 class Variant(StrEnum):
@@ -43,6 +45,7 @@ FULL_SIZE = {  # the transformer of Qwen-Image, Qwen-Image-Edit (2509, 2511) and
     "axes_dims_rope": [16, 56, 56],
     "guidance_embeds": False,
 }
+BUILT_IN = ("tiny", "world", "world-untrained")  # built on first use
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -77,19 +80,28 @@ class Base:
 
         return QwenImageTransformer2DModel.from_pretrained(self.folder / "transformer", dtype=dtype)
 
-    def codec(self, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None) -> "Codec":
+    def codec(self, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None) -> "Codec | PatchCodec":
         import torch
 
+        from . import patches
         from .codec import Codec
 
-        return Codec(self, device, dtype or torch.float32)
+        kind = patches.PatchCodec if self._class_of("vae") == patches.NAME else Codec
+        return kind(self, device, dtype or torch.float32)
 
-    def conditioner(self, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None) -> "Conditioner":
+    def conditioner(
+        self, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+    ) -> "Conditioner | WordConditioner":
         import torch
 
+        from . import words
         from .conditioning import Conditioner
 
-        return Conditioner(self, device, dtype or torch.float32)
+        kind = words.WordConditioner if self._class_of("text_encoder") == words.NAME else Conditioner
+        return kind(self, device, dtype or torch.float32)
+
+    def _class_of(self, part: str) -> str:
+        return str(_read(self.folder / part / "config.json").get("_class_name", ""))
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -102,7 +114,7 @@ class Base:
 
 
 def open_base(name: str) -> Base:
-    """A base by name: "tiny" (built on first use), a diffusers folder, or a hub id.
+    """A base by name: one of `BUILT_IN`, a diffusers folder, or a hub id.
 
     Raises UserError when there is no such folder or repository, or when it holds another kind of model.
     """
@@ -123,7 +135,7 @@ def open_base(name: str) -> Base:
 
 def transformer_config(name: str) -> dict[str, Any]:
     """The transformer's config of a base, without loading or downloading: of a hub id, the family's full size."""
-    if name != "tiny" and not Path(name).expanduser().is_dir():
+    if name not in BUILT_IN and not Path(name).expanduser().is_dir():
         return dict(FULL_SIZE)
     return _read(_folder(name) / "transformer" / "config.json")
 
@@ -133,6 +145,10 @@ def _folder(name: str) -> Path:
         from .tiny import cached_tiny
 
         return cached_tiny()
+    if name in BUILT_IN:
+        from .world import cached_world
+
+        return cached_world(trained=name == "world")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").exists():

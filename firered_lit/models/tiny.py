@@ -8,14 +8,12 @@ widths and depths are small. All weights are random, but for the VAE: it was tra
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .cache import appear, cache_folder
 from .sizes import Sizes
 
 SPECIAL = [
@@ -26,11 +24,6 @@ SPECIAL = [
 SIZES = Sizes(target_area=128 * 128, reference_area=128 * 128, condition_area=96 * 96, max_upscale=4.0)
 SEED = 0
 VAE_WEIGHTS = Path(__file__).with_name("tiny_vae.safetensors")
-
-
-def cache_folder() -> Path:
-    """Where things built on first use are kept: $FIRERED_LIT_CACHE, else ~/.cache/firered_lit."""
-    return Path(os.environ.get("FIRERED_LIT_CACHE") or Path.home() / ".cache" / "firered_lit")
 
 
 def cached_tiny() -> Path:
@@ -51,21 +44,13 @@ def make_tiny(folder: str | Path, variant: str = "edit_plus", zero_cond_t: bool 
 
     variant: "edit_plus" (2509 / 2511 / FireRed kind), "edit" (the original Qwen-Image-Edit) or "text" (text-to-image).
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+
+    def fill(staging: Path) -> None:
         tiny_pipeline(variant, zero_cond_t).save_pretrained(staging)
         sizes = SIZES if variant != "edit" else Sizes(**{**SIZES.as_dict(), "condition_area": SIZES.reference_area})
         (staging / "firered_lit.json").write_text(json.dumps({"sizes": sizes.as_dict()}, indent=2) + "\n")
-        try:
-            staging.rename(folder)
-        except OSError:  # somebody else was faster, or the folder holds an older one
-            if not (folder / "model_index.json").exists():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
+
+    return appear(Path(folder), fill)
 
 
 def tiny_pipeline(variant: str = "edit_plus", zero_cond_t: bool = True) -> Any:

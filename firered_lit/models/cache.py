@@ -1,0 +1,28 @@
+"""Folders that are built on first use, and appear whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where things built on first use are kept: $FIRERED_LIT_CACHE, else ~/.cache/firered_lit."""
+    return Path(os.environ.get("FIRERED_LIT_CACHE") or Path.home() / ".cache" / "firered_lit")
+
+
+def appear(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """`folder`, made by `fill(empty folder)` and moved to its place when it is whole. Several may start at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        fill(staging)
+        try:
+            staging.rename(folder)
+        except OSError:  # somebody else was faster, or the folder holds an older one
+            if not (folder / "model_index.json").exists():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder

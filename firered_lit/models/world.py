@@ -1,0 +1,198 @@
+"""The base of the learning world: the real transformer class at a size that a CPU can train, a codec and a text encoder
+without weights, and sizes of 64 pixels."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
+
+from . import patches, words
+from .cache import appear, cache_folder
+from .qwen_image import pack
+from .sizes import Sizes
+
+SIZES = Sizes(target_area=64 * 64, reference_area=64 * 64, condition_area=64 * 64, max_upscale=2.0)
+PATCH = 4  # pixels of a latent's side; a token is 8x8 pixels, 192 numbers
+ROPE = (16, 24, 24)  # frame, row, column; a head
+SHARPNESS = 1.8  # of queries and keys in the numbers that tell distances
+SEED = 0
+WEIGHTS = Path(__file__).with_name("world.safetensors")  # pretrained, when they are there
+# How much each frequency of an axis counts where a head looks at a place: the fastest tell neighbours apart, the next
+# ones those that are six apart.
+NEARNESS = ((0.30,), (0.27, 0.08), (0.27, 0.08))
+
+
+def cached_world(trained: bool = True) -> Path:
+    """The folder of the world's base, built on first use, once per version of its parts. trained: with the pretrained
+    weights where they are shipped; else as `first_transformer` makes it."""
+    import diffusers
+
+    parts = [Path(module).read_bytes() for module in (__file__, patches.__file__, words.__file__)]
+    parts += [diffusers.__version__.encode()]
+    parts += [WEIGHTS.read_bytes()] if trained and WEIGHTS.exists() else []
+    folder = cache_folder() / f"world-{hashlib.blake2b(b'|'.join(parts), digest_size=6).hexdigest()}"
+    return folder if (folder / "model_index.json").exists() else make_world(folder, trained)
+
+
+def make_world(folder: Path, trained: bool = True) -> Path:
+    """Write the world's base in the layout of a diffusers folder; what has no weights is a config alone."""
+
+    def fill(staging: Path) -> None:
+        transformer = first_transformer()
+        if trained and WEIGHTS.exists():
+            from safetensors.torch import load_file
+
+            transformer.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
+        transformer.save_pretrained(staging / "transformer")
+        configs = {
+            "vae/config.json": patches.patch_config(PATCH),
+            "text_encoder/config.json": {"_class_name": words.NAME, "width": words.WIDTH, "version": words.VERSION},
+            "tokenizer/tokenizer_config.json": {"_class_name": words.NAME},
+            "scheduler/scheduler_config.json": scheduler_config(),
+            "firered_lit.json": {"sizes": SIZES.as_dict()},
+            "model_index.json": {"_class_name": "QwenImageEditPlusPipeline"},
+        }
+        for name, config in configs.items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    return appear(folder, fill)
+
+
+def transformer_config(layers: int = 3, heads: int = 3, text: int = 128) -> dict[str, Any]:
+    """Arguments of the `QwenImageTransformer2DModel`: as wide as a token has numbers."""
+    channels = 3 * PATCH**2
+    return {
+        "patch_size": 2, "in_channels": 4 * channels, "out_channels": channels, "num_layers": layers,
+        "attention_head_dim": sum(ROPE), "num_attention_heads": heads, "joint_attention_dim": text,
+        "axes_dims_rope": ROPE, "zero_cond_t": False,
+    }  # fmt: skip
+
+
+def first_transformer(**settings: Any) -> Any:
+    """The untrained transformer, which begins as a copier: its velocity is x_t minus the first reference.
+
+    Layer norms forget a token's length, so pictures enter turned by an orthogonal matrix and moved by a constant one.
+    The first head of each block reads the same place one picture on, and takes a share of that token out of the
+    target's, coarse before fine; the others of the first block read the token's row and column off the ruler
+    (`words.RULER`). The global random state is left as it was.
+    """
+    from diffusers import QwenImageTransformer2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        transformer = QwenImageTransformer2DModel(**transformer_config(**settings))
+        turn = torch.linalg.qr(torch.randn(transformer.inner_dim, transformer.config.in_channels))[0]
+        offset = 0.7 * torch.randn(transformer.inner_dim)
+    with torch.no_grad():
+        _pass_through(transformer, turn, offset)
+        for axis in (1, 2):
+            look_at_ruler(transformer.transformer_blocks[0].attn, head=axis, axis=axis)
+        for number, block in enumerate(transformer.transformer_blocks):
+            look_at_reference(block.attn)
+            _subtract(block, turn @ waves(), number, len(transformer.transformer_blocks))
+    return transformer.eval()
+
+
+def _pass_through(transformer: Any, turn: Tensor, offset: Tensor) -> None:
+    """Tokens in, turned and moved; the same tokens out."""
+    transformer.img_in.weight.copy_(turn)
+    transformer.img_in.bias.copy_(offset)
+    length = math.sqrt(1 + float(offset.square().mean()))  # what the last layer norm divides by, noise coming in
+    transformer.proj_out.weight.copy_(length * turn.T)
+    transformer.proj_out.bias.copy_(-turn.T @ offset)
+    transformer.norm_out.linear.weight.mul_(0.1)
+    transformer.norm_out.linear.bias.zero_()
+
+
+def waves() -> Tensor:
+    """An orthonormal basis (192, 192) of a token's numbers, its columns from coarse to fine: the cosine transform of
+    each colour's 8x8 pixels."""
+    side = 2 * PATCH
+    place, order = torch.arange(side) + 0.5, torch.arange(side)
+    line = torch.cos(math.pi / side * place[:, None] * order) * math.sqrt(2 / side)  # (pixel, frequency)
+    line[:, 0] /= math.sqrt(2)
+    plane = torch.einsum("yf,xg->yxfg", line, line).reshape(side, side, -1)
+    plane = plane[..., torch.argsort((order[:, None] ** 2 + order**2).flatten(), stable=True)]
+    picture = torch.einsum("yxf,cd->fdcyx", plane, torch.eye(3)).reshape(-1, 3, side, side)
+    return pack(pixel_unshuffle(picture, PATCH))[:, 0].T
+
+
+def _subtract(block: Any, basis: Tensor, number: int, count: int, head: int = 0) -> None:
+    """The head's values are a share of a token, in columns of `basis`, and leave the target's stream. Gates open."""
+    size = block.attn.inner_dim // block.attn.heads
+    share = basis[:, number * basis.shape[1] // count : (number + 1) * basis.shape[1] // count]
+    rows, used = slice(head * size, (head + 1) * size), slice(head * size, head * size + share.shape[1])
+    value, out = block.attn.to_v, block.attn.to_out[0]
+    value.weight[rows], out.weight[:, rows] = 0, 0
+    value.weight[used], out.weight[:, used] = share.T, -share
+    for modulation in (block.img_mod[1], block.txt_mod[1]):
+        modulation.weight.mul_(0.1)
+        modulation.bias.zero_()
+        for gate in (2, 5):  # shift, scale, gate; twice
+            modulation.bias.view(6, -1)[gate] = 1.0
+
+
+@torch.no_grad()
+def look_at_reference(attention: Any, head: int = 0, content: float = 0.2) -> None:
+    """Biases of `head`, so that a token's query meets the key of the same place one picture on.
+
+    The rotary embedding turns a constant query and a constant key into a function of their distance alone; it peaks
+    where the key's bias is the query's, turned back by one picture. content: what is left of the weights.
+    """
+    one_picture_on = [(axis, share, 1 if axis == 0 else 0) for axis, share in enumerate(NEARNESS)]
+    _meet(attention, "to_k", head, one_picture_on, content)
+
+
+@torch.no_grad()
+def look_at_ruler(attention: Any, head: int, axis: int, content: float = 0.2) -> None:
+    """Biases of `head`, so that a token of a picture meets the token of the ruler that stands for its place on `axis`.
+
+    Places of a picture's tokens count from its middle, -4 to 3; the ruler's follow those of the largest picture, 4 to
+    11: so place p meets place p + 8.
+    """
+    _meet(attention, "add_k_proj", head, [(axis, (0.6, 0.4), words.RULER)], content)
+
+
+def _meet(attention: Any, key: str, head: int, axes: list[tuple[int, tuple[float, ...], int]], content: float) -> None:
+    """Biases that meet at a distance. axes: (axis, how much each of its frequencies counts, the distance on it)."""
+    size = sum(ROPE)
+    rows = slice(head * size, (head + 1) * size)
+    here, there = torch.zeros(size), torch.zeros(size)
+    for axis, shares, distance in axes:
+        start, width = sum(ROPE[:axis]), ROPE[axis]
+        for i, share in enumerate(shares):
+            angle, place = distance * 10000.0 ** (-2 * i / width), start + 2 * i
+            here[place] = 8 * math.sqrt(share)
+            there[place : place + 2] = here[place] * torch.tensor([math.cos(angle), -math.sin(angle)])
+    for linear, bias in ((attention.to_q, here), (getattr(attention, key), there)):
+        linear.weight[rows] *= content
+        linear.bias[rows] = bias
+    for norm in (attention.norm_q, attention.norm_k if key == "to_k" else attention.norm_added_k):
+        norm.weight[(here != 0) | (there != 0)] = SHARPNESS
+
+
+def scheduler_config() -> dict[str, Any]:
+    """A shift towards noise: given the reference and the instruction, what is left to decide is decided there."""
+    return {
+        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 1.6, "max_shift": 1.9,
+        "base_image_seq_len": 64, "max_image_seq_len": 256, "shift_terminal": None, "time_shift_type": "exponential",
+    }  # fmt: skip
+
+
+def attention_map(attention: Any, rows: int, columns: int, frames: int = 2, head: int = 0) -> Tensor:
+    """Logits (N, N) of a head between tokens of `frames` pictures whose hidden states are zero: its biases alone."""
+    from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope, apply_rotary_emb_qwen
+
+    freqs = QwenEmbedRope(10000, list(ROPE), scale_rope=True)([[(1, rows, columns)] * frames], None, 1)[0]
+    count, size = rows * columns * frames, sum(ROPE)
+    zero = torch.zeros(1, count, attention.inner_dim)
+    q = attention.norm_q(attention.to_q(zero).unflatten(-1, (-1, size)))
+    k = attention.norm_k(attention.to_k(zero).unflatten(-1, (-1, size)))
+    q, k = (apply_rotary_emb_qwen(x, freqs, use_real=False)[0, :, head] for x in (q, k))
+    return q @ k.T / math.sqrt(size)

@@ -1,0 +1,65 @@
+"""The base of the learning world: a codec without loss, a text encoder that tells instructions apart, first weights."""
+
+import torch
+
+from datamodules.world.sample import edit
+from datamodules.world.scene import draw
+from firered_lit.batch import Condition, Text
+from firered_lit.flow.sampler import schedule
+from firered_lit.models.codec import to_image, to_pixels
+from firered_lit.models.family import open_base
+from firered_lit.models.sampling import sample
+from firered_lit.models.words import RULER, embed, tokens
+from firered_lit.models.world import first_transformer, waves
+
+
+def test_the_codec_gives_every_pixel_back_at_its_place() -> None:
+    codec = open_base("world-untrained").codec()
+    picture = draw(edit(0, 0).target)
+    latents = codec.encode(to_pixels(picture)[None])
+    assert latents.shape == (1, 48, 16, 16)
+    assert to_image(codec.decode(latents)[0]).tobytes() == picture.tobytes()
+    latents[:, :, 0, 1] += 1
+    changed = (codec.decode(latents)[0] != to_pixels(picture)).any(0)
+    assert changed[:4, 4:8].any()
+    assert not changed[4:].any()
+    assert not changed[:, 8:].any()
+
+
+def test_instructions_of_the_world_are_told_apart() -> None:
+    texts = {text for number in range(90) for text in edit(0, number).texts.values()}
+    rows = {tuple(embed(text).flatten().tolist()) for text in texts}
+    assert len(rows) == len(texts)
+    near = embed("Put the red circle of Picture 1 in Picture 2"), embed("Put the red circle of Picture 2 in Picture 1")
+    assert (near[0] - near[1]).abs().sum(-1).gt(0).sum() >= 2
+    chinese = embed("把图1中的物体放到图2的左上角"), embed("把图2中的物体放到图1的左上角")
+    assert (chinese[0] - chinese[1]).abs().sum(-1).gt(0).sum() >= 2
+
+
+def test_words_are_spelled_in_quotation_marks_alone() -> None:
+    assert ('"B', "0 1") in tokens('Write "ABA" on it')
+    assert ('"A', "1 0") in tokens("把“X”改成“A”")
+    assert ("aba", "") in tokens("Write ABA on it")
+    assert len(embed(" ")) == RULER + 1
+    assert torch.equal(embed("Make it red")[:RULER], embed("变红")[:RULER])
+
+
+def test_the_basis_of_a_token_is_orthonormal_and_begins_coarse() -> None:
+    basis = waves()
+    assert torch.allclose(basis.T @ basis, torch.eye(192), atol=1e-5)
+    flat = open_base("world-untrained").codec().encode(torch.full((1, 3, 8, 8), 0.3)).reshape(48, 4).flatten()
+    shares = (basis.T @ flat).square()
+    assert shares[:3].sum() > 0.999 * shares.sum()
+
+
+def test_the_untrained_transformer_leans_to_the_first_reference() -> None:
+    """Its edits are nearer to their own source than to another one: what it is asked to begin as."""
+    base, transformer = open_base("world-untrained"), first_transformer()
+    codec = base.codec()
+    sources = torch.stack([to_pixels(draw(edit(0, n, families=("remove",)).sources[0])) for n in range(4)])
+    text = Text.pad([embed("Keep it")] * 4)
+    noise = torch.randn((4, 48, 16, 16), generator=torch.Generator().manual_seed(0))
+    sigmas = schedule(6, 64, base.scheduler_config)
+    drawn = codec.decode(sample(transformer, noise, sigmas, Condition(text, (codec.encode(sources),))))
+    distance = torch.cdist(drawn.flatten(1), sources.flatten(1))
+    assert distance.argmin(1).tolist() == [0, 1, 2, 3]
