@@ -5,6 +5,7 @@ import json
 import signal
 import statistics
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from datamodules import synthetic
 from datamodules.preferences import PreferenceDataModule
 from datamodules.prompts import PromptDataModule
 from datamodules.records import read
+from firered_lit import build, recipe
 from firered_lit.checkpoint import newest
 from firered_lit.cli import main
 from firered_lit.draws import chooser
@@ -64,6 +66,23 @@ def test_every_sample_has_a_line_with_every_reward_and_a_verdict(mined: Path) ->
         assert row["instruction"]
         assert row["task"]
     assert json.loads((mined / "mined.json").read_text())["kept"] == sum(row["kept"] for row in rows) == 3
+
+
+def test_an_edits_noise_is_keyed_by_seed_sample_and_number(world: Path, tmp_path: Path) -> None:
+    """The decoder's picture of the same noise would be the same: two samples of one shape get different ones."""
+    task = build.build(recipe.load(SEMI_HARD[2], [f"task.data.root={world}", *QUICK, "out=x"]).root["task"])
+    task.open(tmp_path)
+    _, batch = task.data[0]
+    first, again = task.draw(batch), task.draw(batch)
+    assert torch.equal(first, again)
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first, task.draw(replace(batch, ids=("other",))))
+    task.seed += 1
+    assert not torch.equal(first, task.draw(batch))
+    task.seed, task.capacity = 0, batch.tokens
+    torch.testing.assert_close(task.draw(batch), first, atol=1e-4, rtol=0)  # one edit a forward
+    task.draws = 3
+    torch.testing.assert_close(task.draw(batch)[:2], first, atol=1e-4, rtol=0)
 
 
 def test_prepare_reads_what_was_kept(mined: Path, tmp_path: Path) -> None:

@@ -122,6 +122,14 @@ def test_a_winner_is_an_experts_and_a_loser_the_bases(candidates, win, lose, mar
     assert MixPolicy(win, lose, margin, most).pairs(candidates[::-1]) == pairs
 
 
+def test_no_picture_is_in_two_pairs():
+    winner, second = (Candidate("a", True, f"w{reward}.png", reward, {}) for reward in (0.9, 0.8))
+    losers = [Candidate("b", False, f"l{reward}.png", reward, {}) for reward in (0.1, 0.2, 0.3)]
+    pairs = MixPolicy(most=3).pairs([second, *losers, winner])
+    assert [(pair.winner, pair.loser) for pair in pairs] == [(winner, losers[0]), (second, losers[1])]
+    assert len(MixPolicy(most=1).pairs([second, *losers, winner])) == 1
+
+
 @settings(max_examples=300, deadline=None)
 @given(CANDIDATES, REWARD, REWARD, st.floats(0.05, 0.5))
 def test_looks_decide_only_between_pictures_that_both_do_what_was_asked(candidates, least, win, margin):
