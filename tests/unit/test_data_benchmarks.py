@@ -50,3 +50,11 @@ def test_loader(run):
     lines = run("loader.py", "--quick", "--side", "256")
     assert float(lines[-3].split()[3]) > float(lines[-2].split()[4]) > 0
     assert float(lines[-1].split()[2]) > 1
+
+
+def test_prepare(run):
+    """Rows together are stored as each alone is, but for rounding."""
+    *rates, apart = run("prepare.py", "--quick")
+    assert [line.split()[0] for line in rates[-3:]] == ["all", "VAE", "text"]
+    assert all(float(number) > 0 for line in rates[-3:] for number in line.split()[1:])
+    assert float(apart.split()[-1]) < 1e-5

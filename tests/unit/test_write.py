@@ -1,11 +1,13 @@
 """`prepare` keeps what is good, counts what is not, survives a kill, and stores what inference would see."""
 
+import contextlib
 import errno
 import io
 import json
 import os
-import subprocess
-import sys
+import random
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -414,41 +416,48 @@ def test_sizes_are_said_before(made, tmp_path, capsys):
     assert 0.5 < said / there < 3 or said == round(there)
 
 
-KILLER = """
-import os, random, signal, sys, time
-import datamodules.write, diffusers, transformers, litdata
-from datamodules.write import prepare
-from firered_lit.models.sizes import Sizes
-source, out, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-chance, kills = random.Random(0), 0
-while True:
+def forked(source, out):
+    """A process that prepares; the models' modules are loaded here already."""
     child = os.fork()
-    if not child:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        prepare(source, out, "tiny", Sizes(64 * 64, 96 * 96, 56 * 56), held_out=0.0, part_rows=4, device="cpu")
+    if child:
+        return child
+    with contextlib.suppress(BaseException):
+        for number in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        make(source, out)
         os._exit(0)
-    if kills < rounds:
-        def done(): return len(os.listdir(out + "/parts")) if os.path.isdir(out + "/parts") else 0
-        def writing(): return os.path.isdir(out) and any(name.startswith(".part-") for name in os.listdir(out))
-        enough = done() + kills % 2  # every other child may finish a part first
-        while not writing() or done() < enough:
-            if os.waitpid(child, os.WNOHANG)[0]: sys.exit(kills)
-            time.sleep(0.001)
-        time.sleep(chance.random() * 0.03)
-        os.kill(child, signal.SIGKILL)
-        kills += 1
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code == 0: sys.exit(kills)
-    assert code == -signal.SIGKILL, code
-"""
+    os._exit(1)
+
+
+def kill_at_random(source, out, rounds):
+    """Prepare in processes that are killed, so many times, while they write a part; how many were."""
+    chance, kills = random.Random(0), 0
+    while True:
+        child, until = forked(source, out), time.monotonic() + 100
+        if kills < rounds:
+            enough = parts_of(out) + kills % 2  # every other child may finish a part first
+            while not any(out.glob(".part-*")) or parts_of(out) < enough:
+                assert time.monotonic() < until
+                if os.waitpid(child, os.WNOHANG)[0]:
+                    return kills
+                time.sleep(0.001)
+            time.sleep(chance.random() * 0.03)
+            os.kill(child, signal.SIGKILL)
+            kills += 1
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            return kills
+        assert code == -signal.SIGKILL
+
+
+def parts_of(out):
+    return len(list((out / "parts").glob("*.json")))
 
 
 def test_killed_and_run_again_it_is_the_same_data(made, tmp_path):
     """kill -9 at random moments while a part is written: the same files as uninterrupted, byte for byte."""
     source, out = made
-    command = [sys.executable, "-c", KILLER, str(source), str(tmp_path / "out"), "4"]
-    kills = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=200).returncode
-    assert kills >= 2
+    assert kill_at_random(source, tmp_path / "out", 4) >= 2
     killed, whole = files_of(tmp_path / "out"), files_of(out)
     assert killed.keys() == whole.keys()
     assert [name for name in whole if killed[name] != whole[name]] == []
