@@ -120,8 +120,8 @@ def line_of(record: Record) -> dict[str, Any]:
     """What a manifest says of a request. Its images are absolute paths or URLs."""
     line = {"id": record.id, "task": record.task, "source_image": [_absolute(path) for path in record.references]}
     line |= {column: record.instructions[key] for key, column in COLUMNS.items() if key in record.instructions}
-    more = {"target_text": record.target_text, "requirement": record.requirement, "cluster": record.cluster}
-    return line | {name: value for name, value in more.items() if value}
+    more = ("target_text", "replaced_text", "requirement", "cluster")
+    return line | {name: getattr(record, name) for name in more if getattr(record, name)}
 
 
 def _usable(record: Record | Refusal) -> Record:
@@ -145,6 +145,8 @@ def sample_of(record: Record, sources: list[Image.Image], target: Image.Image | 
     return EditBatch(
         torch.zeros(1, 16, 0, 0), Condition(Text(torch.zeros(1, 0, 0), None), ()), (record.id,), 0, (0,), 1,
         tasks=(record.task,), instructions=(shown,), target_texts=(record.target_text or None,),
+        replaced_texts=(record.replaced_text or None,), requirements=(record.requirement or None,),
+        known=target is not None,
         pixels=None if target is None else _batched(target), sources=tuple(map(_batched, sources)),
     )  # fmt: skip
 

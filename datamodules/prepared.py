@@ -18,6 +18,7 @@ from .loader import collate, pictured
 from .remote import open_root
 
 COLUMNS = {"original/en": "instruction", "original/cn": "instruction_cn"}
+KEPT = ("target_text", "replaced_text", "requirement", "cluster")
 
 
 class Prepared:
@@ -57,7 +58,7 @@ class Prepared:
         shown = min(texts, key=lambda key: (key != self.instruction, key))
         line = {"id": sample.id, "position": int(self.positions[number]), "task": sample.meta["task"]}
         line |= {column: texts[key] for key, column in COLUMNS.items() if key in texts}
-        line |= {key: sample.meta[key] for key in ("target_text", "cluster") if sample.meta.get(key)}
+        line |= {key: sample.meta[key] for key in KEPT if sample.meta.get(key)}
         return line, collate([sample], [shown], 0, (0,), 1, **pictured([sample]))
 
     def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, tuple[dict[str, Any], EditBatch]]]:
@@ -65,14 +66,18 @@ class Prepared:
         return ((number, self[number]) for number in range(len(self)) if wanted(number))
 
     def pictures(self, number: int, folder: Path) -> dict[str, Any]:
-        """Write a sample's pictures to folder/images; the columns that name them, as `prepare` reads them."""
+        """Write a sample's pictures, but not masks, to folder/images; the columns that name them, for `prepare`."""
         sample, names = self._sample(number), {}
         (folder / "images").mkdir(exist_ok=True)
         for name, file in sample.images.items():
             names[name] = f"images/{number:08d}.{name}.png"
             (folder / names[name]).write_bytes(file)
         sources = [names[f"reference.{i}"] for i in range(len(sample.meta["references"]))]
-        return {"source_image": sources or None, "target_image": names["target"]}
+        if "target" in names:
+            return {"source_image": sources or None, "target_image": names["target"]}
+        texts = sample.meta["instructions"]
+        shown = min(texts, key=lambda key: (key != self.instruction, key))
+        return {"image": sources, "prompt": texts[shown], "requirement": sample.meta.get("requirement", "")}
 
     def select(self, numbers: Iterable[int], folder: Path) -> None:
         """Write an index of these samples alone, for `PromptDataModule`."""
