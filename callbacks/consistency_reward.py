@@ -61,7 +61,7 @@ class ConsistencyReward(RewardCallback):
 
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
         """Start scoring images (B, 3, H, W) in [-1, 1]. UserError when the batch has neither target nor source."""
-        source = batch.sources[0] if batch.sources else None
+        source = batch.source
         truth = source if batch.pixels is None else batch.pixels
         if truth is None:
             raise UserError(f"reward {self.name}: the batch has no pictures; prepare with keep_images=true")

@@ -18,8 +18,10 @@ from firered_lit.models.sizes import Sizes
 from .buckets import BatchPlan, Index
 from .captions import UNCONDITIONAL, Captions
 from .chunks import Chunks
+from .encode import DTYPES
 from .instruction import Alignment
 from .loader import EditLoader, Visits, collate, pictured
+from .online import Online
 from .remote import open_root
 
 
@@ -40,6 +42,26 @@ def check_data(root: str | Path, base: Base | None = None) -> dict[str, Any]:
         if made_by.get(part) != fingerprint:
             raise UserError(f"{folder}: encoded by another {part} than that of {base.name}; prepare it with this model")
     return content
+
+
+def _alignment(
+    asked: bool | Literal["online"], drop: float, summary: Mapping[str, Any], root: str
+) -> tuple[Alignment | None, Online | None]:
+    """How orders of the references are drawn, and how their texts are encoded in the step; None where they are not.
+
+    Both ways draw the same orders, as long as `prepare` encoded all of them. UserError when there are no pictures.
+    """
+    if asked not in (True, False, "online"):
+        raise UserError(f"data.alignment={asked}: true, false or online")
+    cached = summary.get("orders", 1)  # folders of before have the identity alone
+    if not asked or (asked is True and summary.get("alignment") != "online"):
+        return (Alignment(cached, drop) if asked and cached > 1 else None), None
+    if not summary["keep_images"]:
+        raise UserError(
+            f"data.alignment=online: {root} holds no pictures for the text encoder; prepare with keep_images=true"
+        )
+    online = Online(DTYPES[summary["dtype"]], Sizes(**summary["sizes"]).condition_area)
+    return Alignment(cached if cached > 1 else None, drop), online
 
 
 class HeldOut:
@@ -72,12 +94,13 @@ class EditDataModule(L.LightningDataModule):
     out less than this share of the samples, others each time, where they would fill little of a step. workers:
     processes that read.
     text_drop, captions, languages: see `Captions`. weights: sample frequencies by group, see
-    `datamodules.frequencies`. alignment: where `prepare` encoded several orders of the references, draw one for each
-    global batch, in which a reference that may be dropped is so with probability reference_drop. held_out_max:
-    held-out edits shown at each validation. plan_ranks: micro-batches of a global batch, processes times accumulation;
-    taken from the trainer when None, and fixed for the whole run. on_error: "raise", or "skip" to show another sample
-    of the bucket in the place of one that cannot be read, with a warning that counts them. cache: where copies of data
-    in object storage are kept.
+    `datamodules.frequencies`. alignment: draw an order of the references for each global batch, in which one that may
+    be dropped is so with probability reference_drop. Its texts are those that `prepare` encoded or, where that left
+    them to the training or "online" is asked for here, are encoded in the step. held_out_max: held-out edits shown at
+    each validation. plan_ranks: micro-batches of a global batch, processes times accumulation; taken from the trainer
+    when None, and fixed for the whole run. on_error: "raise", or "skip" to show another sample of the bucket in the
+    place of one that cannot be read, with a warning that counts them. cache: where copies of data in object storage
+    are kept.
     root: a folder that `prepare` wrote, or s3://bucket/prefix with a copy of one, see `datamodules.remote`.
     Raises UserError when `root` is not a finished folder, or does not hold what the weights name.
     """
@@ -96,7 +119,7 @@ class EditDataModule(L.LightningDataModule):
         captions: Mapping[str, float] | None = None,
         languages: Mapping[str, float] | None = None,
         weights: Mapping[str, Any] | None = None,
-        alignment: bool = True,
+        alignment: bool | Literal["online"] = True,
         reference_drop: float = 0.2,
         held_out_max: int = 8,
         plan_ranks: int | None = None,
@@ -117,8 +140,7 @@ class EditDataModule(L.LightningDataModule):
         self.captions = Captions(captions or {"original": 1.0}, languages, text_drop)
         self.captions.refuse_absent(self.summary["captions"])
         self.capacity, self.max_batch, self.weights, self.left_out = capacity, max_batch, weights, left_out
-        orders = self.summary.get("orders", 1) if alignment else 1  # folders of before have the identity alone
-        self.alignment = Alignment(orders, reference_drop) if orders > 1 else None
+        self.alignment, self.online = _alignment(alignment, reference_drop, self.summary, root)
         self.loader: EditLoader | None = None
         self.workers, self.seed, self.held_out_max, self.plan_ranks = workers, seed, held_out_max, plan_ranks
 
@@ -137,7 +159,7 @@ class EditDataModule(L.LightningDataModule):
         identity |= {"capacity": self.capacity, "max_batch": self.max_batch, "left_out": self.left_out}
         identity["weights"] = json.dumps(self.weights, default=dict, sort_keys=True)
         identity["alignment"] = self.alignment and asdict(self.alignment)
-        visits = Visits(self.chunks(), self.captions, self.seed)
+        visits = Visits(self.chunks(), self.captions, self.seed, online=self.online)
         shared = {"skip": self.skip, "rank": rank, "world": world, "workers": self.workers, "began": self._rescale}
         self.loader = EditLoader(visits, plan, identity, alignment=self.alignment, **shared)
         return self.loader

@@ -17,9 +17,10 @@ from firered_lit.models.family import Base
 
 from . import masks
 from .chunks import Sample
+from .canonical import canonical
 from .crops import Cropped, from_png
 from .faces import Faces
-from .instruction import choices, droppable_references, reindex
+from .instruction import choices, droppable_references, reworded
 from .records import Record, Refusal
 
 __all__ = ["DTYPES", "Encoder", "from_png"]
@@ -38,11 +39,20 @@ class Encoder:
 
     orders: in how many orders of its references a sample's texts are encoded, at most. batch: images of one shape, and
     samples with all their prompts, that go through a model at a time. faces: finds regions where a record names none.
+    aligned: training draws orders of the references, whether their texts are encoded here or then.
     """
 
     def __init__(
-        self, base: Base, dtype: str, device: str, orders: int = 1, batch: int = 1, faces: Faces | None = None
+        self,
+        base: Base,
+        dtype: str,
+        device: str,
+        orders: int = 1,
+        batch: int = 1,
+        faces: Faces | None = None,
+        aligned: bool = False,
     ) -> None:
+        self.aligned = aligned or orders > 1
         self.faces = faces
         self.sizes, self.dtype, self.orders, self.batch = base.sizes, DTYPES[dtype], orders, batch
         self.codec = base.codec(device, self.dtype)
@@ -54,7 +64,7 @@ class Encoder:
         Held-out samples are for validation, which shows references as they are. What a sample becomes depends on the
         others beside it by rounding alone.
         """
-        some = [self._with_faces(cropped) for cropped in some]
+        some = [self._placed(self._with_faces(cropped)) for cropped in some]
         prompts = [self._prompts(cropped) for cropped in some]
         latents, texts = self._latents(some), self._texts(some, prompts)
         return [
@@ -83,6 +93,9 @@ class Encoder:
             return cropped
         return replace(cropped, regions=self.faces(cropped.crops["target" if cropped.record.target else "reference.0"]))
 
+    def _placed(self, cropped: Cropped) -> Cropped:
+        return canonical(cropped) if self.aligned and not cropped.held_out else cropped
+
     def _meta(self, cropped: Cropped) -> dict[str, Any]:
         record = cropped.record
         meta: dict[str, Any] = {
@@ -98,6 +111,8 @@ class Encoder:
             "droppable": self._droppable(record, cropped.held_out),
         }
         meta |= {name: text for name in ("replaced_text", "requirement") if (text := getattr(record, name))}
+        meta |= {"order": cropped.order} if cropped.order else {}
+        meta |= {"captions": record.captions} if self.aligned and any(record.captions) else {}
         if record.regions or cropped.regions:
             meta |= {"regions": cropped.regions, "left_crop": max(0, len(record.regions) - len(cropped.regions))}
         return meta
@@ -152,7 +167,7 @@ class Encoder:
         return [{f"text.{key}": next(rows).to(self.dtype).cpu().clone() for key in own} for own in prompts]
 
     def _droppable(self, record: Record, held_out: bool) -> Order:
-        if self.orders < 2 or held_out:
+        if not self.aligned or held_out:
             return ()
         return droppable_references(record.instructions.values(), len(record.references), record.captions)
 
@@ -176,10 +191,7 @@ class Encoder:
 def _reindexed(record: Record, drop: tuple[int, ...], limit: int) -> dict[tuple[int, ...], dict[str, str]]:
     """The instructions for every order of the references that training may draw, but for the identity."""
     n = len(record.references)
-    return {
-        order: {key: reindex(text, order, record.captions, n=n) for key, text in record.instructions.items()}
-        for order in choices(n, drop, limit)[1:]
-    }
+    return {order: reworded(record.instructions, order, record.captions, n) for order in choices(n, drop, limit)[1:]}
 
 
 def _ordered(cropped: Cropped, order: Order) -> list[Image.Image]:

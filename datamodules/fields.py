@@ -50,15 +50,19 @@ def texts_of(row: dict[str, Any], names: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def captions_of(row: dict[str, Any], count: int) -> tuple[str, ...]:
-    """What stands for each reference when it is dropped; nothing when the row does not say."""
-    captions = row.get("reference_captions")
-    if captions is None:
-        return ()
-    if not isinstance(captions, list) or len(captions) != count:
-        detail = f"expected a list of {count} texts, one per reference, got {shown(captions)}"
-        raise Refuse("reference_captions", "wrong type", detail)
-    return tuple(text_of({"reference_captions": caption}, "reference_captions") for caption in captions)
+def captions_of(row: dict[str, Any], count: int) -> tuple[dict[str, str], ...]:
+    """What stands for each reference when it is dropped, by language; nothing when the row does not say."""
+    found: tuple[dict[str, str], ...] = tuple({} for _ in range(count))
+    for name, language in (("reference_captions", ""), ("reference_captions_cn", "cn")):
+        captions = row.get(name)
+        if captions is None:
+            continue
+        if not isinstance(captions, list) or len(captions) != count:
+            detail = f"expected a list of {count} texts, one per reference, got {shown(captions)}"
+            raise Refuse(name, "wrong type", detail)
+        for own, text in zip(found, (text_of({name: caption}, name) for caption in captions), strict=True):
+            own.update({language or ("cn" if CHINESE.search(text) else "en"): text} if text else {})
+    return found if any(found) else ()
 
 
 def size_of(row: dict[str, Any]) -> tuple[int, int]:

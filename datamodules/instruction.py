@@ -41,6 +41,23 @@ def reindex(prompt: str, order: Sequence[int], captions: Captions | None = None,
     return "".join([*out, prompt[at:]])
 
 
+def reworded(
+    instructions: Mapping[str, str], order: Sequence[int], captions: Sequence[Mapping[str, str]], n: int
+) -> dict[str, str]:
+    """Instructions, by "kind/language", for n references in a new order, see `reindex`.
+
+    captions: of every reference by language. What has none in an instruction's own language is called by another's.
+    """
+    return {
+        key: reindex(text, order, [_said(caption, key.partition("/")[2]) for caption in captions], n=n)
+        for key, text in instructions.items()
+    }
+
+
+def _said(caption: Mapping[str, str], language: str) -> str | None:
+    return caption.get(language) or next(iter(caption.values()), None)
+
+
 def _rewrite(prompt: str, mention: Mention, new: dict[int, int], captions: Mapping[int, str | None], n: int) -> str:
     moved = [new.get(value) for value in mention.values]
     for value, place in zip(mention.values, moved):
@@ -85,7 +102,9 @@ def orders(n: int, droppable: Sequence[int] = ()) -> list[tuple[int, ...]]:
     return [order for rest in map(sorted, kept) for order in permutations(rest)]
 
 
-def droppable_references(prompts: Iterable[str], n: int, captions: Captions | None = None) -> tuple[int, ...]:
+def droppable_references(
+    prompts: Iterable[str], n: int, captions: Captions | Sequence[Mapping[str, str]] | None = None
+) -> tuple[int, ...]:
     """Which references may be dropped: those that no prompt names, and those with a caption to stand for them."""
     texts = dict(enumerate(captions, 1)) if isinstance(captions, Sequence) else dict(captions or {})
     named = set().union(*(mentions(prompt, n) for prompt in prompts))
@@ -138,10 +157,10 @@ def draw(
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a training draws the orders of references. limit: orders that were encoded of a sample, at most; drop: the
-    probability that a reference which may be dropped is."""
+    """How a training draws the orders of references. limit: orders that were encoded of a sample, at most, None when
+    they are in the step; drop: the probability that a reference which may be dropped is."""
 
-    limit: int
+    limit: int | None
     drop: float = 0.2
 
     def __post_init__(self) -> None:

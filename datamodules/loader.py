@@ -25,6 +25,7 @@ from .captions import Captions
 from .chunks import Chunks, Sample
 from .encode import from_png
 from .instruction import Alignment
+from .online import Online
 
 SPARES = 16  # samples that may stand in for those of a micro-batch that cannot be read
 log = logging.getLogger(__name__)
@@ -50,10 +51,15 @@ class Failure:
 
 
 class Visits(Dataset[EditBatch | Failure]):
-    """Micro-batches by address, with the captions of this visit; with `images`, also the pictures."""
+    """Micro-batches by address, with the captions of this visit; with `images`, also the pictures.
 
-    def __init__(self, chunks: Chunks, captions: Captions, seed: int, images: bool = False) -> None:
-        self.chunks, self.captions, self.seed, self.images = chunks, captions, seed, images
+    online: the texts for an order of references are not read from the chunks, but left to the text encoder.
+    """
+
+    def __init__(
+        self, chunks: Chunks, captions: Captions, seed: int, images: bool = False, online: Online | None = None
+    ) -> None:
+        self.chunks, self.captions, self.seed, self.images, self.online = chunks, captions, seed, images, online
 
     def __getitem__(self, address: Address) -> tuple[EditBatch | Failure, tuple[str, ...]]:
         """A micro-batch, of preference pairs when the samples are pairs; and what of it could not be read."""
@@ -70,6 +76,8 @@ class Visits(Dataset[EditBatch | Failure]):
             ]
             self._one_shape(address, samples)
             more = pictured(samples, order) if self.images else {}
+            if self.online and order:
+                more["text"] = self.online.text(samples, texts, order)
             return collate(samples, texts, address.step, address.slots, address.num_slots, order, **more)
         except UserError as problem:
             return Failure(str(problem))
@@ -77,14 +85,20 @@ class Visits(Dataset[EditBatch | Failure]):
     def _read(self, position: int, order: tuple[int, ...], spares: Iterator[int], unread: list[str]) -> Sample:
         """A sample, or the first of the spares that can be read in its place."""
         try:
-            return self.chunks.read(position, self.images, order)
+            return self._sample(position, order)
         except UserError as problem:
             for spare in spares:
                 with contextlib.suppress(UserError):
-                    sample = self.chunks.read(spare, self.images, order)
+                    sample = self._sample(spare, order)
                     unread.append(str(problem))
                     return sample
             raise
+
+    def _sample(self, position: int, order: tuple[int, ...]) -> Sample:
+        """A sample with the instructions, and but for online alignment the texts, of an order of its references."""
+        if self.online is None or not order:
+            return self.chunks.read(position, self.images, order)
+        return self.online.reworded(self.chunks.read(position, images=True), order)
 
     def _one_shape(self, address: Address, samples: list[Sample]) -> None:
         """The first sample's `img_shapes` rule the whole batch in the transformer: all must be alike."""
@@ -114,6 +128,13 @@ def _named(sample: Sample, order: Sequence[int]) -> list[str]:
     return [f"reference.{i - 1}" for i in order or range(1, len(sample.meta["references"]) + 1)]
 
 
+def _places(sample: Sample, order: Sequence[int]) -> tuple[int, ...]:
+    """Which of its record's references stands at each place, counted from 1."""
+    count = len(sample.meta["references"])
+    own = sample.meta.get("order") or range(1, count + 1)  # as it is stored: in the canonical order of shapes
+    return tuple(own[number - 1] for number in order or range(1, count + 1))
+
+
 def pictured(samples: Sequence[Sample], order: Sequence[int] = ()) -> dict[str, Any]:
     """The targets, but of prompts, and sources as pixels. KeyError when they were prepared without pictures."""
 
@@ -132,14 +153,16 @@ def collate(
     slots: tuple[int, ...],
     num_slots: int,
     order: Sequence[int] = (),
+    text: Text | None = None,
     **more: Any,
 ) -> EditBatch:
     """Samples of one list of shapes as a batch, each with the text of that key; of preference pairs as pairs.
 
-    order: of the references, for which the samples' texts were read.
+    order: of the references, for which the samples' texts were read. text: what stands for those when they were not.
     """
     references = zip(*(_references(sample, order) for sample in samples), strict=True)
-    text = Text.pad([sample.tensors[f"text.{key}"] for sample, key in zip(samples, texts, strict=True)])
+    if text is None:
+        text = Text.pad([sample.tensors[f"text.{key}"] for sample, key in zip(samples, texts, strict=True)])
     losers = [sample.tensors["loser"] for sample in samples if "loser" in sample.tensors]
     kind = partial(PreferenceBatch, loser=torch.stack(losers)) if len(losers) == len(samples) else EditBatch
     return kind(
@@ -157,6 +180,7 @@ def collate(
         known=all("target" in sample.tensors for sample in samples),
         regions=regions.stacked([sample.meta.get("regions", ()) for sample in samples]),
         mask=masks.stacked([sample.tensors for sample in samples]),
+        orders=tuple(_places(sample, order) for sample in samples),
         **more,
     )
 

@@ -5,9 +5,9 @@ ending (`datamodules.tables`). FireRed's: `source_image` is a path, a list of pa
 is `target_image` or `edit_image`; `instruction` (English) and `instruction_cn`, one of them not empty; optionally
 `inverse_instruction`, `inverse_instruction_cn`. Paths are relative to the file's folder. A folder is read as tasks: one
 folder per task, which holds tables. Every layout has the optional columns `task`, `id`, `cluster`, `target_text`,
-`width` and `height` of the target, `reference_captions`, a list of what to say for a reference that is dropped,
-`structured`, `instructive` and both with `_cn`, other kinds of caption, and `held_out`, where that is not for `prepare`
-to draw.
+`width` and `height` of the target, `reference_captions` and `reference_captions_cn`, lists of what to say for a
+reference that is dropped, `structured`, `instructive` and both with `_cn`, other kinds of caption, and `held_out`,
+where that is not for `prepare` to draw.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class Record:
     regions: tuple[Region, ...] = ()  # of the target: what should keep its identity
     region_column: str = "regions"  # that named them
     size: tuple[int, int] = (0, 0)  # (height, width) of the target, as the row says it, if it does
-    captions: tuple[str, ...] = ()  # of every reference: what prompts say in its place when it is dropped, or ""
+    captions: tuple[dict[str, str], ...] = ()  # of every reference by language: what prompts say where it is dropped
     columns: Columns = EDITS  # that named the images
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -37,7 +37,7 @@ def prepare(
     held_out: float = 0.02,
     keep_images: bool = True,
     inverse: bool = True,
-    alignment: bool = True,
+    alignment: bool | Literal["online"] = True,
     max_orders: int = 16,
     part_rows: int = 256,
     dtype: str = "float32",
@@ -56,9 +56,10 @@ def prepare(
     sizes: pixel areas; the base's own when None. layout: see `datamodules.layouts`, when the columns do not tell.
     max_refused: share of the rows that may be refused before it stops.
     held_out: share of source images whose edits are kept for validation. keep_images: store the crops too (held-out
-    ones always are). inverse: use inverse instructions. alignment: encode the texts of an edit with several references
-    for every order of them that training may draw, at most max_orders. part_rows: rows that a kill can lose. dtype: of
-    the encoders and of what is stored. device: "auto" takes CUDA when there is one. batch: rows that are encoded
+    ones always are). inverse: use inverse instructions. alignment: store references in the canonical order of their
+    shapes, and encode the texts of an edit with several of them for every order that training may draw, at most
+    max_orders; "online" leaves those to the training. part_rows: rows that a kill can lose. dtype: of the encoders and
+    of what is stored. device: "auto" takes CUDA when there is one. batch: rows that are encoded
     together; another number gives the same samples but for rounding. workers: threads that open and crop images. faces:
     weights of a face detector, which finds regions for rows that name none, see `datamodules.faces`.
     shard, num_shards: this process makes every num_shards-th part, from part `shard` on; others, on any machine that
@@ -76,7 +77,10 @@ def prepare(
     options |= {"held_out": held_out, "keep_images": keep_images, "inverse": inverse, "part_rows": part_rows}
     options |= {"layout": layout} if layout else {}
     options |= {"faces": detector.digest} if detector else {}
-    options |= {"dtype": dtype, "seed": seed, "orders": max_orders if alignment else 1}
+    mode = "online" if alignment == "online" else "cached" if alignment else "none"
+    if mode == "online" and not keep_images:
+        raise UserError("alignment=online: training shows the pictures to the text encoder; set keep_images=true")
+    options |= {"dtype": dtype, "seed": seed, "alignment": mode, "orders": max_orders if mode == "cached" else 1}
     parts, every = Parts(folder), range(-(-count // part_rows))
     with at_work(folder, shard, num_shards):
         with in_turn(folder):
@@ -92,7 +96,7 @@ def prepare(
             tally.add(parts.read(number))
         with tqdm(total=mine, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05) as tally.bar:
             where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-            encoder = Encoder(base, dtype, where, options["orders"], batch, detector)
+            encoder = Encoder(base, dtype, where, options["orders"], batch, detector, bool(alignment))
             some = rows(source, inverse=inverse, layout=layout, wanted=lambda number: False)
             _say_sizes(islice(some, 256), count, partial(encoder.estimate, keep_images=keep_images), folder)
             chosen = partial(_held_out, share=held_out, seed=seed)

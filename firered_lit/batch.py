@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +46,18 @@ class Text(_Movable):
 
 
 @dataclass(frozen=True)
+class Unencoded(Text):
+    """Prompts of one batch that the text encoder has yet to read, with the pictures that it is shown.
+
+    `embeddings` (B, 0, 0) holds nothing but the dtype that theirs will have, so that no model takes it for a text.
+    """
+
+    prompts: tuple[str, ...] = ()
+    pictures: tuple[tuple[np.ndarray, ...], ...] = ()  # (B), then (n): each reference (H_i, W_i, 3) uint8, on the host
+    condition_area: int = 0  # pixels at which they are shown
+
+
+@dataclass(frozen=True)
 class Condition(_Movable):
     """What the edit is conditioned on: the text, and the clean latents of the references, in the prompt's order."""
 
@@ -72,6 +85,8 @@ class EditBatch(_Movable):
     unconditional: Text | None = None  # validation only: the text " " with the same references
     pixels: Tensor | None = None  # validation and rollout: (B, 3, H, W) the true target, in [-1, 1]
     sources: tuple[Tensor, ...] = ()  # validation and rollout: n tensors (B, 3, H_i, W_i), in [-1, 1]
+    orders: tuple[tuple[int, ...], ...] = ()  # (B), which of its record's references, counted from 1, stands at each
+    # place of `references` and `sources`; () when all stand at their own
     regions: Tensor | None = None  # (B, R, P, 2) x, y of a face's 5 points or a box's 2 corners in the target's pixels,
     # NaN where a sample has fewer regions, or where a box stands beside faces
     mask: Tensor | None = None  # (B, 1, H, W) 1 where the edit may change the picture
@@ -90,6 +105,18 @@ class EditBatch(_Movable):
         """Visual tokens of the whole batch: a token is a 2x2 patch of latents."""
         images = (self.target, *self.condition.references)
         return len(self) * sum(image.shape[-2] * image.shape[-1] // 4 for image in images)
+
+    @property
+    def source(self) -> Tensor | None:
+        """(B, 3, H, W) the picture that is edited: the first reference of each sample's record, wherever it stands.
+
+        None without pictures, and when it was dropped. ValueError when it stands at different places.
+        """
+        places = {order.index(1) if 1 in order else None for order in self.orders} or {0}
+        if len(places) > 1:
+            raise ValueError(f"EditBatch: the first references of the samples stand at different places: {self.orders}")
+        (place,) = places
+        return self.sources[place] if self.sources and place is not None else None
 
     def repeated(self, times: int) -> "EditBatch":
         """Every sample `times` times in a row, tensors as views where there is one sample."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from ..batch import Condition, EditBatch
+from ..batch import Condition, EditBatch, Unencoded
 from ..checkpoint import check_architecture
 from ..draws import gaussian, seed_of
 from ..errors import UserError
@@ -23,6 +23,7 @@ from ..models.backbone import Backbone
 from ..models.codec import Codec
 from ..models.flops import training_flops
 from ..models.lora import is_adapter
+from ..models.online import encoded
 from ..models.sampling import Preview, sample
 from ..models.shard import grad_norm
 from ..optim import OptimizerFactory, ScheduleFactory, parameter_groups
@@ -52,7 +53,7 @@ class Stage(L.LightningModule):
         self.guard, self._ids = guard or Guard(), ()
         self.strict_loading = backbone.lora is None  # an adapter's checkpoint has none of the frozen weights
         self.scheduler_config = self.base.scheduler_config
-        self.frozen: dict[str, Codec] = {}  # in a dict, so that the VAE is no submodule and in no checkpoint
+        self.frozen: dict[str, Any] = {}  # VAE and text encoder, in a dict: no submodules, and in no checkpoint
         self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "psnr", "ssim")})
 
     def configure_model(self) -> None:
@@ -85,6 +86,15 @@ class Stage(L.LightningModule):
         saved, lora = checkpoint.get("lora"), self.backbone.lora
         if lora is not None and saved is not None and saved["alpha"] != lora.alpha:
             raise UserError(f"the checkpoint's LoRA has alpha {saved['alpha']}, the recipe's {lora.alpha}")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Encode the prompts of a batch that the loader left to the text encoder."""
+        if not isinstance(batch, EditBatch) or not isinstance(batch.condition.text, Unencoded):
+            return batch
+        if "conditioner" not in self.frozen:
+            self.frozen["conditioner"] = self.base.conditioner(self.device, batch.condition.text.embeddings.dtype)
+        text = encoded(self.frozen["conditioner"], batch.condition.text)
+        return replace(batch, condition=replace(batch.condition, text=text))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout knows no other source than the global random state: key it, as every draw is."""

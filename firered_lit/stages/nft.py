@@ -151,7 +151,7 @@ class NFT(Stage):
             images.append(self.codec.decode(latents[-1]).float().clamp(-1, 1))
         x_0, pixels = torch.cat(latents), torch.cat(images)
         asked = ask(self.rewards, pixels, sample.repeated(self.group_size), self.routes)
-        return Rollout(sample, x_0, to_bytes(pixels), source_distance(pixels, sample.sources), asked)
+        return Rollout(sample, x_0, to_bytes(pixels), source_distance(pixels, sample.source), asked)
 
     def flops(self, batch: PromptBatch) -> float:
         """Of drawing every edit, and at each of its points of the old policy, the reference and the update."""

@@ -48,14 +48,14 @@ def pieces(count: int, size: int | None) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def source_distance(pixels: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
-    """Mean absolute difference of edits (K, 3, H, W) in [-1, 1] to the first source, laid on [0, 1]; NaN without one.
+def source_distance(pixels: Tensor, source: Tensor | None) -> Tensor:
+    """Mean absolute difference of edits (K, 3, H, W) in [-1, 1] to their source, laid on [0, 1]; NaN without one.
 
-    sources: of the one sample, (1, 3, H', W') each. Falling towards 0 it tells a policy that copies its source.
+    source: (1, 3, H', W'). Falling towards 0 it tells a policy that copies its source.
     """
-    if not sources:
+    if source is None:
         return torch.full((len(pixels),), torch.nan)
-    source = F.interpolate(sources[0].to(pixels), size=pixels.shape[-2:], mode="bilinear", antialias=True)
+    source = F.interpolate(source.to(pixels), size=pixels.shape[-2:], mode="bilinear", antialias=True)
     return ((pixels - source).abs().flatten(1).mean(1) / 2).cpu()
 
 

@@ -89,10 +89,11 @@ def kind_of(name):
 
 def test_droppability_is_in_the_buckets_key(root):
     index, chunks = Index.open(root / "index" / "train"), Chunks(root / "chunks")
-    assert {bucket.droppable for bucket in index.buckets} == {(), (2,), (1, 2)}
+    assert {bucket.droppable for bucket in index.buckets} == {(), (1,), (2,), (3,), (1, 2)}
     for bucket in index.buckets:
-        names = [chunks.read(int(i)).id for i in index.positions[bucket.start : bucket.start + bucket.count]]
-        assert {DROPPABLE[kind_of(name)] for name in names} == {bucket.droppable}
+        for sample in (chunks.read(int(i)) for i in index.positions[bucket.start : bucket.start + bucket.count]):
+            own = sample.meta.get("order", range(1, 1 + len(bucket.references)))  # as stored, in the order of shapes
+            assert {own[place - 1] for place in bucket.droppable} == set(DROPPABLE[kind_of(sample.id)])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_a_caption_stands_for_a_dropped_reference(source, base):
     encoder, opening = Encoder(base, "float32", "cpu", orders=16), Opening(base.sizes, lambda row: False)
     paths = tuple(str(source.parent / f"s{i}.png") for i in range(2))
     record = Record("x", "a", str(source.parent / "t0.png"), paths, {"original/en": "image 2 on image 1"}, "f:1")
-    record = replace(record, captions=("", "a red hat"))
+    record = replace(record, captions=({}, {"cn": "红帽子", "en": "a red hat"}))
     (cropped,) = opening([record])
     (sample,) = encoder.encode([cropped])
     assert sample.meta["droppable"] == (2,)

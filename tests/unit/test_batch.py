@@ -1,6 +1,8 @@
 import subprocess
 import sys
+from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,3 +52,16 @@ def test_seeds_are_the_same_in_another_process() -> None:
     code = "from firered_lit.draws import *; print(repr([seed_of(1, 'caption', 2, 3), chooser(1, 'x').random()]))"
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert there.strip() == repr(here)
+
+
+def test_the_source_is_the_records_first_reference_wherever_it_stands() -> None:
+    sources = tuple(torch.full((1, 3, 4, 4 + i), float(i)) for i in range(3))
+    text = Text.pad([torch.ones(2, 4)])
+    batch = EditBatch(torch.ones(1, 16, 4, 6), Condition(text, ()), ("a",), 0, (0,), 1, sources=sources)
+    assert batch.source is sources[0]
+    assert replace(batch, orders=((2, 3, 1),)).source is sources[2]
+    assert replace(batch, orders=((2, 1),)).repeated(3).source.shape == (3, 3, 4, 5)
+    assert replace(batch, orders=((2, 3),)).source is None
+    assert replace(batch, sources=(), orders=((2, 1),)).source is None
+    with pytest.raises(ValueError, match="different places"):
+        replace(batch, orders=((2, 1), (1, 2))).source  # noqa: B018

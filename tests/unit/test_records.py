@@ -75,13 +75,16 @@ def without(name):
 def test_captions_of_references_are_kept(tmp_path):
     """As many as there are references; prompts say them for references that are dropped."""
     row = ROW | {"source_image": ["a.png", "c.png"], "reference_captions": ["a hat", None]}
-    assert only(write(tmp_path / "e.jsonl", row)).captions == ("a hat", "")
+    assert only(write(tmp_path / "e.jsonl", row)).captions == ({"en": "a hat"}, {})
+    row |= {"reference_captions": ["帽子", "cat"], "reference_captions_cn": [None, "猫"]}
+    assert only(write(tmp_path / "e.jsonl", row)).captions == ({"cn": "帽子"}, {"en": "cat", "cn": "猫"})
 
 
 BAD = [
     (ROW | {"reference_captions": ["a", "b"]}, "reference_captions", "wrong type"),
     (ROW | {"reference_captions": "a"}, "reference_captions", "wrong type"),
     (ROW | {"reference_captions": [1]}, "reference_captions", "wrong type"),
+    (ROW | {"reference_captions_cn": ["一", "二"]}, "reference_captions_cn", "wrong type"),
     (b'{"source_image": ', "line", "invalid JSON"),
     (b"[" * 100_000, "line", "invalid JSON"),
     (b'{"source_image": "\xff\xfe"}', "line", "invalid UTF-8"),
