@@ -110,6 +110,7 @@ def _quiet() -> None:
         logger.addFilter(lambda record: not any(text in record.getMessage() for text in said))
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated")
+    warnings.filterwarnings("ignore", "You have overridden `on_after_batch_transfer` in `LightningModule`")  # meant
 
 
 def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None) -> dict[str, Any]:
