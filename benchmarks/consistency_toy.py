@@ -2,7 +2,7 @@
 
     python benchmarks/consistency_toy.py [--seeds 0 1 2] [--steps 60] [--eta 2.0]
 
-The tiny transformer learns four edits of the synthetic world from its random weights, twice: by flow matching alone, and
+The tiny transformer learns four edits of the synthetic world from its random weights, twice: by flow matching alone and
 with the term on the things' boxes. Shown is the cosine of the encoder's features on those boxes, between the target and
 the one-step estimate at four fixed sigmas (and fixed noise), over training; then the flow matching loss at the same
 points, which is what the term costs.

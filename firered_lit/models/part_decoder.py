@@ -64,7 +64,7 @@ def reach(decoder: nn.Module) -> int:
 def _crops(
     rows: list[int], boxes: list[list[int]], sides: Sequence[int], factor: int, margin: int
 ) -> list[tuple[int, Box, dict[int, Box]]]:
-    """What to decode, in latents: (row, crop, the boxes in it by their number). Two crops become one where that is less.
+    """What to decode, in latents: (row, crop, the boxes in it by number). Two crops become one where that is less.
 
     boxes are in pixels; sides: height, width of the latents.
     """

@@ -122,20 +122,26 @@ def strata(u: torch.Tensor, count: int) -> list[int]:
     return (u.double() * count).floor().long().tolist()
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_the_ranks_of_a_step_hit_every_stratum_once(ranks, batch):
-    count = ranks * batch
-    for step in (0, 1, 17):
-        parts = [t.stratified_uniform(step, range(r * batch, r * batch + batch), count, seed=3) for r in range(ranks)]
-        u = torch.cat(parts)
-        assert sorted(strata(u, count)) == list(range(count))
-        assert torch.equal(u, t.stratified_uniform(step, range(count), count, seed=3))
+def test_the_ranks_of_a_step_hit_every_stratum_once(batch):
+    for ranks in range(1, 65):
+        count = ranks * batch
+        for step in (0, 17):
+            parts = [
+                t.stratified_uniform(step, range(r * batch, r * batch + batch), count, seed=3) for r in range(ranks)
+            ]
+            u = torch.cat(parts)
+            assert sorted(strata(u, count)) == list(range(count))
+            assert torch.equal(u, t.stratified_uniform(step, range(count), count, seed=3))
 
 
-def test_a_slot_alone_is_uniform_over_steps():
-    u = torch.cat([t.stratified_uniform(step, [3], 8, seed=0) for step in range(4000)])
-    assert stats.kstest(u.numpy(), "uniform").pvalue > 0.01
+@pytest.mark.parametrize(("rank", "ranks", "batch"), [(0, 2, 1), (3, 8, 1), (5, 64, 1), (1, 4, 2)])
+def test_a_rank_alone_is_uniform_over_steps(rank, ranks, batch):
+    """10,000 steps, at the first rank's and at other ranks' slots; each of a rank's slots by itself."""
+    slots = range(rank * batch, rank * batch + batch)
+    u = torch.stack([t.stratified_uniform(step, slots, ranks * batch, seed=0) for step in range(10_000)])
+    for place in range(batch):
+        assert stats.kstest(u[:, place].numpy(), "uniform").pvalue > 0.01
 
 
 def test_the_permutation_rotates_and_the_place_is_always_new():
