@@ -171,6 +171,21 @@ def _whole(
     return Scored(score_reading(reading, image.shape[:2], text, layout, **weights), reading, None)
 
 
+def reference_layout(
+    layouts: "Layouts", read: Reader, target: Picture | None, source: Picture | None, text: str, replaced: str | None
+) -> Layout | None:
+    """Where `text` should stand: as on the target, if that shows it, else in place of the words replaced on the source.
+
+    None when neither tells, or cannot be read.
+    """
+    layout = None if target is None else layouts.of(target, text, read)
+    if replaced and source is not None and not (layout and layout.shows(text)):
+        found = layouts.of(source, replaced, read)
+        chars = found and replaced_layout(found.chars, replaced, text)
+        return Layout(chars, source.shape[:2]) if chars else None
+    return layout
+
+
 def score_reading(
     read: Sequence[Char], size: tuple[int, int], text: str, layout: Layout | None, **weights: float
 ) -> LayoutOCRScore:

@@ -22,15 +22,15 @@ from callbacks.ocr_engine import Engine, PaddleEngine, Picture
 from callbacks.ocr_layout import (
     Layout,
     Layouts,
-    Reader,
     Reading,
     glyphs,
     plainly,
     read_layouts,
-    replaced_layout,
+    reference_layout,
     score_where_due,
 )
-from callbacks.ocr_models import Model, model, offline_models
+from callbacks.ocr_models import model, offline_models
+from callbacks.ocr_reader import engine_process
 from callbacks.ocr_worker import EngineError, EngineProcess
 from callbacks.reward import RewardCallback
 from firered_lit.batch import EditBatch
@@ -157,7 +157,9 @@ class OCRReward(RewardCallback):
         layout_ocr_reward([], "x", text_weight=text_weight, layout_weight=layout_weight, gate=gate)  # refuses early
         self.weights = {"text_weight": text_weight, "layout_weight": layout_weight, "gate": gate}
         self.tasks = None if tasks is None else frozenset(tasks)
-        self.detection, self.recognition = (m and model(m) for m in (detection, recognition))
+        self.detection, self.recognition = detection, recognition
+        for name in filter(None, (detection, recognition)):
+            model(name)  # refuses early
         self.threads, self.batch, self.chunk, self.limit, self.max_side = threads, batch, chunk, limit, max_side
         self.processes = 1
         self.engine: EngineProcess | None = None
@@ -241,25 +243,20 @@ class OCRReward(RewardCallback):
         """Layouts of these samples: as `prepare` has read them, else each picture is read once. A reference that cannot
         be read leaves the text alone."""
 
-        return [asked.layouts[i] or self._read_layout(partial(self._read, engine), asked, i) for i in known]
-
-    def _read_layout(self, read: Reader, asked: "Asked", i: int) -> Layout | None:
-        target, source, replaced, text = asked.targets[i], asked.sources[i], asked.replaced[i], asked.texts[i] or ""
-        layout = None if target is None else self._layouts.of(target, text, read)
-        if replaced and source is not None and not (layout and layout.shows(text)):
-            found = self._layouts.of(source, replaced, read)
-            chars = found and replaced_layout(found.chars, replaced, text)
-            return Layout(chars, source.shape[:2]) if chars else None
-        return layout
+        read = partial(self._read, engine)
+        return [
+            asked.layouts[i]
+            or reference_layout(
+                self._layouts, read, asked.targets[i], asked.sources[i], asked.texts[i] or "", asked.replaced[i]
+            )
+            for i in known
+        ]
 
     def _engine(self) -> EngineProcess:
         if self.engine is None:
-            if self.detection is None or self.recognition is None:
-                offline = offline_models(cache_folder())
-                self.detection, self.recognition = self.detection or offline[0], self.recognition or offline[1]
-            options = {"threads": self.threads or _threads(self.processes), "batch": self.batch}
-            models = {"detection": _plain(self.detection), "recognition": _plain(self.recognition)}
-            self.engine = EngineProcess(options | models | {"max_side": self.max_side}, limit=self.limit)
+            threads = self.threads or _threads(self.processes)
+            options = {"threads": threads, "batch": self.batch, "max_side": self.max_side}
+            self.engine = engine_process(self.detection, self.recognition, options, self.limit)
         return self.engine
 
 
@@ -274,7 +271,3 @@ class Asked:
     sources: list[Picture | None]
     layouts: list[Layout | None]
     statistics: dict[str, Tensor]
-
-
-def _plain(one: Model) -> tuple[str, str]:
-    return one.name, str(one.folder or "")

@@ -66,6 +66,8 @@ def fit(
         stage.start_from(start_folder(run.start_from, folder, stage.base))
     if getattr(trainer, "keywords", {}).get("precision") in ("bf16-true", "16-true"):
         raise UserError("trainer.precision: for half weights set stage.backbone.dtype=bfloat16 and keep 32-true here")
+    if getattr(trainer, "keywords", {}).get("gradient_clip_val") and not stage.automatic_optimization:
+        raise UserError("trainer.gradient_clip_val: this stage clips by itself, by stage.gradient_clip; set it to null")
     check = getattr(data, "check", None)
     if check:
         check(stage.base)

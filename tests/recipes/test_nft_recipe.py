@@ -66,6 +66,7 @@ def test_the_lora_recipe_runs_with_everything_and_exports(world: Path, tmp_path:
     run = tmp_path / "run"
     fit = ["fit", "--recipe", "recipes/tiny/nft_lora.yaml", f"data.root={world}", f"run.dir={run}"]
     fit += ["trainer.max_steps=2", "run.validate_every=2", "callbacks.reward_grid.every=2", "data.held_out_max=1"]
+    fit += ["stage.group_size=2", "data.groups=2", "stage.preview.steps=1", "data.workers=0"]
     assert main(fit) == 0
     assert (run / "rollouts" / "step_00000002.png").exists()
     assert (run / "samples" / "step_00000002.png").exists()
@@ -78,6 +79,7 @@ REFUSED = {
     "stage.group_size=1": "at least 2",
     "stage.weights={ocr: 1.0}": "name each reward once",
     "data.groups=0": "data.groups=0",
+    "trainer.gradient_clip_val=1.0": "trainer.gradient_clip_val: this stage clips by itself",
 }
 
 

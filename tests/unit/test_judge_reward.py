@@ -4,16 +4,14 @@ import base64
 import io
 import json
 import logging
-import math
 import socket
-import threading
 import time
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import lightning as L
 import pytest
 import torch
+from moody_judge import SHARES, Moody, answer, fine, hang_up, late, says, status, wordless
 from PIL import Image
 
 from callbacks.judge_prompt import FOLDER, Question, read_prompt
@@ -25,7 +23,6 @@ from firered_lit.models.conditioning import show
 from firered_lit.rewards.judge import expected_score
 from firered_lit.rewards.protocol import Reward
 
-SHARES = {"5": 0.5, "4": 0.3, "3": 0.1, "2": 0.06, "1": 0.03, "0": 0.01}
 EXPECTED = sum(float(k) * v for k, v in SHARES.items()) / 5
 
 
@@ -45,90 +42,6 @@ def batch(count=1, instructions=None, sources=None):
     given["instructions"] = ("make it red",) * count if instructions is None else instructions
     given["sources"] = (picture(*[0.0] * count),) if sources is None else sources
     return EditBatch(torch.zeros(count, 16, 4, 4), Condition(text, ()), tasks=("t",) * count, **given)
-
-
-def entry(token, shares=None):
-    shares = shares or {token: 1.0}
-    top = [{"token": t, "logprob": math.log(p)} for t, p in shares.items()]
-    return {"token": token, "logprob": math.log(shares[token]), "top_logprobs": top}
-
-
-def answer(shares=SHARES, text="It is red. Score: "):
-    first = max(shares, key=shares.get)
-    content = [entry(word) for word in text.split(" ") if word]
-    content = [replace_token(c, f"{c['token']} ") for c in content]
-    content.append(entry(first, shares))
-    return {"choices": [{"message": {"content": text + first}, "logprobs": {"content": content}}]}
-
-
-def replace_token(item, token):
-    return item | {"token": token}
-
-
-class Moody(ThreadingHTTPServer):
-    """Answers each request by the next of `moods`; the last one stays."""
-
-    daemon_threads = True
-
-    def __init__(self, moods, port=0):
-        self.moods, self.requests, self.lock = list(moods), [], threading.Lock()
-        super().__init__(("127.0.0.1", port), Handler)
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def stop(self):
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.requests.append((self.path, body, dict(self.headers)))
-            mood = self.server.moods.pop(0) if len(self.server.moods) > 1 else self.server.moods[0]
-        mood(self, body)
-
-    def say(self, data, code=200):
-        data = data if isinstance(data, bytes) else json.dumps(data).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
-def fine(handler, body):
-    handler.say(answer())
-
-
-def status(code):
-    return lambda handler, body: handler.say({"error": "sorry"}, code)
-
-
-def says(data):
-    return lambda handler, body: handler.say(data)
-
-
-def late(seconds):
-    def mood(handler, body):
-        time.sleep(seconds)
-        fine(handler, body)
-
-    return mood
-
-
-def hang_up(handler, body):
-    handler.connection.shutdown(socket.SHUT_RDWR)
-
-
-def wordless(handler, body):
-    handler.say({"choices": [{"message": {"content": "Score: 4"}}]})
 
 
 @pytest.fixture

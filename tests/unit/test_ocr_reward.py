@@ -307,7 +307,9 @@ def batch(texts, images=None, pixels=None, **more):
         def __len__(self):
             return count
 
-    return Batch(target_texts=tuple(texts), pixels=pixels, **given | more)
+    given |= more
+    source = given["sources"][0] if given["sources"] else None
+    return Batch(target_texts=tuple(texts), pixels=pixels, source=source, **given)
 
 
 def stack(*images):
@@ -481,5 +483,5 @@ def test_images_wait_in_line_for_one_engine(faulty):
 
 
 def test_the_offline_models_are_shared_by_all(reward):
-    reward._engine()
-    assert reward.detection.folder.is_relative_to(cache_folder())
+    _, folder = reward._engine().options["detection"]
+    assert Path(folder).is_relative_to(cache_folder())
