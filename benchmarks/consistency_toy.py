@@ -32,23 +32,23 @@ SIDE, ROWS, RATE, EVERY, POINTS = 64, 4, 2e-3, 20, 4
 Curve = list[tuple[float, float]]  # cosine, flow matching loss
 
 
-def edits(base: Base, seed: int) -> EditBatch:
+def edits(base: Base, seed: int, rows: int = ROWS) -> EditBatch:
     """Edits of one source with a thing or two in the target, as latents, with the things' boxes."""
     samples = [synthetic.edit(seed, number) for number in range(40)]
-    samples = [sample for sample in samples if len(sample.sources) == 1][:ROWS]
+    samples = [sample for sample in samples if len(sample.sources) == 1][:rows]
     images = [[synthetic.draw(s.target), synthetic.draw(s.sources[0])] for s in samples]
     images = [[image.resize((SIDE, SIDE)) for image in pair] for pair in images]
     codec, conditioner = base.codec(), base.conditioner()
     target, source = (codec.encode(torch.stack([to_pixels(pair[i]) for pair in images])) for i in (0, 1))
     text = conditioner.encode([s.en for s in samples], [[p[1]] for p in images], base.sizes.condition_area)
-    regions = torch.full((ROWS, 2, 2, 2), torch.nan)
+    regions = torch.full((rows, 2, 2, 2), torch.nan)
     for i, sample in enumerate(samples):
         scale = torch.tensor([SIDE / sample.target.canvas[0], SIDE / sample.target.canvas[1]])
         for k, found in enumerate(synthetic.boxes(sample.target)):
             regions[i, k] = torch.tensor(found["box"]).reshape(2, 2) * scale
-    slots = tuple(range(ROWS))
+    slots = tuple(range(rows))
     return EditBatch(
-        target, Condition(Text.pad(text), (source,)), tuple(map(str, slots)), 0, slots, ROWS, regions=regions
+        target, Condition(Text.pad(text), (source,)), tuple(map(str, slots)), 0, slots, rows, regions=regions
     )
 
 

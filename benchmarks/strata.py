@@ -2,10 +2,10 @@
 
     python benchmarks/strata.py [--steps 200] [--slots 8 32 128] [--model-steps 300]
 
-The same loss at independent and at stratified uniforms, through the law of supervised fine-tuning. First a fixed toy
-model, whose loss depends on sigma alone and is known: E ||v_theta - v||^2 of the best predictor of Gaussian data. Then
-the tiny transformer, trained for 150 steps on one edit and then fixed, with that edit in every slot: the noise differs
-from slot to slot and step to step, as in training, and what it adds is not for strata to remove.
+The same loss at independent and at stratified uniforms, with the uniform law. First a toy model whose loss depends on
+sigma alone and is known: E ||v_theta - v||^2 of the best predictor of Gaussian data. Then the tiny transformer, trained
+for 150 steps on one edit and then fixed, with that edit in every slot: the noise differs from slot to slot and step to
+step, as in training, and what it adds is not for strata to remove.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch import Tensor
 from firered_lit.batch import Condition, Text
 from firered_lit.draws import gaussian, generator
 from firered_lit.flow.path import interpolate, velocity
-from firered_lit.flow.timesteps import logit_normal, stratified_uniform
+from firered_lit.flow.timesteps import stratified_uniform, uniform
 from firered_lit.losses.flow_matching import flow_matching_loss
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.qwen_image import velocity as predict
@@ -53,7 +53,7 @@ class TinyLoss:
         optimizer = torch.optim.AdamW(self.transformer.parameters(), lr=2e-3)
         for step in range(steps):
             optimizer.zero_grad()
-            self.losses(logit_normal(stratified(step, 8)), -1 - step).mean().backward()
+            self.losses(uniform(stratified(step, 8)), -1 - step).mean().backward()
             optimizer.step()
 
     def losses(self, sigma: Tensor, step: int) -> Tensor:
@@ -70,7 +70,7 @@ class TinyLoss:
 
 def variance(loss: Callable[[Tensor, int], Tensor], draw: Draw, slots: int, steps: int) -> float:
     """Of the batch-mean loss over steps."""
-    return float(torch.stack([loss(logit_normal(draw(s, slots)), s).mean() for s in range(steps)]).var())
+    return float(torch.stack([loss(uniform(draw(s, slots)), s).mean() for s in range(steps)]).var())
 
 
 def main() -> None:

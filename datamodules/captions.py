@@ -32,7 +32,10 @@ class Captions:
             there = {key.split("/")[place] for key in present}
             absent = [key for key, weight in weights.items() if weight and key not in there]
             if absent:
-                raise UserError(f"data.{name}: no sample has {absent[0]!r}; there is {', '.join(sorted(there))}")
+                held = ", ".join(sorted(there))
+                raise UserError(
+                    f"data.{name}: no sample has {absent[0]!r}; there is {held}: give weights to those alone"
+                )
 
     def draw(self, instructions: Mapping[str, str], *key: object) -> str:
         """The key of the text of one visit, drawn by `key`. A sample with nothing that has weight shows what it has."""

@@ -1,10 +1,11 @@
 """The VAE's decoder with a gradient, for parts of a picture: a loss on regions needs no more of 1024 px."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import conv2d, silu
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
@@ -94,9 +95,31 @@ def _run(layer: Callable[[Tensor], Tensor], x: Tensor, checkpointed: bool) -> Te
     return checkpoint(layer, x, use_reentrant=False) if checkpointed and x.requires_grad else layer(x)
 
 
+def _first_layers(decoder: nn.Module, x: Tensor) -> Tensor:
+    """Up to the end of the middle block."""
+    first, *others = decoder.mid_block.resnets
+    x = _residual(first, _frame(decoder.conv_in, x))
+    for attention, block in zip(decoder.mid_block.attentions, others):
+        x = _residual(block, attention(x))
+    return x
+
+
 def _layers(decoder: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """What follows the middle block, on a single frame."""
+    """What follows the middle block."""
     for block in decoder.up_blocks:
-        yield from block.resnets
+        yield from (partial(_residual, layer) for layer in block.resnets)
         yield from block.upsamplers or ()
-    yield lambda x: decoder.conv_out(silu(decoder.norm_out(x)))
+    yield lambda x: _frame(decoder.conv_out, silu(decoder.norm_out(x)))
+
+
+def _residual(block: nn.Module, x: Tensor) -> Tensor:
+    """A residual block of the decoder, on a single frame."""
+    same = isinstance(block.conv_shortcut, nn.Identity)
+    h = _frame(block.conv1, silu(block.norm1(x)))
+    return (x if same else _frame(block.conv_shortcut, x)) + _frame(block.conv2, silu(block.norm2(h)))
+
+
+def _frame(conv: nn.Module, x: Tensor) -> Tensor:
+    """A causal convolution on a single frame (B, C, 1, h, w): frames before it are zero, and need no products."""
+    wide, _, high, *_ = conv._padding
+    return conv2d(x[:, :, 0], conv.weight[:, :, -1], conv.bias, padding=(high, wide))[:, :, None]
