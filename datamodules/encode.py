@@ -16,11 +16,12 @@ from firered_lit.models.conditioning import UNCONDITIONAL
 from firered_lit.models.family import Base
 
 from . import masks
-from .chunks import Sample
 from .canonical import canonical
+from .chunks import Sample
 from .crops import Cropped, from_png
 from .faces import Faces
 from .instruction import choices, droppable_references, reworded
+from .reading import Reader, layout_of
 from .records import Record, Refusal
 
 __all__ = ["DTYPES", "Encoder", "from_png"]
@@ -39,7 +40,8 @@ class Encoder:
 
     orders: in how many orders of its references a sample's texts are encoded, at most. batch: images of one shape, and
     samples with all their prompts, that go through a model at a time. faces: finds regions where a record names none.
-    aligned: training draws orders of the references, whether their texts are encoded here or then.
+    aligned: training draws orders of the references, whether their texts are encoded here or then. reader: reads where
+    the words of a target stand.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Encoder:
         batch: int = 1,
         faces: Faces | None = None,
         aligned: bool = False,
+        reader: Reader | None = None,
     ) -> None:
         self.aligned = aligned or orders > 1
-        self.faces = faces
+        self.faces, self.reader = faces, reader
         self.sizes, self.dtype, self.orders, self.batch = base.sizes, DTYPES[dtype], orders, batch
         self.codec = base.codec(device, self.dtype)
         self.conditioner = base.conditioner(device, self.dtype)
@@ -113,6 +116,8 @@ class Encoder:
         meta |= {name: text for name in ("replaced_text", "requirement") if (text := getattr(record, name))}
         meta |= {"order": cropped.order} if cropped.order else {}
         meta |= {"captions": record.captions} if self.aligned and any(record.captions) else {}
+        if self.reader and (layout := layout_of(cropped, self.reader)):
+            meta |= {"text_layout": layout}
         if record.regions or cropped.regions:
             meta |= {"regions": cropped.regions, "left_crop": max(0, len(record.regions) - len(cropped.regions))}
         return meta

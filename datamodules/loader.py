@@ -177,6 +177,7 @@ def collate(
         target_texts=tuple(sample.meta.get("target_text") or None for sample in samples),
         replaced_texts=tuple(sample.meta.get("replaced_text") or None for sample in samples),
         requirements=tuple(sample.meta.get("requirement") or None for sample in samples),
+        layouts=tuple(sample.meta.get("text_layout") for sample in samples),
         known=all("target" in sample.tensors for sample in samples),
         regions=regions.stacked([sample.meta.get("regions", ()) for sample in samples]),
         mask=masks.stacked([sample.tensors for sample in samples]),

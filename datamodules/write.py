@@ -20,6 +20,7 @@ from .encode import DTYPES, Encoder
 from .faces import Faces
 from .images import MAX_PIXELS
 from .parts import Parts, at_work, in_turn, made_from
+from .reading import Reader
 from .records import Record, Refusal, rows
 from .tables import survey
 from .work import Row, Tally, Work
@@ -45,6 +46,7 @@ def prepare(
     batch: int = 4,
     workers: int = 4,
     faces: str | None = None,
+    reader: Reader | None = None,
     allow_urls: bool = False,
     max_pixels: int = MAX_PIXELS,
     seed: int = 0,
@@ -61,7 +63,8 @@ def prepare(
     max_orders; "online" leaves those to the training. part_rows: rows that a kill can lose. dtype: of the encoders and
     of what is stored. device: "auto" takes CUDA when there is one. batch: rows that are encoded
     together; another number gives the same samples but for rounding. workers: threads that open and crop images. faces:
-    weights of a face detector, which finds regions for rows that name none, see `datamodules.faces`.
+    weights of a face detector, which finds regions for rows that name none, see `datamodules.faces`. reader: reads
+    where the words of `target_text` stand, for OCR rewards, see `datamodules.reading`.
     shard, num_shards: this process makes every num_shards-th part, from part `shard` on; others, on any machine that
     shares `out`, make the rest, and the last one to finish merges all.
     Run again, it goes on; a finished folder is left as it is. Raises UserError.
@@ -77,6 +80,7 @@ def prepare(
     options |= {"held_out": held_out, "keep_images": keep_images, "inverse": inverse, "part_rows": part_rows}
     options |= {"layout": layout} if layout else {}
     options |= {"faces": detector.digest} if detector else {}
+    options |= {"reader": reader.identity} if reader else {}
     mode = "online" if alignment == "online" else "cached" if alignment else "none"
     if mode == "online" and not keep_images:
         raise UserError("alignment=online: training shows the pictures to the text encoder; set keep_images=true")
@@ -96,7 +100,7 @@ def prepare(
             tally.add(parts.read(number))
         with tqdm(total=mine, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05) as tally.bar:
             where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-            encoder = Encoder(base, dtype, where, options["orders"], batch, detector, bool(alignment))
+            encoder = Encoder(base, dtype, where, options["orders"], batch, detector, bool(alignment), reader)
             some = rows(source, inverse=inverse, layout=layout, wanted=lambda number: False)
             _say_sizes(islice(some, 256), count, partial(encoder.estimate, keep_images=keep_images), folder)
             chosen = partial(_held_out, share=held_out, seed=seed)

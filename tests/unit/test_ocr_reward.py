@@ -1,5 +1,6 @@
 """OCR reward: real PaddleOCR on drawn and on real text; its process killed, hung and broken."""
 
+import json
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from callbacks.image_statistics import image_statistics
 from callbacks.ocr_engine import alike, cells_between, reading_order
 from callbacks.ocr_layout import Layout, Layouts, read_layouts, replaced_layout, score_reading, score_where_due
 from callbacks.ocr_models import model, offline_models
+from callbacks.ocr_reader import LayoutReader
 from callbacks.ocr_reward import OCRReward, default_engine, picture, score_images
 from callbacks.ocr_worker import EngineError, EngineProcess
 from firered_lit.errors import UserError
@@ -337,6 +339,33 @@ def test_submit_does_not_wait_and_gives_what_the_notebook_gives(reward):
     assert scores.terms["layout"][0] > 0.9 > 0.3 > scores.terms["layout"][1]
     assert set(scores.terms) == {"text", "layout", "dark", "edges", "entropy", "glyph_height", "glyph_ratio"}
     assert scores.terms["glyph_ratio"][1] > 2 > scores.terms["glyph_ratio"][0]
+
+
+@pytest.fixture(scope="module")
+def reader(reward):
+    """With the reward's engine: another takes seconds to build."""
+    reader = LayoutReader()
+    reader.engine = reward._engine()
+    return reader
+
+
+def test_a_layout_that_prepare_has_read_is_not_read_again(reward, reader):
+    shown = variants(3, *CASES[3])
+    plain = json.loads(json.dumps(reader(shown[0], None, CASES[3][0], "")))
+    before = reward._layouts.read
+    known = batch([CASES[3][0]] * 3, pixels=stack(shown[4]).expand(3, -1, -1, -1), layouts=(plain,) * 3)
+    scores = reward.submit(stack(*shown[:3]), known).result(120)
+    assert reward._layouts.read == before, "the target's picture is not even looked at"
+    expected = [float(s) for s in score_images(shown[:3], [CASES[3][0]] * 3, [shown[0]] * 3)]
+    assert scores.value.tolist() == pytest.approx(expected, abs=5e-3)
+
+
+def test_a_reader_takes_the_place_of_the_words_replaced_and_says_nothing_of_what_is_not_there(reader):
+    source = write(paper((512, 200)), "Sold Out", (256, 100), 30)
+    place = reader(None, source, "Open Daily", "Sold Out")
+    assert "".join(char[0] for char in place["chars"]) == "Open Daily"
+    assert all(80 < y + h / 2 < 120 for _, _, y, _, h, _ in place["chars"])
+    assert reader(source, source, "Open Daily", "") is None
 
 
 def test_a_task_without_target_text_is_counted_and_said_once(reward, caplog):
