@@ -137,3 +137,14 @@ def test_gradients_of_zero_are_no_usual_ones():
 def test_nonsense_is_refused(given):
     with pytest.raises(UserError, match=r"stage\.guard"):
         Guard(**given)
+
+
+def test_reinforcement_leaves_its_steps_out_too(tmp_path):
+    from test_nft_stage import fit, fresh, same, stage, weights
+
+    module = stage()
+    losses = module.losses
+    module.losses = lambda points, *rest: losses(points, *rest) * NAN
+    module, watch = fit(tmp_path, module, steps=2)
+    assert [numbers["train/skipped"] for numbers in watch.numbers] == [1, 2]
+    assert same(weights(module), weights(fresh()))
