@@ -1,4 +1,4 @@
-"""From a row's face to the encoder's canvas: turned, scaled and cropped pictures show the same face in the same place."""
+"""From a row's face to the encoder's canvas: turned, scaled and cropped pictures show one face in one place."""
 
 import math
 
