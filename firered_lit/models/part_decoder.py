@@ -38,9 +38,7 @@ def decode_parts(
     decoder, margin = codec.vae.decoder, reach(codec.vae.decoder)
     rows, place = owner.to(latents.device).unique(return_inverse=True)
     z = latents[rows].to(codec.mean) * codec.std + codec.mean
-    trunk = _run(
-        lambda x: decoder.mid_block(decoder.conv_in(x)), codec.vae.post_quant_conv(z[:, :, None]), checkpointed
-    )
+    trunk = _run(partial(_first_layers, decoder), codec.vae.post_quant_conv(z[:, :, None]), checkpointed)
     found: dict[int, Part] = {}
     for row, crop, members in _crops(place.tolist(), boxes.tolist(), trunk.shape[-2:], codec.factor, margin):
         x = trunk[row : row + 1, ..., crop[1] : crop[3], crop[0] : crop[2]]
