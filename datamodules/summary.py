@@ -156,9 +156,11 @@ def table(folder: str | os.PathLike[str], capacity: int | None = None) -> Iterat
         if not index.buckets:
             continue
         full = capacity or FULL * max(bucket.tokens for bucket in index.buckets)
-        plan = BatchPlan(index, capacity=full, plan_ranks=1, seed=0).table()
+        planned = BatchPlan(index, capacity=full, plan_ranks=1, seed=0)
+        plan, left = planned.table(), len(planned.left_out(0).rows)
         empty = 1 - sum(line.samples * line.tokens for line in plan) / (full * sum(line.batches for line in plan))
         yield f"{split}: {len(index)} samples in {len(plan)} buckets, capacity {full} tokens, {empty:.1%} of it unused"
+        yield f"  an epoch of one process leaves out {left} of them ({left / len(index):.1%}), others each time"
         yield f"  {'samples':>9} {'batch':>6} {'tokens':>7} {'waste':>6}  bucket"
         for line in sorted(plan, key=lambda line: -line.samples):
             yield f"  {line.samples:>9} {line.batch:>6} {line.tokens:>7} {line.waste:>6.1%}  {line.bucket}"

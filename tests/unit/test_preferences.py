@@ -19,6 +19,7 @@ from firered_lit.batch import PreferenceBatch
 from firered_lit.errors import UserError
 from firered_lit.models.codec import to_pixels
 from firered_lit.models.family import open_base
+from firered_lit.models.sizes import Sizes
 
 OWN = {"source_image": "s.png", "chosen_image": "w.png", "rejected_image": "l.png", "instruction": "red"}
 EDIT_REWARD = {"path_src": "s.png", "path1": "w.png", "path2": "l.png", "prompt": "red"}
@@ -198,6 +199,31 @@ def test_pairs_and_edits_go_through_one_loader_and_plan(root):
     for a, b in zip(islice(pairs, 9), edits):
         assert (a.ids, a.slots, a.step, a.instructions) == (b.ids, b.slots, b.step, b.instructions)
         assert torch.equal(a.target, b.target)
+
+
+def test_rows_of_several_images_become_several_samples(tmp_path):
+    """Pico-Banana's pairs share their winner, ImgEdit's edits their source; a row is prepared whole or not at all."""
+    for seed, name in enumerate(["s", "t", "l", "m"]):
+        picture(tmp_path, f"{name}.png", seed=seed)
+    pico = {"local_input_image": "s.png", "output_image": "t.png", "rejected_images": ["l.png", "m.png"], "text": "red"}
+    bad = pico | {"id": "b", "rejected_images": ["l.png", "x.png"]}
+    source = write(tmp_path / "pico.jsonl", pico | {"id": "a"}, bad)
+    sizes = Sizes(64 * 64, 64 * 64, 56 * 56)
+    options = {"model": "tiny", "sizes": sizes, "held_out": 0.0, "device": "cpu", "max_refused": 0.5}
+    prepare(str(source), str(tmp_path / "pairs"), **options)
+    found = samples(tmp_path / "pairs")
+    assert list(found) == ["a.0", "a.1"]
+    first, second = found.values()
+    assert torch.equal(first.tensors["target"], second.tensors["target"])
+    assert not torch.equal(first.tensors["loser"], second.tensors["loser"])
+    (batch,) = islice(PreferenceDataModule(str(tmp_path / "pairs"), capacity=128, workers=0).train_dataloader(), 1)
+    assert sorted(batch.ids) == ["a.0", "a.1"]
+    edits = {"input_images": ["s.png"], "output_images": ["t.png", "l.png"], "prompt": "red", "id": "c"}
+    prepare(str(write(tmp_path / "imgedit.jsonl", edits)), str(tmp_path / "edits"), **options)
+    first, second = samples(tmp_path / "edits").values()
+    assert (first.id, second.id) == ("c.0", "c.1")
+    assert torch.equal(first.tensors["reference.0"], second.tensors["reference.0"])
+    assert not torch.equal(first.tensors["target"], second.tensors["target"])
 
 
 def test_edits_without_a_loser_are_refused(tmp_path):

@@ -416,7 +416,7 @@ def test_sizes_are_said_before(made, tmp_path, capsys):
     assert 0.5 < said / there < 3 or said == round(there)
 
 
-def forked(source, out):
+def forked(source, out, **options):
     """A process that prepares; the models' modules are loaded here already."""
     child = os.fork()
     if child:
@@ -424,7 +424,7 @@ def forked(source, out):
     with contextlib.suppress(BaseException):
         for number in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-        make(source, out)
+        make(source, out, **options)
         os._exit(0)
     os._exit(1)
 
