@@ -11,17 +11,24 @@ Split = Literal["train", "held_out"]
 HELD_OUT_SHARE = 8  # one combination of so many is never trained on
 
 
-def edit(seed: int, number: int, split: Split = "train", families: Sequence[str] = tuple(FAMILIES)) -> Edit:
+def edit(
+    seed: int,
+    number: int,
+    split: Split = "train",
+    families: Sequence[str] = tuple(FAMILIES),
+    references: int | None = None,
+) -> Edit:
     """Sample `number` of the world of `seed`; the families take turns.
 
     Combinations (of shape, colour and family; words; looks and what they are done to) belong to one side of the split,
-    whatever the seed, so a held-out edit is one whose like was never trained on.
+    whatever the seed, so a held-out edit is one whose like was never trained on. references: of a composition, else as
+    it is drawn.
     """
     task = families[number % len(families)]
     rng = chooser("learning world", seed, split, task, number)
     while True:
         found = FAMILIES[task](rng)
-        if (split == "held_out") == held_out(found):
+        if references in (None, len(found.sources)) and (split == "held_out") == held_out(found):
             return found
 
 

@@ -1,0 +1,225 @@
+"""What a model of the learning world has learned: held-out correctness by family, as numbers, table and plot.
+
+    python benchmarks/learning.py evaluate --model MODEL --out pretrained.json
+    python benchmarks/learning.py report --results pretrained.json sft.json --names pretrained SFT --out docs/learning
+    python benchmarks/learning.py pairs --model MODEL --count 2000 --out DIR
+
+MODEL is a base's name or a folder that `export` wrote. `evaluate` draws edits of combinations that were never trained
+on and judges each against its exact answer. `pairs` writes what the model does wrong beside what is right, in the
+layout of preferences that `prepare` reads.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from callbacks.correctness import Correctness
+from datamodules.world.families import FAMILIES, Edit
+from datamodules.world.sample import Split, edit
+from datamodules.world.scene import draw
+from datamodules.world.stream import SHAPES, Encoders, Place
+from firered_lit.batch import EditBatch
+from firered_lit.draws import gaussian
+from firered_lit.flow.sampler import schedule
+from firered_lit.models.codec import to_image
+from firered_lit.models.family import Base, open_base
+from firered_lit.models.sampling import sample
+
+EASY = ("color", "remove", "background", "viewpoint")
+Z = 1.959964  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base with its weights, and how it draws."""
+
+    base: Base
+    encoders: Encoders
+    transformer: Any
+    steps: int
+
+    @staticmethod
+    def open(name: str, steps: int) -> "Model":
+        base = open_base(name)
+        return Model(base, Encoders(base), base.transformer().eval(), steps)
+
+    def edits(self, batch: EditBatch) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]; the noise is keyed by the sample."""
+        noise = torch.cat([gaussian(batch.target.shape[1:], (0,), "learning", name) for name in batch.ids])
+        tokens = batch.target.shape[-2] * batch.target.shape[-1] // 4
+        sigmas = schedule(self.steps, tokens, self.base.scheduler_config)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = sample(self.transformer, noise, sigmas, batch.condition)
+        return self.encoders.codec.decode(latents.float())
+
+
+def batches(
+    model: Model, family: str, count: int, seed: int, split: Split, size: int = 32
+) -> Iterator[tuple[list[Edit], EditBatch]]:
+    """`count` edits of a family with their batches; both languages in turn. Compositions take their numbers in turn."""
+    numbers = sorted(set(SHAPES.get(family, (1,))))
+    for place, references in enumerate(numbers):
+        own = range(place, count, len(numbers))
+        for start in range(0, len(own), size):
+            found = [edit(seed, i, split, (family,), references) for i in own[start : start + size]]
+            keys = ["original/cn" if i % 4 > 1 else "original/en" for i in own[start : start + size]]
+            names = [f"{split}-{seed}-{family}-{i}" for i in own[start : start + size]]
+            drawn = list(zip(found, names, keys, strict=True))
+            spots = Place(0, tuple(range(len(found))), len(found))
+            yield found, model.encoders.batch(drawn, spots, pictured=True)
+
+
+def evaluate(model: Model, each: int, seed: int, families: Sequence[str], split: Split = "held_out") -> dict[str, Any]:
+    """{family: {"count", "correct", terms...}}; terms are means."""
+    judge, found = Correctness(), {}
+    for family in families:
+        scores = [judge.submit(model.edits(b), b).result() for _, b in batches(model, family, each, seed, split)]
+        values = torch.cat([score.value for score in scores])
+        names = sorted({name for score in scores for name in score.terms if "/" not in name})
+        terms = {name: torch.cat([s.terms[name] for s in scores if name in s.terms]).nanmean() for name in names}
+        found[family] = {"count": len(values), "correct": int(values.sum())}
+        found[family] |= {name: round(float(term), 4) for name, term in terms.items()}
+        print(f"{family:<12}{found[family]['correct']:>5} of {len(values)}", flush=True)
+    return found
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share, as Wilson (1927) computes it."""
+    share, z2 = correct / count, Z * Z
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Markdown: a row per family, a column per model; shares with their intervals, in percent."""
+    families = [f for f in FAMILIES if any(f in result["families"] for result in results)]
+    lines = ["| family | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for family in [*families, "all"]:
+        cells = [cell(*tally(result["families"], families if family == "all" else [family])) for result in results]
+        lines.append(f"| {family} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def tally(families: dict[str, Any], names: Sequence[str]) -> tuple[int, int]:
+    """(right, drawn) over some families."""
+    found = [families[name] for name in names if name in families]
+    return sum(one["correct"] for one in found), sum(one["count"] for one in found)
+
+
+def cell(correct: int, count: int) -> str:
+    if not count:
+        return ""
+    low, high = wilson(correct, count)
+    return f"{100 * correct / count:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Bars by family, a colour per model, with their intervals."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    families = [f for f in FAMILIES if any(f in result["families"] for result in results)]
+    figure, axes = pyplot.subplots(figsize=(1.0 * len(families) + 2, 4), layout="constrained")
+    width = 0.8 / len(results)
+    for k, (result, name) in enumerate(zip(results, names, strict=True)):
+        counts = [tally(result["families"], [family]) for family in families]
+        shares = [right / max(drawn, 1) for right, drawn in counts]
+        bounds = [wilson(right, drawn) if drawn else (0.0, 0.0) for right, drawn in counts]
+        errors = [
+            [max(0, s - low) for s, (low, _) in zip(shares, bounds)],
+            [max(0, high - s) for s, (_, high) in zip(shares, bounds)],
+        ]
+        places = [i + (k - (len(results) - 1) / 2) * width for i in range(len(families))]
+        axes.bar(places, shares, width, yerr=errors, label=name, capsize=2)
+    axes.set_xticks(range(len(families)), families, rotation=40, ha="right")
+    axes.set(ylim=(0, 1), ylabel="correct, held-out combinations")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def report(paths: Sequence[Path], names: Sequence[str], out: Path) -> None:
+    """`out`/report.md and `out`/correctness.png from the files that `evaluate` wrote."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    out.mkdir(parents=True, exist_ok=True)
+    plot(results, names, out / "correctness.png")
+    each = max(one["count"] for one in results[0]["families"].values())
+    said = f"Correct edits of held-out combinations, percent with 95 % intervals; {each} of each family."
+    head = f"# What was learned\n\n{said}\n\n"
+    (out / "report.md").write_text(head + table(results, names) + "\n![by family](correctness.png)\n", encoding="utf-8")
+    print(f"{out / 'report.md'}")
+
+
+def pairs(model: Model, count: int, seed: int, families: Sequence[str], out: Path) -> int:
+    """Write `count` pairs: the exact answer and a wrong edit of the model's. Returns how many edits were drawn."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    judge, written, drawn, first = Correctness(), 0, 0, 0
+    with (out / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        while written < count:
+            for family in families:
+                for found, batch in batches(model, family, 8, seed + first, "train"):
+                    pictures = model.edits(batch)
+                    wrong = judge.submit(pictures, batch).result().value == 0
+                    drawn += len(found)
+                    for i in wrong.nonzero().flatten().tolist()[: count - written]:
+                        line = pair(found[i], batch.ids[i], pictures[i], out)
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                        written += 1
+            first += 1
+    return drawn
+
+
+def pair(found: Edit, name: str, loser: Tensor, out: Path) -> dict[str, Any]:
+    """The row of a pair, whose pictures are written."""
+    pictures = {f"images/{name}_source{i}.png": draw(scene) for i, scene in enumerate(found.sources)}
+    sources = [*pictures]
+    pictures |= {f"images/{name}_chosen.png": draw(found.target), f"images/{name}_rejected.png": to_image(loser)}
+    for path, picture in pictures.items():
+        picture.save(out / path)
+    texts = {"instruction": found.texts["original/en"], "instruction_cn": found.texts["original/cn"]}
+    images = {"chosen_image": f"images/{name}_chosen.png", "rejected_image": f"images/{name}_rejected.png"}
+    return {"id": name, "task": found.task, "source_image": sources, **images, **texts, "held_out": False}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("evaluate", "pairs"):
+        one = verbs.add_parser(verb)
+        one.add_argument("--model", required=True)
+        one.add_argument("--out", type=Path, required=True)
+        one.add_argument("--families", default=",".join(FAMILIES))
+        one.add_argument("--steps", type=int, default=8, help="of the solver")
+        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--count", type=int, default=2000, help="pairs")
+        one.add_argument("--each", type=int, default=100, help="edits of a family")
+    last = verbs.add_parser("report")
+    last.add_argument("--results", type=Path, nargs="+", required=True)
+    last.add_argument("--names", nargs="+", required=True)
+    last.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if given.verb == "report":
+        report(given.results, given.names, given.out)
+        return
+    model, families = Model.open(given.model, given.steps), given.families.split(",")
+    if given.verb == "pairs":
+        print(f"{given.out}: {given.count} pairs of {pairs(model, given.count, given.seed, families, given.out)} edits")
+        return
+    found = {"model": given.model, "steps": given.steps, "seed": given.seed}
+    found["families"] = evaluate(model, given.each, given.seed, families)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

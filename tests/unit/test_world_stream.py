@@ -1,0 +1,89 @@
+"""Batches of the learning world, drawn as training goes: the same wherever and whenever they are made."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from callbacks.correctness import Correctness
+from datamodules.captions import Captions
+from datamodules.world.families import FAMILIES
+from datamodules.world.sample import held_out
+from datamodules.world.stream import Drawn, HeldOutWorld, WorldDataModule, WorldLoader
+from firered_lit.errors import UserError
+
+CAPTIONS = Captions({"original": 1.0}, None, 0.05)
+
+
+def drawn(families=tuple(FAMILIES), seed: int = 0) -> Drawn:
+    return Drawn("world-untrained", families, CAPTIONS, seed)
+
+
+def same(batch, other) -> bool:
+    tensors = [(batch.target, other.target), (batch.condition.text.embeddings, other.condition.text.embeddings)]
+    tensors += list(zip(batch.condition.references, other.condition.references))
+    return batch.ids == other.ids and all(torch.equal(a, b) for a, b in tensors)
+
+
+def test_every_family_comes_and_no_held_out_combination_does() -> None:
+    world = drawn()
+    loader = WorldLoader(world, 6)
+    tasks, shapes = set(), set()
+    for place in islice(loader.places(0), 120):
+        samples = [world.sample(place, slot)[0] for slot in place.slots]
+        assert len({len(found.sources) for found in samples}) == 1
+        assert not any(map(held_out, samples))
+        tasks |= {found.task for found in samples}
+        shapes |= {len(found.sources) for found in samples}
+    assert tasks == set(FAMILIES)
+    assert shapes == {1, 2, 3}
+
+
+def test_a_resumed_loader_goes_on_where_it_stopped() -> None:
+    whole = list(islice(iter(WorldLoader(drawn(), 2)), 6))
+    first = WorldLoader(drawn(), 2)
+    list(islice(iter(first), 3))
+    second = WorldLoader(drawn(), 2)
+    second.load_state_dict(first.state_dict())
+    assert all(same(a, b) for a, b in zip(whole[3:], islice(iter(second), 3)))
+    assert not same(whole[0], whole[1])
+    with pytest.raises(UserError, match="seed"):
+        WorldLoader(drawn(seed=1), 2).load_state_dict(first.state_dict())
+
+
+def test_processes_share_what_one_draws() -> None:
+    (one,) = islice(iter(WorldLoader(drawn(("color", "add")), 4)), 1)
+    halves = [next(iter(WorldLoader(drawn(("color", "add")), 2, rank, 2))) for rank in range(2)]
+    assert tuple(halves[0].ids + halves[1].ids) == one.ids
+    assert torch.equal(torch.cat([half.target for half in halves]), one.target)
+    assert one.num_slots == halves[0].num_slots == 4
+
+
+def test_held_out_batches_carry_what_scores_and_grids_need() -> None:
+    reward = Correctness()
+    for batch in HeldOutWorld(drawn(), 2):
+        (task,) = set(batch.tasks)
+        perfect, copied = (reward.submit(x, batch).result() for x in (batch.pixels, batch.sources[0]))
+        assert perfect.value.tolist() == [1, 1]
+        assert copied.value.tolist() == [0, 0]
+        assert perfect.terms[f"correct/{task}"].tolist() == [1, 1]
+        assert ("landmarks" in perfect.terms) == (task in ("portrait", "beauty"))
+        assert any(batch.target_texts) == (task == "text")
+
+
+def test_a_soft_score_grows_towards_the_target() -> None:
+    batch = next(iter(HeldOutWorld(drawn(("background",)), 2)))
+    half = torch.where(torch.arange(64) < 32, batch.pixels, batch.sources[0])
+    values = [Correctness(soft=True).submit(x, batch).result().value for x in (batch.sources[0], half, batch.pixels)]
+    assert np.all(values[0].numpy() < values[1].numpy())
+    assert np.all(values[1].numpy() < values[2].numpy())
+
+
+def test_unknown_families_and_other_encoders_are_refused() -> None:
+    from firered_lit.models.family import open_base
+
+    with pytest.raises(UserError, match="no family hats"):
+        WorldDataModule(model="world-untrained", families=["hats"])
+    with pytest.raises(UserError, match="another codec"):
+        WorldDataModule(model="world-untrained").check(open_base("tiny"))
