@@ -54,8 +54,8 @@ class SFT(Stage):
             data = self.trainer.datamodule
             if getattr(data, "summary", None) and not data.summary.get("regions"):
                 raise UserError(
-                    f"stage.consistency: no sample of data.root={data.root} has a region: name faces or boxes in the"
-                    " rows' column `regions` and prepare them again, or set stage.consistency=null"
+                    f"stage.consistency: no sample of data.root={data.root} has a region: prepare it again with a column"
+                    " `regions` in its rows or with faces=YUNET.onnx, or set stage.consistency=null"
                 )
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
