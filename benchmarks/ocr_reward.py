@@ -26,8 +26,9 @@ import cv2
 import numpy as np
 from rendered import length, paper, write
 
+from callbacks.ocr_closeup import score_where_due
 from callbacks.ocr_engine import PaddleEngine, paddle
-from callbacks.ocr_layout import cut, read_layouts, score_where_due
+from callbacks.ocr_layout import cut, read_layouts
 from callbacks.ocr_models import offline_models
 from firered_lit.draws import chooser
 from firered_lit.models.tiny import cache_folder

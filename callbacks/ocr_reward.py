@@ -18,17 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.image_statistics import image_statistics
+from callbacks.ocr_closeup import glyphs, score_where_due
 from callbacks.ocr_engine import Engine, PaddleEngine, Picture
-from callbacks.ocr_layout import (
-    Layout,
-    Layouts,
-    Reading,
-    glyphs,
-    plainly,
-    read_layouts,
-    reference_layout,
-    score_where_due,
-)
+from callbacks.ocr_layout import Layout, Layouts, Reading, plainly, read_layouts, reference_layout
 from callbacks.ocr_models import model, offline_models
 from callbacks.ocr_reader import engine_process
 from callbacks.ocr_worker import EngineError, EngineProcess

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -76,6 +77,8 @@ def test_our_prompts_are_versioned_and_hashed():
         assert prompt.marker in prompt.text
         assert "add {a} hat" in prompt.ask(" add {a} hat ")
         assert "{instruction}" not in prompt.ask("x")
+    told = (Path(__file__).resolve().parents[2] / "docs" / "rewards.md").read_text("utf-8")
+    assert all(f"| `{prompt.name}` | {prompt.version} | `{prompt.digest}` |" in told for prompt in found)
 
 
 def test_a_changed_prompt_has_another_hash_and_a_broken_one_is_refused(tmp_path):

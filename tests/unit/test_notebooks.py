@@ -60,3 +60,10 @@ def test_a_lora_is_trained_and_its_run_is_drawn(root, setting, tmp_path):
     assert "FINISHED" in text
     assert "val/loss" in text
     assert "stage.backbone.lora.rank" not in text  # one run differs from no other
+
+
+def test_the_rewards_notebook_shows_every_term(root, setting):
+    text = executed("03_rewards", root)
+    assert "drawn pages in the expected order" in text
+    assert "delta=" in text
+    assert "close up" in text

@@ -17,8 +17,9 @@ from PIL import Image
 from rendered import paper, write
 
 from callbacks.image_statistics import image_statistics
+from callbacks.ocr_closeup import score_reading, score_where_due
 from callbacks.ocr_engine import alike, cells_between, reading_order
-from callbacks.ocr_layout import Layout, Layouts, read_layouts, replaced_layout, score_reading, score_where_due
+from callbacks.ocr_layout import Layout, Layouts, read_layouts, replaced_layout
 from callbacks.ocr_models import model, offline_models
 from callbacks.ocr_reader import LayoutReader
 from callbacks.ocr_reward import OCRReward, default_engine, picture, score_images
