@@ -54,7 +54,7 @@ class SFT(Stage):
             data = self.trainer.datamodule
             if getattr(data, "summary", None) and not data.summary.get("regions"):
                 raise UserError(
-                    f"stage.consistency: no sample of data.root={data.root} has a region: prepare it again with a column"
+                    f"stage.consistency: no sample of data.root={data.root} has a region: prepare it with a column"
                     " `regions` in its rows or with faces=YUNET.onnx, or set stage.consistency=null"
                 )
 
