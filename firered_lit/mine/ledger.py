@@ -76,7 +76,7 @@ class Ledger:
         """Every line, by number."""
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(path.open("rb")) for path in self.files]
-            for i, offset in zip(self.file_of, self.offset):
+            for i, offset in zip(map(int, self.file_of), map(int, self.offset)):
                 if i >= 0:
                     files[i].seek(offset)
                     yield json.loads(files[i].readline())

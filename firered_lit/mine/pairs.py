@@ -52,10 +52,10 @@ class MixPolicy:
         _check(self, (self.win, self.lose, self.margin), self.most)
 
     def pairs(self, candidates: Sequence[Candidate]) -> list[Pair]:
-        known = [c for c in candidates if c.reward is not None]
-        winners = [c for c in known if c.expert and c.reward >= self.win]
-        losers = [c for c in known if not c.expert and c.reward <= self.lose]
-        found = (Pair(w, x, w.reward - x.reward) for w in winners for x in losers)
+        known = [(c, c.reward) for c in candidates if c.reward is not None]
+        winners = [(c, reward) for c, reward in known if c.expert and reward >= self.win]
+        losers = [(c, reward) for c, reward in known if not c.expert and reward <= self.lose]
+        found = (Pair(w, x, a - b) for w, a in winners for x, b in losers)
         return _widest((pair for pair in found if pair.gap >= self.margin), self.most)
 
 

@@ -32,7 +32,7 @@ class Task(Protocol):
     def __len__(self) -> int: ...
 
     def open(self, folder: Path) -> None:
-        """Make ready to begin items. One process in a folder at a time."""
+        """Make ready to begin items. Other processes may do so in the same folder."""
         ...
 
     def items(self, wanted: Wanted) -> Iterator[tuple[int, Any]]:
@@ -65,8 +65,7 @@ def mine(task: Task, out: str, shard: int = 0, num_shards: int = 1, recipe: Mapp
     try:
         with opened(folder, task.made_from() | judged_by(recipe), len(task), shard, num_shards) as ledger:
             if ledger.done < ledger.own:
-                with in_turn(folder):
-                    task.open(folder)
+                task.open(folder)
                 _work(task, ledger)
             ledger.read()
             if ledger.missing:
