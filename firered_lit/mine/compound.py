@@ -10,7 +10,7 @@ from typing import Any
 
 LONGEST = 600  # characters of a request
 CHINESE = re.compile(r"[\u3400-\u9fff]")
-NUMBERED = re.compile(r"(?:\b(?:picture|image|figure|photo)|图片?|第(?=\s*\d+\s*张))\s*(\d+)", re.IGNORECASE)
+NUMBERED = re.compile(r"(?:(?<![a-z])(?:picture|image|figure|photo)|图片?|第(?=\s*\d+\s*张))\s*(\d+)", re.IGNORECASE)
 
 
 class Invalid(Exception):  # noqa: N818, it carries a refusal

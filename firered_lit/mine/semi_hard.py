@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..models.family import Base, open_base
 from ..models.sampling import sample
 from ..rewards.protocol import Reward
 from ..start import start_folder
-from .ledger import AGAIN, MADE_FROM, replacing
+from .ledger import AGAIN, MADE_FROM, in_turn, replacing
 from .run import Line, Wanted
 from .scoring import Pending, Scorer
 from .spread import Band, Spread
@@ -99,9 +99,10 @@ class SemiHard:
         """Load the model."""
         base = self.base
         if self.start_from is not None:
-            base = open_base(str(start_folder(self.start_from, folder, base)))
-        weights = base.transformer(getattr(torch, self.dtype))
-        self.transformer = weights.eval().requires_grad_(False).to(self.device)
+            with in_turn(folder):  # the first one writes it, the others find it
+                base = open_base(str(start_folder(self.start_from, folder, base)))
+        transformer: Any = base.transformer(getattr(torch, self.dtype))
+        self.transformer = transformer.eval().requires_grad_(False).to(self.device)
         self.codec, self.config = base.codec(self.device), base.scheduler_config
 
     def items(self, wanted: Wanted) -> Iterator[tuple[int, tuple[Line, EditBatch]]]:
