@@ -16,6 +16,7 @@ from torch import Tensor
 
 from firered_lit.errors import UserError
 
+from .ranges import Ranges
 from .remote import Remote, patiently
 
 CHUNK_BYTES = 64 << 20
@@ -109,10 +110,11 @@ def write_chunks(folder: Path, samples: Iterable[Sample], chunk_bytes: int = CHU
 class Chunks:
     """The samples of a folder of chunks, by number. LitData maps the chunks when the first one is read.
 
-    remote: the data whose local copy the folder is; a chunk is fetched when it is first asked for.
+    remote: the data whose local copy the folder is; a chunk is fetched when it is first asked for. whole: else only
+    the parts of a sample that are asked for are fetched, and nothing is kept.
     """
 
-    def __init__(self, folder: Path, remote: Remote | None = None) -> None:
+    def __init__(self, folder: Path, remote: Remote | None = None, whole: bool = True) -> None:
         self.folder, self.remote = folder, remote
         try:
             self.chunks = json.loads((folder / INDEX).read_text())["chunks"]
@@ -121,6 +123,7 @@ class Chunks:
         self.ends = np.cumsum([chunk["chunk_size"] for chunk in self.chunks])
         self.checked: set[int] = set()
         self.dataset: StreamingDataset | None = None
+        self.ranges = Ranges(remote, self.chunks) if remote and not whole else None
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0  # not StreamingDataset's, which is a rank's share
@@ -136,7 +139,11 @@ class Chunks:
         """A sample by its number, see `unpack`. What may pass is tried again. UserError, naming chunk and sample, when
         it cannot be read."""
         try:
-            self._check(int(np.searchsorted(self.ends, position, "right")))
+            number = int(np.searchsorted(self.ends, position, "right"))
+            if self.ranges is not None:
+                place = position - int(self.ends[number]) + self.chunks[number]["chunk_size"]
+                return unpack(self.ranges.item(number, place), images, order)
+            self._check(number)
             return unpack(patiently(lambda: self._leaves(position)), images, order)
         except Exception as problem:  # LitData, safetensors and JSON each fail in their own ways on broken bytes
             reason = " ".join(str(problem).split()) or type(problem).__name__
@@ -150,8 +157,9 @@ class Chunks:
         return self.dataset[position]
 
     def _check(self, number: int) -> None:
-        """Whether the chunk is there in its full size, once; LitData would wait for a missing one."""
-        if number not in self.checked:
+        """Whether the chunk is there in its full size, once, or each time where copies make room for others; LitData
+        would wait for a missing one."""
+        if number not in self.checked or (self.remote and self.remote.limit is not None):
             chunk = self.chunks[number]
             if self.remote:
                 self.remote.fetch(f"chunks/{chunk['filename']}", chunk["chunk_bytes"])

@@ -100,7 +100,9 @@ class EditDataModule(L.LightningDataModule):
     each validation. plan_ranks: micro-batches of a global batch, processes times accumulation; taken from the trainer
     when None, and fixed for the whole run. on_error: "raise", or "skip" to show another sample of the bucket in the
     place of one that cannot be read, with a warning that counts them. cache: where copies of data in object storage
-    are kept.
+    are kept; cache_limit: gigabytes of chunks there, the least used of which make room. fetch: of data in object
+    storage "chunks" as a whole, or of "samples" only what is shown, where nothing is kept: for one pass over data with
+    pictures or the texts of many orders.
     root: a folder that `prepare` wrote, or s3://bucket/prefix with a copy of one, see `datamodules.remote`.
     Raises UserError when `root` is not a finished folder, or does not hold what the weights name.
     """
@@ -127,11 +129,16 @@ class EditDataModule(L.LightningDataModule):
         left_out: float = 0.01,
         on_error: Literal["raise", "skip"] = "raise",
         cache: str | None = None,
+        cache_limit: float | None = None,
+        fetch: Literal["chunks", "samples"] = "chunks",
     ) -> None:
         super().__init__()
         if on_error not in ("raise", "skip"):
             raise UserError(f"data.on_error={on_error}: raise or skip")
-        (self.root, self.remote), self.skip = open_root(root, cache), on_error == "skip"
+        if fetch not in ("chunks", "samples") or (cache_limit is not None and cache_limit <= 0):
+            raise UserError(f"data.fetch={fetch}, cache_limit={cache_limit}: chunks or samples; gigabytes, above 0")
+        self.root, self.remote = open_root(root, cache, None if cache_limit is None else int(cache_limit * 1e9))
+        self.whole, self.skip = fetch == "chunks", on_error == "skip"
         self.summary = check_data(self.root)
         if self.learns_targets and (prompts := self.summary.get("prompts", 0)):
             held = f"{prompts} of {self.summary['samples']} samples are prompts without a target"
@@ -192,7 +199,7 @@ class EditDataModule(L.LightningDataModule):
 
     def chunks(self) -> Chunks:
         """The samples."""
-        return Chunks(self.root / "chunks", self.remote)
+        return Chunks(self.root / "chunks", self.remote, self.whole)
 
     def teardown(self, stage: str) -> None:
         if self.loader is not None:

@@ -4,12 +4,13 @@ Credentials and endpoint come from the environment alone, as boto3 reads them: A
 AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...; no recipe holds them.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from firered_lit.errors import UserError
 
 PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)  # seconds between tries
 PREFIX = "s3://"
+USED = 60.0  # seconds after its last use from which a copy may make room for others
 T = TypeVar("T")
 
 
@@ -38,28 +40,55 @@ def patiently(read: Callable[[], T], pauses: tuple[float, ...] | None = None) ->
 
 
 class Remote:
-    """Files under a URL, each copied to `folder` when it is first asked for. Threads and processes may share it."""
+    """Files under a URL, each copied to `folder` when it is first asked for. Threads and processes may share it.
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url, self.folder = url.rstrip("/"), folder
+    limit: bytes of chunks that the folder may hold; those that were not used for longest make room for others. What was
+    used in the last minute stays, so that a limit below what all workers need at a time does not hold.
+    """
+
+    def __init__(self, url: str, folder: Path, limit: int | None = None) -> None:
+        self.url, self.folder, self.limit = url.rstrip("/"), folder, limit
         self._owner, self._downloader = 0, None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Remote, (self.url, self.folder)
+        return Remote, (self.url, self.folder, self.limit)
 
     def fetch(self, name: str, size: int | None = None) -> Path:
         """The local copy of a file, of `size` bytes when that is known. OSError when it cannot be had."""
         path = self.folder / name
         if not path.exists() or (size is not None and path.stat().st_size != size):
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_room(size or 0)
             patiently(lambda: self._copy(name, path, size))
+        if self.limit is not None:
+            os.utime(path)
         return path
+
+    def _make_room(self, size: int) -> None:
+        """Remove the chunks that were not used for longest, until one of `size` bytes fits."""
+        if self.limit is None:
+            return
+        found = []
+        for path in self.folder.glob("chunks/*.bin"):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+                found.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(size for _, size, _ in found) + size
+        for used, own, path in sorted(found):
+            if total <= self.limit or time.time() - used < USED:
+                return
+            path.unlink(missing_ok=True)
+            total -= own
 
     def read(self, name: str) -> bytes:
         """A file as it is now. OSError when it cannot be had."""
         file = io.BytesIO()
         patiently(lambda: self._download(name, file))
         return file.getvalue()
+
+    def part(self, name: str, begin: int, end: int) -> bytes:
+        """Bytes begin to end - 1 of a file, fetched anew each time. OSError when they cannot be had."""
+        with self._told(name):
+            return self._client().download_bytes(f"{self.url}/{name}", begin, end - begin, "")
 
     def _copy(self, name: str, path: Path, size: int | None) -> None:
         """Copy whole or not at all: several processes may do so at the same time."""
@@ -75,13 +104,19 @@ class Remote:
             staging.unlink(missing_ok=True)
 
     def _download(self, name: str, file: Any) -> None:
+        file.seek(0)
+        file.truncate()
+        with self._told(name):
+            self._client().download_fileobj(f"{self.url}/{name}", file)
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """What goes wrong in the store as OSError, and as `Gone` where no patience helps."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-        file.seek(0)
-        file.truncate()
         try:
-            self._client().download_fileobj(f"{self.url}/{name}", file)
+            yield
         except NoCredentialsError as problem:
             raise Gone(f"{self.url}: {problem}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
         except ClientError as problem:
@@ -103,7 +138,9 @@ class Remote:
         return self._downloader
 
 
-def open_root(root: str | Path, cache: str | Path | None = None) -> tuple[Path, Remote | None]:
+def open_root(
+    root: str | Path, cache: str | Path | None = None, limit: int | None = None
+) -> tuple[Path, Remote | None]:
     """Where prepared data is read from: the folder itself, or for s3://bucket/prefix a folder in `cache` that fills as
     it is read, with what is remote. UserError when there is no finished data."""
     if "://" not in str(root):
@@ -114,7 +151,7 @@ def open_root(root: str | Path, cache: str | Path | None = None) -> tuple[Path, 
     try:
         summary = Remote(url, Path()).read("data.json")
         name = hashlib.blake2b(json.dumps(url).encode() + summary, digest_size=8).hexdigest()
-        remote = Remote(url, Path(cache or Path.home() / ".cache" / "firered_lit" / "data").expanduser() / name)
+        remote = Remote(url, Path(cache or Path.home() / ".cache" / "firered_lit" / "data").expanduser() / name, limit)
         for part in ("index/train/index.safetensors", "index/held_out/index.safetensors", "chunks/index.json"):
             remote.fetch(part)
         remote.fetch("data.json")
