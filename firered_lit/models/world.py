@@ -80,7 +80,7 @@ def first_transformer(**settings: Any) -> Any:
     Layer norms forget a token's length, so pictures enter turned by an orthogonal matrix and moved by a constant one.
     The first head of each block reads the same place one picture on, and takes a share of that token out of the
     target's, coarse before fine; the others of the first block read the token's row and column off the ruler
-    (`words.RULER`). The global random state is left as it was.
+    (`words.RULER`); the last of each later block reads the text. The global random state is left as it was.
     """
     from diffusers import QwenImageTransformer2DModel
 
@@ -93,6 +93,8 @@ def first_transformer(**settings: Any) -> Any:
         _pass_through(transformer, turn, offset)
         for axis in (1, 2):
             look_at_ruler(transformer.transformer_blocks[0].attn, head=axis, axis=axis)
+        for block in transformer.transformer_blocks[1:]:
+            look_at_text(block.attn, head=2)
         for number, block in enumerate(transformer.transformer_blocks):
             look_at_reference(block.attn)
             _subtract(block, turn @ waves(), number, len(transformer.transformer_blocks))
@@ -159,6 +161,18 @@ def look_at_ruler(attention: Any, head: int, axis: int, content: float = 0.2) ->
     _meet(attention, "add_k_proj", head, [(axis, (0.6, 0.4), words.RULER)], content)
 
 
+@torch.no_grad()
+def look_at_text(attention: Any, head: int, strength: float = 2.0, loudness: float = 2.0) -> None:
+    """Biases of `head`, so that pictures' queries meet the keys of the text, wherever they stand: in the slowest
+    frequency of each axis, which hardly turns. Which word, the weights choose. loudness: of what is read."""
+    size = sum(ROPE)
+    slow = [head * size + sum(ROPE[: axis + 1]) - 2 for axis in range(3)]
+    rows = slice(head * size, (head + 1) * size)
+    for linear in (attention.to_q, attention.add_k_proj):
+        linear.bias[slow] = strength * math.sqrt(size / 36)
+    attention.add_v_proj.weight[rows] *= loudness
+
+
 def _meet(attention: Any, key: str, head: int, axes: list[tuple[int, tuple[float, ...], int]], content: float) -> None:
     """Biases that meet at a distance. axes: (axis, how much each of its frequencies counts, the distance on it)."""
     size = sum(ROPE)
@@ -183,16 +197,3 @@ def scheduler_config() -> dict[str, Any]:
         "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 1.6, "max_shift": 1.9,
         "base_image_seq_len": 64, "max_image_seq_len": 256, "shift_terminal": None, "time_shift_type": "exponential",
     }  # fmt: skip
-
-
-def attention_map(attention: Any, rows: int, columns: int, frames: int = 2, head: int = 0) -> Tensor:
-    """Logits (N, N) of a head between tokens of `frames` pictures whose hidden states are zero: its biases alone."""
-    from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope, apply_rotary_emb_qwen
-
-    freqs = QwenEmbedRope(10000, list(ROPE), scale_rope=True)([[(1, rows, columns)] * frames], None, 1)[0]
-    count, size = rows * columns * frames, sum(ROPE)
-    zero = torch.zeros(1, count, attention.inner_dim)
-    q = attention.norm_q(attention.to_q(zero).unflatten(-1, (-1, size)))
-    k = attention.norm_k(attention.to_k(zero).unflatten(-1, (-1, size)))
-    q, k = (apply_rotary_emb_qwen(x, freqs, use_real=False)[0, :, head] for x in (q, k))
-    return q @ k.T / math.sqrt(size)

@@ -10,7 +10,7 @@ from firered_lit.models.codec import to_image, to_pixels
 from firered_lit.models.family import open_base
 from firered_lit.models.sampling import sample
 from firered_lit.models.words import RULER, embed, tokens
-from firered_lit.models.world import first_transformer, waves
+from firered_lit.models.world import ROPE, first_transformer, waves
 
 
 def test_the_codec_gives_every_pixel_back_at_its_place() -> None:
@@ -50,6 +50,33 @@ def test_the_basis_of_a_token_is_orthonormal_and_begins_coarse() -> None:
     flat = open_base("world-untrained").codec().encode(torch.full((1, 3, 8, 8), 0.3)).reshape(48, 4).flatten()
     shares = (basis.T @ flat).square()
     assert shares[:3].sum() > 0.999 * shares.sum()
+
+
+def looks(block: int, head: int) -> torch.Tensor:
+    """(128, 20 + 128): where tokens of two pictures of 8x8 look, at first, over 20 tokens of text and the pictures."""
+    from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope, apply_rotary_emb_qwen
+
+    attention, draw_from = first_transformer().transformer_blocks[block].attn, torch.Generator().manual_seed(0)
+    pictures, text = (torch.randn((1, n, 192), generator=draw_from) for n in (128, 20))
+    own, others = QwenEmbedRope(10000, list(ROPE), scale_rope=True)([[(1, 8, 8)] * 2], None, 20)
+    sides = [(pictures, attention.to_q, attention.norm_q, own), (pictures, attention.to_k, attention.norm_k, own)]
+    sides += [(text, attention.add_k_proj, attention.norm_added_k, others)]
+    with torch.no_grad():
+        q, k, t = (
+            apply_rotary_emb_qwen(norm(linear(x).unflatten(-1, (3, -1))), freqs, use_real=False)[0, :, head]
+            for x, linear, norm, freqs in sides
+        )
+    return (q @ torch.cat([t, k]).T / 8).softmax(-1)
+
+
+def test_heads_begin_by_looking_where_an_edit_has_to_look() -> None:
+    """The same place one picture on; the token's row and its column on the ruler; the text."""
+    targets, places = torch.arange(64), torch.arange(128) % 64
+    for block in range(3):
+        assert torch.equal(looks(block, 0)[:64].argmax(-1), 20 + 64 + targets)
+    assert torch.equal(looks(0, 1).argmax(-1), places // 8)
+    assert torch.equal(looks(0, 2).argmax(-1), places % 8)
+    assert looks(1, 2)[:, :20].sum(-1).mean() > 0.7 > 0.5 > looks(1, 1)[:, :20].sum(-1).mean()
 
 
 def test_the_untrained_transformer_leans_to_the_first_reference() -> None:
