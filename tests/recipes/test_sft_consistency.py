@@ -1,4 +1,4 @@
-"""The consistency recipe from end to end: what it logs, what it refuses before the first step, how it goes on."""
+"""The consistency recipe from end to end: what it logs, what it refuses before the first step."""
 
 import csv
 import json
@@ -12,14 +12,14 @@ from firered_lit.checkpoint import newest
 from firered_lit.cli import main
 
 FIT = ["fit", "--recipe", "recipes/tiny/sft_consistency.yaml"]
-QUIET = ["callbacks.progress=null", "callbacks.grid=null", "data.workers=0", "data.held_out_max=2"]
+QUIET = ["callbacks.progress=null", "callbacks.grid=null", "data.workers=0", "data.held_out_max=1"]
 
 
-def test_the_consistency_recipe_trains_logs_and_goes_on(world: Path, tmp_path: Path) -> None:
+def test_the_consistency_recipe_trains_and_logs(world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     table = f"logger={{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: {tmp_path}, version: 0}}"
     arguments = [*FIT, *QUIET, f"data.root={world}", f"run.dir={run}", table, "run.validate_first=false"]
-    assert main([*arguments, "trainer.max_steps=4", "run.validate_every=4"]) == 0
+    assert main([*arguments, "trainer.max_steps=3", "run.validate_every=3"]) == 0
     with (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     logged = {name: [float(row[name]) for row in rows if row.get(name)] for name in rows[0]}
@@ -30,8 +30,6 @@ def test_the_consistency_recipe_trains_logs_and_goes_on(world: Path, tmp_path: P
     assert 0 <= logged["reward/identity"][-1] <= 1
     saved = torch.load(newest(run), weights_only=True)
     assert not any("phi" in name or "vae" in name for name in saved["state_dict"])
-    assert main([*arguments, "trainer.max_steps=5", "run.validate_every=null", "run.resume=last"]) == 0
-    assert torch.load(newest(run), weights_only=True)["global_step"] == 5
 
 
 @pytest.mark.parametrize(("change", "line"), [("encoder", "no encoder"), ("regions", "no sample of data.root=")])

@@ -27,7 +27,7 @@ def cosines(toy, seed, steps, rows=4):
 
 
 def test_the_cosine_rises_faster_with_the_term(toy):
-    first, without, with_it = cosines(toy, 1, 8, rows=2)
+    first, without, with_it = cosines(toy, 1, 6, rows=2)
     assert with_it > first
     assert with_it > without
 
