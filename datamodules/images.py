@@ -57,7 +57,7 @@ def load(
             with _header(file, name, max_pixels) as image:
                 image.load()
                 upright = (_white if mask else _rgb)(ImageOps.exif_transpose(image), name)
-                upright.info["turned"] = image.getexif().get(ORIENTATION, 1) != 1
+                upright.info["turned"] = image.getexif().get(ORIENTATION) in range(2, 9)
                 return upright
         except UnidentifiedImageError:
             raise BadImageError("unreadable image", f"{name} is not an image of a known format") from None

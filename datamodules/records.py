@@ -7,7 +7,7 @@ is `target_image` or `edit_image`; `instruction` (English) and `instruction_cn`,
 folder per task, which holds tables. Every layout has the optional columns `task`, `id`, `cluster`, `target_text`,
 `width` and `height` of the target, `reference_captions` and `reference_captions_cn`, lists of what to say for a
 reference that is dropped, `structured`, `instructive` and both with `_cn`, other kinds of caption, and `held_out`,
-where that is not for `prepare` to draw.
+where that is not for `prepare` to draw; and regions, masks and texts for rewards, see docs/formats.md.
 """
 
 import hashlib

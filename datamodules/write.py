@@ -126,8 +126,17 @@ def _finish(parts: Parts, every: range, tally: Tally, header: dict[str, Any], sh
         raise tally.stop(parts, [])
     content = parts.finish(header | {"kept": tally.kept, "refused": dict(tally.refused)})
     print(tally.table())
+    _say_content(content, parts.folder)
+
+
+def _say_content(content: dict[str, Any], folder: Path) -> None:
     ways = f"{content['train']} to train on, {content['held_out']} held out"
-    print(f"samples  {content['samples']:>8}: {ways}, in {parts.folder}")
+    print(f"samples  {content['samples']:>8}: {ways}, in {folder}")
+    if content["regions"] or content["regions_left_crop"] or content["masks"]:
+        lost = f"{content['regions_left_crop']} others left the crop"
+        print(f"regions  {content['regions']:>8}, {lost}; {content['masks']} samples have a mask")
+    if content["prompts"]:
+        print(f"prompts  {content['prompts']:>8} without a target, for reinforcement learning alone")
     if not content["held_out"]:
         print("note: no edit is held out, so there is no validation; raise held_out for a small data set")
 

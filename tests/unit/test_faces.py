@@ -83,7 +83,7 @@ def test_what_is_no_detector_is_one_line_and_leaves_no_folder(tmp_path, content,
     assert not (tmp_path / "out").exists()
 
 
-def test_prepare_fills_what_rows_do_not_name(detector, weights, tmp_path):
+def test_prepare_fills_what_rows_do_not_name(detector, weights, tmp_path, capsys):
     detector([row(SEEN)])
     for name, shade in {"s": 90, "t": 200, "dark": 10}.items():
         noise = np.random.default_rng(shade).integers(0, 20, (96, 96, 3)) + shade
@@ -97,6 +97,7 @@ def test_prepare_fills_what_rows_do_not_name(detector, weights, tmp_path):
     (tmp_path / "e.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes, out = Sizes(96 * 96, 96 * 96, 56 * 56), tmp_path / "out"
     prepare(str(tmp_path / "e.jsonl"), str(out), "tiny", sizes, held_out=0.0, device="cpu", faces=weights)
+    assert "regions         2, 0 others left the crop; 0 samples have a mask" in capsys.readouterr().out
     chunks = Chunks(out / "chunks")
     metas = {sample.id: sample.meta for sample in map(chunks.read, range(len(chunks)))}
     assert np.allclose(metas["found"]["regions"], [SEEN])

@@ -100,7 +100,8 @@ def test_latents_and_texts_are_what_inference_makes_of_the_one_crop(made, base):
     source, out = made
     codec, conditioner = base.codec(), base.conditioner()
     sample = samples(out)["r5"]
-    paths = ["t5.jpg", "s5.png", "s0.png"]
+    paths = ["t5.jpg", "s0.png", "s5.png"]  # the wider reference is the lower one, and stored first
+    assert sample.meta["order"] == [2, 1]
     areas = [SIZES.target_area, SIZES.reference_area, SIZES.reference_area]
     crops = []
     for path, area in zip(paths, areas):
