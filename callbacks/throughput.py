@@ -35,7 +35,8 @@ class Throughput(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._begun = time.perf_counter()
+        """A step begins with its batch in hand: moving it to the device, and encoding its prompts, are part of it."""
+        self._begun = self._clock.ended if self._clock else time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: EditBatch, batch_idx: int
@@ -90,7 +91,7 @@ class _FetchClock(Profiler):
     def __init__(self, inner: Profiler) -> None:
         super().__init__()
         self.inner = inner
-        self._begun = self._waited = 0.0
+        self._begun = self._waited = self.ended = 0.0
 
     def start(self, action_name: str) -> None:
         self.inner.start(action_name)
@@ -99,7 +100,8 @@ class _FetchClock(Profiler):
 
     def stop(self, action_name: str) -> None:
         if action_name.endswith("train_dataloader_next"):
-            self._waited += time.perf_counter() - self._begun
+            self.ended = time.perf_counter()
+            self._waited += self.ended - self._begun
         self.inner.stop(action_name)
 
     def take(self) -> float:

@@ -49,6 +49,20 @@ def test_throughput_counts_samples_tokens_and_waiting(tmp_path):
     assert "[_TrainingEpochLoop].train_dataloader_next" in run.profiler.recorded_durations
 
 
+def test_what_is_done_to_a_batch_before_its_step_is_part_of_it(tmp_path):
+    """Online alignment encodes its prompts there."""
+
+    class Encoding(Toy):
+        def on_after_batch_transfer(self, batch, number):
+            time.sleep(0.1)
+            return batch
+
+    run = trainer(tmp_path, [Throughput(every=2), Checkpoint(every=99)], max_steps=4)
+    run.fit(Encoding(), Slow(), Edits(2, validation=True))
+    assert [step for step, rate in rows(tmp_path, "perf/samples_per_s") if rate < 2 / 0.1] == [1, 3]
+    assert all(wait < 0.6 for _, wait in rows(tmp_path, "perf/data_wait"))
+
+
 def test_lines_where_nobody_watches(tmp_path, capsys):
     fit(tmp_path, [Progress(every=2), Checkpoint(every=1)], max_steps=5)
     said = capsys.readouterr().out.splitlines()
