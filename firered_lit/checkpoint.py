@@ -266,10 +266,15 @@ def check_architecture(module: nn.Module | Mapping[str, Any], state: Mapping[str
     shapes = [k for k in own.keys() & state.keys() if torch.is_tensor(own[k]) and own[k].shape != state[k].shape]
     if not (missing or foreign or shapes):
         return
-    parts = [f"{len(missing)} missing ({missing[0]}, ...)"] if missing else []
-    parts += [f"{len(foreign)} unknown ({foreign[0]}, ...)"] if foreign else []
-    parts += [f"{k} is {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in sorted(shapes)[:1]]
+    parts = [f"{len(missing)} missing ({_some(missing)})"] if missing else []
+    parts += [f"{len(foreign)} unknown ({_some(foreign)})"] if foreign else []
+    parts += [f"{k} is {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in sorted(shapes)[:3]]
     raise UserError(f"the checkpoint is of another architecture: {'; '.join(parts)}")
+
+
+def _some(keys: Sequence[str]) -> str:
+    """The first keys of a sorted list."""
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
 def _first_line(error: BaseException) -> str:

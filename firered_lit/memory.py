@@ -36,7 +36,9 @@ class Training:
     """What the memory of a recipe's training depends on.
 
     weights: precision in which they are kept; compute: FSDP2's for the forward. shards: devices that share one copy of
-    the model, of `gpus` in all. capacity: visual tokens of a micro-batch.
+    the model, of `gpus` in all. capacity: visual tokens of a micro-batch. sides: of a pair, each a sample of its own.
+    copies: of what is trained, for an old policy and a reference. group: edits that a rollout draws, each with a
+    reference; as many as the capacity holds are decoded at once, in training too.
     """
 
     config: Mapping[str, Any]
@@ -57,12 +59,30 @@ class Training:
     preview: bool = True
     capacity: int = 16384
     max_batch: int | None = None
+    sides: int = 1
+    copies: int = 0
+    group: int | None = None
+
+    @property
+    def references(self) -> int:
+        """Beside every target of the largest micro-batch: none bring the most text."""
+        return 0 if self.group is None else 1
 
     @property
     def batch(self) -> int:
-        """Samples of the largest micro-batch: targets with nothing beside them bring the most text."""
-        fit = max(1, self.capacity // (self.sizes.target_area // 256))
-        return min(fit, self.max_batch or fit)
+        """Samples of the largest micro-batch."""
+        fit = max(1, self.capacity // self.sides // self.tokens)
+        return self.sides * min(fit, self.max_batch or self.group or fit)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of a sample."""
+        return (self.sizes.target_area + self.references * self.sizes.reference_area) // 256
+
+    @property
+    def decoded(self) -> int:
+        """Images that the VAE decodes at once: in validation one."""
+        return self.batch if self.group else int(self.preview)
 
 
 def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
@@ -74,6 +94,7 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
     name = str(backbone["name"])
     root = data.get("root")
     callbacks = (recipe.get("callbacks") or {}).values()
+    more = _of_stage(str(stage["_target_"]).rpartition(".")[2], stage, data)
     return Training(
         config=transformer_config(name),
         sizes=_sizes(name, None if root in (None, "???") else str(root)),
@@ -91,9 +112,21 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
         quantize=backbone.get("quantize"),
         ema=any(isinstance(c, Mapping) and str(c.get("_target_")).endswith(".EMA") for c in callbacks),
         preview=bool(stage.get("preview")),
-        capacity=int(data["capacity"]),
         max_batch=data.get("max_batch"),
+        **more,
     )
+
+
+def _of_stage(name: str, stage: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What preferences and reinforcement hold beside the transformer, and how much they compute at once."""
+    lora = bool(stage["backbone"].get("lora"))
+    if name == "NFT":
+        group = int(stage.get("group_size", 12))
+        capacity = stage.get("capacity") or group << 20  # None: the whole group
+        return {"group": group, "copies": 1 + bool(stage.get("kl")), "capacity": int(capacity)}
+    if name == "DPO":
+        return {"sides": 2, "copies": 0 if lora else 1, "capacity": int(data["capacity"])}
+    return {"capacity": int(data["capacity"])}
 
 
 def estimate(training: Training) -> list[Part]:
@@ -104,7 +137,7 @@ def estimate(training: Training) -> list[Part]:
     side = round((t.sizes.target_area**0.5) / 16) * 2
     dtype = t.compute or t.weights
     how = {"uniform": t.compute is not None, "autocast": t.autocast, "checkpointing": t.checkpointing}
-    forward = Forward(t.batch, side, TEXT, dtype=_torch(dtype), lora=t.lora, **how)
+    forward = Forward(t.batch, side, TEXT, t.references, _torch(dtype), lora=t.lora, **how)
     f = footprint(t.config, forward)
     kept = STORED[t.quantize] if t.quantize else SIZES[t.weights]
     trained = f.trained / t.shards
@@ -113,15 +146,16 @@ def estimate(training: Training) -> list[Part]:
     states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
     weights = ((f.parameters - (f.trained if t.lora else 0)) * kept + (f.trained * size if t.lora else 0)) / t.shards
     peak = _peak(t, f, SIZES[dtype], gradients, trained * size)
-    decoding = VAE_PER_PIXEL * t.sizes.target_area if t.preview else 0
+    decoding = VAE_PER_PIXEL * t.sizes.target_area * t.decoded
     parts = [
         Part("weights", weights),
         Part("gradients", gradients),
         Part("optimizer", states),
         Part("average", trained * 4 if t.ema else 0),
+        Part("other policies", t.copies * trained * size),
         *peak,
-        Part("decoder", VAE_WEIGHTS if t.preview else 0),
-        Part("decoding", max(0.0, decoding - sum(part.size for part in peak))),  # in validation
+        Part("decoder", VAE_WEIGHTS if t.decoded else 0),
+        Part("decoding", max(0.0, decoding - sum(part.size for part in peak))),  # while nothing else of these is there
     ]
     return [*parts, Part("reserve", RESERVE + WASTE * sum(part.size for part in parts))]
 
@@ -165,8 +199,7 @@ def report(recipe: Mapping[str, Any], gpus: int, gpu_memory: float) -> Iterator[
     t = training_of(recipe, gpus)
     parts = estimate(t)
     how = f"{t.shards} shards x {gpus // t.shards} replicas" if t.sharded else f"{gpus} whole copies"
-    tokens = t.batch * t.sizes.target_area // 256
-    yield f"memory on each of {gpus} GPUs, {how}; {t.batch} x {tokens // t.batch} visual and {TEXT} text tokens", False
+    yield f"memory on each of {gpus} GPUs, {how}; {t.batch} x {t.tokens} visual and {TEXT} text tokens", False
     for part in parts:
         if part.size:
             yield f"  {part.name:<16} {part.size / GB:8.1f} GB", False
@@ -185,7 +218,9 @@ def _advice(t: Training) -> str:
         )
     if t.sharded and t.shards < t.gpus:
         return "fewer replicas, or more GPUs"
-    if t.batch > 1:
+    if t.group and t.batch > 1:
+        return f"lower stage.capacity, now {t.capacity}"
+    if t.batch > t.sides:
         return f"lower data.capacity, now {t.capacity}, and raise trainer.accumulate_grad_batches"
     return "more GPUs to shard over, an 8-bit optimizer, or a LoRA"
 

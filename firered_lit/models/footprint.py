@@ -1,8 +1,10 @@
 """What one training forward would hold, found on tensors without memory: nothing is allocated, no weight is read."""
 
+import json
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -62,6 +64,12 @@ def footprint(config: Mapping[str, Any], forward: Forward) -> Footprint:
 
     Blocks are alike but for the last, so that one and two of them tell what any number needs.
     """
+    return _footprint(json.dumps(dict(config), sort_keys=True), forward)
+
+
+@lru_cache(maxsize=32)
+def _footprint(text: str, forward: Forward) -> Footprint:
+    config = json.loads(text)
     layers = config["num_layers"]
     one, two = (_traced({**config, "num_layers": n}, forward) for n in (1, 2))
     first, second = one, two

@@ -1,5 +1,8 @@
 """The estimate against PyTorch's own memory trackers, and what the command says."""
 
+import gc
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from firered_lit.batch import Condition, Text
 from firered_lit.cli import main
-from firered_lit.memory import TEXT, Training, estimate
+from firered_lit.memory import TEXT, Training, estimate, training_of
 from firered_lit.models.family import FULL_SIZE, transformer_config
 from firered_lit.models.footprint import Forward, _built, _stand_in, footprint
 from firered_lit.models.lora import LoRA
@@ -21,6 +24,17 @@ from firered_lit.models.sizes import Sizes
 from firered_lit.recipe import load
 
 TOLERANCE = 0.15
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage():
+    """Checkpointed blocks leave cycles behind: a tracker would count them for as long as Python lets them lie."""
+    before = gc.get_threshold()
+    gc.set_threshold(50, 2, 2)
+    yield
+    gc.set_threshold(*before)
+
+
 STEP = ("weights", "gradients", "optimizer", "average", "activations", "gathered blocks", "optimizer's step")
 
 
@@ -135,8 +149,6 @@ def test_parameters_are_those_of_the_model_at_any_depth():
 
 
 def parts(recipe, gpus, *overrides):
-    from firered_lit.memory import training_of
-
     return {part.name: part.size / 2**30 for part in estimate(training_of(load(recipe, overrides).root, gpus))}
 
 
@@ -154,6 +166,33 @@ def test_what_is_sharded_shrinks_and_what_is_not_stays():
     assert averaged["average"] == pytest.approx(eight["gradients"])
 
 
+def test_pairs_hold_a_reference_and_reinforcement_an_old_policy():
+    """Full weights: a copy as large as the gradients. An adapter of pairs is switched off and needs none."""
+    shards = ["trainer.strategy={_target_: firered_lit.strategy.FSDP2}", "trainer.precision=32-true"]
+    pairs, half = parts("recipes/dpo.yaml", 8, *shards), parts("recipes/dpo.yaml", 16, *shards)
+    assert pairs["other policies"] == pytest.approx(pairs["gradients"])
+    assert half["other policies"] == pytest.approx(pairs["other policies"] / 2)
+    assert parts("recipes/dpo_lora.yaml", 8)["other policies"] == 0
+    nft = parts("recipes/nft.yaml", 8, "stage.kl=0.1")
+    assert nft["other policies"] == pytest.approx(2 * nft["gradients"])
+    assert parts("recipes/nft.yaml", 8, "stage.kl=0")["other policies"] == pytest.approx(nft["gradients"])
+
+
+def test_a_pair_is_two_samples_and_a_rollout_decodes_as_many_as_it_draws_at_once():
+    training = {name: training_of(load(f"recipes/{name}.yaml").root, 8) for name in ("sft", "dpo", "nft")}
+    assert [(t.batch, t.tokens) for t in training.values()][:2] == [(4, 4096), (4, 4096)]
+    small = replace(training["dpo"], capacity=4096)
+    assert small.batch == 2  # one pair at least
+    nft = replace(training["nft"], capacity=3 * 8192)
+    assert (nft.batch, nft.tokens, nft.decoded) == (3, 8192, 3)
+    assert replace(nft, capacity=100 * 8192).batch == nft.group == 12
+    each = [
+        sum(p.size for p in estimate(replace(nft, capacity=n * 8192)) if p.name[:3] in ("dec", "act")) for n in (2, 3)
+    ]
+    assert each[1] - each[0] == pytest.approx(6920 * 1024 * 1024, rel=0.01)
+    assert training_of(load("recipes/nft.yaml", ["stage.capacity=null"]).root, 8).batch == 12
+
+
 def test_the_command_says_whether_it_fits(capsys):
     command = ["check", "--recipe", "recipes/sft_fsdp.yaml", "--gpus", "8"]
     assert main([*command, "--gpu-memory", "80"]) == 0
@@ -165,3 +204,7 @@ def test_the_command_says_whether_it_fits(capsys):
     assert main(["check", "--recipe", "recipes/prepare.yaml", "--gpus", "8"]) == 2
     assert "of no other" in capsys.readouterr().err
     assert main(["check", "--gpus", "8"]) == 2
+    assert main(["check", "--recipe", "recipes/dpo.yaml", "--gpus", "8", "--gpu-memory", "80"]) == 2
+    assert "shard it: trainer.strategy={_target_: firered_lit.strategy.FSDP2}" in capsys.readouterr().out
+    assert main(["check", "--recipe", "recipes/nft.yaml", "--gpus", "8", "--gpu-memory", "60"]) == 2
+    assert "lower stage.capacity, now" in capsys.readouterr().out
