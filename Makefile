@@ -6,6 +6,10 @@ PY := $(BIN)/python
 FIT := $(PY) -m firered_lit fit --recipe recipes/tiny
 DEMO ?= .demo
 STEPS ?= 600
+LEARN ?= .learn
+WORLD := $(PY) -m firered_lit fit --recipe recipes/world
+PREPARE := $(PY) -m firered_lit prepare --recipe recipes/world/prepare.yaml
+EVALUATE := $(PY) benchmarks/learning.py evaluate
 CHAIN := $(DEMO)/chain
 CHAIN_STEPS ?= 200
 CHAIN_DPO ?= 60
@@ -13,7 +17,7 @@ CHAIN_NFT ?= 20
 export HF_HUB_DISABLE_TELEMETRY = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo chain chain-supervised test slow lint format clean
+.PHONY: demo learn learn-from-scratch chain chain-supervised test slow lint format clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -59,6 +63,31 @@ chain: chain-supervised $(DEMO)/pairs/data.json  ## the same -> DPO -> NFT: ever
 	@for stage in $(CHAIN)/[1-5]_*; do echo; cat $$stage/summary.txt; done
 	@echo; echo "rollouts    $(CHAIN)/5_nft/rollouts (the best and the worst edit of a group)"
 	@echo "model       $(CHAIN)/model"; echo "edited      $(CHAIN)/edited.png"
+
+$(LEARN)/nft/data/data.json: | $(VENV)/.installed
+	$(PY) -m datamodules.world --out $(LEARN)/nft/world --families text --count 2000 --held-out 100 --seed 3
+	$(PREPARE) source=$(LEARN)/nft/world out=$(LEARN)/nft/data
+
+learn: $(VENV)/.installed $(LEARN)/nft/data/data.json  ## SFT -> DPO -> NFT in the learning world, and what each learned
+	$(EVALUATE) --model $(or $(PRETRAINED),world) --out $(LEARN)/pretrained.json
+	$(WORLD)/sft.yaml run.dir=$(LEARN)/sft/run $(if $(PRETRAINED),run.start_from=$(PRETRAINED))
+	$(PY) -m firered_lit export --run $(LEARN)/sft/run --out $(LEARN)/sft/model --ema
+	$(EVALUATE) --model $(LEARN)/sft/model --out $(LEARN)/sft.json
+	$(PY) benchmarks/learning.py pairs --model $(LEARN)/sft/model --count 2000 --seed 2000 --out $(LEARN)/dpo/pairs
+	$(PREPARE) source=$(LEARN)/dpo/pairs out=$(LEARN)/dpo/data
+	$(WORLD)/dpo.yaml run.dir=$(LEARN)/dpo/run run.start_from=$(LEARN)/sft/model data.root=$(LEARN)/dpo/data
+	$(PY) -m firered_lit export --run $(LEARN)/dpo/run --out $(LEARN)/dpo/model --ema
+	$(EVALUATE) --model $(LEARN)/dpo/model --out $(LEARN)/dpo.json
+	$(WORLD)/nft.yaml run.dir=$(LEARN)/nft/run run.start_from=$(LEARN)/dpo/model data.root=$(LEARN)/nft/data
+	$(PY) -m firered_lit export --run $(LEARN)/nft/run --out $(LEARN)/nft/model --merge
+	$(EVALUATE) --model $(LEARN)/nft/model --out $(LEARN)/nft.json
+	$(PY) benchmarks/learning.py report --names pretrained SFT DPO NFT --out $(LEARN)/report \
+		--results $(LEARN)/pretrained.json $(LEARN)/sft.json $(LEARN)/dpo.json $(LEARN)/nft.json
+
+learn-from-scratch: $(VENV)/.installed  ## pretraining first: hours on two CPU cores
+	$(WORLD)/pretrain.yaml run.dir=$(LEARN)/pretrain/run
+	$(PY) -m firered_lit export --run $(LEARN)/pretrain/run --out $(LEARN)/pretrain/model --ema
+	@$(MAKE) --no-print-directory learn PRETRAINED=$(LEARN)/pretrain/model
 
 test: $(VENV)/.installed  ## every quick test
 	$(PY) -m pytest -n 2 --dist loadfile

@@ -3,10 +3,11 @@
     python benchmarks/learning.py evaluate --model MODEL --out pretrained.json
     python benchmarks/learning.py report --results pretrained.json sft.json --names pretrained SFT --out docs/learning
     python benchmarks/learning.py pairs --model MODEL --count 2000 --out DIR
+    python benchmarks/learning.py ship --model DIR --said "steps, hours" --out firered_lit/models/world.safetensors
 
 MODEL is a base's name or a folder that `export` wrote. `evaluate` draws edits of combinations that were never trained
 on and judges each against its exact answer. `pairs` writes what the model does wrong beside what is right, in the
-layout of preferences that `prepare` reads.
+layout of preferences that `prepare` reads. `ship` writes a model's weights in 16 bits, as the package carries them.
 """
 
 import argparse
@@ -191,6 +192,17 @@ def pair(found: Edit, name: str, loser: Tensor, out: Path) -> dict[str, Any]:
     return {"id": name, "task": found.task, "source_image": sources, **images, **texts, "held_out": False}
 
 
+def ship(model: str, said: str, out: Path) -> int:
+    """The transformer's weights in bfloat16, with what is said of them. Returns the bytes written."""
+    from safetensors.torch import save_file
+
+    weights = {
+        name: value.bfloat16().contiguous() for name, value in open_base(model).transformer().state_dict().items()
+    }
+    save_file(weights, out, metadata={"made": said})
+    return out.stat().st_size
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -203,6 +215,10 @@ def main() -> None:
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--count", type=int, default=2000, help="pairs")
         one.add_argument("--each", type=int, default=100, help="edits of a family")
+    shipping = verbs.add_parser("ship")
+    shipping.add_argument("--model", required=True)
+    shipping.add_argument("--said", required=True)
+    shipping.add_argument("--out", type=Path, required=True)
     last = verbs.add_parser("report")
     last.add_argument("--results", type=Path, nargs="+", required=True)
     last.add_argument("--names", nargs="+", required=True)
@@ -210,6 +226,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.verb == "report":
         report(given.results, given.names, given.out)
+        return
+    if given.verb == "ship":
+        print(f"{given.out}: {ship(given.model, given.said, given.out) / 1e6:.1f} MB")
         return
     model, families = Model.open(given.model, given.steps), given.families.split(",")
     if given.verb == "pairs":
