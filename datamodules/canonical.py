@@ -5,7 +5,7 @@ FireRed-Image-Edit (2602.13344), section 3.2: the prompt is re-indexed once acco
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .crops import Cropped
 from .instruction import reindex
@@ -32,6 +32,14 @@ def canonical(cropped: Cropped) -> Cropped:
     )
     crops, pictures = _renamed(cropped.crops, order), _renamed(cropped.pictures, order)
     return replace(cropped, record=moved, crops=crops, pictures=pictures, order=order)
+
+
+def as_in_the_row(meta: Mapping[str, Any]) -> tuple[list[int], dict[str, str]]:
+    """The places, from 0, of a stored sample's references in its record's own order, and the instructions for that."""
+    count, texts = len(meta["references"]), meta["instructions"]
+    order = list(meta.get("order") or range(1, count + 1))
+    back = [order.index(number) + 1 for number in range(1, count + 1)]
+    return [place - 1 for place in back], {key: reindex(text, back, n=count) for key, text in texts.items()}
 
 
 def _renamed(images: Mapping[str, T], order: tuple[int, ...]) -> dict[str, T]:

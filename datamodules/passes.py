@@ -34,7 +34,8 @@ class Passes:
         if len(self.rare):  # a whole number of them in every epoch
             share = counts[self.rare] / ranks
             self.often[self.rare] = share * max(1, int(share.sum())) / share.sum()
-        self.edges = np.round(np.cumsum(np.append(0, self.often[self.rare])), 9)
+        self.edges = np.cumsum(np.append(0, self.often[self.rare]))
+        self.edges[-1] = np.round(self.edges[-1])
 
     @property
     def seldom(self) -> int:

@@ -10,6 +10,7 @@ from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
 from firered_lit.models.family import Base
 
+from .canonical import as_in_the_row
 from .chunks import Chunks, Sample
 from .edits import check_data
 from .index import Index, Row
@@ -57,7 +58,8 @@ class Prepared:
         texts = sample.meta["instructions"]
         shown = min(texts, key=lambda key: (key != self.instruction, key))
         line = {"id": sample.id, "position": int(self.positions[number]), "task": sample.meta["task"]}
-        line |= {column: texts[key] for key, column in COLUMNS.items() if key in texts}
+        _, own = as_in_the_row(sample.meta)
+        line |= {column: own[key] for key, column in COLUMNS.items() if key in own}
         line |= {key: sample.meta[key] for key in KEPT if sample.meta.get(key)}
         return line, collate([sample], [shown], 0, (0,), 1, **pictured([sample]))
 
@@ -72,10 +74,10 @@ class Prepared:
         for name, file in sample.images.items():
             names[name] = f"images/{number:08d}.{name}.png"
             (folder / names[name]).write_bytes(file)
-        sources = [names[f"reference.{i}"] for i in range(len(sample.meta["references"]))]
+        places, texts = as_in_the_row(sample.meta)
+        sources = [names[f"reference.{i}"] for i in places]
         if "target" in names:
             return {"source_image": sources or None, "target_image": names["target"]}
-        texts = sample.meta["instructions"]
         shown = min(texts, key=lambda key: (key != self.instruction, key))
         return {"image": sources, "prompt": texts[shown], "requirement": sample.meta.get("requirement", "")}
 

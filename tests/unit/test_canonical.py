@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from datamodules.buckets import Index
-from datamodules.canonical import canonical
+from datamodules.canonical import as_in_the_row, canonical
 from datamodules.chunks import Chunks
 from datamodules.crops import Cropped
 from datamodules.edits import EditDataModule
@@ -83,6 +83,18 @@ def test_the_records_first_reference_is_found_in_every_order(source, stored):
     orders = {order for batch in islice(drawn, 24) for order in batch.orders}
     assert len(orders) > 5
     assert all(set(order) <= {1, 2, 3} for order in orders)
+
+
+def test_the_rows_own_order_comes_back(source, stored):
+    rows = {row["id"]: row for row in map(json.loads, source.read_text().splitlines())}
+    first = {Image.open(source.parent / f"s{i}.png").size: f"s{i}.png" for i in range(3)}
+    for sample in stored[1]:
+        places, texts = as_in_the_row(sample.meta)
+        assert texts == {"original/en": rows[sample.id]["instruction"]}
+        shapes = [sample.meta["references"][place] for place in places]
+        kind = lambda h, w: (w > h) - (w < h)  # noqa: E731
+        names = {kind(height, width): name for (width, height), name in first.items()}
+        assert [names[kind(*shape)] for shape in shapes] == rows[sample.id]["source_image"]
 
 
 def test_references_of_one_shape_and_single_ones_stay(source):
