@@ -9,8 +9,6 @@ the held-out samples are in none of the others. What is written, `prepare` reads
 import argparse
 from pathlib import Path
 
-from firered_lit.errors import UserError
-
 from .families import FAMILIES
 from .write import write
 
@@ -28,9 +26,9 @@ def main() -> None:
     args = parser.parse_args()
     families = args.families.split(",")
     if unknown := sorted(set(families) - set(FAMILIES)):
-        raise UserError(f"--families {unknown[0]}: one of {', '.join(FAMILIES)}")
+        parser.error(f"--families {unknown[0]}: one of {', '.join(FAMILIES)}")
     if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f"{args.out}: not empty; choose another --out")
+        parser.error(f"--out {args.out}: not empty; choose another folder")
     for split, count in (("train", args.count), ("held_out", args.held_out)):
         write(args.out, count, args.seed, split, families, args.side)  # type: ignore[arg-type]
     print(f"{args.out}: {args.count} samples to train on, {args.held_out} held out, in {len(families)} families")
