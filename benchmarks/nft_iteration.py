@@ -1,11 +1,15 @@
 """One iteration of DiffusionNFT against a plain loop, with a judge over HTTP that takes a fixed time for every picture.
 
-    python benchmarks/nft_iteration.py [--latency 0.25 0.5] [--rounds 5] [--local pixel ocr]
+    python benchmarks/nft_iteration.py [--judge 1 1.5] [--points 1] [--rounds 5] [--local pixel ocr]
 
 Both sides: the tiny model, the same samples, edits, Euler steps, sigmas, noise, rewards, KL weight and threads; they
-take turns, and their losses must agree. The plain loop encodes the prompt of every edit, waits for the rewards once all
-are drawn, and learns when it has them. Each gain is then given to it alone; what the stage gains beyond both is that it
-learns from one group while the next one's rewards are under way.
+take turns in one process, and their losses and rewards must agree. The plain loop encodes the prompt of every edit,
+waits for the rewards once all are drawn, and learns when it has them. Each gain is then given to it alone; what the
+stage gains beyond both is that it learns from one group while the next one's rewards are under way.
+
+How much waiting there is to save depends on how slow the judge is: --judge gives the time that it takes for all
+pictures, as a multiple of the time that drawing them takes (measured first; from then on the latency is fixed). A ratio
+is the median over rounds of plain / side, each pair measured one right after the other.
 """
 
 import argparse
@@ -49,7 +53,7 @@ from firered_lit.optim import parameter_groups
 from firered_lit.rewards.protocol import Scores
 from firered_lit.stages.nft import NFT
 
-GROUPS, EDITS, STEPS, POINTS, KL, SEED, RATE = 4, 4, 4, 1, 1e-4, 0, 1e-4
+GROUPS, EDITS, STEPS, KL, SEED, RATE = 8, 4, 6, 1e-4, 0, 1e-4
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -67,7 +71,7 @@ class Judge(L.Callback):
 
     def ask(self, image):
         file = io.BytesIO()
-        to_image(image).save(file, "PNG")
+        to_image(image).save(file, "PNG", compress_level=1)
         body = json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode()
         with urllib.request.urlopen(urllib.request.Request(self.url, body), timeout=60) as answer:
             return json.load(answer)["score"]
@@ -98,10 +102,11 @@ def serve(latency):
 class Plain:
     """The loop as public code has it. cached: prompts are encoded once. overlapped: rewards are asked for at once."""
 
-    def __init__(self, base, reward, cached=False, overlapped=False):
+    def __init__(self, base, reward, points, cached=False, overlapped=False):
+        self.points = points
         self.net, self.codec, self.config = Backbone("tiny").load(SEED), base.codec(), base.scheduler_config
         self.conditioner, self.area = base.conditioner(), base.sizes.condition_area
-        self.reward, self.cached, self.overlapped, self.known = reward, cached, overlapped, {}
+        self.reward, self.cached, self.overlapped = reward, cached, overlapped
         self.old, self.reference = Shadow(self.net), Shadow(self.net)
         trained = parameter_groups(self.net.named_parameters())
         self.optimizer, self.steps = torch.optim.AdamW(trained, lr=RATE), 0
@@ -146,10 +151,12 @@ class Plain:
     def learn(self, batch, conditions, edits, optimality, used):
         self.optimizer.zero_grad()
         total = 0.0
-        for g, (sample, condition, x_0) in enumerate(zip(batch.groups, conditions, edits)):
-            slots = [sample.slots[0] * EDITS + k for k in range(EDITS)]
-            sigma = stratified_uniform(sample.step, slots, sample.num_slots * EDITS * POINTS, seed=SEED)
-            key = (SEED, "noise", sample.step, sample.slots[0], 0)
+        places = [(g, j) for g in range(GROUPS) for j in range(self.points)]
+        for g, j in places:
+            sample, condition, x_0 = batch.groups[g], conditions[g], edits[g]
+            slots = [(sample.slots[0] * EDITS + k) * self.points + j for k in range(EDITS)]
+            sigma = stratified_uniform(sample.step, slots, sample.num_slots * EDITS * self.points, seed=SEED)
+            key = (SEED, "noise", sample.step, sample.slots[0], j)
             eps, mine = gaussian(x_0.shape[1:], tuple(range(EDITS)), *key), slice(g * EDITS, (g + 1) * EDITS)
             x_t = interpolate(x_0, eps, sigma)
             with torch.no_grad(), self.old.swapped_into(self.net):
@@ -158,7 +165,7 @@ class Plain:
                 v_reference = self.velocity(x_t, sigma, condition)
             v = self.velocity(x_t, sigma, condition)
             loss = adaptive(x_0, eps, sigma, v, v_old, optimality[mine], clip=5.0) * used[mine]
-            loss = (loss + KL * flow_matching_loss(v, v_reference)).sum() / (GROUPS * EDITS)
+            loss = (loss + KL * flow_matching_loss(v, v_reference)).sum() / (GROUPS * EDITS * self.points)
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -195,12 +202,29 @@ class Turns(L.Callback):
             assert abs(reward - float(outputs["rewards"].mean())) < 1e-3, f"{name}: other rewards"
 
 
-def measure(data, reward, rounds):
-    """Seconds of every iteration by side; the first one is not counted."""
+def drawing(data, points):
+    """Seconds that the rollout of an iteration takes, the fastest of three."""
+    stage = build_stage(points)
+    plain = Plain(stage.base, None, points, cached=True)
+    batch, seconds = next(iter(Lettered(data, groups=GROUPS, workers=0).train_dataloader())), []
+    for _ in range(3):
+        begun = time.perf_counter()
+        for sample in batch.groups:
+            plain.draw(sample, plain.condition(sample))
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def build_stage(points):
     adam = partial(torch.optim.AdamW, lr=RATE, weight_decay=0.01)
-    options = {"group_size": EDITS, "rollout_steps": STEPS, "points": POINTS, "kl": KL, "resolution_shift": False}
-    stage = NFT(Backbone("tiny"), adam, seed=SEED, **options)
-    plain = partial(Plain, stage.base, reward)
+    options = {"group_size": EDITS, "rollout_steps": STEPS, "points": points, "kl": KL, "resolution_shift": False}
+    return NFT(Backbone("tiny"), adam, seed=SEED, **options)
+
+
+def measure(data, reward, points, rounds):
+    """Seconds of every iteration by side; the first one is not counted."""
+    stage = build_stage(points)
+    plain = partial(Plain, stage.base, reward, points)
     others = {"plain": plain(), "plain, prompts encoded once": plain(cached=True)}
     others["plain, rewards while drawing"] = plain(overlapped=True)
     others["plain, both"] = plain(cached=True, overlapped=True)
@@ -222,17 +246,21 @@ def prepared(folder):
 
 
 def table(name, seconds):
-    plain = statistics.median(seconds["plain"])
-    print(f"\n{name}: median seconds of an iteration, {GROUPS} groups of {EDITS} edits ({len(seconds['ours'])} rounds)")
+    print(f"\n{name}: {GROUPS} groups of {EDITS} edits in {STEPS} steps, {len(seconds['ours'])} rounds")
+    print(f"  {'':<30} median s      range          plain / side: median, range")
     for side, values in seconds.items():
-        middle = statistics.median(values)
-        print(f"  {side:<30} {middle:6.2f}  ({min(values):.2f} to {max(values):.2f})   {plain / middle:.2f}x")
+        ratios = [plain / own for plain, own in zip(seconds["plain"], values, strict=True)]
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        gain = f"{statistics.median(ratios):.2f}x  ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"  {side:<30} {statistics.median(values):8.2f}   {spread:<16} {gain}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latency", type=float, nargs="*", default=[0.25, 0.5], help="seconds of the judge a picture")
+    judge = "time of the judge for all pictures, by that of drawing them"
+    parser.add_argument("--judge", type=float, nargs="*", default=[1.0, 1.5], help=judge)
     parser.add_argument("--connections", type=int, default=4)
+    parser.add_argument("--points", type=int, default=1, help="sigmas at which each edit is learnt")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--local", nargs="*", default=["pixel", "ocr"], help="rewards without a server: pixel, ocr")
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
@@ -242,17 +270,20 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         data = prepared(Path(scratch))
-        for latency in given.latency:
+        seconds = drawing(data, given.points) if given.judge else 0.0
+        for multiple in given.judge:
+            latency = multiple * seconds * given.connections / (GROUPS * EDITS)
             command = [sys.executable, __file__, "--serve", str(latency)]
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             try:
                 judge = Judge(f"http://127.0.0.1:{int(server.stdout.readline())}", given.connections)
-                table(f"judge of {latency} s, {given.connections} at a time", measure(data, judge, given.rounds))
+                said = f"judge of {latency:.3f} s a picture, {given.connections} at a time, {multiple:g} x the rollout"
+                table(said, measure(data, judge, given.points, given.rounds))
             finally:
                 server.kill()
         for name in given.local:
             reward = build({"_target_": LOCAL[name]})
-            table(f"local {name}", measure(data, reward, given.rounds))
+            table(f"local {name}", measure(data, reward, given.points, given.rounds))
 
 
 LOCAL = {"pixel": "callbacks.pixel_reward.PixelReward", "ocr": "callbacks.ocr_reward.OCRReward"}
