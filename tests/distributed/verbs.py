@@ -19,6 +19,8 @@ from firered_lit.models.backbone import Backbone  # noqa: E402
 def run(double, arguments):
     """One command in this process; returns its exit code."""
     with pytest.MonkeyPatch.context() as patch:
+        if not any("compile" in text for text in arguments):  # torchao compiles its step, which takes long
+            patch.setattr(torch, "compile", lambda function, **_: function)
         if double:
             patch.setattr(torch.Tensor, "float", torch.Tensor.double)
             patch.setattr(Backbone, "__post_init__", lambda backbone: object.__setattr__(backbone, "dtype", "float64"))
