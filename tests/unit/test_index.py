@@ -72,7 +72,9 @@ def test_positions_beyond_32_bits(tmp_path):
     assert Index.open(tmp_path).positions.tolist() == [7, 2**32 + 5]
 
 
-def test_blocks_are_the_chunks_of_a_bucket(tmp_path):
+@pytest.mark.parametrize("piece", [24, 1 << 16])
+def test_blocks_are_the_chunks_of_a_bucket(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(index_module, "PIECE", piece)
     rows = [Row("add", (64, 64), (), i) for i in range(100)] + [Row("cut", (64, 64), (), i) for i in range(100, 1000)]
     write_index(tmp_path, rows, chunks=[40, 80, 80, 800])
     index = Index.open(tmp_path)
