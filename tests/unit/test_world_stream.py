@@ -87,3 +87,17 @@ def test_unknown_families_and_other_encoders_are_refused() -> None:
         WorldDataModule(model="world-untrained", families=["hats"])
     with pytest.raises(UserError, match="another codec"):
         WorldDataModule(model="world-untrained").check(open_base("tiny"))
+
+
+@pytest.mark.slow
+def test_the_real_engine_reads_the_words_of_the_world() -> None:
+    """On 64 pixels, as they are: the target's word where it stands, and another one on the source."""
+    from callbacks.ocr_reward import OCRReward
+
+    batch = next(iter(HeldOutWorld(drawn(("text",)), 16)))
+    reward = OCRReward(tasks=["text"], threads=1)
+    right, wrong = (reward.submit(x, batch).result() for x in (batch.pixels, batch.sources[0]))
+    assert right.valid.all()
+    assert right.value.mean() > 0.95
+    assert wrong.value.mean() < 0.2
+    reward.teardown(None, None, "fit")
