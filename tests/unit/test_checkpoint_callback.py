@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 
 import pytest
 import torch
@@ -145,6 +146,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_goes_on(tm
 
     def fill(module, phase, batch_idx):
         if module.global_step == 3:
+            while newest(tmp_path) is None:  # that of step 2 is written beside the training
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
 
     try:
