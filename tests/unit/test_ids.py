@@ -29,7 +29,8 @@ def test_every_id_is_new_once():
     assert not any(map(ids.add, names))
     assert len(ids) == len(names)
     assert ids.add("another")
-    assert ids.add("half a letter \ud800") and not ids.add("half a letter \ud800")
+    assert ids.add("half a letter \ud800")
+    assert not ids.add("half a letter \ud800")
     assert Ids().add("another")
 
 
