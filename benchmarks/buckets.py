@@ -1,6 +1,6 @@
 """What a token budget gains over a fixed batch size, what cropping to the shape table loses, how even the ranks are.
 
-    python benchmarks/buckets.py [--quick] [--rows N] [--ranks 8] [--tasks 1] [--area PIXELS]
+    python benchmarks/buckets.py [--quick] [--rows N] [--ranks 8] [--tasks 1] [--area PIXELS] [--as-written]
 
 Mixtures of 0, 1, 2 and 3 references at 1:1:1:0 and 1:1:1:1, targets uniform over the nine ratios. References have the
 target's shape ("same"), or one in five has any of the nine ("mixed": many more buckets, so more small last batches).
@@ -24,16 +24,16 @@ from firered_lit.models.sizes import Shape, assign, cover, shape_table, tokens
 
 
 def mixture(
-    rows: int, shares: tuple[int, ...], table: tuple[Shape, ...], mixed: float, tasks: int = 1
+    rows: int, shares: tuple[int, ...], table: tuple[Shape, ...], mixed: float, tasks: int = 1, canonical: bool = True
 ) -> Iterator[Row]:
-    """Rows with `shares[n]` parts of n references, references in the canonical order of their shapes."""
+    """Rows with `shares[n]` parts of n references, in the canonical order of their shapes or in any."""
     random = np.random.default_rng(0)
     counts = random.choice(len(shares), rows, p=np.array(shares) / sum(shares)).tolist()
     shapes = random.integers(len(table), size=(rows, len(shares)))
     shapes[:, 1:] = np.where(random.random((rows, len(shares) - 1)) < mixed, shapes[:, 1:], shapes[:, :1])
-    shapes[:, 1:].sort(1)
     for position, (n, (target, *references)) in enumerate(zip(counts, shapes.tolist())):
-        yield Row(f"edit {position % tasks}", table[target], tuple(table[i] for i in references[:n]), position)
+        own = sorted(references[:n]) if canonical else references[:n]
+        yield Row(f"edit {position % tasks}", table[target], tuple(table[i] for i in own), position)
 
 
 def budget(index: Index, capacity: int, ranks: int) -> tuple[float, float, float, float, float]:
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--tasks", type=int, default=1, help="task groups, alike in size")
+    parser.add_argument("--as-written", action="store_true", help="references in any order of shapes, not canonical")
     parser.add_argument("--area", type=int, default=1024 * 1024)
     parser.add_argument("--quick", action="store_true", help="few rows, a few seconds")
     args = parser.parse_args()
@@ -98,7 +99,7 @@ def main() -> None:
     for shares in [(1, 1, 1, 0), (1, 1, 1, 1)]:
         for shapes, mixed in [("same", 0.0), ("mixed", 0.2)]:
             with tempfile.TemporaryDirectory() as folder:
-                write_index(folder, mixture(rows, shares, table, mixed, args.tasks))
+                write_index(folder, mixture(rows, shares, table, mixed, args.tasks, not args.as_written))
                 index = Index.open(folder)
                 for targets in (12, 4):
                     full, used, imbalance, left, twice = budget(index, targets * largest, args.ranks)
