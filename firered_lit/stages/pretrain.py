@@ -30,11 +30,13 @@ class Pretrain(SFT):
         weight: Weight | None = None,
         resolution_shift: bool = True,
         rotate_every: int = 1,
+        edit_share: float = 0.0,
         guard: Guard | None = None,
         preview: Preview | None = None,
         seed: int = 0,
     ) -> None:
         settings = {"weight": weight, "resolution_shift": resolution_shift, "rotate_every": rotate_every}
+        settings |= {"edit_share": edit_share}
         super().__init__(backbone, optimizer, schedule, guard=guard, preview=preview, seed=seed, **settings)
         self.steps = max(steps, 1)
         self.curriculum = partial(curriculum, mean=mean, std=std, start_weight=start_weight, end=end)

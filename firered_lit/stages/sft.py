@@ -9,7 +9,7 @@ from ..draws import gaussian
 from ..errors import UserError
 from ..flow.path import clean, interpolate, velocity
 from ..flow.timesteps import Law, logit_normal, stratified_uniform
-from ..losses.flow_matching import flow_matching_loss
+from ..losses.flow_matching import edit_emphasis, flow_matching_loss
 from ..models.backbone import Backbone
 from ..models.sampling import Preview
 from ..optim import OptimizerFactory, ScheduleFactory
@@ -25,8 +25,9 @@ class SFT(Stage):
 
     timesteps: the law of sigma, an inverse CDF on [0, 1); it is shifted for the target's resolution when
     `resolution_shift`. weight: loss weight, `weight(sigma, law=law)`; None weighs all alike. rotate_every: steps after
-    which the strata move to other slots. consistency: a second term of the loss, on the regions of a batch. The rest is
-    `Stage`'s.
+    which the strata move to other slots. edit_share: of a sample's loss, what falls on the mask of its edit, for data
+    that has masks; 0 weighs every pixel alike. consistency: a second term of the loss, on the regions of a batch. The
+    rest is `Stage`'s.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SFT(Stage):
         weight: Weight | None = None,
         resolution_shift: bool = True,
         rotate_every: int = 1,
+        edit_share: float = 0.0,
         consistency: Consistency | None = None,
         guard: Guard | None = None,
         preview: Preview | None = None,
@@ -46,7 +48,9 @@ class SFT(Stage):
         super().__init__(backbone, optimizer, schedule, preview, seed, guard)
         self.timesteps, self.weight = timesteps, weight
         self.resolution_shift, self.rotate_every = resolution_shift, rotate_every
-        self.consistency = consistency
+        self.edit_share, self.consistency = edit_share, consistency
+        if not 0 <= edit_share < 1:
+            raise UserError(f"stage.edit_share={edit_share}: a share of the loss lies in [0, 1)")
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.consistency is not None:
@@ -71,8 +75,14 @@ class SFT(Stage):
         x_t = interpolate(x_0, eps, sigma)
         v = self.velocity(x_t, sigma, batch.condition)
         weight = None if self.weight is None else self.weight(sigma, law=self.law(batch))
-        loss = flow_matching_loss(v, velocity(x_0, eps), weight)
+        loss = flow_matching_loss(v, velocity(x_0, eps), weight, self.emphasis(batch))
         return loss if self.consistency is None else loss + self.identity_loss(batch, clean(x_t, sigma, v), sigma)
+
+    def emphasis(self, batch: EditBatch) -> Tensor | None:
+        """Weights (B, 1, h, w) of the latents of each target; None when all weigh alike."""
+        if not self.edit_share or batch.mask is None:
+            return None
+        return edit_emphasis(batch.mask, batch.target.shape[-2:], self.edit_share)
 
     def identity_loss(self, batch: EditBatch, x_0_hat: Tensor, sigma: Tensor) -> Tensor:
         """The consistency term of every sample (B,), logged."""

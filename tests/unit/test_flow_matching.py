@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from firered_lit.flow.path import interpolate, velocity
-from firered_lit.losses.flow_matching import flow_matching_loss
+from firered_lit.losses.flow_matching import edit_emphasis, flow_matching_loss
 
 
 def pair(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,3 +63,42 @@ def test_the_loss_of_the_true_velocity_is_zero_anywhere_on_the_path():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(RuntimeError):
         flow_matching_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def masks() -> torch.Tensor:
+    """(3, 1, 32, 32): an edit of a quarter of the picture, of one pixel, and none."""
+    found = torch.zeros(3, 1, 32, 32)
+    found[0, :, :16, :16] = 1
+    found[1, :, 31, 0] = 1
+    return found
+
+
+def test_an_emphasised_edit_takes_its_share_of_the_loss_whatever_its_size():
+    """With errors of 1 in the edit and elsewhere, the edit's part of the sum is what it has by size, and the share."""
+    weights = edit_emphasis(masks(), (8, 8), 0.5, floor=0.0)
+    assert weights.shape == (3, 1, 8, 8)
+    torch.testing.assert_close(weights.mean((1, 2, 3)), torch.ones(3))
+    target = torch.zeros(3, 5, 8, 8)
+    edited = torch.nn.functional.max_pool2d(masks(), 4).expand_as(target)
+    inside = flow_matching_loss(edited, target, None, weights)
+    torch.testing.assert_close(inside, torch.tensor([0.5 + 0.5 * 16 / 64, 0.5 + 0.5 / 64, 0.0]))
+    whole = flow_matching_loss(torch.ones_like(target), target, None, weights)
+    torch.testing.assert_close(whole, torch.ones(3))
+
+
+def test_no_share_weighs_alike_and_a_small_edit_is_held_back_by_the_floor():
+    torch.testing.assert_close(edit_emphasis(masks(), (8, 8), 0.0), torch.ones(3, 1, 8, 8))
+    weights = edit_emphasis(masks(), (8, 8), 0.8, floor=0.25)
+    assert weights[1].max() == pytest.approx(0.2 + 0.8 / 0.25)
+    assert weights[0].max() == pytest.approx(0.2 + 0.8 / 0.25)
+    assert (weights[2] == 1).all()
+
+
+def test_emphasis_moves_the_gradient_to_the_edit():
+    v, target = pair(3, 5, 8, 8)
+    v.requires_grad_()
+    (plain,) = torch.autograd.grad(flow_matching_loss(v, target).sum(), v)
+    (moved,) = torch.autograd.grad(flow_matching_loss(v, target, None, edit_emphasis(masks(), (8, 8), 0.5)).sum(), v)
+    ratio = moved / plain
+    assert ratio[0, :, :4, :4].min() > 1 > ratio[0, :, 4:, 4:].max()
+    torch.testing.assert_close(moved[2], plain[2])

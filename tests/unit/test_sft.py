@@ -8,6 +8,7 @@ import torch
 
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.draws import gaussian
+from firered_lit.errors import UserError
 from firered_lit.flow.timesteps import logit_normal, logit_normal_weight, uniform
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.sampling import Preview
@@ -161,3 +162,24 @@ def test_pretraining_leans_to_noise_first_and_ends_where_the_plain_law_is() -> N
     plain = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), timesteps=uniform)
     u = torch.rand(1000, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(stage.law(replace(batch(), step=100))(u), plain.law(batch())(u), atol=1e-6)
+
+
+def test_an_edit_share_weighs_what_the_mask_marks() -> None:
+    """The loss with a share is the mean of the edit's error and of all, for an edit of any size; no mask, no change."""
+    stage = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), timesteps=logit_normal, edit_share=0.5, seed=3)
+    stage.configure_model()
+    b, mask = batch(references=()), torch.zeros(3, 1, 96, 128)
+    mask[:, :, :16, :32] = 1  # 2 of 12 rows, 4 of 16 columns of the latents
+    with torch.no_grad():
+        plain, masked = stage.losses(b), stage.losses(replace(b, mask=mask))
+        sigma, eps = stage.draw_sigma(b), gaussian(b.target.shape[1:], b.slots, 3, "noise", b.step)
+        x_t = (1 - sigma)[:, None, None, None] * b.target + sigma[:, None, None, None] * eps
+        error = (stage.velocity(x_t, sigma, b.condition) - (eps - b.target)).square()
+    assert torch.allclose(plain, error.mean((1, 2, 3)), atol=1e-5)
+    assert torch.allclose(masked, (plain + error[:, :, :2, :4].mean((1, 2, 3))) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match=r"stage.edit_share=.*in \[0, 1\)"):
+        SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), edit_share=share)
