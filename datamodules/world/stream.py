@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -23,6 +24,7 @@ from ..loader import Failure, _fetch
 from .families import FAMILIES, Edit
 from .sample import edit
 from .scene import draw
+from .write import mask as mask_of
 from .write import regions as regions_of
 
 EPOCH = 1_000_000  # batches; there is no end to them
@@ -81,11 +83,11 @@ class Encoders:
     def batch(self, drawn: Sequence[tuple[Edit, str, str]], place: Place, pictured: bool = False) -> EditBatch:
         """Edits with one number of references as a batch. pictured: with all that validation and rewards look at."""
         edits = [found for found, _, _ in drawn]
-        pixels = torch.stack([to_pixels(draw(found.target, self.side)) for found in edits])
-        sources = [
-            torch.stack([to_pixels(draw(scene, self.side)) for scene in scenes])
-            for scenes in zip(*(found.sources for found in edits), strict=True)
-        ]
+        targets = [draw(found.target, self.side) for found in edits]
+        shown = [[draw(scene, self.side) for scene in found.sources] for found in edits]
+        masks = [mask_of(*pictures) for pictures in zip(shown, targets, strict=True)]
+        pixels = torch.stack([to_pixels(picture) for picture in targets])
+        sources = [torch.stack([to_pixels(picture) for picture in place]) for place in zip(*shown, strict=True)]
         texts = [UNCONDITIONAL if key == WITHOUT_TEXT else found.texts[key] for found, _, key in drawn]
         faces = [[region["points"] for region in regions_of(e.target, self.side) if "points" in region] for e in edits]
         more: dict[str, Any] = {}
@@ -107,6 +109,7 @@ class Encoders:
             target_texts=tuple(found.target_text or None for found in edits),
             replaced_texts=tuple(found.replaced_text or None for found in edits),
             regions=regions.stacked(faces),
+            mask=torch.stack([torch.from_numpy(np.array(mask)).float()[None] / 255 for mask in masks]),
             **more,
         )
 

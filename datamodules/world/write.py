@@ -39,7 +39,7 @@ def row(edit: Edit, folder: Path, name: str, side: int = SIDE) -> dict[str, Any]
     sources, target = [draw(scene, side) for scene in edit.sources], draw(edit.target, side)
     pictures = {f"images/{name}_source{i}.png": source for i, source in enumerate(sources)}
     names = [*pictures]
-    pictures |= {f"images/{name}_target.png": target, f"images/{name}_mask.png": mask(edit, sources, target)}
+    pictures |= {f"images/{name}_target.png": target, f"images/{name}_mask.png": mask(sources, target)}
     for path, picture in pictures.items():
         picture.save(folder / path)
     found: dict[str, Any] = {"id": name, "source_image": names if len(names) > 1 else names[0]}
@@ -68,7 +68,7 @@ def regions(scene: Scene, side: int = SIDE) -> list[dict[str, Any]]:
     return [{"box": [min(max(edge * scale, 0), side) for edge in thing.box]} for thing in scene.things]
 
 
-def mask(edit: Edit, sources: Sequence[Image.Image], target: Image.Image) -> Image.Image:
+def mask(sources: Sequence[Image.Image], target: Image.Image) -> Image.Image:
     """White where the edit may change the picture that it is made of: where it does, and a pixel around."""
     after = np.asarray(target).astype(int)
     before = min((np.asarray(source).astype(int) for source in sources), key=lambda x: float(np.abs(x - after).mean()))

@@ -11,6 +11,7 @@ from datamodules.captions import Captions
 from datamodules.world.families import FAMILIES
 from datamodules.world.sample import held_out
 from datamodules.world.stream import Drawn, HeldOutWorld, WorldDataModule, WorldLoader
+from datamodules.world.write import FREE
 from firered_lit.errors import UserError
 
 CAPTIONS = Captions({"original": 1.0}, None, 0.05)
@@ -101,3 +102,14 @@ def test_the_real_engine_reads_the_words_of_the_world() -> None:
     assert right.value.mean() > 0.95
     assert wrong.value.mean() < 0.2
     reward.teardown(None, None, "fit")
+
+
+def test_the_mask_is_where_the_target_differs_from_what_it_is_made_of() -> None:
+    world = drawn(("remove", "motion"))
+    batch, _ = world[next(WorldLoader(world, 6).places(0))]
+    assert batch.mask.shape == (6, 1, 64, 64)
+    change = (batch.target - batch.condition.references[0]).abs().amax(1, keepdim=True)
+    outside = torch.nn.functional.max_pool2d(batch.mask, 4) == 0
+    assert 0.5 < outside.float().mean() < 1
+    assert change[outside].max() <= FREE / 127.5 / 0.5  # pixels on [-1, 1], over the codec's std
+    assert change[~outside].max() > 0.5
