@@ -65,7 +65,7 @@ chain: chain-supervised $(DEMO)/pairs/data.json  ## the same -> DPO -> NFT: ever
 	@echo "model       $(CHAIN)/model"; echo "edited      $(CHAIN)/edited.png"
 
 $(LEARN)/nft/data/data.json: | $(VENV)/.installed
-	$(PY) -m datamodules.world --out $(LEARN)/nft/world --families text --count 2000 --held-out 100 --seed 3
+	$(PY) -m datamodules.world --out $(LEARN)/nft/world --families text --count 400 --held-out 24 --seed 3
 	$(PREPARE) source=$(LEARN)/nft/world out=$(LEARN)/nft/data
 
 learn: $(VENV)/.installed $(LEARN)/nft/data/data.json  ## SFT -> DPO -> NFT in the learning world, and what each learned
@@ -73,7 +73,7 @@ learn: $(VENV)/.installed $(LEARN)/nft/data/data.json  ## SFT -> DPO -> NFT in t
 	$(WORLD)/sft.yaml run.dir=$(LEARN)/sft/run $(if $(PRETRAINED),run.start_from=$(PRETRAINED))
 	$(PY) -m firered_lit export --run $(LEARN)/sft/run --out $(LEARN)/sft/model --ema
 	$(EVALUATE) --model $(LEARN)/sft/model --out $(LEARN)/sft.json
-	$(PY) benchmarks/learning.py pairs --model $(LEARN)/sft/model --count 2000 --seed 2000 --out $(LEARN)/dpo/pairs
+	$(PY) benchmarks/learning.py pairs --model $(LEARN)/sft/model --count 500 --seed 2000 --out $(LEARN)/dpo/pairs
 	$(PREPARE) source=$(LEARN)/dpo/pairs out=$(LEARN)/dpo/data
 	$(WORLD)/dpo.yaml run.dir=$(LEARN)/dpo/run run.start_from=$(LEARN)/sft/model data.root=$(LEARN)/dpo/data
 	$(PY) -m firered_lit export --run $(LEARN)/dpo/run --out $(LEARN)/dpo/model --ema

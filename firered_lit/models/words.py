@@ -1,8 +1,9 @@
-"""A frozen text encoder without weights: every word has a vector of its own, drawn from its spelling.
+"""A frozen text encoder without weights: a small dictionary tells what words mean, and each knows its neighbours.
 
-For the small world that a CPU can learn. It tells instructions apart in English and Chinese, knows neighbours, and
-spells what stands in quotation marks. It does not look at the references: which picture is which, the transformer sees
-by their places in the sequence, and the instruction says by "Picture 2" or 图2.
+For the small world that a CPU can learn. It tells instructions apart in English and Chinese, gives words of one meaning
+one vector whatever the language, colours their colour, and spells what stands in quotation marks. It does not look at
+the references: which picture is which, the transformer sees by their places in the sequence, and the instruction says
+by "Picture 2" or 图2.
 """
 
 import re
@@ -11,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from ..draws import generator
@@ -19,17 +20,49 @@ from ..draws import generator
 if TYPE_CHECKING:
     from .family import Base
 
-VERSION = 1  # of the vectors: another one makes what is cached stale
+VERSION = 2  # of the vectors: another one makes what is cached stale
 NAME = "WordEncoder"  # in place of the text encoder's class name in text_encoder/config.json
-WIDTH, OWN = 128, 64  # numbers of a token; of its own vector, the rest is shared by its two neighbours
+MEANING, COLOUR, BESIDE, GIST = 92, 4, 32, 64  # numbers of a token: its own, its colour's, each of 3 neighbours', all
+WIDTH = MEANING + COLOUR + 3 * BESIDE + GIST
 QUOTED = re.compile('["“]([^"“”]*)["”]')
-TOKEN = re.compile(r"[a-z]+|\d|[\u3400-\u9fff]")
 END = "</s>"
 RULER = 8  # tokens before every prompt, one per row and column of a canvas: what pictures find their own places by
 
+# meaning: words, in both languages. A Chinese word of several meanings has them in order.
+DICTIONARY = """
+red: 红色 红 | green: 绿色 绿 | blue: 蓝色 蓝 | yellow: 黄色 黄 | purple: 紫色 紫 | orange: 橙色 橙 | white: 白色 白
+black: 黑色 黑 | grey: gray 灰色 | colour: color 颜色 色彩 | circle: 圆形 | square: 方块 | triangle: 三角形
+diamond: 菱形 | cross: 十字 | ring: 圆环 | striped: 条纹 | dotted: 圆点 | small: 小 | large: big 大
+top left: 左上角 | top right: 右上角 | bottom left: 左下角 | bottom right: 右下角 | at: in 在 | the: 把 将 给
+a: an 一个 | add: put place 添加 加上 放到 放 | remove: delete take 移除 删除 去掉 去除 | replace: swap 代替
+into: with to 替换成 换成 变成 改成 改为 替换为 涂成 染成 调得 变 用 | make: turn 让 使其 | background: 背景
+picture: photo image 图片 画面 照片 图 | object: 物体 | move: shift drag 移动到 移到 到 | extract: cut 抠出 提取
+keep: leave 保留 保持不变 不变 | only: 只 | rest: else 其他地方 其余 | word: 文字 | sign: 招牌 | write: say 写着 应写 写
+not: 而不是 不是 | empty: 空 | bright: brighter 更亮 | dark: darker 更暗 | contrast: 对比度 | higher: 更高
+paler: 更淡 | old sepia: 复古棕色 | black and white: 黑白 | film negative: 底片 | mosaic: 马赛克 | style: 风格
+like: 像 | noise: 噪点 | blur: 模糊 | scratches: 划痕 | restore: repair 修复 还原 | flip: 翻转 | rotate: 旋转
+horizontally: 水平 | vertically: 垂直 | clockwise: 顺时针 | counterclockwise: 逆时针 | degrees: 度 | please: 请
+person: 人 | smile: 微笑 | frown: 难过 | hair: 头发 | close: 闭上 | eyes: 眼睛 | glasses: 眼镜 | lipstick: 口红
+cheeks: 脸颊 | blush: 腮红 | spots: 斑点 | skin: 皮肤 | face: portrait 面部 肖像 | beauty: retouch 美化
+"""
+
+
+def _dictionary() -> dict[str, tuple[str, ...]]:
+    """word -> its meanings."""
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in DICTIONARY.replace("\n", "|").split("|"):
+        meaning, _, words = entry.strip().partition(":")
+        found |= {word: tuple(meaning.split()) for word in words.split()}
+    return found
+
+
+MEANINGS = _dictionary()
+CHINESE = "|".join(sorted((word for word in MEANINGS if not word.isascii()), key=len, reverse=True))
+TOKEN = re.compile(rf"[a-z]+|\d|{CHINESE}|[\u3400-\u9fff]")
+
 
 class WordConditioner:
-    """The interface of `Conditioner`: prompts and references in, embeddings (T, 128) out."""
+    """The interface of `Conditioner`: prompts and references in, embeddings (T, WIDTH) out."""
 
     width = WIDTH
 
@@ -40,38 +73,53 @@ class WordConditioner:
     def encode(
         self, prompts: Sequence[str], references: Sequence[Sequence[Image.Image]], condition_area: int
     ) -> list[Tensor]:
-        """Embeddings (T_i, 128) of each prompt; the references and their area are not looked at."""
+        """Embeddings (T_i, WIDTH) of each prompt; the references and their area are not looked at."""
         return [embed(prompt).to(self.device, self.dtype) for prompt in prompts]
 
 
 def embed(prompt: str) -> Tensor:
-    """(T, 128): the ruler, one row per word, Chinese character, digit and quoted letter, and one for the end.
+    """(T, WIDTH): the ruler, one row per word, digit and quoted letter, and one for the end.
 
-    The transformer's positions are relative. The ruler, which stands at the same places before every prompt, tells a
-    token of a picture where it is.
+    A row holds the word's meaning, its colour if it names one, the two words before and the one after, and the gist,
+    the sum of all words. The transformer's positions are relative; the ruler, which stands at the same places before
+    every prompt, tells a token of a picture where it is.
     """
     items = tokens(prompt)
+    gist = torch.stack([_vector(word, GIST) for word, _ in items]).sum(0) / len(items) ** 0.5
     rows = [_vector(f"<{i}>", WIDTH) for i in range(RULER)]
-    for i, (token, place) in enumerate(items):
-        before = place or (items[i - 1][0] if i else "<s>")
-        after = "quoted" if place else (items[i + 1][0] if i + 1 < len(items) else "<e>")
-        side = (WIDTH - OWN) // 2
-        rows.append(torch.cat([_vector(token, OWN), _vector(f"{before} .", side), _vector(f". {after}", side)]))
+    words = ["<s>", "<s>", *(word for word, _ in items), "<e>"]
+    for i, (word, place) in enumerate(items):
+        quoted = next((k for k in range(i, -1, -1) if not items[k][1]), -1)  # the word before the quotation
+        beside = (words[quoted + 2], place, '"') if place else (words[i], words[i + 1], words[i + 3])
+        neighbours = [_vector(f"{'<' * k}{other}", BESIDE) for k, other in enumerate(beside)]
+        rows.append(torch.cat([_vector(word, MEANING), _colour(word), *neighbours, gist]))
     return torch.stack(rows)
 
 
 def tokens(prompt: str) -> list[tuple[str, str]]:
-    """(token, place): the place of a quoted letter is "which quotation, which letter", of other tokens empty."""
+    """(meaning, place): the place of a quoted letter is "which quotation, which letter", of other words empty."""
     found: list[tuple[str, str]] = []
     start = 0
     for number, quote in enumerate(QUOTED.finditer(prompt)):
-        found += [(token, "") for token in TOKEN.findall(prompt[start : quote.start()].lower())]
+        found += _words(prompt[start : quote.start()])
         found += [(f'"{letter}', f"{number} {i}") for i, letter in enumerate(quote[1])]
         start = quote.end()
-    found += [(token, "") for token in TOKEN.findall(prompt[start:].lower())]
-    return [*found, (END, "")]
+    return [*found, *_words(prompt[start:]), (END, "")]
+
+
+def _words(text: str) -> list[tuple[str, str]]:
+    return [(meaning, "") for word in TOKEN.findall(text.lower()) for meaning in MEANINGS.get(word, (word,))]
 
 
 @lru_cache(maxsize=1 << 14)
 def _vector(token: str, size: int) -> Tensor:
     return torch.randn(size, generator=generator("word", token, size))
+
+
+@lru_cache(maxsize=1 << 10)
+def _colour(word: str) -> Tensor:
+    """Red, green and blue on [-2, 2] and their square, of a word that names a colour to the web; else zeros."""
+    if word not in ImageColor.colormap:
+        return torch.zeros(COLOUR)
+    rgb = torch.tensor(ImageColor.getrgb(word)[:3]) / 127.5 - 1
+    return torch.cat([2 * rgb, rgb.square().sum(0, keepdim=True)])

@@ -19,7 +19,10 @@ from .sizes import Sizes
 SIZES = Sizes(target_area=64 * 64, reference_area=64 * 64, condition_area=64 * 64, max_upscale=2.0)
 PATCH = 4  # pixels of a latent's side; a token is 8x8 pixels, 192 numbers
 ROPE = (16, 24, 24)  # frame, row, column; a head
-SHARPNESS = 1.8  # of queries and keys in the numbers that tell distances
+SHARPNESS = 2.0  # of queries and keys in the numbers that tell distances
+OFFSET = 2.0  # the constant that tokens are moved by, beside which their own length hardly shows to a layer norm
+POWER = 1.5  # mean square of a picture's numbers
+QUIET = 0.1
 SEED = 0
 WEIGHTS = Path(__file__).with_name("world.safetensors")  # pretrained, when they are there
 # How much each frequency of an axis counts where a head looks at a place: the fastest tell neighbours apart, the next
@@ -64,7 +67,7 @@ def make_world(folder: Path, trained: bool = True) -> Path:
     return appear(folder, fill)
 
 
-def transformer_config(layers: int = 3, heads: int = 3, text: int = 128) -> dict[str, Any]:
+def transformer_config(layers: int = 3, heads: int = 3, text: int = words.WIDTH) -> dict[str, Any]:
     """Arguments of the `QwenImageTransformer2DModel`: as wide as a token has numbers."""
     channels = 3 * PATCH**2
     return {
@@ -88,7 +91,7 @@ def first_transformer(**settings: Any) -> Any:
         torch.manual_seed(SEED)
         transformer = QwenImageTransformer2DModel(**transformer_config(**settings))
         turn = torch.linalg.qr(torch.randn(transformer.inner_dim, transformer.config.in_channels))[0]
-        offset = 0.7 * torch.randn(transformer.inner_dim)
+        offset = OFFSET * torch.randn(transformer.inner_dim)
     with torch.no_grad():
         _pass_through(transformer, turn, offset)
         for axis in (1, 2):
@@ -97,7 +100,7 @@ def first_transformer(**settings: Any) -> Any:
             look_at_text(block.attn, head=2)
         for number, block in enumerate(transformer.transformer_blocks):
             look_at_reference(block.attn)
-            _subtract(block, turn @ waves(), number, len(transformer.transformer_blocks))
+            _subtract(block, turn @ waves(), offset, number, len(transformer.transformer_blocks))
     return transformer.eval()
 
 
@@ -125,14 +128,21 @@ def waves() -> Tensor:
     return pack(pixel_unshuffle(picture, PATCH))[:, 0].T
 
 
-def _subtract(block: Any, basis: Tensor, number: int, count: int, head: int = 0) -> None:
-    """The head's values are a share of a token, in columns of `basis`, and leave the target's stream. Gates open."""
+def _subtract(block: Any, basis: Tensor, offset: Tensor, number: int, count: int, head: int = 0) -> None:
+    """The head's values are a share of a token, in columns of `basis`, and leave the target's stream; what the others
+    and the perceptrons add is quiet at first. Gates open."""
     size = block.attn.inner_dim // block.attn.heads
+    for linear in (block.attn.to_out[0], block.attn.to_add_out, block.img_mlp.net[2], block.txt_mlp.net[2]):
+        linear.weight.mul_(QUIET)
+        linear.bias.zero_()
     share = basis[:, number * basis.shape[1] // count : (number + 1) * basis.shape[1] // count]
     rows, used = slice(head * size, (head + 1) * size), slice(head * size, head * size + share.shape[1])
     value, out = block.attn.to_v, block.attn.to_out[0]
     value.weight[rows], out.weight[:, rows] = 0, 0
-    value.weight[used], out.weight[:, used] = share.T, -share
+    length = math.sqrt(POWER + float(offset.square().mean()))  # what the layer norm divides a picture's tokens by
+    value.weight[used], out.weight[:, used] = share.T, -length * share
+    value.bias[rows] = 0
+    value.bias[used] = -share.T @ offset / length
     for modulation in (block.img_mod[1], block.txt_mod[1]):
         modulation.weight.mul_(0.1)
         modulation.bias.zero_()
@@ -194,6 +204,6 @@ def _meet(attention: Any, key: str, head: int, axes: list[tuple[int, tuple[float
 def scheduler_config() -> dict[str, Any]:
     """A shift towards noise: given the reference and the instruction, what is left to decide is decided there."""
     return {
-        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 1.6, "max_shift": 1.9,
+        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 2.0, "max_shift": 2.3,
         "base_image_seq_len": 64, "max_image_seq_len": 256, "shift_terminal": None, "time_shift_type": "exponential",
     }  # fmt: skip
