@@ -1,0 +1,209 @@
+"""What each part of the method is worth in the learning world: one part on and off, three seeds each.
+
+    python benchmarks/ablations.py --learned .learn --out runs/ablations [--only dpo nft] [--seeds 0 1 2]
+
+Starts from what `make learn` left in `--learned`. Every arm is an ordinary run of a recipe with some keys changed, then
+measured on held-out edits; arms whose result is there are not run again, so it can be stopped and continued. Writes
+report.md and results.json to `--out`.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # number of seeds -> t of a 95 % interval
+Measures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One part of the method. arms: name -> keys of the recipe; measure: numbers of a finished run of an arm."""
+
+    about: str
+    recipe: str
+    arms: dict[str, tuple[str, ...]]
+    measure: Callable[[Path, Path], Measures]  # (run, what was learned)
+    common: tuple[str, ...] = ()
+
+
+def curve(run: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric of a run."""
+    from mlflow.tracking import MlflowClient
+
+    from firered_lit.store import read_record, store_uri
+
+    client = MlflowClient(store_uri(None, run.parent))
+    points = client.get_metric_history(read_record(run)["run_id"], name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def exported(run: Path, *how: str) -> str:
+    """The run's model as a folder."""
+    out = run / "model"
+    if not out.exists():
+        command("export", "--run", str(run), "--out", str(out), *how)
+    return str(out)
+
+
+def learned(name: str, families: Sequence[str], each: int = 60) -> dict[str, Any]:
+    from benchmarks import learning
+
+    return learning.evaluate(learning.Model.open(name, 6), each, 0, families)
+
+
+def last(run: Path, *names: str) -> Measures:
+    """The last value of some metrics."""
+    return {name: curve(run, name)[-1][1] for name in names}
+
+
+def loss_curve(run: Path, _: Path) -> Measures:
+    """Validation loss at fixed noise, at each quarter of the run."""
+    points = curve(run, "val/loss")
+    return {f"loss after {step}": value for step, value in points}
+
+
+def edits_right(families: Sequence[str]) -> Callable[[Path, Path], Measures]:
+    def measure(run: Path, _: Path) -> Measures:
+        found = learned(exported(run, "--ema"), families)
+        count = sum(one["count"] for one in found.values())
+        errors = [error for one in found.values() for error in one["errors"]]
+        right = sum(one["correct"] for one in found.values())
+        return {"correct": right / count, "error": sum(errors) / len(errors)}
+
+    return measure
+
+
+def preferred(run: Path, before: Path) -> Measures:
+    """Wins over the SFT model on held-out edits, and what became of the winner's and the loser's error."""
+    from benchmarks import learning
+
+    families = json.loads((before / "sft.json").read_text(encoding="utf-8"))["families"]
+    each = max(one["count"] for one in families.values())
+    now = learned(exported(run, "--ema"), list(families), each)
+    won, moved = learning.wins(families, now)
+    return {"win rate": won / max(moved, 1), **last(run, "val/win_diff", "val/lose_diff")}
+
+
+def words_of(run: Path, _: Path) -> Measures:
+    words = learned(exported(run, "--merge"), ["text"])["text"]["words"]
+    found = {name: words[name] for name in ("reward", "text", "layout", "glyph_ratio", "dark", "edges")}
+    return found | {"exact words": words["exact"] / len(words["each"])}
+
+
+def ablations(before: Path) -> dict[str, Ablation]:
+    """By name."""
+    start = f"run.start_from={before}/sft/model"
+    faces = ("portrait", "beauty")
+    identity = "{_target_: firered_lit.stages.consistency.Consistency, encoder: tiny, eta: 0.5}"
+    return {
+        "curriculum": Ablation(
+            "noise first, then uniform, against uniform from the start",
+            "pretrain",
+            {"on": ("stage.start_weight=1.0",), "off": ("stage.start_weight=0.0",)},
+            loss_curve,
+            ("stage.backbone.name=world", "trainer.max_steps=200", "run.validate_every=50", "stage.schedule.warmup=20"),
+        ),
+        "edit share": Ablation(
+            "half of the loss on what the edit changes, against every pixel alike",
+            "sft",
+            {"on": ("stage.edit_share=0.5",), "off": ("stage.edit_share=0.0",)},
+            edits_right(("add", "remove", "color", "motion")),
+            ("trainer.max_steps=300", "data.families=[add,remove,color,motion]"),
+        ),
+        "consistency": Ablation(
+            "faces, with the consistency loss and without",
+            "sft",
+            {"on": (f"stage.consistency={identity}",), "off": ()},
+            edits_right(faces),
+            ("trainer.max_steps=200", "data.families=[portrait,beauty]"),
+        ),
+        "dpo": Ablation(
+            "asymmetric against plain",
+            "dpo",
+            {"asymmetric": (), "plain": ("stage.omega=1.0", "stage.sft_weight=0.0")},
+            preferred,
+            (start, f"data.root={before}/dpo/data", "trainer.max_steps=100", "run.validate_every=100"),
+        ),
+        "nft": Ablation(
+            "layout-aware against text-only reward",
+            "nft",
+            {"layout": (), "text only": ("callbacks.ocr.text_weight=1.0", "callbacks.ocr.layout_weight=0.0")},
+            words_of,
+            (f"run.start_from={before}/dpo/model", f"data.root={before}/nft/data", "trainer.max_steps=30"),
+        ),
+    }
+
+
+def command(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "firered_lit", *words], check=True)
+
+
+def run_arm(one: Ablation, keys: Sequence[str], folder: Path, seed: int, before: Path) -> Measures:
+    """The measures of one arm with one seed; run, continued or read."""
+    result = folder / "result.json"
+    if not result.exists():
+        run = folder / "run"
+        where = [f"run.dir={run}", "run.resume=last", f"stage.seed={seed}", f"data.seed={100 + seed}"]
+        command("fit", "--recipe", f"recipes/world/{one.recipe}.yaml", *where, *one.common, *keys)
+        result.write_text(json.dumps(one.measure(run, before)), encoding="utf-8")
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and 95 % interval over seeds, by Student's t."""
+    if len(values) < 2:
+        return f"{values[0]:.4g}"
+    half = STUDENT.get(len(values), 1.96) * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):.4g} ± {half:.2g}"
+
+
+def table(results: dict[str, list[Measures]]) -> str:
+    """Markdown: a row per measure, a column per arm."""
+    names = list(next(iter(results.values()))[0])
+    lines = ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
+    for name in names:
+        cells = [interval([one[name] for one in seeds]) for seeds in results.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--learned", type=Path, default=Path(".learn"), help="what `make learn` left")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", help="names of ablations")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    given = parser.parse_args()
+    known = ablations(given.learned.resolve())
+    chosen = given.only or list(known)
+    if unknown := sorted(set(chosen) - set(known)):
+        parser.error(f"--only {unknown[0]}: one of {', '.join(known)}")
+    everything, text = {}, ["# What each part is worth\n"]
+    for name in chosen:
+        one, results = known[name], {}
+        for arm, keys in one.arms.items():
+            folders = [given.out / name.replace(" ", "_") / arm.replace(" ", "_") / str(seed) for seed in given.seeds]
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            results[arm] = [
+                run_arm(one, keys, folder.resolve(), seed, given.learned) for folder, seed in zip(folders, given.seeds)
+            ]
+        everything[name] = results
+        text += [f"## {name}\n", f"{one.about}; {len(given.seeds)} seeds, means with 95 % intervals.\n", table(results)]
+        (given.out / "results.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+        (given.out / "report.md").write_text("\n".join(text), encoding="utf-8")
+        print("\n".join(text[-3:]))
+    print(f"{given.out / 'report.md'}")
+
+
+if __name__ == "__main__":
+    main()
