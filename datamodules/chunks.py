@@ -1,9 +1,9 @@
-"""Samples in LitData chunks: how they are packed, written, and read again at random, with every byte checked."""
+"""Samples in LitData chunks: how they are packed, and read again at random, with every byte checked."""
 
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 from litdata import StreamingDataset
-from litdata.streaming.writer import BinaryWriter
 from torch import Tensor
 
 from firered_lit.errors import UserError
 
 from .ranges import Ranges
-from .remote import Remote, patiently
+from .remote import Gone, Remote, patiently
 
-CHUNK_BYTES = 64 << 20
 INDEX = "index.json"
 
 
@@ -97,16 +95,6 @@ def _ordered(leaves: dict[str, Any], places: dict[str, list[int]], order: str) -
     return safetensors.torch.load(blob)
 
 
-def write_chunks(folder: Path, samples: Iterable[Sample], chunk_bytes: int = CHUNK_BYTES) -> dict[str, Any]:
-    """Write samples as LitData chunks into an empty folder. Returns LitData's description: `chunks` and `config`."""
-    writer = BinaryWriter(str(folder), chunk_bytes=chunk_bytes)
-    for number, sample in enumerate(samples):
-        writer.add_item(number, pack(sample))
-    writer.done()
-    described = list(folder.glob(f"*.{INDEX}"))
-    return json.loads(described[0].read_text()) if described else {"chunks": [], "config": None}
-
-
 class Chunks:
     """The samples of a folder of chunks, by number. LitData maps the chunks when the first one is read.
 
@@ -147,9 +135,9 @@ class Chunks:
             return unpack(patiently(lambda: self._leaves(position)), images, order)
         except Exception as problem:  # LitData, safetensors and JSON each fail in their own ways on broken bytes
             reason = " ".join(str(problem).split()) or type(problem).__name__
-            raise UserError(
-                f"{self.where(position)}: cannot be read: {reason}; restore it or prepare again"
-            ) from problem
+            passing = self.remote and isinstance(problem, OSError) and not isinstance(problem, Gone)
+            then = "run again when the store answers" if passing else "restore it or prepare again"
+            raise UserError(f"{self.where(position)}: cannot be read: {reason}; {then}") from problem
 
     def _leaves(self, position: int) -> dict[str, Any]:
         if self.dataset is None:

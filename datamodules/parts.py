@@ -6,8 +6,8 @@
     prepare.json   what the folder is made from          refused.jsonl   every refusal
     data.json      what it holds; written when everything else is
 
-A part is encoded aside, its chunks are moved into place, and its manifest, without which they do not count, is written
-last.
+A part is encoded aside, its samples are put in chunks by bucket, the chunks are moved into place, and the part's
+manifest, without which they do not count, is written last.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from typing import IO, Any
 
 from firered_lit.errors import UserError
 
-from .chunks import INDEX, Sample, write_chunks
+from .chunks import INDEX, Sample
+from .grouping import write_chunks
 from .index import Row
 from .indexing import write_index
 from .records import Refusal
@@ -56,7 +57,7 @@ class Parts:
         staging, noted = self.folder / f".part-{number:05d}", []
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            described = write_chunks(staging, _noting(samples, noted))
+            described, order = write_chunks(staging, _noting(samples, noted))
             (self.folder / "chunks").mkdir(exist_ok=True)
             for i, chunk in enumerate(described["chunks"]):
                 source, chunk["filename"] = staging / chunk["filename"], f"part-{number:05d}-{i}.bin"
@@ -65,7 +66,8 @@ class Parts:
                 source.replace(self.folder / "chunks" / chunk["filename"])
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        manifest = described | {"rows": rows, "samples": noted, "refused": [asdict(refusal) for refusal in refused]}
+        manifest = described | {"rows": rows, "samples": [noted[number] for number in order]}
+        manifest["refused"] = [asdict(refusal) for refusal in refused]
         with replacing(self.folder / "parts" / f"{number:05d}.json") as file:
             json.dump(manifest, file, ensure_ascii=False)
 

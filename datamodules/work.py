@@ -88,12 +88,13 @@ class Work:
         wanted = set(todo)
         every = read(wanted=lambda number: number // part_rows in wanted)
         for number in range(max(todo, default=-1) + 1):
-            part = list(islice(every, part_rows))
+            part, rows = islice(every, part_rows), min(part_rows, self.tally.rows - number * part_rows)
             if number in wanted:
                 refused: list[Refusal] = []
-                self.parts.write(number, len(part), self._samples(part, refused), refused)
+                self.parts.write(number, rows, self._samples(part, refused), refused)
+            deque(part, 0)  # the rows of a part that is there already
 
-    def _samples(self, part: list[Row], refused: list[Refusal]) -> Iterator[Sample]:
+    def _samples(self, part: Iterable[Row], refused: list[Refusal]) -> Iterator[Sample]:
         """The samples of a part's rows; a row is encoded whole or refused. Images are opened some rows ahead.
 
         Which rows are encoded together is told by their places in the part alone, so that a part is always the same.

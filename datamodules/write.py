@@ -40,7 +40,7 @@ def prepare(
     inverse: bool = True,
     alignment: bool | Literal["online"] = True,
     max_orders: int = 16,
-    part_rows: int = 256,
+    part_rows: int = 1024,
     dtype: str = "float32",
     device: str = "auto",
     batch: int = 4,
@@ -60,11 +60,12 @@ def prepare(
     held_out: share of source images whose edits are kept for validation. keep_images: store the crops too (held-out
     ones always are). inverse: use inverse instructions. alignment: store references in the canonical order of their
     shapes, and encode the texts of an edit with several of them for every order that training may draw, at most
-    max_orders; "online" leaves those to the training. part_rows: rows that a kill can lose. dtype: of the encoders and
-    of what is stored. device: "auto" takes CUDA when there is one. batch: rows that are encoded
-    together; another number gives the same samples but for rounding. workers: threads that open and crop images. faces:
-    weights of a face detector, which finds regions for rows that name none, see `datamodules.faces`. reader: reads
-    where the words of `target_text` stand, for OCR rewards, see `datamodules.reading`.
+    max_orders; "online" leaves those to the training. part_rows: rows that a kill can lose, whose samples are put in
+    chunks by bucket; they lie on disk twice meanwhile. dtype: of the encoders and of what is stored. device: "auto"
+    takes CUDA when there is one. batch: rows that are encoded together; another number gives the same samples but for
+    rounding. workers: threads that open and crop images. faces: weights of a face detector, which finds regions for
+    rows that name none, see `datamodules.faces`. reader: reads where the words of `target_text` stand, for OCR
+    rewards, see `datamodules.reading`.
     shard, num_shards: this process makes every num_shards-th part, from part `shard` on; others, on any machine that
     shares `out`, make the rest, and the last one to finish merges all.
     Run again, it goes on; a finished folder is left as it is. Raises UserError.

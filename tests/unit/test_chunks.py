@@ -6,7 +6,8 @@ import pytest
 import torch
 from litdata import StreamingDataset
 
-from datamodules.chunks import Chunks, Sample, pack, unpack, write_chunks
+from datamodules.chunks import Chunks, Sample, pack, unpack
+from datamodules.grouping import write_chunks
 from firered_lit.errors import UserError
 
 
@@ -23,9 +24,10 @@ def sample(i, images=True):
 
 @pytest.fixture
 def chunks(tmp_path):
-    """Seven samples in three chunks or more."""
-    described = write_chunks(tmp_path / "chunks", map(sample, range(7)), chunk_bytes=5000)
-    assert len(described["chunks"]) >= 3
+    """Seven samples of as many buckets, each with a chunk of its own."""
+    described, order = write_chunks(tmp_path / "chunks", map(sample, range(7)), chunk_bytes=2000)
+    assert len(described["chunks"]) == 7
+    assert order == list(range(7))
     (tmp_path / "chunks" / "index.json").write_text(json.dumps(described))
     return Chunks(tmp_path / "chunks")
 
@@ -77,7 +79,7 @@ def test_length_is_that_of_the_data_on_every_rank(chunks, monkeypatch):
 
 def test_no_flipped_bit_passes(tmp_path):
     """One bit of every 29th byte: the sample is refused, or (the chunk's count, which is not needed) it is the same."""
-    described = write_chunks(tmp_path / "whole", [sample(1)])
+    described, _ = write_chunks(tmp_path / "whole", [sample(1)])
     name, refused = described["chunks"][0]["filename"], 0
     whole, offsets = (tmp_path / "whole" / name).read_bytes(), range(0, described["chunks"][0]["chunk_bytes"], 29)
     for offset in offsets:

@@ -236,7 +236,7 @@ def test_fault_7_one_list_of_shapes_is_true_for_the_whole_batch(root):
     edits, shapes = loader(root, capacity=256), {}
     for bucket in edits.plan.index.buckets:
         for position in edits.plan.index.positions[bucket.start : bucket.start + bucket.count]:
-            shapes[f"id{position}"] = bucket.target, bucket.references
+            shapes[edits.visits.chunks.read(int(position)).id] = bucket.target, bucket.references
     for batch in islice(edits, len(edits)):
         images = [batch.target, *batch.condition.references]
         held = tuple((image.shape[-2] * 8, image.shape[-1] * 8) for image in images)

@@ -10,7 +10,7 @@ import pytest
 from test_layouts import table, unicedit
 from test_write import files_of, forked, make, rows_to, samples, world
 
-from datamodules import parts
+from datamodules import parts, write
 from datamodules.crops import Opening
 from datamodules.records import read
 from datamodules.summary import table as bucket_table
@@ -84,6 +84,26 @@ def test_images_in_a_table_are_prepared(tmp_path, monkeypatch):
     assert set(found) == {record.id for record in records}
     assert sorted(asked) == sorted(found)
     assert found[records[3].id].meta["instructions"] == {"original/en": "edit 3", "original/cn": "编辑3"}
+
+
+def test_rows_are_read_as_they_are_opened(tmp_path, monkeypatch):
+    """A part of many rows, whose images lie in the table, is not in memory as a whole."""
+    source, opened, ahead = table(tmp_path / "e.parquet", list(unicedit(40)), row_group_size=20), [], []
+    load, real = Opening.load, write.rows
+
+    def counted(*args, **options):
+        for number, row in enumerate(real(*args, **options)):
+            ahead.append(number - len(opened))
+            yield row
+
+    monkeypatch.setattr(Opening, "load", lambda self, row: opened.append(row) or load(self, row))
+    monkeypatch.setattr(write, "rows", counted)
+    sizes = Sizes(64 * 64, 64 * 64, 56 * 56)
+    out = make(source, tmp_path / "out", part_rows=40, batch=2, workers=2, sizes=sizes)
+    assert json.loads((out / "parts" / "00000.json").read_text())["rows"] == 40
+    del ahead[:40]  # the first rows are looked at for what they will take
+    assert len(opened) == len(ahead) == 40
+    assert max(ahead) < 10
 
 
 def test_the_bucket_table_of_a_prepared_folder(made):

@@ -85,7 +85,7 @@ def base():
 def test_every_row_becomes_a_sample_that_plain_litdata_reads(made):
     _, out = made
     ids = [StreamingDataset(str(out / "chunks"))[i]["id"] for i in range(12)]
-    assert ids == [f"r{i}" for i in range(12)]
+    assert sorted(ids) == sorted(f"r{i}" for i in range(12))
     data = json.loads((out / "data.json").read_text())
     assert (data["rows"], data["kept"], data["samples"], data["train"]) == (12, 12, 12, 12)
     assert (data["tasks"], data["references"]) == ({"a": 6, "b": 6}, {"0": 4, "1": 4, "2": 4})
