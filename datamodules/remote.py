@@ -114,6 +114,7 @@ class Remote:
         """What goes wrong in the store as OSError, and as `Gone` where no patience helps."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+        from s3transfer.exceptions import RetriesExceededError
 
         try:
             yield
@@ -123,6 +124,8 @@ class Remote:
             status = problem.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             kind = Gone if 400 <= status < 500 and status not in (408, 429) else OSError
             raise kind(f"{self.url}/{name}: {problem}") from None
+        except RetriesExceededError as problem:  # of a body that broke off each time, and nobody's subclass
+            raise OSError(f"{self.url}/{name}: {problem.last_exception}") from None
         except (Boto3Error, BotoCoreError) as problem:
             raise OSError(f"{self.url}/{name}: {problem}") from None
 
