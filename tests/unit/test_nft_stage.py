@@ -17,6 +17,7 @@ from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.flow.path import interpolate
 from firered_lit.flow.sampler import euler, schedule
+from firered_lit.losses.flow_matching import flow_matching_loss
 from firered_lit.losses.nft import adaptive, as_written, group_optimality, old_policy_decay, policy_mask
 from firered_lit.models import qwen_image
 from firered_lit.models.backbone import Backbone
@@ -219,6 +220,35 @@ def test_groups_without_variance_add_nothing_but_kl(tmp_path, loss):
     assert not same(before, weights(module))
     assert watch.numbers[-1]["train/kl"] < watch.numbers[0]["train/kl"]
     assert watch.numbers[0]["train/policy"] == 0
+
+
+def test_the_step_is_each_edits_own_optimality_times_its_flow_gradient_and_a_pull_to_the_start(tmp_path):
+    """At v = v_old, where eq. 3 has this closed form, over two groups whose edits rank the other way round."""
+    sgd = partial(torch.optim.SGD, lr=1.0)
+    module = fresh(loss=as_written, kl=0.3, points=2, capacity=64, optimizer=sgd, gradient_clip=1e3)
+    with torch.no_grad():
+        for p in module.transformer.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    module.old.follow(module.transformer, 0.0)  # the policy is the old one, and not the reference
+    begun = {k: v.clone() for k, v in module.transformer.state_dict().items()}
+    ranks = {"id0": torch.tensor([0.1, 0.3, 0.9]), "id1": torch.tensor([0.8, 0.5, 0.2])}
+    module, watch = fit(tmp_path, module, Given(lambda images, batch: ranks[batch.ids[0]]))
+    after = {k: v.clone() for k, v in module.transformer.state_dict().items()}
+    module.transformer.load_state_dict(begun)
+    module.zero_grad()
+    for place, rollout in enumerate(watch.outputs[0]["rollouts"]):
+        optimality = group_optimality(ranks[rollout.sample.ids[0]], torch.zeros(3), clip=5.0)
+        points = module.noised(rollout, place)
+        module.compare_with_reference(points)
+        for p in points:
+            v, sign = module.velocity_at(p), 2 * optimality[p.rows] - 1
+            loss = sign * flow_matching_loss(v, p.eps - p.x_0) + 0.3 * flow_matching_loss(v, p.v_reference)
+            (loss.sum() / 12).backward()
+    grads = {n: p.grad for n, p in module.transformer.named_parameters() if p.grad is not None}
+    expected = torch.cat([grad.flatten() for grad in grads.values()])
+    moved = torch.cat([(begun[name] - after[name]).flatten() for name in grads])
+    assert expected.norm() > 1e-2
+    assert (moved - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_the_reference_is_run_only_when_it_weighs(tmp_path):
