@@ -5,6 +5,7 @@ import json
 import signal
 import statistics
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -206,18 +207,57 @@ def test_pairs_are_mined_prepared_and_trained_on(galleries: Path, tmp_path: Path
     assert content["pairs"] == content["samples"] == len(pairs)
     module = PreferenceDataModule(str(data), capacity=2048, workers=0)
     assert torch.isfinite(next(iter(module.train_dataloader())).loser).all()
+    assert gone_on_with(out, ("pairs.jsonl", "manifest.jsonl"), lambda: main(given)) == 14 - 5
+
+
+def gone_on_with(out: Path, results: tuple[str, ...], again: Callable[[], int]) -> int:
+    """Cut what was found in its fifth line from the end, as a kill does, and go on: the same bytes. Lines kept."""
+    (found,) = (out / "found").iterdir()
+    before = {name: (out / name).read_bytes() for name in results}
+    kept = found.read_bytes().splitlines(keepends=True)
+    found.write_bytes(b"".join(kept[:-5]) + kept[-5][:20])
+    for name in results:
+        (out / name).unlink()
+    assert again() == 0
+    assert {name: (out / name).read_bytes() for name in results} == before
+    return sum(line in kept[:-5] for line in found.read_bytes().splitlines(keepends=True))
+
+
+def test_of_two_pictures_that_obey_the_better_looking_one_wins(galleries: Path, tmp_path: Path) -> None:
+    """Looks are the judge's alone: they weigh nothing in whether a picture does what was asked."""
+    out, judge = tmp_path / "pairs", "callbacks.judge_local.LocalVLM, model: tiny, max_tokens: 4, area: 12544"
+    given = ["mine", "--recipe", "recipes/tiny/mine_preferences.yaml", f"out={out}"]
+    given += [f"task.candidates.requests={galleries / 'world' / 'color' / 'edits.jsonl'}"]
+    given += [f"task.candidates.experts={{expert: {galleries / 'expert'}}}", "task.candidates.base={}"]
+    given += [f"task.rewards.looks={{_target_: callbacks.judge_reward.JudgeReward, judge: {{_target_: {judge}}}}}"]
+    given += [
+        "task.rewards.looks.prompt=aesthetic",
+        "task.rewards.looks.name=looks",
+        "task.weights={pixel: 1, looks: 0}",
+    ]
+    rule = "task.rule={_target_: firered_lit.mine.pairs.VisualEnhancement, by: looks, win: 0, margin: 1e-9, least: "
+    assert main([*given, f"{rule}0.5}}"]) == 0
+    pairs, manifest = lines(out / "pairs.jsonl"), lines(out / "manifest.jsonl")
+    assert len(pairs) == len(manifest) == 2
+    for row, line in zip(pairs, manifest):
+        looks = {Path(c["image"]).name: c["rewards"]["looks"] for c in line["candidates"]}
+        assert all(c["reward"] == c["rewards"]["pixel"] for c in line["candidates"])
+        best, worst = (max(looks, key=looks.get), min(looks, key=looks.get))
+        assert (Path(row["chosen_image"]).name, Path(row["rejected_image"]).name) == (best, worst)
+    assert main([*given, f"{rule}1.0}}"]) == 0
+    assert lines(out / "pairs.jsonl") == [], "neither obeys"
 
 
 WRONG = {
     "task.rewards=null": "rewards",
-    "task.candidates.experts={}": "no pair",
+    "task.candidates.experts=null": "experts: expected Mapping[str, str], got empty",
     "task.candidates.base={base: nowhere}": "neither a folder of pictures nor a table",
     "task.weights={ocr: 1.0}": "name each reward once",
     "task.candidates.requests=nowhere.jsonl": "no such file or folder",
 }
 
 
-@pytest.mark.parametrize("setting", [key for key in WRONG if "experts" not in key])
+@pytest.mark.parametrize("setting", WRONG)
 def test_what_cannot_be_mined_is_one_line(setting: str, galleries: Path, tmp_path: Path, capfd) -> None:
     given = ["mine", "--recipe", "recipes/tiny/mine_preferences.yaml", f"out={tmp_path / 'out'}"]
     given += [f"task.candidates.requests={galleries / 'world'}", "task.candidates.base={}"]
@@ -303,6 +343,8 @@ def test_requests_are_evolved_refusals_counted_and_the_rest_asked_again(gallerie
     writer.asked = []
     assert evolve(world, out, writer) == 0
     assert writer.asked == []
+    assert gone_on_with(out, ("evolved.jsonl",), lambda: evolve(world, out, writer)) >= 14 - 5
+    assert 0 < len(writer.asked) < 10, "five requests, two tries each at most"
     data = Prepared(str(prepare(out / "evolved.jsonl", tmp_path / "data", "held_out=0")))
     line, batch = data[0]
     assert len(data) == 10
