@@ -13,7 +13,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -33,16 +33,18 @@ class Ablation:
     arms: dict[str, tuple[str, ...]]
     measure: Callable[[Path, Path], Measures]  # (run, what was learned)
     common: tuple[str, ...] = ()
+    prepare: Callable[[], None] = lambda: None
 
 
 def curve(run: Path, name: str) -> list[tuple[int, float]]:
     """(step, value) of a metric of a run."""
     from mlflow.tracking import MlflowClient
 
-    from firered_lit.store import read_record, store_uri
+    from firered_lit.store import read_record
 
-    client = MlflowClient(store_uri(None, run.parent))
-    points = client.get_metric_history(read_record(run)["run_id"], name)
+    record = read_record(run)
+    client = MlflowClient(record["mlflow_uri"])
+    points = client.get_metric_history(record["mlflow_run_id"], name)
     return sorted((point.step, point.value) for point in points)
 
 
@@ -93,14 +95,59 @@ def preferred(run: Path, before: Path) -> Measures:
     return {"win rate": won / max(moved, 1), **last(run, "val/win_diff", "val/lose_diff")}
 
 
+def ground(found: Any) -> int:
+    """Which source of a composition, counted from 0, is the picture that things are put into."""
+    target = found.target
+    own = [s.background == target.background and set(s.things) <= set(target.things) for s in found.sources]
+    return own.index(True)
+
+
+def compositions(out: Path, count: int) -> None:
+    """Rows of compositions whose ground is always the first reference, prepared: orders are for alignment to draw."""
+    from datamodules.instruction import reindex
+    from datamodules.world.sample import edit
+    from datamodules.world.write import row
+
+    if (out / "data" / "data.json").exists():
+        return
+    folder = out / "compose"
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    with (folder / "edits.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(count):
+            found = edit(7, number, "train", ("compose",))
+            first = ground(found)
+            order = [first, *(i for i in range(len(found.sources)) if i != first)]
+            texts = {key: reindex(text, [i + 1 for i in order]) for key, text in found.texts.items()}
+            moved = {name: tuple(getattr(found, name)[i] for i in order) for name in ("sources", "captions")}
+            line = row(replace(found, texts=texts, **moved), folder, f"compose-{number:06d}")
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    command("prepare", "--recipe", "recipes/world/prepare.yaml", f"source={folder}", f"out={out / 'data'}")
+
+
+def orders_never_seen(run: Path, _: Path) -> Measures:
+    """Correctness of held-out compositions whose ground stands first, as in training, and elsewhere."""
+    from benchmarks import learning
+
+    model, judge = learning.Model.open(exported(run, "--ema"), 6), learning.Correctness()
+    right: dict[str, list[float]] = {"ground first": [], "ground elsewhere": []}
+    for found, batch in learning.batches(model, "compose", 120, 0, "held_out"):
+        scores = judge.submit(model.edits(batch), batch).result().terms["edited"].tolist()
+        for one, score in zip(found, scores, strict=True):
+            right["ground first" if ground(one) == 0 else "ground elsewhere"].append(score)
+    return {name: mean(scores) for name, scores in right.items()}
+
+
 def words_of(run: Path, _: Path) -> Measures:
     words = learned(exported(run, "--merge"), ["text"])["text"]["words"]
     found = {name: words[name] for name in ("reward", "text", "layout", "glyph_ratio", "dark", "edges")}
     return found | {"exact words": words["exact"] / len(words["each"])}
 
 
-def ablations(before: Path) -> dict[str, Ablation]:
+def ablations(before: Path, out: Path) -> dict[str, Ablation]:
     """By name."""
+    edits = "{_target_: datamodules.edits.EditDataModule, root: %s, capacity: 1024, max_batch: 16, workers: 1" % (
+        out / "orders" / "data"
+    )
     start = f"run.start_from={before}/sft/model"
     faces = ("portrait", "beauty")
     identity = "{_target_: firered_lit.stages.consistency.Consistency, encoder: tiny, eta: 0.5}"
@@ -118,6 +165,14 @@ def ablations(before: Path) -> dict[str, Ablation]:
             {"on": ("stage.edit_share=0.5",), "off": ("stage.edit_share=0.0",)},
             edits_right(("add", "remove", "color", "motion")),
             ("trainer.max_steps=300", "data.families=[add,remove,color,motion]"),
+        ),
+        "alignment": Ablation(
+            "references permuted and dropped with the prompt re-indexed, against the order of the rows",
+            "sft",
+            {"on": (f"data={edits}, alignment: true}}",), "off": (f"data={edits}, alignment: false}}",)},
+            orders_never_seen,
+            ("trainer.max_steps=250",),
+            lambda: compositions(out / "orders", 1500),
         ),
         "consistency": Ablation(
             "faces, with the consistency loss and without",
@@ -183,13 +238,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of ablations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
-    known = ablations(given.learned.resolve())
+    known = ablations(given.learned.resolve(), given.out.resolve())
     chosen = given.only or list(known)
     if unknown := sorted(set(chosen) - set(known)):
         parser.error(f"--only {unknown[0]}: one of {', '.join(known)}")
     everything, text = {}, ["# What each part is worth\n"]
     for name in chosen:
         one, results = known[name], {}
+        one.prepare()
         for arm, keys in one.arms.items():
             folders = [given.out / name.replace(" ", "_") / arm.replace(" ", "_") / str(seed) for seed in given.seeds]
             for folder in folders:

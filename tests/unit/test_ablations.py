@@ -1,0 +1,57 @@
+"""The ablations of the learning world: arms that fit their recipes, intervals, and rows in one order of references."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from datamodules.instruction import reindex
+from datamodules.world.sample import edit
+from firered_lit import build, recipe
+
+
+@pytest.fixture(scope="module")
+def ablations(root: Path):
+    spec = importlib.util.spec_from_file_location("ablations", root / "benchmarks" / "ablations.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ablations"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_arm_fits_its_recipe_and_arms_differ(ablations, root: Path) -> None:
+    for name, one in ablations.ablations(Path("learned"), Path("out")).items():
+        read = []
+        for keys in one.arms.values():
+            where = ["run.dir=x", "stage.seed=0", "data.seed=0"]
+            found = recipe.load(root / "recipes" / "world" / f"{one.recipe}.yaml", [*where, *one.common, *keys])
+            build.validate(found)
+            read.append(found.root)
+        assert len(read) == 2, name
+        assert read[0] != read[1], name
+
+
+@pytest.mark.parametrize("values", [(0.2, 0.5, 0.9), (1.0, 2.0)])
+def test_intervals_are_students(ablations, values) -> None:
+    low, high = stats.t.interval(0.95, len(values) - 1, sum(values) / len(values), stats.sem(values))
+    middle, half = map(float, ablations.interval(values).split(" ± "))
+    assert middle == pytest.approx((low + high) / 2, rel=1e-3)
+    assert half == pytest.approx((high - low) / 2, rel=0.05)
+
+
+def test_compositions_have_their_ground_first_and_name_it_so(ablations, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ablations, "command", lambda *words: None)
+    ablations.compositions(tmp_path, 12)
+    rows = [json.loads(line) for line in (tmp_path / "compose" / "edits.jsonl").read_text().splitlines()]
+    firsts = set()
+    for number, row in enumerate(rows):
+        found = edit(7, number, "train", ("compose",))
+        first = ablations.ground(found)
+        firsts.add(first)
+        assert row["instruction"].endswith("of Picture 1")
+        order = [first + 1, *(i + 1 for i in range(len(found.sources)) if i != first)]
+        assert row["instruction_cn"] == reindex(found.texts["original/cn"], order)
+    assert len(firsts) > 1
