@@ -22,7 +22,8 @@ ROPE = (16, 24, 24)  # frame, row, column; a head
 SHARPNESS = 2.0  # of queries and keys in the numbers that tell distances
 OFFSET = 2.0  # the constant that tokens are moved by, beside which their own length hardly shows to a layer norm
 POWER = 1.5  # mean square of a picture's numbers
-QUIET = 0.1
+QUIET = 0.1  # what is left of the weights of all that does not copy
+LEAST_SIGMA = 0.1  # under which the velocity is not made louder
 SEED = 0
 WEIGHTS = Path(__file__).with_name("world.safetensors")  # pretrained, when they are there
 # How much each frequency of an axis counts where a head looks at a place: the fastest tell neighbours apart, the next
@@ -78,7 +79,7 @@ def transformer_config(layers: int = 3, heads: int = 3, text: int = words.WIDTH)
 
 
 def first_transformer(**settings: Any) -> Any:
-    """The untrained transformer, which begins as a copier: its velocity is x_t minus the first reference.
+    """The untrained transformer, which begins as a copier: its velocity is x_t minus the first reference, over sigma.
 
     Layer norms forget a token's length, so pictures enter turned by an orthogonal matrix and moved by a constant one.
     The first head of each block reads the same place one picture on, and takes a share of that token out of the
@@ -105,14 +106,25 @@ def first_transformer(**settings: Any) -> Any:
 
 
 def _pass_through(transformer: Any, turn: Tensor, offset: Tensor) -> None:
-    """Tokens in, turned and moved; the same tokens out."""
+    """Tokens in, turned and moved; the same tokens out, over sigma: what is left of x_t without the picture is
+    sigma (eps - x_0). The scale and shift of the last norm are fitted to that, by least squares over sigma."""
     transformer.img_in.weight.copy_(turn)
     transformer.img_in.bias.copy_(offset)
-    length = math.sqrt(1 + float(offset.square().mean()))  # what the last layer norm divides by, noise coming in
-    transformer.proj_out.weight.copy_(length * turn.T)
-    transformer.proj_out.bias.copy_(-turn.T @ offset)
-    transformer.norm_out.linear.weight.mul_(0.1)
-    transformer.norm_out.linear.bias.zero_()
+    transformer.proj_out.weight.copy_(turn.T)
+    transformer.proj_out.bias.zero_()
+    for parameter in transformer.time_text_embed.timestep_embedder.linear_2.parameters():
+        parameter.mul_(10)  # loud, so that what reads it needs no large weights
+    sigma = torch.linspace(0.02, 1, 393, dtype=torch.float64)
+    spread = sigma.clamp(min=LEAST_SIGMA)
+    length = (offset.var(correction=0) + (1 + POWER) * sigma.square()).sqrt()  # what the norm divides by
+    shift = -(offset - offset.mean()).double() / spread[:, None]
+    wanted = torch.cat([(length / spread - 1)[:, None].expand_as(shift), shift], 1)  # diffusers: scale, then shift
+    known = transformer.time_text_embed(sigma.float(), torch.zeros(1)).double()
+    known = torch.cat([torch.nn.functional.silu(known), torch.ones(len(sigma), 1)], 1) * spread[:, None]
+    ridge = 1e-3 * torch.eye(known.shape[1], dtype=torch.float64)
+    fitted = torch.linalg.solve(known.T @ known + ridge, known.T @ (wanted * spread[:, None]))
+    transformer.norm_out.linear.weight.copy_(fitted[:-1].T)
+    transformer.norm_out.linear.bias.copy_(fitted[-1])
 
 
 def waves() -> Tensor:
@@ -144,7 +156,7 @@ def _subtract(block: Any, basis: Tensor, offset: Tensor, number: int, count: int
     value.bias[rows] = 0
     value.bias[used] = -share.T @ offset / length
     for modulation in (block.img_mod[1], block.txt_mod[1]):
-        modulation.weight.mul_(0.1)
+        modulation.weight.mul_(QUIET**2)
         modulation.bias.zero_()
         for gate in (2, 5):  # shift, scale, gate; twice
             modulation.bias.view(6, -1)[gate] = 1.0
