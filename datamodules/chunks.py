@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-from litdata import StreamingDataset
 from torch import Tensor
 
 from firered_lit.errors import UserError
 
-from .ranges import Ranges
+from .listing import Listing
+from .ranges import Folder, Ranges
 from .remote import Gone, Remote, patiently
-
-INDEX = "index.json"
 
 
 @dataclass(frozen=True)
@@ -96,65 +94,53 @@ def _ordered(leaves: dict[str, Any], places: dict[str, list[int]], order: str) -
 
 
 class Chunks:
-    """The samples of a folder of chunks, by number. LitData maps the chunks when the first one is read.
+    """The samples of a folder of chunks, by number.
 
     remote: the data whose local copy the folder is; a chunk is fetched when it is first asked for. whole: else only
     the parts of a sample that are asked for are fetched, and nothing is kept.
     """
 
     def __init__(self, folder: Path, remote: Remote | None = None, whole: bool = True) -> None:
-        self.folder, self.remote = folder, remote
-        try:
-            self.chunks = json.loads((folder / INDEX).read_text())["chunks"]
-        except (OSError, ValueError, KeyError) as problem:
-            raise UserError(f"{folder / INDEX}: cannot be read ({problem}); run prepare again") from None
-        self.ends = np.cumsum([chunk["chunk_size"] for chunk in self.chunks])
-        self.checked: set[int] = set()
-        self.dataset: StreamingDataset | None = None
-        self.ranges = Ranges(remote, self.chunks) if remote and not whole else None
+        self.folder, self.remote, self.listing = folder, remote, Listing(folder)
+        self.whole = whole or remote is None
+        files, prefix = (Folder(folder), "") if remote is None or whole else (remote, "chunks/")
+        self.ranges = Ranges(files, self.listing, prefix)
+        self.checked = np.zeros(len(self.listing), bool)
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0  # not StreamingDataset's, which is a rank's share
+        return self.listing.samples
 
     def where(self, position: int) -> str:
         """The chunk and the place in it of a sample, for messages."""
-        number = int(np.searchsorted(self.ends, position, "right"))
-        first = int(self.ends[number]) - self.chunks[number]["chunk_size"]
+        number, place = self.listing.find(position)
         folder = f"{self.remote.url}/chunks" if self.remote else self.folder
-        return f"{folder}/{self.chunks[number]['filename']}: sample {position - first} (number {position} of all)"
+        return f"{folder}/{self.listing.name(number)}: sample {place} (number {position} of all)"
 
     def read(self, position: int, images: bool = False, order: Sequence[int] = ()) -> Sample:
         """A sample by its number, see `unpack`. What may pass is tried again. UserError, naming chunk and sample, when
         it cannot be read."""
+        number, place = self.listing.find(position)
         try:
-            number = int(np.searchsorted(self.ends, position, "right"))
-            if self.ranges is not None:
-                place = position - int(self.ends[number]) + self.chunks[number]["chunk_size"]
-                return unpack(self.ranges.item(number, place), images, order)
-            self._check(number)
-            return unpack(patiently(lambda: self._leaves(position)), images, order)
-        except Exception as problem:  # LitData, safetensors and JSON each fail in their own ways on broken bytes
+            if self.whole:
+                self._check(number)
+            return unpack(self.ranges.item(number, place), images, order)
+        except Exception as problem:  # safetensors, JSON and stores each fail in their own ways
             reason = " ".join(str(problem).split()) or type(problem).__name__
             passing = self.remote and isinstance(problem, OSError) and not isinstance(problem, Gone)
             then = "run again when the store answers" if passing else "restore it or prepare again"
             raise UserError(f"{self.where(position)}: cannot be read: {reason}; {then}") from problem
 
-    def _leaves(self, position: int) -> dict[str, Any]:
-        if self.dataset is None:
-            self.dataset = StreamingDataset(str(self.folder))
-        return self.dataset[position]
-
     def _check(self, number: int) -> None:
-        """Whether the chunk is there in its full size, once, or each time where copies make room for others; LitData
-        would wait for a missing one."""
-        if number not in self.checked or (self.remote and self.remote.limit is not None):
-            chunk = self.chunks[number]
-            if self.remote:
-                self.remote.fetch(f"chunks/{chunk['filename']}", chunk["chunk_bytes"])
-            size = patiently(lambda: os.stat(self.folder / chunk["filename"]).st_size)
-            if size != chunk["chunk_bytes"]:
-                raise ValueError(f"the chunk has {size} bytes, not {chunk['chunk_bytes']}")
-            self.checked.add(number)
+        """Whether the chunk is there in its full size, once, or each time where copies make room for others."""
+        if self.checked[number] and not (self.remote and self.remote.limit is not None):
+            return
+        name, expected = self.listing.name(number), self.listing.bytes(number)
+        if self.remote:
+            self.remote.fetch(f"chunks/{name}", expected)
+        size = patiently(lambda: os.stat(self.folder / name).st_size)
+        if size != expected:
+            raise ValueError(f"the chunk has {size} bytes, not {expected}")
+        self.checked[number] = True
 
 
 def _checksum(name: str, meta: dict[str, Any]) -> int:

@@ -13,7 +13,8 @@ from typing import IO, Any
 import numpy as np
 from litdata.streaming.writer import BinaryWriter
 
-from .chunks import INDEX, Sample, pack
+from .chunks import Sample, pack
+from .listing import INDEX
 
 CHUNK_BYTES = 64 << 20
 SHARED = 4  # a bucket with less than a fourth of a chunk shares chunks with others: else they would be too many

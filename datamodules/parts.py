@@ -1,6 +1,7 @@
 """The folder that `prepare` fills, part by part, so that it can be killed at any moment and go on.
 
     chunks/        part-00000-0.bin, ..., index.json    LitData's; `datamodules.chunks` reads them
+                   table.npy                            the same list of chunks, to be mapped: `datamodules.listing`
     index/         train/, held_out/                     `datamodules.index`
     parts/         00000.json, ...                       what each part holds and what it refused
     prepare.json   what the folder is made from          refused.jsonl   every refusal
@@ -25,10 +26,11 @@ from typing import IO, Any
 
 from firered_lit.errors import UserError
 
-from .chunks import INDEX, Sample
+from .chunks import Sample
 from .grouping import write_chunks
 from .index import Row
 from .indexing import write_index
+from .listing import INDEX, write_listing
 from .records import Refusal
 
 SPLITS = {"train": False, "held_out": True}
@@ -99,6 +101,7 @@ class Parts:
             raise UserError(f"{self.folder}: nothing is left to train on, every row was refused; see {self.refused()}")
         index = {"chunks": listed, "config": config, "updated_at": "0"}
         write_json(self.folder / "chunks" / INDEX, index)
+        write_listing(self.folder / "chunks", listed)
         for path in set((self.folder / "chunks").glob("*.bin")) - {
             self.folder / "chunks" / c["filename"] for c in listed
         }:

@@ -83,7 +83,7 @@ class Prepared:
 
     def select(self, numbers: Iterable[int], folder: Path) -> None:
         """Write an index of these samples alone, for `PromptDataModule`."""
-        sizes = [chunk["chunk_size"] for chunk in self.chunks.chunks]
+        sizes = self.chunks.listing.sizes
         write_index(folder, self._rows(self.positions[np.fromiter(numbers, np.int64)]), sizes)
 
     def _rows(self, positions: np.ndarray) -> Iterator[Row]:

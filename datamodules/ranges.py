@@ -1,31 +1,70 @@
-"""Samples of chunks in object storage by parts: of each only the bytes that a visit shows are fetched, none are kept.
+"""Samples of chunks by parts: of each, only the bytes that a visit shows are read, from a folder or from a store.
 
 A chunk of LitData's holds a uint32 count n, n + 1 uint32 offsets, and the samples. A sample is the uint32 sizes of its
 leaves, and the leaves: `id` and `meta` first, then `tensors`, `images` and `orders` (`chunks.pack`).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 import numpy as np
 
-from .remote import Remote, patiently
+from .listing import Listing
+from .remote import patiently
 
 LEAVES = ("id", "meta", "tensors", "images", "orders")
-HEAD = 1 << 14  # bytes fetched to begin with: sizes, id and, as a rule, meta
+HEAD = 1 << 14  # bytes read to begin with: sizes, id and, as a rule, meta
+TABLES = 4096  # chunks of which is remembered where their samples begin
+
+
+class Files(Protocol):
+    """What chunks lie in."""
+
+    def part(self, name: str, begin: int, end: int) -> bytes:
+        """Bytes begin to end - 1 of a file. OSError when they cannot be had."""
+        ...
+
+
+class Folder:
+    """Files on disk; the last one stays open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name, self.file = path, "", None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder, (self.path,)
+
+    def part(self, name: str, begin: int, end: int) -> bytes:
+        """See `Files`."""
+        file = self._open(name)
+        try:
+            return os.pread(file.fileno(), end - begin, begin)
+        except OSError:
+            self.name = ""  # another try opens it again
+            raise
+
+    def _open(self, name: str) -> IO[bytes]:
+        if self.file is None or name != self.name:
+            if self.file is not None:
+                self.file.close()
+            self.name, self.file = "", None
+            self.file, self.name = (self.path / name).open("rb", buffering=0), name
+        return self.file
 
 
 class Ranges:
-    """The samples of remote chunks. `fetched` counts bytes."""
+    """The samples of chunks. `fetched` counts bytes."""
 
-    def __init__(self, remote: Remote, chunks: Sequence[Mapping[str, Any]]) -> None:
-        self.remote, self.chunks, self.fetched = remote, chunks, 0
+    def __init__(self, files: Files, listing: Listing, prefix: str = "") -> None:
+        self.files, self.listing, self.prefix, self.fetched = files, listing, prefix, 0
         self.tables: dict[int, np.ndarray] = {}
 
     def item(self, number: int, place: int) -> dict[str, Any]:
-        """The leaves of the sample at a place of a chunk; those after `meta` are fetched when they are asked for."""
-        table = self._table(number)
-        begin, end = int(table[place]), int(table[place + 1])
+        """The leaves of the sample at a place of a chunk; those after `meta` are read when they are asked for."""
+        begin, end = map(int, self._table(number)[place : place + 2])
+        if not 0 < begin < end <= self.listing.bytes(number):
+            raise ValueError("it does not lie in its chunk")
         head = self.fetch(number, begin, min(end, begin + HEAD))
         sizes = np.frombuffer(head[: 4 * len(LEAVES)], "<u4").astype(np.int64)
         starts = 4 * len(LEAVES) + np.concatenate([[0], np.cumsum(sizes)])
@@ -41,20 +80,24 @@ class Ranges:
     def _table(self, number: int) -> np.ndarray:
         """Where each sample of a chunk begins, and the last ends."""
         if number not in self.tables:
-            count = int(self.chunks[number]["chunk_size"])
+            if len(self.tables) >= TABLES:
+                self.tables.clear()
+            count = self.listing.count(number)
             self.tables[number] = np.frombuffer(self.fetch(number, 4, 4 * (count + 2)), "<u4")
         return self.tables[number]
 
     def fetch(self, number: int, begin: int, end: int) -> bytes:
-        """Bytes of a chunk. OSError when they cannot be had."""
-        name = f"chunks/{self.chunks[number]['filename']}"
-        found = patiently(lambda: self.remote.part(name, begin, end))
+        """Bytes of a chunk. OSError when they cannot be had, ValueError when there are not so many."""
+        name = f"{self.prefix}{self.listing.name(number)}"
+        found = patiently(lambda: self.files.part(name, begin, end))
         self.fetched += len(found)
+        if len(found) != end - begin:
+            raise ValueError(f"the chunk ends {end - begin - len(found)} bytes too early")
         return found
 
 
 class Leaf:
-    """Bytes that are fetched when they are looked at."""
+    """Bytes that are read when they are looked at."""
 
     def __init__(self, ranges: Ranges, number: int, begin: int, size: int) -> None:
         self.ranges, self.number, self.begin, self.size = ranges, number, begin, size

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
 
+from .listing import INDEX, TABLE
+
 PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)  # seconds between tries
 PREFIX = "s3://"
 USED = 60.0  # seconds after its last use from which a copy may make room for others
@@ -155,8 +157,12 @@ def open_root(
         summary = Remote(url, Path()).read("data.json")
         name = hashlib.blake2b(json.dumps(url).encode() + summary, digest_size=8).hexdigest()
         remote = Remote(url, Path(cache or Path.home() / ".cache" / "firered_lit" / "data").expanduser() / name, limit)
-        for part in ("index/train/index.safetensors", "index/held_out/index.safetensors", "chunks/index.json"):
+        for part in ("index/train/index.safetensors", "index/held_out/index.safetensors"):
             remote.fetch(part)
+        try:
+            remote.fetch(f"chunks/{TABLE}")
+        except Gone:  # data of before
+            remote.fetch(f"chunks/{INDEX}")
         remote.fetch("data.json")
     except OSError as problem:
         raise UserError(f"{url}: no finished data can be read there: {' '.join(str(problem).split())}") from None

@@ -64,9 +64,9 @@ def test_plain_litdata_reads_the_folder(chunks):
 
 def test_reading_one_sample_does_not_decode_its_neighbours(chunks):
     """Rows that LitData stores as Arrow tables are decoded by the hundred for each random read."""
-    leaves = chunks.read(0) and chunks.dataset[0]
+    leaves = StreamingDataset(str(chunks.folder))[0]
     assert isinstance(leaves["images"], memoryview)
-    assert b"ARROW" not in (chunks.folder / chunks.chunks[0]["filename"]).read_bytes()
+    assert b"ARROW" not in (chunks.folder / chunks.listing.name(0)).read_bytes()
 
 
 def test_length_is_that_of_the_data_on_every_rank(chunks, monkeypatch):
@@ -108,8 +108,8 @@ def test_no_flipped_bit_passes(tmp_path):
     ids=["deleted", "cut short", "zeroed"],
 )
 def test_a_broken_chunk_is_one_error_that_names_chunk_and_sample(chunks, harm, reason):
-    second = chunks.chunks[1]["filename"]
-    first_of_it = chunks.chunks[0]["chunk_size"]
+    second = chunks.listing.name(1)
+    first_of_it = chunks.listing.count(0)
     harm(chunks.folder / second)
     assert chunks.read(0).id == "sample-0"
     with pytest.raises(UserError) as error:
