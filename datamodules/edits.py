@@ -174,6 +174,7 @@ class EditDataModule(L.LightningDataModule):
     def _plan(self, ranks: int) -> BatchPlan:
         """The plan of this data for so many plan ranks; says what it makes of the data."""
         index = self._index()
+        self._refuse_too_large(index)
         options = {"seed": self.seed, "weights": self.weights, "max_batch": self.max_batch, "left_out": self.left_out}
         plan = BatchPlan(index, capacity=self.capacity // self.sides, plan_ranks=ranks, **options)
         left = plan.left_out(0)
@@ -183,6 +184,16 @@ class EditDataModule(L.LightningDataModule):
             + (f"; {left.repeated} come again, so that all devices have as many" if left.repeated else "")
         )
         return plan
+
+    def _refuse_too_large(self, index: Index) -> None:
+        """UserError, with its id and size, when a sample alone has more tokens than the capacity."""
+        large = max(index.buckets, key=lambda bucket: bucket.tokens, default=None)
+        if large is None or self.sides * large.tokens <= self.capacity:
+            return
+        name = self.chunks().read(int(index.positions[large.start])).id
+        size = f"{self.sides * large.tokens} tokens{', both sides counted' if self.sides > 1 else ''}"
+        taken = f"sample {name!r}, as all of bucket {large}, has {size}"
+        raise UserError(f"data.capacity={self.capacity}: {taken}; raise it, or prepare at smaller sizes")
 
     def _index(self) -> Index:
         """The samples to train on."""

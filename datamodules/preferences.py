@@ -3,7 +3,6 @@
 from firered_lit.errors import UserError
 from firered_lit.models.family import Base
 
-from .buckets import BatchPlan, Index
 from .edits import EditDataModule
 
 
@@ -21,11 +20,3 @@ class PreferenceDataModule(EditDataModule):
         samples, pairs = self.summary["samples"], self.summary.get("pairs", 0)
         if pairs < samples:
             raise UserError(f"{self.root}: {samples - pairs} of {samples} samples have no loser; DPO needs pairs alone")
-
-    def _plan(self, ranks: int) -> BatchPlan:
-        buckets = Index.open(self.root / "index" / "train").buckets
-        large = max(buckets, key=lambda bucket: bucket.tokens, default=None)
-        if large is not None and self.sides * large.tokens > self.capacity:
-            taken = f"a pair of bucket {large} has {self.sides * large.tokens} tokens, both sides counted"
-            raise UserError(f"data.capacity={self.capacity}: {taken}; raise it, or prepare at smaller sizes")
-        return super()._plan(ranks)

@@ -313,7 +313,7 @@ def test_captions_that_cannot_be_are_refused_at_once(root, options, message):
 
 
 def test_a_sample_larger_than_the_capacity_is_refused(root):
-    with pytest.raises(UserError, match="more than capacity=16"):
+    with pytest.raises(UserError, match=r"data\.capacity=16: sample 'id\d+', as all .* has 32 tokens; raise it"):
         loader(root, capacity=16)
 
 

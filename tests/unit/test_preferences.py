@@ -188,7 +188,7 @@ def test_the_capacity_counts_both_sides(root):
     """128 px: 64 tokens an image, target and reference twice."""
     data = PreferenceDataModule(str(root), capacity=520, workers=0)
     assert max(len(batch) for batch in islice(data.train_dataloader(), 8)) == 2
-    with pytest.raises(UserError, match=r"data.capacity=200: a pair of bucket .* has 2\d\d tokens, both sides counted"):
+    with pytest.raises(UserError, match=r"data.capacity=200: sample .* of bucket .* has 2\d\d tokens, both sides"):
         PreferenceDataModule(str(root), capacity=200, workers=0).train_dataloader()
 
 
