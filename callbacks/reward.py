@@ -23,7 +23,8 @@ class RewardCallback(L.Callback):
     """A reward by name. A reinforcement stage asks `submit`; in every stage it also scores the validation images.
 
     Logged at each validation: `reward/<name>`, the mean of those that have a score, `reward/<name>/<term>` of each of
-    its terms, and `reward/<name>/missing`, how many have none. Why they have none is said in one line.
+    its terms, and `reward/<name>/missing`, how many have none. Why they have none is said in one
+    line, and at the end of training how often.
 
     Args:
         name: what it is called in the log and in `stage.weights` and `stage.routes`.
@@ -50,6 +51,11 @@ class RewardCallback(L.Callback):
             if reason not in self.reasons:
                 log.warning("reward %s: a score is missing: %s", self.name, reason)
             self.reasons[reason] += times
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.reasons:
+            told = "; ".join(f"{times} times {reason}" for reason, times in self.reasons.most_common(4))
+            log.warning("reward %s: %d scores were missing: %s", self.name, self.reasons.total(), told)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._asked = []

@@ -136,6 +136,8 @@ class NFT(Stage):
         everyone = Scored.join(verdicts.everyone())
         numbers |= statistics(everyone, *self.judge(everyone)) | clock.shares() | {"train/old_decay": decay}
         self.log_dict(numbers, rank_zero_only=True, batch_size=1)
+        shown = {"reward": numbers.get("rollout/total/mean", float("nan")), "missing": numbers["rollout/missing"]}
+        self.log_dict(shown, prog_bar=True, logger=False, rank_zero_only=True, batch_size=1)
         return {"rollouts": rollouts, "rewards": verdicts.rewards()}
 
     def roll_out(self, sample: EditBatch) -> Rollout:

@@ -41,7 +41,7 @@ class Watch(L.Callback):
     """Does what is due before an iteration; keeps how many rewards each of them missed."""
 
     def __init__(self, due=None):
-        self.due, self.missing, self.dropped = due or {}, [], []
+        self.due, self.missing, self.dropped, self.shown = due or {}, [], [], []
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         self.due.get(trainer.global_step, lambda: None)()
@@ -49,6 +49,7 @@ class Watch(L.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.missing.append(int(trainer.logged_metrics["rollout/missing"]))
         self.dropped.append(int(trainer.logged_metrics["groups/dropped"]))
+        self.shown.append(int(trainer.progress_bar_metrics["missing"]))
 
 
 def learn(folder, reward, steps, due=None, data=None, **options):
@@ -59,6 +60,7 @@ def learn(folder, reward, steps, due=None, data=None, **options):
     run = trainer(folder, [reward, watch], max_steps=steps)
     run.fit(stage, data or Words(), weights_only=True)
     assert run.global_step == steps
+    assert watch.shown == watch.missing
     return watch
 
 
@@ -87,6 +89,7 @@ def test_a_policy_learns_on_while_the_ocr_engine_is_killed_hangs_and_talks_nonse
     for reason in ("its process ended (-9)", "no answer within 1.5 s", "MemoryError: no memory left"):
         assert reason in said
         assert reason in caplog.text
+    assert "reward ocr: 10 scores were missing: 3 times the OCR engine: " in caplog.text
     assert watch.dropped == [0, 1, 1, 1, 0, 0]
 
 
@@ -127,7 +130,11 @@ def test_a_task_routed_to_ocr_without_a_target_text_is_counted_in_one_line(tmp_p
         watch = learn(tmp_path, reward, 2, data=Words(without=1), routes={"ocr": ["odd", "even"]})
     assert watch.missing == [0, 3]
     assert reward.reasons == {"no target text": 3}
-    assert len([r for r in caplog.records if "no target text" in r.getMessage()]) == 1
+    said = [r.getMessage() for r in caplog.records if "no target text" in r.getMessage()]
+    assert said == [
+        "reward ocr: a score is missing: no target text",
+        "reward ocr: 3 scores were missing: 3 times no target text",
+    ]
 
 
 def test_words_that_the_ocr_model_lacks_are_counted_in_one_line(tmp_path, caplog):
