@@ -54,22 +54,48 @@ class JudgeReward(RewardCallback):
         self.judge, self.prompt, self.passes, self.least = judge, read_prompt(prompt), passes, least
         self.record = Path(record) if record else None
         self._pool = ThreadPoolExecutor(judge.parallel, thread_name_prefix=name)
-        self._gather = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-gather")
-        self._writing = threading.Lock()
+        self._lock_of_passes, self._writing = threading.Lock(), threading.Lock()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.record:
             self.record.parent.mkdir(parents=True, exist_ok=True)
 
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
-        """Start judging images (B, 3, H, W) in [-1, 1]."""
+        """Start judging images (B, 3, H, W) in [-1, 1]. Cancelled, what is not asked yet is never asked."""
         if not batch.instructions:
             raise UserError(f"reward {self.name}: the batch has no instructions, which the judge is asked about")
         asked = [
             [self._pool.submit(self._ask, question, number) for number in range(self.passes)]
             for question in questions(self.prompt, images, batch)
         ]
-        return self._gather.submit(self._scores, asked)
+        return self.opened(self._together(asked))
+
+    def _together(self, asked: "Sequence[Sequence[Future[float | str]]]") -> "Future[Scores]":
+        """The scores, made by the thread that ends the last pass."""
+        scores: Future[Scores] = Future()
+        passes = [future for one in asked for future in one]
+        left = len(passes)
+
+        def ended(_: "Future[float | str]") -> None:
+            nonlocal left
+            with self._lock_of_passes:
+                left -= 1
+                last = not left
+            if last and scores.set_running_or_notify_cancel():
+                try:
+                    scores.set_result(self._scores(asked))
+                except BaseException as problem:  # for the one who waits
+                    scores.set_exception(problem)
+
+        def dropped(whole: "Future[Scores]") -> None:
+            if whole.cancelled():
+                for future in passes:
+                    future.cancel()
+
+        scores.add_done_callback(dropped)
+        for future in passes:
+            future.add_done_callback(ended)
+        return scores
 
     def _ask(self, question: Question, number: int) -> float | str:
         """One pass: the expected score on the prompt's scale, or why there is none."""
@@ -81,7 +107,7 @@ class JudgeReward(RewardCallback):
         return answer.score
 
     def _scores(self, asked: Sequence[Sequence["Future[float | str]"]]) -> Scores:
-        """In the gathering thread. UserError when the judge can never answer."""
+        """Of the ended passes. UserError when the judge can never answer."""
         values = self.prompt.values
         span = max(values.values()) - min(values.values())
         rewards, spreads, counts = [], [], []

@@ -161,11 +161,9 @@ class OCRReward(RewardCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.processes = max(1, trainer.num_devices)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.close()
-
     def close(self) -> None:
-        """End the engine's process. It is started again when needed."""
+        """Drop what is not begun and end the engine's process. It is started again when needed."""
+        super().close()
         if self.engine is not None:
             self.engine.close()
 
@@ -187,7 +185,7 @@ class OCRReward(RewardCallback):
             [plain and Layout.of(plain) for plain in batch.layouts or nothing],
             image_statistics(images),
         )
-        return self._pool.submit(self._score, asked)
+        return self.opened(self._pool.submit(self._score, asked))
 
     def _score(self, asked: "Asked") -> Scores:
         """In the pool's thread."""

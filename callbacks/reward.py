@@ -36,6 +36,7 @@ class RewardCallback(L.Callback):
         self.reasons: Counter[str] = Counter()  # why scores were missing, since the start of this process
         self._lock = threading.Lock()
         self._asked: list[tuple[Future[Scores], Tensor]] = []
+        self._open: set[Future[Scores]] = set()  # not answered yet
 
     @abstractmethod
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
@@ -51,6 +52,20 @@ class RewardCallback(L.Callback):
             if reason not in self.reasons:
                 log.warning("reward %s: a score is missing: %s", self.name, reason)
             self.reasons[reason] += times
+
+    def opened(self, future: "Future[Scores]") -> "Future[Scores]":
+        """The same future, which `close` cancels while it is not begun."""
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
+        return future
+
+    def close(self) -> None:
+        """Drop what is asked and not begun: nobody waits for it, and the process would not end before it."""
+        for future in list(self._open):
+            future.cancel()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.close()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.reasons:

@@ -404,6 +404,22 @@ def test_a_question_that_the_judge_drops_by_patience_is_late(serve):
     assert "late" in next(iter(reward.reasons))
 
 
+@pytest.mark.parametrize("drop", [lambda reward, future: future.cancel(), lambda reward, future: reward.close()])
+def test_what_nobody_waits_for_is_never_asked(serve, drop):
+    """A judge that hangs would else be asked about every edit of every lost group before any new one."""
+    server = serve(late(0.6), fine)
+    reward = judging(server, parallel=1, timeout=5.0)
+    lost = [reward.submit(picture(0.1, 0.2, 0.3), batch(3)) for _ in range(2)]
+    while not server.requests:
+        time.sleep(0.01)
+    for future in lost:
+        drop(reward, future)
+    assert all(future.cancelled() for future in lost)
+    assert reward.submit(picture(0.5), batch()).result(30).valid.all()
+    assert len(server.requests) == 2
+    assert not reward.reasons
+
+
 def test_question_is_known_by_its_pixels():
     first, second = (Question(read_prompt("edit"), "a", (b"", png), "s") for png in (b"1", b"2"))
     assert first.image != second.image

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import time
 from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
@@ -510,6 +511,15 @@ def test_images_wait_in_line_for_one_engine(faulty):
     assert not late
     assert faulty.engine.starts == 1
     assert all(f.result().valid.all() for f in done)
+
+
+def test_what_nobody_waits_for_is_never_read(faulty):
+    futures = [faulty.submit(deeds(deed), batch(["ok"])) for deed in (HANG, 0, 0)]
+    while not futures[0].running():
+        time.sleep(0.01)
+    faulty.close()
+    assert [future.cancelled() for future in futures] == [False, True, True]
+    assert faulty.submit(deeds(0), batch(["ok"])).result(60).valid.all(), "it is built again when needed"
 
 
 def test_the_offline_models_are_shared_by_all(reward):
