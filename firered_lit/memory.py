@@ -49,7 +49,7 @@ class Training:
     weights: str = "float32"
     compute: str | None = None
     autocast: bool = False
-    checkpointing: bool = False
+    checkpointing: bool | str = False
     whole_gradients: bool = False
     optimizer: str = "torch.optim.AdamW"
     fused: bool = False
@@ -104,7 +104,7 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
         weights=backbone.get("dtype") or "float32",
         compute=strategy.get("compute", "bfloat16") if sharded else None,
         autocast=str(trainer.get("precision")) == "bf16-mixed",
-        checkpointing=bool(backbone.get("gradient_checkpointing")),
+        checkpointing=backbone.get("gradient_checkpointing") or False,
         whole_gradients=bool(sharded and strategy.get("whole_gradients")),
         optimizer=str(stage["optimizer"]["_target_"]),
         fused=bool(stage["optimizer"].get("fused")),
@@ -168,11 +168,12 @@ def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trai
     takes the roots of all second moments at once unless it is fused.
     """
     block = (footprint.block_saved if t.checkpointing else 0) + footprint.working
+    kept = footprint.block_kept if t.checkpointing == "products" else 0  # of what is made again, already there
     forward, backward = _gathered(t, footprint, size)
     at_once = t.optimizer.startswith("torch.optim.Adam") and not t.fused
     moments = [
         {"activations": footprint.saved, "gathered blocks": forward},
-        {"activations": footprint.saved + block - gradients, "gathered blocks": backward},
+        {"activations": footprint.saved + block - kept - gradients, "gathered blocks": backward},
         {"activations": block, "gathered blocks": backward},
         {"optimizer's step": trained if at_once else 0},
     ]
@@ -210,7 +211,7 @@ def report(recipe: Mapping[str, Any], gpus: int, gpu_memory: float) -> Iterator[
 
 def _advice(t: Training) -> str:
     """What to change, the cheapest first."""
-    if not t.checkpointing:
+    if t.checkpointing is not True:
         return "set stage.backbone.gradient_checkpointing=true"
     if not t.sharded and not t.lora:
         return (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import UserError
 from .family import Base, open_base, transformer_config
 from .lora import LoRA, add_adapter, first_values
-from .qwen_image import freeze_unused
+from .qwen_image import checkpoint_blocks, freeze_unused
 
 if TYPE_CHECKING:
     import torch
@@ -21,14 +21,15 @@ class Backbone:
     """One diffusion transformer, shared by every stage of the chain.
 
     name: "tiny", a diffusers folder or a hub id. dtype: of the weights in memory; master weights want "float32", LoRA
-    and 8-bit optimizers live with "bfloat16". gradient_checkpointing: trade one more forward for activations' memory.
-    compile_blocks: regional `torch.compile`, one graph for all blocks. lora: train an adapter over frozen weights.
-    quantize: hold the frozen weights in 8 or 4 bits; only with lora.
+    and 8-bit optimizers live with "bfloat16". gradient_checkpointing: trade one more forward for activations' memory;
+    "products" keeps the results of matrix products and attention and makes only the rest again. compile_blocks:
+    regional `torch.compile`, one graph for all blocks. lora: train an adapter over frozen weights. quantize: hold the
+    frozen weights in 8 or 4 bits; only with lora.
     """
 
     name: str
     dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["products"] = False
     compile_blocks: bool = False
     lora: LoRA | None = None
     quantize: Literal["8bit", "4bit"] | None = None
@@ -36,6 +37,11 @@ class Backbone:
     def __post_init__(self) -> None:
         if self.quantize and self.lora is None:
             raise UserError(f"backbone.quantize={self.quantize}: quantised weights cannot be trained; add a lora")
+        if self.gradient_checkpointing == "products" and self.compile_blocks:
+            raise UserError(
+                "backbone.gradient_checkpointing=products: compiled blocks choose by themselves what they keep;"
+                " set it to false, or to true to keep nothing"
+            )
 
     @cached_property
     def base(self) -> Base:
@@ -68,7 +74,7 @@ class Backbone:
             transformer.requires_grad_(True)
             freeze_unused(transformer)
         if self.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+            checkpoint_blocks(transformer, self.gradient_checkpointing)
         if self.compile_blocks:
             transformer.compile_repeated_blocks()
         if sharding is not None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..batch import Condition, Text
 from .lora import LoRA, add_adapter
-from .qwen_image import freeze_unused, velocity
+from .qwen_image import checkpoint_blocks, freeze_unused, velocity
 from .shard import skeleton
 
 if TYPE_CHECKING:
@@ -27,14 +27,15 @@ class Footprint:
     """Of a transformer and one micro-batch; counts of parameters, sizes in bytes.
 
     block: parameters of one block. trained: those that get a gradient. saved: what the forward keeps for the backward,
-    weights aside. block_saved: what one block keeps, or makes again when the forward was checkpointed. working: what
-    the backward of one block needs beside.
+    weights aside. block_kept: one block's part of it. block_saved: what one block would keep without checkpointing, and
+    so makes again with it. working: what the backward of one block needs beside.
     """
 
     parameters: int
     trained: int
     block: int
     saved: int
+    block_kept: int
     block_saved: int
     working: int
 
@@ -45,7 +46,7 @@ class Forward:
 
     side: height and width of the target's latents. text: tokens of a prompt's embedding, padding included.
     dtype: of the weights as the forward sees them. uniform: adapters are cast to it too, as FSDP2 does. autocast: to
-    bfloat16. checkpointing: a block keeps its input alone.
+    bfloat16. checkpointing: a block keeps its input alone, or its "products".
     """
 
     batch: int
@@ -55,7 +56,7 @@ class Forward:
     dtype: torch.dtype = torch.float32
     uniform: bool = False
     autocast: bool = False
-    checkpointing: bool = False
+    checkpointing: bool | str = False
     lora: LoRA | None = None
 
 
@@ -81,7 +82,8 @@ def _footprint(text: str, forward: Forward) -> Footprint:
         for name in ("parameters", "trained", "saved")
     )
     made = second.saved - first.saved
-    return Footprint(parameters, trained, two.parameters - one.parameters, saved, made, second.peak - second.saved)
+    kept, block = two.saved - one.saved, two.parameters - one.parameters
+    return Footprint(parameters, trained, block, saved, kept, made, second.peak - second.saved)
 
 
 class _Trace(NamedTuple):
@@ -162,7 +164,7 @@ def _built(config: Mapping[str, Any], forward: Forward) -> "QwenImageTransformer
     if forward.uniform:
         nn.Module.to(transformer, forward.dtype)
     if forward.checkpointing:
-        transformer.enable_gradient_checkpointing()
+        checkpoint_blocks(transformer, forward.checkpointing)
     return transformer
 
 

@@ -1,12 +1,13 @@
 """The transformer's one forward, shared by training, validation, rollout and `edit`."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import Condition
+from .recompute import keep_products
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
@@ -69,3 +70,11 @@ def freeze_unused(transformer: nn.Module) -> None:
     for name, parameter in transformer.named_parameters():
         if name in dead:
             parameter.requires_grad_(False)
+
+
+def checkpoint_blocks(transformer: "QwenImageTransformer2DModel", kept: Literal[True, "products"]) -> None:
+    """Make activations again in the backward: all of a block, or with "products" what is cheap to make again."""
+    if kept == "products":
+        transformer.enable_gradient_checkpointing(keep_products())
+    else:
+        transformer.enable_gradient_checkpointing()

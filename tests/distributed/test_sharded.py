@@ -174,6 +174,7 @@ SHORT = {  # run -> (processes, accumulation, further arguments), each against o
     "accumulated": (2, 2, []),
     "whole_gradients": (2, 2, ["trainer.strategy.whole_gradients=true"]),
     "checkpointed": (2, 1, ["stage.backbone.gradient_checkpointing=true"]),
+    "products": (2, 1, ["stage.backbone.gradient_checkpointing=products"]),
     "spoiled": (2, 1, [SPOIL, AVERAGE]),
     "regions": (2, 1, REGIONS),
 }
@@ -240,7 +241,7 @@ def test_adapters_and_accumulation_too(name, truth, runs, two):
     assert apart(runs / truth, runs / name) < 1e-8
 
 
-@pytest.mark.parametrize("name", ["whole_gradients", "checkpointed"])
+@pytest.mark.parametrize("name", ["whole_gradients", "checkpointed", "products"])
 def test_what_trades_memory_for_time_changes_nothing(name, runs, two):
     truth = runs / "accumulated" if name == "whole_gradients" else first_steps(runs / "two", FEW, runs / "two_began")
     assert apart(truth, runs / name, weigh=name == "whole_gradients") < 1e-8

@@ -85,6 +85,7 @@ SMALL = {
     "shallow": sized(config=config(2, 4), capacity=2048),
     "deep": sized(config=config(8, 8), capacity=512),
     "checkpointed": sized(config=config(3, 8), checkpointing=True),
+    "products": sized(config=config(3, 8), checkpointing="products"),
     "mostly weights": sized(config=config(2, 16), capacity=256),
     "autocast": sized(config=config(4, 8), autocast=True),
     "half": sized(config=config(4, 8), weights="bfloat16"),
@@ -114,6 +115,7 @@ def test_one_device_against_the_tracker(name):
 SHARDED = {
     "shallow": sized(config=config(2, 8), shards=8, sharded=True, compute="bfloat16"),
     "checkpointed": sized(config=config(8, 8), shards=4, sharded=True, compute="bfloat16", checkpointing=True),
+    "products": sized(config=config(4, 8), shards=4, sharded=True, compute="bfloat16", checkpointing="products"),
     "lora": sized(config=config(4, 8), shards=2, sharded=True, compute="bfloat16", lora=LoRA(rank=4, alpha=4)),
     "full width": sized(
         config={**FULL_SIZE, "num_layers": 4}, shards=8, sharded=True, compute="bfloat16", checkpointing=True

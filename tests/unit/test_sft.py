@@ -5,12 +5,15 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.flow.timesteps import logit_normal, logit_normal_weight, uniform
 from firered_lit.models.backbone import Backbone
+from firered_lit.models.lora import LoRA
+from firered_lit.models.qwen_image import velocity
 from firered_lit.models.sampling import Preview
 from firered_lit.stages.pretrain import Pretrain
 from firered_lit.stages.sft import SFT
@@ -111,8 +114,9 @@ def test_the_weight_is_applied_to_the_sigma_that_was_drawn(stage: SFT) -> None:
         )
 
 
-def test_checkpointed_activations_give_the_same_gradients(stage: SFT) -> None:
-    other = SFT(Backbone("tiny", gradient_checkpointing=True), partial(torch.optim.AdamW, lr=1e-3), seed=3)
+@pytest.mark.parametrize("kept", [True, "products"])
+def test_checkpointed_activations_give_the_same_gradients(stage: SFT, kept: bool | str) -> None:
+    other = SFT(Backbone("tiny", gradient_checkpointing=kept), partial(torch.optim.AdamW, lr=1e-3), seed=3)
     other.configure_model()
     other.transformer.load_state_dict(stage.transformer.state_dict())
     for s in (stage, other):
@@ -121,6 +125,25 @@ def test_checkpointed_activations_give_the_same_gradients(stage: SFT) -> None:
     grads = [[p.grad for p in s.transformer.parameters() if p.grad is not None] for s in (stage, other)]
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*grads, strict=True))
     stage.zero_grad(set_to_none=True)
+
+
+def test_compiled_blocks_choose_by_themselves_what_they_keep() -> None:
+    with pytest.raises(UserError, match="products: compiled blocks choose"):
+        Backbone("tiny", gradient_checkpointing="products", compile_blocks=True)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=2)])
+def test_kept_products_are_not_computed_again(lora: LoRA | None) -> None:
+    """Operations of forward and backward: one more forward when blocks keep their input alone, none with products."""
+    counts = {}
+    for kept in (False, True, "products"):
+        net = Backbone("tiny", gradient_checkpointing=kept, lora=lora).load()
+        b = batch()
+        with FlopCounterMode(display=False) as counter:
+            velocity(net, b.target, torch.zeros(len(b)), b.condition).sum().backward()
+        counts[kept] = counter.get_total_flops()
+    assert counts["products"] == counts[False]
+    assert counts[True] > 1.25 * counts[False]
 
 
 def test_the_frozen_vae_is_in_no_checkpoint(stage: SFT) -> None:
