@@ -252,7 +252,7 @@ def table(name, seconds):
         ratios = [plain / own for plain, own in zip(seconds["plain"], values, strict=True)]
         spread = f"{min(values):.2f} to {max(values):.2f}"
         gain = f"{statistics.median(ratios):.2f}x  ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"  {side:<30} {statistics.median(values):8.2f}   {spread:<16} {gain}")
+        print(f"  {side:<30} {statistics.median(values):8.2f}   {spread:<16} {gain}", flush=True)
 
 
 def main():
