@@ -1,12 +1,14 @@
 """A step of supervised fine-tuning against the released training code's, in samples a second, on one transformer.
 
-    python benchmarks/step.py [--quick] [--rounds 5] [--targets 4] [--layers 8] [--compile]
+    python benchmarks/step.py [--quick] [--rounds 3] [--targets 3] [--layers 4] [--lora] [--compile]
 
-The plain step: the VAE encodes target and references each time, the batch is fixed (the largest sample must fit), and
-text is masked also where nothing is padded. Each gain is given to it alone, then all. Ours is the stage in Lightning.
-All take the same samples in turn. The transformer has a twelfth of the full width and a sixteenth of the tokens, the
-VAE as many FLOPs beside it as the full-size one (counted on the meta device), so that the cache gains what it would.
-A second table: Lightning against a bare loop over the same stage, bare and with all that a recipe adds.
+The plain step is the released examples': the VAE encodes target and references each time, the batch is fixed (the
+largest sample of 0, 1 or 2 references must fit: one sample with the budget as it is), text is masked also where nothing
+is padded, every block is checkpointed, AdamW is not fused. Each gain is given to it alone, then all; embeddings are
+ready on both sides. Ours is the stage in Lightning. All take the same samples in turn. The transformer has a twelfth of
+the full width and a sixteenth of the tokens, the VAE as many FLOPs beside it as the full-size one (counted on the meta
+device), so that the cache gains what it would. A second table: Lightning against a bare loop over the same stage, bare
+and with all that a recipe adds.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from firered_lit.models import qwen_image
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.codec import Codec
 from firered_lit.models.family import FULL_SIZE
+from firered_lit.models.lora import LoRA, add_adapter
 from firered_lit.models.shard import skeleton
 from firered_lit.models.tiny import cached_tiny, vae_config
 from firered_lit.optim import constant, parameter_groups
@@ -47,7 +50,8 @@ from firered_lit.tracking import MLflow
 
 SIDE, TEXT, SEED, RATE = 256, (24, 40), 0, 1e-5  # pixels, tokens of a prompt: a sixteenth of the full-size ones
 SMALL = {**FULL_SIZE, "num_attention_heads": 2, "joint_attention_dim": 3584 // 12}
-REFERENCES = (0, 1, 2, 3)
+KEPT = {"gradient_checkpointing": False}
+REFERENCES = (0, 1, 2)  # equally often, as the released examples draw them
 
 
 def inputs(config, side, text, references=1):
@@ -57,11 +61,15 @@ def inputs(config, side, text, references=1):
     return images[0], torch.zeros(1, device="meta"), Condition(Text(embeddings, None), tuple(images[1:]))
 
 
-def flops_of_step(config, side, text):
+def flops_of_step(config, side, text, checkpointed=False, lora=None):
     """Forward and backward of one sample with one reference; blocks are alike, so two depths tell of any."""
     counts = []
     for layers in (1, 2):
         transformer = skeleton({**config, "num_layers": layers}, torch.bfloat16)
+        if lora:
+            add_adapter(transformer, lora, SEED)
+        if checkpointed:
+            transformer.enable_gradient_checkpointing()
         with FlopCounterMode(display=False) as counter:
             qwen_image.velocity(transformer, *inputs(config, side, text)).float().sum().backward()
         counts.append(counter.get_total_flops())
@@ -77,12 +85,19 @@ def flops_of_encoding(config, side):
     return 2 * counter.get_total_flops()
 
 
+def arithmetic(lora):
+    """What caching latents and making nothing again can gain where operations are all that takes time, at full size."""
+    plain, ours = (flops_of_step(FULL_SIZE, 1024, 512, checkpointed, lora) for checkpointed in (True, False))
+    encoding = flops_of_encoding({}, 1024)
+    print(f"operations of a full-size step, plain / ours: {(plain + encoding) / ours:.2f}")
+
+
 def model_folder(folder, layers):
     """A base whose VAE costs, beside its transformer, what the full-size one costs beside the full-size transformer."""
     config = {**SMALL, "num_layers": layers}
     share = flops_of_encoding({}, 1024) / flops_of_step(FULL_SIZE, 1024, 512)
     wanted = share * flops_of_step(config, SIDE, sum(TEXT) // 2)
-    sizes = {width: flops_of_encoding(vae_config() | {"base_dim": width}, SIDE) for width in range(4, 64, 2)}
+    sizes = {width: flops_of_encoding(vae_config() | {"base_dim": width}, SIDE) for width in range(4, 64)}
     width = min(sizes, key=lambda w: abs(sizes[w] - wanted))
     print(f"VAE / transformer FLOPs of a step: full size {share:.2%}, here {sizes[width] / wanted * share:.2%}")
     shutil.copytree(cached_tiny(), folder, ignore=shutil.ignore_patterns("transformer", "vae"))
@@ -94,7 +109,7 @@ def model_folder(folder, layers):
 
 
 def micro_batches(codec, targets):
-    """One round: as many samples of 0, 1, 2, 3 references, in batches that fill a budget of `targets` targets."""
+    """One round: about as many samples of 0, 1 and 2 references, in batches that fill a budget of `targets` targets."""
     text, found = generator("text"), []
     for n in REFERENCES:
         size = max(1, targets // (n + 1))
@@ -114,16 +129,18 @@ def micro_batches(codec, targets):
 
 
 class Plain:
-    """The released loop. cached: latents; budget: as many samples as fit; unmasked: a mask only where one is needed."""
+    """The released loop. cached: latents; fixed: its batch, None for as many samples as the budget takes; unmasked: a
+    mask only where one is needed; backbone: what of the blocks is made again or compiled, and the LoRA."""
 
-    def __init__(self, base, codec, cached=False, budget=False, unmasked=False, compiled=False):
-        self.net, self.codec = Backbone(base, compile_blocks=compiled).load(SEED), codec
-        self.cached, self.budget, self.unmasked = cached, budget, unmasked
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.net.named_parameters()), lr=RATE)
+    def __init__(self, base, codec, fixed, cached=False, unmasked=False, fused=False, **backbone):
+        self.net, self.codec = Backbone(base, **{"gradient_checkpointing": True} | backbone).load(SEED), codec
+        self.cached, self.fixed, self.unmasked = cached, fixed, unmasked
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.net.named_parameters()), lr=RATE, fused=fused)
 
     def run(self, batch):
-        for rows in [slice(0, None)] if self.budget else [slice(i, i + 1) for i in range(len(batch))]:
-            self.step(part(batch, rows))
+        size = self.fixed or len(batch)
+        for i in range(0, len(batch), size):
+            self.step(part(batch, slice(i, i + size)))
 
     def step(self, batch):
         x_0, references, text = batch.target, batch.condition.references, batch.condition.text
@@ -169,36 +186,36 @@ class Bare:
 class Turns(L.Callback):
     """Times the trainer from the end of one batch to the end of the next, and lets the others take the same one."""
 
-    def __init__(self, others):
-        self.others, self.seconds = others, {name: [] for name in ["ours", *others]}
+    def __init__(self, others, clock):
+        self.clock, self.others, self.seconds = clock, others, {name: [] for name in ["ours", *others]}
 
     def on_train_start(self, trainer, module):
-        self.begun = time.perf_counter()
+        self.begun = self.clock()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.seconds["ours"].append(time.perf_counter() - self.begun)
+        self.seconds["ours"].append(self.clock() - self.begun)
         for name, other in self.others.items():
-            begun = time.perf_counter()
+            begun = self.clock()
             other.run(batch)
-            self.seconds[name].append(time.perf_counter() - begun)
-        self.begun = time.perf_counter()
+            self.seconds[name].append(self.clock() - begun)
+        self.begun = self.clock()
 
 
-def stage_of(base, compiled=False):
-    adam = partial(torch.optim.AdamW, lr=RATE)
-    return SFT(Backbone(base, compile_blocks=compiled), adam, partial(constant, warmup=10), seed=SEED)
+def stage_of(base, **backbone):
+    adam = partial(torch.optim.AdamW, lr=RATE, fused=True)
+    return SFT(Backbone(base, **backbone), adam, partial(constant, warmup=10), seed=SEED)
 
 
-def measure(stage, batches, others, rounds, folder=None):
+def measure(stage, batches, others, given, folder=None):
     """Seconds of every batch by side, the first round left out. folder: with a recipe's callbacks and logger in it."""
-    turns = Turns(others)
+    turns = Turns(others, time.process_time if given.cpu_time else time.perf_counter)
     callbacks = [Signals(), Progress(), Throughput(), turns] if folder else [turns]
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=(rounds + 1) * len(batches), logger=MLflow(dir=folder) if folder else False,
+        accelerator="cpu", max_steps=(given.rounds + 1) * len(batches), logger=MLflow(dir=folder) if folder else False,
         callbacks=callbacks, enable_progress_bar=bool(folder), enable_checkpointing=False, enable_model_summary=False,
         limit_val_batches=0, gradient_clip_val=1.0, log_every_n_steps=10, plugins=[AtomicCheckpointIO()],
     )  # fmt: skip
-    every = [replace(b, step=i) for i, b in enumerate(batches * (rounds + 1))]
+    every = [replace(b, step=i) for i, b in enumerate(batches * (given.rounds + 1))]
     trainer.fit(stage, torch.utils.data.DataLoader(every, batch_size=None))
     return {name: values[len(batches) :] for name, values in turns.seconds.items()}
 
@@ -210,18 +227,26 @@ def rates(seconds, batches):
 
 
 def against_the_plain_loop(base, batches, given):
-    codec = Codec(stage_of(base).base)
-    plain = partial(Plain, base, codec)
-    others = {"plain": plain(), "plain, latents cached": plain(cached=True), "plain, token budget": plain(budget=True)}
-    others["plain, mask only where needed"] = plain(unmasked=True)
+    lora = {"lora": LoRA(rank=11, alpha=11)} if given.lora else {}  # a twelfth of the released example's rank
+    kept = KEPT | {"compile_blocks": given.compile}
+    plain = partial(Plain, base, Codec(stage_of(base).base), fixed=given.targets // (1 + max(REFERENCES)), **lora)
+    others = {
+        "plain": plain(),
+        "plain, latents cached": plain(cached=True),
+        "plain, token budget": plain(fixed=None),
+        "plain, mask only where needed": plain(unmasked=True),
+        "plain, AdamW fused": plain(fused=True),
+        "plain, products kept": plain(gradient_checkpointing="products"),
+        "plain, nothing made again": plain(**KEPT),
+    }
     if given.compile:
-        others["plain, blocks compiled"] = plain(compiled=True)
-    others["plain, all of these"] = plain(cached=True, budget=True, unmasked=True, compiled=given.compile)
-    found = rates(measure(stage_of(base, given.compile), batches, others, given.rounds), batches)
+        others["plain, nothing made again, compiled"] = plain(**kept)
+    others["plain, all of these"] = plain(fixed=None, cached=True, unmasked=True, fused=True, **kept)
+    found = rates(measure(stage_of(base, **kept, **lora), batches, others, given), batches)
     print(f"\nsamples a second, medians of {given.rounds} rounds of {sum(map(len, batches))} samples")
     for name in [*others, "ours"]:
         gains = [a / b for a, b in zip(found[name], found["plain"])]
-        print(f"  {name:<32} {statistics.median(found[name]):7.2f}   {statistics.median(gains):.2f}x")
+        print(f"  {name:<34} {statistics.median(found[name]):7.2f}   {statistics.median(gains):.2f}x")
 
 
 def against_a_bare_loop(base, batches, given, scratch):
@@ -232,7 +257,7 @@ def against_a_bare_loop(base, batches, given, scratch):
         stage.configure_model()
         bare = Bare(stage)
         with redirect_stdout(io.StringIO()):
-            seconds = measure(stage_of(base), batches, {"bare": bare}, given.rounds, folder)
+            seconds = measure(stage_of(base), batches, {"bare": bare}, given, folder)
         step = statistics.median(seconds["bare"])
         more = statistics.median((a - b) / b for a, b in zip(seconds["ours"], seconds["bare"]))
         print(f"  {name:<38} step {step * 1000:6.0f} ms, overhead {more:+.1%}")
@@ -240,10 +265,15 @@ def against_a_bare_loop(base, batches, given, scratch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--targets", type=int, default=4, help="the budget, in targets without references")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--compile", action="store_true", help="show regional torch.compile too; takes minutes more")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--targets", type=int, default=3, help="the budget, in targets without references")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument(
+        "--lora", action="store_true", help="train an adapter, with the frozen weights' gradients spared"
+    )
+    parser.add_argument("--compile", action="store_true", help="blocks compiled too; takes minutes")
+    parser.add_argument("--gains", action="store_true", help="the first table alone")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of this process, for a shared machine")
     parser.add_argument("--quick", action="store_true", help="two layers, one round")
     given = parser.parse_args()
     if given.quick:
@@ -251,9 +281,11 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         base = model_folder(scratch / "model", given.layers)
+        arithmetic(LoRA(rank=128, alpha=128) if given.lora else None)
         batches = micro_batches(Codec(stage_of(base).base), given.targets)
         against_the_plain_loop(base, batches, given)
-        against_a_bare_loop(base, batches, given, scratch)
+        if not given.gains:
+            against_a_bare_loop(base, batches, given, scratch)
 
 
 if __name__ == "__main__":
