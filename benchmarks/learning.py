@@ -32,6 +32,7 @@ from firered_lit.draws import gaussian
 from firered_lit.flow.sampler import schedule
 from firered_lit.models.codec import to_image
 from firered_lit.models.family import Base, open_base
+from firered_lit.models.qwen_image import unused_parameters
 from firered_lit.models.sampling import sample
 from firered_lit.rewards.protocol import Scores
 
@@ -254,12 +255,14 @@ def pair(found: Edit, name: str, loser: Tensor, out: Path) -> dict[str, Any]:
 
 
 def ship(model: str, said: str, out: Path) -> int:
-    """The transformer's weights in bfloat16, with what is said of them. Returns the bytes written."""
+    """The transformer's weights in bfloat16 without those that are never used, and what is said of them. Returns the
+    bytes written."""
     from safetensors.torch import save_file
 
-    weights = {
-        name: value.bfloat16().contiguous() for name, value in open_base(model).transformer().state_dict().items()
-    }
+    transformer = open_base(model).transformer()
+    unused = set(unused_parameters(transformer))
+    state = transformer.state_dict().items()
+    weights = {name: value.bfloat16().contiguous() for name, value in state if name not in unused}
     save_file(weights, out, metadata={"made": said})
     return out.stat().st_size
 

@@ -13,7 +13,7 @@ from torch.nn.functional import pixel_unshuffle
 
 from . import patches, words
 from .cache import appear, cache_folder
-from .qwen_image import pack
+from .qwen_image import pack, unused_parameters
 from .sizes import Sizes
 
 SIZES = Sizes(target_area=64 * 64, reference_area=64 * 64, condition_area=64 * 64, max_upscale=2.0)
@@ -51,7 +51,9 @@ def make_world(folder: Path, trained: bool = True) -> Path:
         if trained and WEIGHTS.exists():
             from safetensors.torch import load_file
 
-            transformer.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
+            shipped = {name: value.float() for name, value in load_file(WEIGHTS).items()}
+            unused = {name: transformer.get_parameter(name) for name in unused_parameters(transformer)}
+            transformer.load_state_dict(shipped | unused)
         transformer.save_pretrained(staging / "transformer")
         configs = {
             "vae/config.json": patches.patch_config(PATCH),
@@ -68,8 +70,9 @@ def make_world(folder: Path, trained: bool = True) -> Path:
     return appear(folder, fill)
 
 
-def transformer_config(layers: int = 3, heads: int = 3, text: int = words.WIDTH) -> dict[str, Any]:
-    """Arguments of the `QwenImageTransformer2DModel`: as wide as a token has numbers."""
+def transformer_config(layers: int = 2, heads: int = 4, text: int = words.WIDTH) -> dict[str, Any]:
+    """Arguments of the `QwenImageTransformer2DModel`: wider than a token has numbers, so that there is room beside a
+    picture and its noise."""
     channels = 3 * PATCH**2
     return {
         "patch_size": 2, "in_channels": 4 * channels, "out_channels": channels, "num_layers": layers,
@@ -81,50 +84,57 @@ def transformer_config(layers: int = 3, heads: int = 3, text: int = words.WIDTH)
 def first_transformer(**settings: Any) -> Any:
     """The untrained transformer, which begins as a copier: its velocity is x_t minus the first reference, over sigma.
 
-    Layer norms forget a token's length, so pictures enter turned by an orthogonal matrix and moved by a constant one.
-    The first head of each block reads the same place one picture on, and takes a share of that token out of the
-    target's, coarse before fine; the others of the first block read the token's row and column off the ruler
-    (`words.RULER`); the last of each later block reads the text. The global random state is left as it was.
+    Pictures enter turned into a part of the stream; beside them stands a constant, so that layer norms hardly see how
+    bright a token is. The first head, and in the last block the second too, read the same place one picture on, and
+    take a share of that token out of the target's, coarse before fine; two of the first block read the token's row and
+    column off the ruler (`words.RULER`); the last of every block reads the text. The global random state is left as it
+    was.
     """
     from diffusers import QwenImageTransformer2DModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         transformer = QwenImageTransformer2DModel(**transformer_config(**settings))
-        turn = torch.linalg.qr(torch.randn(transformer.inner_dim, transformer.config.in_channels))[0]
-        offset = OFFSET * torch.randn(transformer.inner_dim)
+        width, numbers = transformer.inner_dim, transformer.config.in_channels
+        level = torch.linalg.qr(torch.cat([torch.ones(width, 1), torch.randn(width, width - 1)], 1))[0]
+        turn, constant = level[:, 1 : 1 + numbers], OFFSET * width**0.5 * level[:, 1 + numbers]  # norms see no mean
+    blocks = transformer.transformer_blocks
     with torch.no_grad():
-        _pass_through(transformer, turn, offset)
+        _pass_through(transformer, turn, constant)
+        for block in blocks:
+            _quieten(block)
+            look_at_text(block.attn, head=block.attn.heads - 1)
         for axis in (1, 2):
-            look_at_ruler(transformer.transformer_blocks[0].attn, head=axis, axis=axis)
-        for block in transformer.transformer_blocks[1:]:
-            look_at_text(block.attn, head=2)
-        for number, block in enumerate(transformer.transformer_blocks):
-            look_at_reference(block.attn)
-            _subtract(block, turn @ waves(), offset, number, len(transformer.transformer_blocks))
+            look_at_ruler(blocks[0].attn, head=axis, axis=axis)
+        copying = [(block, head) for block in blocks for head in range(1 if block is blocks[0] else 2)]
+        for (block, head), share in zip(copying, (turn @ waves()).split(sum(ROPE), dim=1), strict=False):
+            look_at_reference(block.attn, head)
+            _subtract(block.attn, share, head)
     return transformer.eval()
 
 
-def _pass_through(transformer: Any, turn: Tensor, offset: Tensor) -> None:
-    """Tokens in, turned and moved; the same tokens out, over sigma: what is left of x_t without the picture is
-    sigma (eps - x_0). The scale and shift of the last norm are fitted to that, by least squares over sigma."""
+def _pass_through(transformer: Any, turn: Tensor, constant: Tensor) -> None:
+    """Tokens in, turned; the same tokens out, over sigma: what is left of x_t without the picture is sigma (eps - x_0).
+    The scale of the last norm is fitted to that, by least squares over sigma."""
     transformer.img_in.weight.copy_(turn)
-    transformer.img_in.bias.copy_(offset)
+    transformer.img_in.bias.copy_(constant)
     transformer.proj_out.weight.copy_(turn.T)
     transformer.proj_out.bias.zero_()
     for parameter in transformer.time_text_embed.timestep_embedder.linear_2.parameters():
-        parameter.mul_(10)  # loud, so that what reads it needs no large weights
+        parameter.mul_(3)  # louder, so that what reads it needs no large weights
     sigma = torch.linspace(0.02, 1, 393, dtype=torch.float64)
-    spread = sigma.clamp(min=LEAST_SIGMA)
-    length = (offset.var(correction=0) + (1 + POWER) * sigma.square()).sqrt()  # what the norm divides by
-    shift = -(offset - offset.mean()).double() / spread[:, None]
-    wanted = torch.cat([(length / spread - 1)[:, None].expand_as(shift), shift], 1)  # diffusers: scale, then shift
-    known = transformer.time_text_embed(sigma.float(), torch.zeros(1)).double()
-    known = torch.cat([torch.nn.functional.silu(known), torch.ones(len(sigma), 1)], 1) * spread[:, None]
+    least = sigma.clamp(min=LEAST_SIGMA)
+    filled = turn.shape[1] / turn.shape[0]
+    length = (OFFSET**2 + filled * (1 + POWER) * sigma.square()).sqrt()  # what the norm divides by
+    known = torch.nn.functional.silu(transformer.time_text_embed(sigma.float(), torch.zeros(1)).double())
+    known = torch.cat([known, torch.ones(len(sigma), 1)], 1) * least[:, None]
     ridge = 1e-3 * torch.eye(known.shape[1], dtype=torch.float64)
-    fitted = torch.linalg.solve(known.T @ known + ridge, known.T @ (wanted * spread[:, None]))
-    transformer.norm_out.linear.weight.copy_(fitted[:-1].T)
-    transformer.norm_out.linear.bias.copy_(fitted[-1])
+    fitted = torch.linalg.solve(known.T @ known + ridge, known.T @ (length - least))
+    scale = transformer.norm_out.linear  # diffusers: scale, then shift
+    scale.weight.zero_()
+    scale.bias.zero_()
+    scale.weight[: turn.shape[0]] = fitted[:-1].float()
+    scale.bias[: turn.shape[0]] = float(fitted[-1])
 
 
 def waves() -> Tensor:
@@ -140,26 +150,26 @@ def waves() -> Tensor:
     return pack(pixel_unshuffle(picture, PATCH))[:, 0].T
 
 
-def _subtract(block: Any, basis: Tensor, offset: Tensor, number: int, count: int, head: int = 0) -> None:
-    """The head's values are a share of a token, in columns of `basis`, and leave the target's stream; what the others
-    and the perceptrons add is quiet at first. Gates open."""
-    size = block.attn.inner_dim // block.attn.heads
+def _quieten(block: Any) -> None:
+    """What heads and perceptrons add is quiet at first, and the same at every sigma. Gates open."""
     for linear in (block.attn.to_out[0], block.attn.to_add_out, block.img_mlp.net[2], block.txt_mlp.net[2]):
         linear.weight.mul_(QUIET)
         linear.bias.zero_()
-    share = basis[:, number * basis.shape[1] // count : (number + 1) * basis.shape[1] // count]
-    rows, used = slice(head * size, (head + 1) * size), slice(head * size, head * size + share.shape[1])
-    value, out = block.attn.to_v, block.attn.to_out[0]
-    value.weight[rows], out.weight[:, rows] = 0, 0
-    length = math.sqrt(POWER + float(offset.square().mean()))  # what the layer norm divides a picture's tokens by
-    value.weight[used], out.weight[:, used] = share.T, -length * share
-    value.bias[rows] = 0
-    value.bias[used] = -share.T @ offset / length
     for modulation in (block.img_mod[1], block.txt_mod[1]):
         modulation.weight.mul_(QUIET**2)
         modulation.bias.zero_()
         for gate in (2, 5):  # shift, scale, gate; twice
             modulation.bias.view(6, -1)[gate] = 1.0
+
+
+def _subtract(attention: Any, share: Tensor, head: int) -> None:
+    """The head's values are a share of a token, columns of `share` (width, numbers), and leave the target's stream."""
+    size = sum(ROPE)
+    rows, used = slice(head * size, (head + 1) * size), slice(head * size, head * size + share.shape[1])
+    value, out = attention.to_v, attention.to_out[0]
+    length = math.sqrt(OFFSET**2 + POWER * math.prod((3, 2, 2, PATCH, PATCH)) / attention.inner_dim)
+    value.weight[rows], value.bias[rows], out.weight[:, rows] = 0, 0, 0
+    value.weight[used], out.weight[:, used] = share.T, -length * share
 
 
 @torch.no_grad()
