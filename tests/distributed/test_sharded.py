@@ -62,7 +62,7 @@ def torchrun(folder, processes, commands, single=(), timeout=240):
     done = subprocess.run(
         [*command, str(HERE / "verbs.py"), str(script)],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")},  # none that a killed process left torn
         capture_output=True,
         text=True,
         timeout=timeout,
