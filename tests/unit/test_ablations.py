@@ -1,28 +1,18 @@
 """The ablations of the learning world: arms that fit their recipes, intervals, and rows in one order of references."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from scipy import stats
 
+from benchmarks import ablations
 from datamodules.instruction import reindex
 from datamodules.world.sample import edit
 from firered_lit import build, recipe
 
 
-@pytest.fixture(scope="module")
-def ablations(root: Path):
-    spec = importlib.util.spec_from_file_location("ablations", root / "benchmarks" / "ablations.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablations"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_arm_fits_its_recipe_and_arms_differ(ablations, root: Path) -> None:
+def test_every_arm_fits_its_recipe_and_arms_differ(root: Path) -> None:
     for name, one in ablations.ablations(Path("learned"), Path("out")).items():
         read = []
         for keys in one.arms.values():
@@ -35,14 +25,14 @@ def test_every_arm_fits_its_recipe_and_arms_differ(ablations, root: Path) -> Non
 
 
 @pytest.mark.parametrize("values", [(0.2, 0.5, 0.9), (1.0, 2.0)])
-def test_intervals_are_students(ablations, values) -> None:
+def test_intervals_are_students(values) -> None:
     low, high = stats.t.interval(0.95, len(values) - 1, sum(values) / len(values), stats.sem(values))
     middle, half = map(float, ablations.interval(values).split(" ± "))
     assert middle == pytest.approx((low + high) / 2, rel=1e-3)
     assert half == pytest.approx((high - low) / 2, rel=0.05)
 
 
-def test_compositions_have_their_ground_first_and_name_it_so(ablations, tmp_path, monkeypatch) -> None:
+def test_compositions_have_their_ground_first_and_name_it_so(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ablations, "command", lambda *words: None)
     ablations.compositions(tmp_path, 12)
     rows = [json.loads(line) for line in (tmp_path / "compose" / "edits.jsonl").read_text().splitlines()]

@@ -1,6 +1,5 @@
 """The report of what was learned: intervals, tallies, and a model that answers right."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,30 +7,21 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-
-@pytest.fixture(scope="module")
-def learning(root: Path):
-    spec = importlib.util.spec_from_file_location("learning", root / "benchmarks" / "learning.py")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["learning"] = module
-    spec.loader.exec_module(module)
-    return module
+from benchmarks import learning
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 10), (3, 10), (10, 10), (57, 100), (199, 200)])
-def test_intervals_are_wilsons(learning, correct: int, count: int) -> None:
+def test_intervals_are_wilsons(correct: int, count: int) -> None:
     expected = binomtest(correct, count).proportion_ci(method="wilson")
     assert learning.wilson(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
-def model(learning):
+def model():
     return learning.Model.open("world-untrained", steps=2)
 
 
-def test_right_answers_count_and_copies_do_not(learning, model, monkeypatch) -> None:
+def test_right_answers_count_and_copies_do_not(model, monkeypatch) -> None:
     families = ["color", "compose", "text"]
     monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
     found = learning.evaluate(model, 6, 0, families)
@@ -40,7 +30,7 @@ def test_right_answers_count_and_copies_do_not(learning, model, monkeypatch) -> 
     assert not any(one["correct"] for one in learning.evaluate(model, 6, 0, families).values())
 
 
-def test_the_report_shows_every_family_of_every_model(learning, tmp_path: Path) -> None:
+def test_the_report_shows_every_family_of_every_model(tmp_path: Path) -> None:
     files = []
     for number, right in enumerate((20, 90)):
         errors = [0.3 - right / 1000] * 90 + [0.1] * 10
@@ -61,7 +51,7 @@ def test_the_report_shows_every_family_of_every_model(learning, tmp_path: Path) 
     assert (tmp_path / "out" / "correctness.png").stat().st_size > 5000
 
 
-def test_pairs_set_what_is_right_beside_what_the_model_drew(learning, model, tmp_path: Path) -> None:
+def test_pairs_set_what_is_right_beside_what_the_model_drew(model, tmp_path: Path) -> None:
     from datamodules.records import read
 
     learning.pairs(model, 5, 0, ["color"], tmp_path)
@@ -70,19 +60,19 @@ def test_pairs_set_what_is_right_beside_what_the_model_drew(learning, model, tmp
     assert all(Path(record.loser).exists() and record.task == "color" and not record.held_out for record in records)
 
 
-def test_the_same_noise_every_time(learning, model) -> None:
+def test_the_same_noise_every_time(model) -> None:
     ((_, batch),) = learning.batches(model, "color", 2, 0, "held_out")
     assert torch.equal(model.edits(batch), model.edits(batch))
 
 
-def test_an_edit_wins_when_it_comes_nearer_and_ties_count_for_nobody(learning) -> None:
+def test_an_edit_wins_when_it_comes_nearer_and_ties_count_for_nobody() -> None:
     before = {"color": {"errors": [0.2, 0.2, 0.2, 0.2]}, "add": {"errors": [0.1]}}
     after = {"color": {"errors": [0.1, 0.3, 0.2005, 0.1]}}
     assert learning.wins(before, after) == (2, 3)
     assert learning.wins(after, before) == (1, 3)
 
 
-def test_words_are_judged_by_the_reward(learning, model, monkeypatch) -> None:
+def test_words_are_judged_by_the_reward(model, monkeypatch) -> None:
     monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
     words = learning.evaluate(model, 4, 0, ["text"])["text"]["words"]
     assert words["exact"] >= 3
