@@ -62,9 +62,10 @@ def learned(name: str, families: Sequence[str], each: int = 60) -> dict[str, Any
     return learning.evaluate(learning.Model.open(name, 6), each, 0, families)
 
 
-def last(run: Path, *names: str) -> Measures:
-    """The last value of some metrics."""
-    return {name: curve(run, name)[-1][1] for name in names}
+def late(run: Path, *names: str) -> Measures:
+    """Means of the last quarter of some metrics."""
+    values = {name: [value for _, value in curve(run, name)] for name in names}
+    return {name: mean(found[-max(1, len(found) // 4) :]) for name, found in values.items()}
 
 
 def loss_curve(run: Path, _: Path) -> Measures:
@@ -92,7 +93,7 @@ def preferred(run: Path, before: Path) -> Measures:
     each = max(one["count"] for one in families.values())
     now = learned(exported(run, "--ema"), list(families), each)
     won, moved = learning.wins(families, now)
-    return {"win rate": won / max(moved, 1), **last(run, "val/win_diff", "val/lose_diff")}
+    return {"win rate": won / max(moved, 1), **late(run, "train/win_diff", "train/lose_diff")}
 
 
 def ground(found: Any) -> int:
@@ -186,7 +187,7 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
             "dpo",
             {"asymmetric": (), "plain": ("stage.omega=1.0", "stage.sft_weight=0.0")},
             preferred,
-            (start, f"data.root={before}/dpo/data", "trainer.max_steps=100", "run.validate_every=100"),
+            (start, f"data.root={before}/dpo/data", "trainer.max_steps=100"),
         ),
         "nft": Ablation(
             "layout-aware against text-only reward",
