@@ -69,7 +69,7 @@ def late(run: Path, *names: str) -> Measures:
 
 
 def loss_curve(run: Path, _: Path) -> Measures:
-    """Validation loss at fixed noise, at each quarter of the run."""
+    """Validation loss at fixed noise, at every validation of the run."""
     points = curve(run, "val/loss")
     return {f"loss after {step}": value for step, value in points}
 
@@ -126,7 +126,8 @@ def compositions(out: Path, count: int) -> None:
 
 
 def orders_never_seen(run: Path, _: Path) -> Measures:
-    """Correctness of held-out compositions whose ground stands first, as in training, and elsewhere."""
+    """Share of the blocks to edit that became right, of held-out compositions whose ground
+    stands first, as in training, and elsewhere."""
     from benchmarks import learning
 
     model, judge = learning.Model.open(exported(run, "--ema"), 6), learning.Correctness()
@@ -141,7 +142,7 @@ def orders_never_seen(run: Path, _: Path) -> Measures:
 def words_of(run: Path, _: Path) -> Measures:
     words = learned(exported(run, "--merge"), ["text"])["text"]["words"]
     found = {name: words[name] for name in ("reward", "text", "layout", "glyph_ratio", "dark", "edges")}
-    return found | {"exact words": words["exact"] / len(words["each"])}
+    return found | {"exact words": words["exact"] / words["count"]}
 
 
 def ablations(before: Path, out: Path) -> dict[str, Ablation]:
@@ -150,8 +151,6 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
         out / "orders" / "data"
     )
     start = f"run.start_from={before}/sft/model"
-    faces = ("portrait", "beauty")
-    identity = "{_target_: firered_lit.stages.consistency.Consistency, encoder: tiny, eta: 0.5}"
     return {
         "curriculum": Ablation(
             "noise first, then uniform, against uniform from the start",
@@ -174,13 +173,6 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
             orders_never_seen,
             ("trainer.max_steps=250",),
             lambda: compositions(out / "orders", 1500),
-        ),
-        "consistency": Ablation(
-            "faces, with the consistency loss and without",
-            "sft",
-            {"on": (f"stage.consistency={identity}",), "off": ()},
-            edits_right(faces),
-            ("trainer.max_steps=200", "data.families=[portrait,beauty]"),
         ),
         "dpo": Ablation(
             "asymmetric against plain",

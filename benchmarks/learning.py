@@ -96,10 +96,7 @@ def evaluate(model: Model, each: int, seed: int, families: Sequence[str], split:
         if read:
             words = torch.cat([one.terms["text"] for one in read])
             found[family]["words"] = {"reward": rounded(torch.cat([one.value for one in read])), **means(read)}
-            found[family]["words"] |= {
-                "exact": int((words == 1).sum()),
-                "each": torch.cat([o.value for o in read]).tolist(),
-            }
+            found[family]["words"] |= {"exact": int((words == 1).sum()), "count": len(words)}
         print(f"{family:<12}{found[family]['correct']:>5} of {len(values)}", flush=True)
     reader.close()
     return found
@@ -178,7 +175,7 @@ def word_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
         words = result["families"].get("text", {}).get("words")
         if words:
             cells = [f"{words[column]:.3f}" for column in columns]
-            lines.append(f"| {name} | {cell(words['exact'], len(words['each']))} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name} | {cell(words['exact'], words['count'])} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -35,7 +35,7 @@ def test_the_report_shows_every_family_of_every_model(tmp_path: Path) -> None:
     for number, right in enumerate((20, 90)):
         errors = [0.3 - right / 1000] * 90 + [0.1] * 10
         words = dict.fromkeys(("reward", "text", "layout", "glyph_ratio", "dark", "edges"), right / 100)
-        words |= {"exact": right, "each": [0.0] * 100}
+        words |= {"exact": right, "count": 100}
         families = {
             "color": {"correct": right, "count": 100, "errors": errors},
             "text": {"correct": right // 2, "count": 100, "errors": errors[::-1], "words": words},
