@@ -24,13 +24,16 @@ def flow_matching_loss(
 
 
 def edit_emphasis(mask: Tensor, shape: tuple[int, int], share: float, *, floor: float = 0.02) -> Tensor:
-    """Weights (B, 1, h, w) by which `share` of a sample's loss falls on what its edit may change, small as it may be.
+    """Weights (B, 1, h, w) by which `share` of a sample's loss falls on what its edit may change, and the rest on what
+    must stay, small as either may be.
 
     mask: (B, 1, H, W), 1 where the edit may change the picture; shape: (h, w) of the latents, each of which is changed
-    when a pixel of it is. A region under `floor` of the picture weighs as if it were as large, so that no single latent
-    rules a batch; else the mean is 1. A picture without a region weighs 1 everywhere. In the spirit of the region
-    weights of UniWorld-V1 (2506.03147).
+    when a pixel of it is. A part under `floor` of the picture weighs as if it were as large, so that no single latent
+    rules a batch; else the mean is 1. A picture that changes nowhere, or everywhere, weighs 1. In the spirit of the
+    region weights of UniWorld-V1 (2506.03147).
     """
     changed = (adaptive_max_pool2d(mask.float(), shape) > 0).float()
     area = changed.mean((1, 2, 3), keepdim=True)
-    return torch.where(area > 0, 1 - share + share * changed / area.clamp(min=floor), torch.ones_like(changed))
+    there, elsewhere = changed / area.clamp(min=floor), (1 - changed) / (1 - area).clamp(min=floor)
+    mixed = share * there + (1 - share) * elsewhere
+    return torch.where((area > 0) & (area < 1), mixed, torch.ones_like(changed))

@@ -25,9 +25,9 @@ class SFT(Stage):
 
     timesteps: the law of sigma, an inverse CDF on [0, 1); it is shifted for the target's resolution when
     `resolution_shift`. weight: loss weight, `weight(sigma, law=law)`; None weighs all alike. rotate_every: steps after
-    which the strata move to other slots. edit_share: of a sample's loss, what falls on the mask of its edit, for data
-    that has masks; 0 weighs every pixel alike. consistency: a second term of the loss, on the regions of a batch. The
-    rest is `Stage`'s.
+    which the strata move to other slots. edit_share: of a sample's loss, what falls on the mask of its edit, the rest
+    on what must stay, for data that has masks; 0 weighs every pixel alike. consistency: a second term of the loss, on
+    the regions of a batch. The rest is `Stage`'s.
     """
 
     def __init__(
@@ -57,9 +57,10 @@ class SFT(Stage):
             self.consistency.open()  # a wrong path is told before the first step
             data = self.trainer.datamodule
             if getattr(data, "summary", None) and not data.summary.get("regions"):
+                where = f"data.root={data.root}" if hasattr(data, "root") else "these families"
                 raise UserError(
-                    f"stage.consistency: no sample of data.root={data.root} has a region: prepare it with a column"
-                    " `regions` in its rows or with faces=YUNET.onnx, or set stage.consistency=null"
+                    f"stage.consistency: no sample of {where} has a region: prepare it with a column `regions` in its"
+                    " rows or with faces=YUNET.onnx, or set stage.consistency=null"
                 )
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:

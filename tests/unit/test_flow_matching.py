@@ -74,24 +74,34 @@ def masks() -> torch.Tensor:
 
 
 def test_an_emphasised_edit_takes_its_share_of_the_loss_whatever_its_size():
-    """With errors of 1 in the edit and elsewhere, the edit's part of the sum is what it has by size, and the share."""
-    weights = edit_emphasis(masks(), (8, 8), 0.5, floor=0.0)
+    """With errors of 1 in the edit, or elsewhere, or in all, the loss is the share, the rest of it, or 1."""
+    weights = edit_emphasis(masks(), (8, 8), 0.7, floor=0.0)
     assert weights.shape == (3, 1, 8, 8)
     torch.testing.assert_close(weights.mean((1, 2, 3)), torch.ones(3))
     target = torch.zeros(3, 5, 8, 8)
     edited = torch.nn.functional.max_pool2d(masks(), 4).expand_as(target)
     inside = flow_matching_loss(edited, target, None, weights)
-    torch.testing.assert_close(inside, torch.tensor([0.5 + 0.5 * 16 / 64, 0.5 + 0.5 / 64, 0.0]))
+    torch.testing.assert_close(inside, torch.tensor([0.7, 0.7, 0.0]))
+    outside = flow_matching_loss(1 - edited, target, None, weights)
+    torch.testing.assert_close(outside, torch.tensor([0.3, 0.3, 1.0]))
     whole = flow_matching_loss(torch.ones_like(target), target, None, weights)
     torch.testing.assert_close(whole, torch.ones(3))
 
 
-def test_no_share_weighs_alike_and_a_small_edit_is_held_back_by_the_floor():
-    torch.testing.assert_close(edit_emphasis(masks(), (8, 8), 0.0), torch.ones(3, 1, 8, 8))
-    weights = edit_emphasis(masks(), (8, 8), 0.8, floor=0.25)
-    assert weights[1].max() == pytest.approx(0.2 + 0.8 / 0.25)
-    assert weights[0].max() == pytest.approx(0.2 + 0.8 / 0.25)
-    assert (weights[2] == 1).all()
+def test_a_small_part_is_held_back_by_the_floor_whether_it_changes_or_stays():
+    weights = edit_emphasis(masks(), (8, 8), 0.8, floor=0.3)
+    assert weights[0].max() == weights[1].max() == pytest.approx(0.8 / 0.3)
+    all_but_a_latent = torch.ones(1, 1, 32, 32)
+    all_but_a_latent[:, :, :4, :4] = 0
+    weights = edit_emphasis(all_but_a_latent, (8, 8), 0.8, floor=0.3)
+    assert weights.max() == pytest.approx(0.8 * 64 / 63)
+    assert weights[0, 0, 0, 0] == weights.min() == pytest.approx(0.2 / 0.3)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_picture_that_stays_or_changes_as_a_whole_is_weighed_alike(value: float):
+    weights = edit_emphasis(torch.full((2, 1, 32, 32), value), (8, 8), 0.9)
+    torch.testing.assert_close(weights, torch.ones(2, 1, 8, 8))
 
 
 def test_emphasis_moves_the_gradient_to_the_edit():

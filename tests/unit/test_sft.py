@@ -188,7 +188,7 @@ def test_pretraining_leans_to_noise_first_and_ends_where_the_plain_law_is() -> N
 
 
 def test_an_edit_share_weighs_what_the_mask_marks() -> None:
-    """The loss with a share is the mean of the edit's error and of all, for an edit of any size; no mask, no change."""
+    """With a share of half, the loss is the mean of the edit's error and of the rest's; without a mask it is as it was."""
     stage = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), timesteps=logit_normal, edit_share=0.5, seed=3)
     stage.configure_model()
     b, mask = batch(references=()), torch.zeros(3, 1, 96, 128)
@@ -199,7 +199,9 @@ def test_an_edit_share_weighs_what_the_mask_marks() -> None:
         x_t = (1 - sigma)[:, None, None, None] * b.target + sigma[:, None, None, None] * eps
         error = (stage.velocity(x_t, sigma, b.condition) - (eps - b.target)).square()
     assert torch.allclose(plain, error.mean((1, 2, 3)), atol=1e-5)
-    assert torch.allclose(masked, (plain + error[:, :, :2, :4].mean((1, 2, 3))) / 2, atol=1e-5)
+    edited = error[:, :, :2, :4].mean((1, 2, 3))
+    kept = (error.mean(1).sum((1, 2)) - 8 * edited) / (error[0, 0].numel() - 8)
+    assert torch.allclose(masked, (edited + kept) / 2, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
