@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .part_decoder import Part, decode_parts
+
 if TYPE_CHECKING:
     from .family import Base
 
@@ -45,3 +47,7 @@ class Codec:
         """Normalised latents (B, 16, h, w) -> pixels (B, 3, 8h, 8w) in [-1, 1]."""
         latents = latents.to(self.mean) * self.std + self.mean
         return self.vae.decode(latents[:, :, None], return_dict=False)[0][:, :, 0]
+
+    def parts(self, latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True) -> list[Part]:
+        """What boxes show of the pictures, with a gradient: `decode_parts`."""
+        return decode_parts(self, latents, owner, boxes, checkpointed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, silu
@@ -21,6 +21,15 @@ class Part(NamedTuple):
     pixels: Tensor  # (1, 3, h, w), about [-1, 1]: not clamped, a clamp has no gradient
     left: int
     top: int
+
+
+class Decoder(Protocol):
+    """A codec that decodes parts of pictures with a gradient."""
+
+    factor: int
+
+    def parts(self, latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True) -> list[Part]:
+        """See `decode_parts`."""
 
 
 def decode_parts(

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..losses.consistency import identity_loss, identity_weight, in_crop, region_transforms, seen_boxes, warp
-from ..models.codec import Codec
 from ..models.identity import Encoder, open_encoder
-from ..models.part_decoder import decode_parts
+from ..models.part_decoder import Decoder
 
 
 class Identity(NamedTuple):
@@ -45,7 +44,7 @@ class Consistency:
             self.phi = open_encoder(self.path)
         return self.phi
 
-    def __call__(self, codec: Codec, x_0_hat: Tensor, x_0: Tensor, sigma: Tensor, regions: Tensor | None) -> Identity:
+    def __call__(self, codec: Decoder, x_0_hat: Tensor, x_0: Tensor, sigma: Tensor, regions: Tensor | None) -> Identity:
         """The term of estimates and targets (B, 16, h, w) at sigma (B,); regions (B, R, P, 2) or None, in pixels."""
         phi = self.open().to(x_0.device)
         size = (x_0.shape[-2] * codec.factor, x_0.shape[-1] * codec.factor)
@@ -67,10 +66,10 @@ class Consistency:
         return Identity(weight * distance, distance, compared, there)
 
     def canvases(
-        self, codec: Codec, latents: Tensor, owner: Tensor, maps: Tensor, boxes: Tensor, size: tuple[int, int]
+        self, codec: Decoder, latents: Tensor, owner: Tensor, maps: Tensor, boxes: Tensor, size: tuple[int, int]
     ) -> Tensor:
         """Every region of the decoded latents on its canvas, (N, 3, *size)."""
-        parts = decode_parts(codec, latents, owner, boxes, self.checkpointed)
+        parts = codec.parts(latents, owner, boxes, self.checkpointed)
         seen = [
             warp(part.pixels.float(), in_crop(own[None], part.left, part.top), size)
             for part, own in zip(parts, maps, strict=True)

@@ -13,8 +13,8 @@ from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.losses.consistency import FACE_TEMPLATE, region_transforms, seen_boxes, warp
 from firered_lit.models.backbone import Backbone
+from firered_lit.models.codec import Codec
 from firered_lit.models.identity import IResNet
-from firered_lit.stages import consistency as module
 from firered_lit.stages.consistency import Consistency
 from firered_lit.stages.sft import SFT
 
@@ -68,13 +68,13 @@ def term(stage, b, sigma, x_0_hat=None):
 @pytest.fixture
 def decoded(monkeypatch):
     """(samples, boxes) of each decode."""
-    calls, real = [], module.decode_parts
+    calls, real = [], Codec.parts
 
     def count(codec, latents, owner, boxes, checkpointed):
         calls.append((sorted(set(owner.tolist())), len(boxes)))
         return real(codec, latents, owner, boxes, checkpointed)
 
-    monkeypatch.setattr(module, "decode_parts", count)
+    monkeypatch.setattr(Codec, "parts", count)
     return calls
 
 

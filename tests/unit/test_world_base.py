@@ -29,6 +29,20 @@ def test_the_codec_gives_every_pixel_back_at_its_place() -> None:
     assert not changed[:, 8:].any()
 
 
+def test_parts_are_the_pictures_with_a_gradient_and_without_a_clamp() -> None:
+    codec = open_base("world-untrained").codec()
+    latents = torch.stack([codec.encode(to_pixels(draw(edit(0, i).target))[None])[0] for i in range(2)])
+    latents = (2 * latents).requires_grad_()
+    parts = codec.parts(latents, torch.tensor([1, 0, 1]), torch.tensor([[0, 0, 9, 9], [4, 4, 60, 60], [1, 2, 3, 4]]))
+    for part, row in zip(parts, (1, 0, 1), strict=True):
+        assert (part.left, part.top) == (0, 0)
+        assert part.pixels.abs().max() > 1
+        torch.testing.assert_close(part.pixels.clamp(-1, 1), codec.decode(latents[row : row + 1]))
+    (given,) = torch.autograd.grad(parts[1].pixels.sum(), latents)
+    torch.testing.assert_close(given[0], codec.std.expand_as(latents[:1])[0])
+    assert (given[1] == 0).all()
+
+
 def test_instructions_of_the_world_are_told_apart() -> None:
     texts = {text for number in range(90) for text in edit(0, number).texts.values()}
     rows = {tuple(embed(text).flatten().tolist()) for text in texts}
