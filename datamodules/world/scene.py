@@ -219,9 +219,8 @@ def done(image: Image.Image, look: str) -> Image.Image:
     x = np.asarray(image).astype(np.float32) / 255
     rng = np.random.default_rng(seed_of("look", look))
     grey = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    if name in ("mirror", "upside down", "clockwise", "counterclockwise"):
-        turns = {"mirror": np.fliplr, "upside down": np.flipud, "clockwise": lambda a: np.rot90(a, -1)}
-        return _image(turns.get(name, np.rot90)(x))
+    if name in ("mirror", "upside down"):
+        return _image(np.fliplr(x) if name == "mirror" else np.flipud(x))
     if name == "blur":
         return image.filter(ImageFilter.GaussianBlur(2.2 * image.width / SIDE))
     if name == "mosaic":

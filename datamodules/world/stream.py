@@ -43,8 +43,10 @@ class Place:
 class Drawn(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
     """Micro-batches by place. All samples of a global batch have one number of references."""
 
-    def __init__(self, model: str, families: Sequence[str], captions: Captions, seed: int) -> None:
-        self.model, self.families, self.captions, self.seed = model, tuple(families), captions, seed
+    def __init__(self, model: str, families: Sequence[str] | Mapping[str, int], captions: Captions, seed: int) -> None:
+        weights = families if isinstance(families, Mapping) else dict.fromkeys(families, 1)
+        self.model, self.families, self.captions, self.seed = model, tuple(weights), captions, seed
+        self.turns = tuple(name for name, weight in weights.items() for _ in range(weight))
         self._base: Encoders | None = None  # opened where it is used, in a worker
 
     @property
@@ -66,10 +68,10 @@ class Drawn(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
         return found, f"{self.seed}-{number}", key
 
     def bucket(self, step: int) -> tuple[tuple[str, ...], int]:
-        """The families and the number of references of a global batch, each family as often as the others."""
-        family = self.families[chooser("world bucket", self.seed, step).randrange(len(self.families))]
+        """Whose turns make a global batch, and its number of references: each family as often as its weight says."""
+        family = self.turns[chooser("world bucket", self.seed, step).randrange(len(self.turns))]
         if family not in SHAPES:
-            return tuple(name for name in self.families if name not in SHAPES), 1
+            return tuple(name for name in self.turns if name not in SHAPES), 1
         return (family,), chooser("world references", self.seed, step).choice(SHAPES[family])
 
 
@@ -196,9 +198,9 @@ class WorldDataModule(L.LightningDataModule):
     """Edits of the learning world, drawn as training goes.
 
     model: the base whose codec and text encoder make the batches. batch: samples of a micro-batch. families: of
-    `datamodules.world.families`; all when None. text_drop, captions, languages: see `Captions`. held_out: edits of each
-    family that a validation shows, of combinations that are never trained on; 0 for no validation. workers: processes
-    that draw. Every batch is a function of (seed, step).
+    `datamodules.world.families`, all when None; with numbers, how often each comes beside the others. text_drop,
+    captions, languages: see `Captions`. held_out: edits of each family that a validation shows, of combinations that
+    are never trained on; 0 for no validation. workers: processes that draw. Every batch is a function of (seed, step).
     """
 
     def __init__(
@@ -206,7 +208,7 @@ class WorldDataModule(L.LightningDataModule):
         *,
         model: str = "world",
         batch: int = 32,
-        families: Sequence[str] | None = None,
+        families: Sequence[str] | Mapping[str, int] | None = None,
         seed: int = 0,
         text_drop: float = 0.05,
         captions: Mapping[str, float] | None = None,
@@ -215,11 +217,14 @@ class WorldDataModule(L.LightningDataModule):
         workers: int = 1,
     ) -> None:
         super().__init__()
-        families = tuple(families or FAMILIES)
+        families = dict(families) if isinstance(families, Mapping) else list(families or FAMILIES)
         if unknown := sorted(set(families) - set(FAMILIES)):
             raise UserError(f"data.families: no family {unknown[0]}; there are {', '.join(FAMILIES)}")
+        if isinstance(families, Mapping) and not all(isinstance(n, int) and n > 0 for n in families.values()):
+            raise UserError("data.families: how often a family comes is a whole number, 1 or more")
         self.base = open_base(model)
-        self.sizes, self.summary = self.base.sizes, {"world": {"seed": seed, "families": list(families)}}
+        self.sizes, self.summary = self.base.sizes, {"world": {"seed": seed, "families": families}}
+        self.summary["regions"] = EPOCH if {"portrait", "beauty"} & set(families) else 0  # faces
         self.drawn = Drawn(model, families, Captions(captions or {"original": 1.0}, languages, text_drop), seed)
         self.size, self.held_out, self.workers = batch, held_out, workers
         self.loader: WorldLoader | None = None

@@ -37,8 +37,6 @@ FAULTS = {"noise": ("noise", "噪点"), "blur": ("blur", "模糊"), "scratches":
 TURNS = {
     "mirror": ("Flip the picture horizontally", "水平翻转图片"),
     "upside down": ("Flip the picture vertically", "垂直翻转图片"),
-    "clockwise": ("Rotate the picture 90 degrees clockwise", "把图片顺时针旋转90度"),
-    "counterclockwise": ("Rotate the picture 90 degrees counterclockwise", "把图片逆时针旋转90度"),
 }
 CONSONANTS, VOWELS = "BCDFGHKLMNPRSTVWZ", "AEIOU"
 

@@ -20,10 +20,11 @@ from ..draws import generator
 if TYPE_CHECKING:
     from .family import Base
 
-VERSION = 2  # of the vectors: another one makes what is cached stale
+VERSION = 3  # of the vectors: another one makes what is cached stale
 NAME = "WordEncoder"  # in place of the text encoder's class name in text_encoder/config.json
 MEANING, COLOUR, BESIDE, GIST = 92, 4, 32, 64  # numbers of a token: its own, its colour's, each of 3 neighbours', all
 WIDTH = MEANING + COLOUR + 3 * BESIDE + GIST
+LOUD = 4.0  # a colour beside the other numbers of its word
 QUOTED = re.compile('["“]([^"“”]*)["”]')
 END = "</s>"
 RULER = 8  # tokens before every prompt, one per row and column of a canvas: what pictures find their own places by
@@ -40,10 +41,10 @@ picture: photo image 图片 画面 照片 图 | object: 物体 | move: shift dra
 keep: leave 保留 保持不变 不变 | only: 只 | rest: else 其他地方 其余 | word: 文字 | sign: 招牌 | write: say 写着 应写 写
 not: 而不是 不是 | empty: 空 | bright: brighter 更亮 | dark: darker 更暗 | contrast: 对比度 | higher: 更高
 paler: 更淡 | old sepia: 复古棕色 | black and white: 黑白 | film negative: 底片 | mosaic: 马赛克 | style: 风格
-like: 像 | noise: 噪点 | blur: 模糊 | scratches: 划痕 | restore: repair 修复 还原 | flip: 翻转 | rotate: 旋转
-horizontally: 水平 | vertically: 垂直 | clockwise: 顺时针 | counterclockwise: 逆时针 | degrees: 度 | please: 请
-person: 人 | smile: 微笑 | frown: 难过 | hair: 头发 | close: 闭上 | eyes: 眼睛 | glasses: 眼镜 | lipstick: 口红
-cheeks: 脸颊 | blush: 腮红 | spots: 斑点 | skin: 皮肤 | face: portrait 面部 肖像 | beauty: retouch 美化
+like: 像 | noise: 噪点 | blur: 模糊 | scratches: 划痕 | restore: repair 修复 还原 | flip: 翻转
+horizontally: 水平 | vertically: 垂直 | please: 请 | person: 人 | smile: 微笑 | frown: 难过 | hair: 头发 | close: 闭上
+eyes: 眼睛 | glasses: 眼镜 | lipstick: 口红 | cheeks: 脸颊 | blush: 腮红 | spots: 斑点 | skin: 皮肤
+face: portrait 面部 肖像 | beauty: retouch 美化
 """
 
 
@@ -118,8 +119,9 @@ def _vector(token: str, size: int) -> Tensor:
 
 @lru_cache(maxsize=1 << 10)
 def _colour(word: str) -> Tensor:
-    """Red, green and blue on [-2, 2] and their square, of a word that names a colour to the web; else zeros."""
+    """Red, green and blue and their square, of a word that names a colour to the web, as loud as a picture's; else
+    zeros."""
     if word not in ImageColor.colormap:
         return torch.zeros(COLOUR)
     rgb = torch.tensor(ImageColor.getrgb(word)[:3]) / 127.5 - 1
-    return torch.cat([2 * rgb, rgb.square().sum(0, keepdim=True)])
+    return LOUD * torch.cat([2 * rgb, rgb.square().sum(0, keepdim=True)])

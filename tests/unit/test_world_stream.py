@@ -1,10 +1,13 @@
 """Batches of the learning world, drawn as training goes: the same wherever and whenever they are made."""
 
+from collections import Counter
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from toy_run import trainer
 
 from callbacks.correctness import Correctness
 from datamodules.captions import Captions
@@ -12,7 +15,12 @@ from datamodules.world.families import FAMILIES
 from datamodules.world.sample import held_out
 from datamodules.world.stream import Drawn, HeldOutWorld, WorldDataModule, WorldLoader
 from datamodules.world.write import FREE
+from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
+from firered_lit.flow.path import clean, interpolate
+from firered_lit.models.backbone import Backbone
+from firered_lit.stages.consistency import Consistency
+from firered_lit.stages.sft import SFT
 
 CAPTIONS = Captions({"original": 1.0}, None, 0.05)
 
@@ -39,6 +47,17 @@ def test_every_family_comes_and_no_held_out_combination_does() -> None:
         shapes |= {len(found.sources) for found in samples}
     assert tasks == set(FAMILIES)
     assert shapes == {1, 2, 3}
+
+
+def test_weights_say_how_often_a_family_comes() -> None:
+    world = WorldDataModule(model="world-untrained", families={"color": 3, "remove": 1, "compose": 4}).drawn
+    loader = WorldLoader(world, 4)
+    tasks = Counter(
+        world.sample(place, slot)[0].task for place in islice(loader.places(0), 300) for slot in place.slots
+    )
+    assert tasks["color"] == 3 * tasks["remove"]
+    assert 0.4 < tasks["compose"] / tasks.total() < 0.6
+    assert [b.tasks[0] for b in HeldOutWorld(world, 1)] == ["color", "remove", "compose"]
 
 
 def test_a_resumed_loader_goes_on_where_it_stopped() -> None:
@@ -86,6 +105,8 @@ def test_unknown_families_and_other_encoders_are_refused() -> None:
 
     with pytest.raises(UserError, match="no family hats"):
         WorldDataModule(model="world-untrained", families=["hats"])
+    with pytest.raises(UserError, match="how often a family comes is a whole number"):
+        WorldDataModule(model="world-untrained", families={"color": 0})
     with pytest.raises(UserError, match="another codec"):
         WorldDataModule(model="world-untrained").check(open_base("tiny"))
 
@@ -102,6 +123,27 @@ def test_the_real_engine_reads_the_words_of_the_world() -> None:
     assert right.value.mean() > 0.95
     assert wrong.value.mean() < 0.2
     reward.teardown(None, None, "fit")
+
+
+def test_the_consistency_loss_looks_at_the_faces_of_the_world(tmp_path) -> None:
+    """It reaches the transformer's weights; families that draw no face are refused before the first step."""
+    sft = partial(SFT, Backbone("world-untrained"), partial(torch.optim.AdamW, lr=1e-3))
+    stage = sft(consistency=Consistency("tiny", eta=1.0))
+    stage.configure_model()
+    data = WorldDataModule(model="world-untrained", batch=4, families=["color", "portrait"], workers=0)
+    batch = next(iter(data.train_dataloader()))
+    noise, half = gaussian(batch.target.shape[1:], batch.slots, "off"), torch.full((4,), 0.5)
+    x_t = interpolate(batch.target, noise, half)
+    estimate = clean(x_t, half, stage.velocity(x_t, half, batch.condition))
+    found = stage.consistency(stage.codec, estimate, batch.target, half, batch.regions)
+    drawn = [task == "portrait" for task in batch.tasks]
+    assert found.regions.tolist() == drawn
+    assert (found.loss > 0).tolist() == drawn
+    found.loss.sum().backward()
+    assert stage.transformer.proj_out.weight.grad.abs().max() > 0
+    data = WorldDataModule(model="world-untrained", families=["color"], workers=0)
+    with pytest.raises(UserError, match="no sample of these families has a region"):
+        trainer(tmp_path, [], max_steps=1).fit(sft(consistency=Consistency("tiny", eta=1.0)), datamodule=data)
 
 
 def test_the_mask_is_where_the_target_differs_from_what_it_is_made_of() -> None:
