@@ -188,7 +188,7 @@ def test_pretraining_leans_to_noise_first_and_ends_where_the_plain_law_is() -> N
 
 
 def test_an_edit_share_weighs_what_the_mask_marks() -> None:
-    """With a share of half, the loss is the mean of the edit's error and of the rest's; without a mask it is as it was."""
+    """With a share of half, the loss is the mean of the edit's error and of the rest's; without a mask, as it was."""
     stage = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), timesteps=logit_normal, edit_share=0.5, seed=3)
     stage.configure_model()
     b, mask = batch(references=()), torch.zeros(3, 1, 96, 128)
