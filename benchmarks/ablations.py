@@ -20,20 +20,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+DRAWS = 32  # steps over which a gradient's variance is taken
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # number of seeds -> t of a 95 % interval
 Measures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """One part of the method. arms: name -> keys of the recipe; measure: numbers of a finished run of an arm."""
+    """One part of the method. arms: name -> keys of the recipe; measure: numbers of a finished run of an arm. Without a
+    recipe nothing is run, and an arm's first key is what `without_run` is told."""
 
     about: str
     recipe: str
     arms: dict[str, tuple[str, ...]]
-    measure: Callable[[Path, Path], Measures]  # (run, what was learned)
+    measure: Callable[[Path, Path], Measures] = lambda run, learned: {}  # (run, what was learned)
     common: tuple[str, ...] = ()
     prepare: Callable[[], None] = lambda: None
+    without_run: Callable[[str, int, Path], Measures] | None = None  # (key, seed, what was learned)
 
 
 def curve(run: Path, name: str) -> list[tuple[int, float]]:
@@ -139,6 +142,78 @@ def orders_never_seen(run: Path, _: Path) -> Measures:
     return {name: mean(scores) for name, scores in right.items()}
 
 
+def gradient_noise(strata: str, seed: int, before: Path) -> Measures:
+    """The variance of the SFT model's gradient, and of the loss, over steps of training; batches and noise are the same
+    for both arms, which differ in how sigmas are drawn alone."""
+    from functools import partial
+
+    import torch
+
+    from datamodules.captions import Captions
+    from datamodules.world.families import FAMILIES
+    from datamodules.world.stream import Drawn, Place
+    from firered_lit.draws import generator
+    from firered_lit.flow.timesteps import uniform
+    from firered_lit.models.backbone import Backbone
+    from firered_lit.stages.sft import SFT
+
+    torch.manual_seed(0)
+    backbone, adamw = Backbone(str(before / "sft" / "model")), partial(torch.optim.AdamW, lr=0.0)
+    stage = SFT(backbone, adamw, timesteps=uniform, edit_share=0.5, seed=seed)
+    stage.configure_model()
+    if strata == "independent":
+        stage.draw_sigma = lambda batch: stage.law(batch)(  # type: ignore[method-assign]
+            torch.rand(len(batch), generator=generator("independent", seed, batch.step))
+        )
+    drawn = Drawn("world", tuple(FAMILIES), Captions({"original": 1.0}, None, 0.05), seed)
+    weights = [p for p in stage.transformer.parameters() if p.requires_grad]
+    total, squares, losses = torch.zeros(sum(p.numel() for p in weights), dtype=torch.float64), 0.0, []
+    for step in range(DRAWS):
+        batch, _ = drawn[Place(step, tuple(range(16)), 16)]
+        loss = stage.losses(batch).mean()  # type: ignore[arg-type]
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]).double()
+        total += gradient
+        squares += float(gradient.square().sum())
+        losses.append(float(loss.detach()))
+    spread = (squares - float(total.square().sum()) / DRAWS) / (DRAWS - 1)
+    return {"variance of the gradient": spread, "variance of the loss": stdev(losses) ** 2}
+
+
+def mixture(out: Path, count: int) -> None:
+    """Edits with one to three references, prepared."""
+    if not (out / "data" / "data.json").exists():
+        words = ("--out", str(out / "world"), "--count", str(count), "--families", "color,remove,compose,compose")
+        subprocess.run([sys.executable, "-m", "datamodules.world", *words], check=True)
+        command("prepare", "--recipe", "recipes/world/prepare.yaml", f"source={out / 'world'}", f"out={out / 'data'}")
+
+
+def speed(run: Path, _: Path) -> Measures:
+    return {"samples/s": late(run, "perf/samples_per_s")["perf/samples_per_s"]}
+
+
+def faces_alike(run: Path, _: Path) -> Measures:
+    """Of held-out edits of faces: the cosine of the faces' features with the exact answer's, and how many are right."""
+    from benchmarks import learning
+    from callbacks.consistency_reward import ConsistencyReward
+
+    model, judge = learning.Model.open(exported(run, "--ema"), 6), learning.Correctness()
+    alike = ConsistencyReward("tiny", preservation_weight=0.0, whole=False)
+    cosines, right = [], []
+    for family in ("portrait", "beauty"):
+        for _found, batch in learning.batches(model, family, 60, 0, "held_out"):
+            pictures = model.edits(batch)
+            cosines += alike.submit(pictures, batch).result().terms["identity"].tolist()
+            right += judge.submit(pictures, batch).result().value.tolist()
+    return {"cosine of the faces": mean(cosines), "correct": mean(right)}
+
+
+def mined(before: Path, out: Path) -> None:
+    """The requests for words that the DPO model solves sometimes."""
+    if not (out / "mined.json").exists():
+        where = [f"task.start_from={before}/dpo/model", f"task.data.root={before}/nft/data", f"out={out}"]
+        command("mine", "--recipe", "recipes/world/mine.yaml", *where)
+
+
 def words_of(run: Path, _: Path) -> Measures:
     words = learned(exported(run, "--merge"), ["text"])["text"]["words"]
     found = {name: words[name] for name in ("reward", "text", "layout", "glyph_ratio", "dark", "edges")}
@@ -150,7 +225,11 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
     edits = "{_target_: datamodules.edits.EditDataModule, root: %s, capacity: 1024, max_batch: 16, workers: 1" % (
         out / "orders" / "data"
     )
+    mixed = "{_target_: datamodules.edits.EditDataModule, root: %s, capacity: 512, workers: 1" % (
+        out / "mixed" / "data"
+    )
     start = f"run.start_from={before}/sft/model"
+    words = (f"run.start_from={before}/dpo/model", f"data.root={before}/nft/data", "trainer.max_steps=30")
     return {
         "curriculum": Ablation(
             "noise first, then uniform, against uniform from the start",
@@ -158,6 +237,20 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
             {"on": ("stage.start_weight=1.0",), "off": ("stage.start_weight=0.0",)},
             loss_curve,
             ("stage.backbone.name=world", "trainer.max_steps=200", "run.validate_every=50", "stage.schedule.warmup=20"),
+        ),
+        "strata": Ablation(
+            "timesteps in strata, against independent ones",
+            "",
+            {"on": ("strata",), "off": ("independent",)},
+            without_run=gradient_noise,
+        ),
+        "buckets": Ablation(
+            "a budget of tokens, against a batch as large as the longest samples allow in the same memory",
+            "sft",
+            {"token budget": (f"data={mixed}, max_batch: null}}",), "fixed batch": (f"data={mixed}, max_batch: 8}}",)},
+            speed,
+            ("trainer.max_steps=80", "trainer.log_every_n_steps=5", "run.validate_every=1000"),
+            lambda: mixture(out / "mixed", 1000),
         ),
         "edit share": Ablation(
             "half of the loss on what the edit changes, against every pixel alike",
@@ -174,6 +267,18 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
             ("trainer.max_steps=250",),
             lambda: compositions(out / "orders", 1500),
         ),
+        "consistency": Ablation(
+            "the consistency loss on faces, against none",
+            "sft",
+            {
+                "on": (
+                    "stage.consistency={_target_: firered_lit.stages.consistency.Consistency, encoder: tiny, eta: 1.0}",
+                ),
+                "off": ("stage.consistency=null",),
+            },
+            faces_alike,
+            ("trainer.max_steps=200", "data.families=[portrait,beauty]"),
+        ),
         "dpo": Ablation(
             "asymmetric against plain",
             "dpo",
@@ -186,7 +291,15 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
             "nft",
             {"layout": (), "text only": ("callbacks.ocr.text_weight=1.0", "callbacks.ocr.layout_weight=0.0")},
             words_of,
-            (f"run.start_from={before}/dpo/model", f"data.root={before}/nft/data", "trainer.max_steps=30"),
+            words,
+        ),
+        "mining": Ablation(
+            "reinforcement on requests that the model solves sometimes, against all",
+            "nft",
+            {"semi-hard": (f"data.mined={out / 'mined'}",), "all": ("data.mined=null",)},
+            words_of,
+            words,
+            lambda: mined(before, out / "mined"),
         ),
     }
 
@@ -198,7 +311,9 @@ def command(*words: str) -> None:
 def run_arm(one: Ablation, keys: Sequence[str], folder: Path, seed: int, before: Path) -> Measures:
     """The measures of one arm with one seed; run, continued or read."""
     result = folder / "result.json"
-    if not result.exists():
+    if not result.exists() and one.without_run:
+        result.write_text(json.dumps(one.without_run(keys[0], seed, before)), encoding="utf-8")
+    elif not result.exists():
         run = folder / "run"
         where = [f"run.dir={run}", "run.resume=last", f"stage.seed={seed}", f"data.seed={100 + seed}"]
         command("fit", "--recipe", f"recipes/world/{one.recipe}.yaml", *where, *one.common, *keys)

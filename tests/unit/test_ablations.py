@@ -14,13 +14,15 @@ from firered_lit import build, recipe
 
 def test_every_arm_fits_its_recipe_and_arms_differ(root: Path) -> None:
     for name, one in ablations.ablations(Path("learned"), Path("out")).items():
+        assert len(set(one.arms.values())) == 2, name
+        if not one.recipe:
+            continue
         read = []
         for keys in one.arms.values():
             where = ["run.dir=x", "stage.seed=0", "data.seed=0"]
             found = recipe.load(root / "recipes" / "world" / f"{one.recipe}.yaml", [*where, *one.common, *keys])
             build.validate(found)
             read.append(found.root)
-        assert len(read) == 2, name
         assert read[0] != read[1], name
 
 
