@@ -129,7 +129,8 @@ def _thing(large: Image.Image, thing: Thing, scale: float) -> None:
     else:
         pen.rectangle((left, y - r / 3, right, y + r / 3), fill=255)
         pen.rectangle((x - r / 3, top, x + r / 3, bottom), fill=255)
-    large.paste(colour_of(thing.colour), mask=mask)
+    box = mask.getbbox()  # to paste there alone is several times faster
+    large.paste(colour_of(thing.colour), box, mask.crop(box))
     if thing.texture != "plain":
         _texture(large, thing.texture, mask, colour_of(thing.colour), scale)
 
@@ -149,7 +150,8 @@ def _texture(
     if mask is not None:
         marks = Image.fromarray(np.minimum(np.asarray(marks), np.asarray(mask)))
     shade = tuple(value // 2 if sum(colour) > 150 else value + 110 for value in colour)
-    large.paste(shade, mask=marks)
+    box = marks.getbbox()
+    large.paste(shade, box, marks.crop(box))
 
 
 def _face(large: Image.Image, face: Face, scale: float) -> None:

@@ -1,14 +1,16 @@
-"""A frozen text encoder without weights: a small dictionary tells what words mean, and each knows its neighbours.
+"""A frozen text encoder without weights: a small dictionary tells what words mean, a small grammar what they are asked.
 
 For the small world that a CPU can learn. It tells instructions apart in English and Chinese, gives words of one meaning
-one vector whatever the language, colours their colour, and spells what stands in quotation marks. It does not look at
-the references: which picture is which, the transformer sees by their places in the sequence, and the instruction says
+one vector whatever the language, colours their colour, spells what stands in quotation marks, and says with every word
+what is spoken of, what it shall become and where (`roles`), as a language model's vectors do. It does not look at the
+references: which picture is which, the transformer sees by their places in the sequence, and the instruction says
 by "Picture 2" or 图2.
 """
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,10 +22,15 @@ from ..draws import generator
 if TYPE_CHECKING:
     from .family import Base
 
-VERSION = 3  # of the vectors: another one makes what is cached stale
+VERSION = 4  # of the vectors: another one makes what is cached stale
 NAME = "WordEncoder"  # in place of the text encoder's class name in text_encoder/config.json
 MEANING, COLOUR, BESIDE, GIST = 92, 4, 32, 64  # numbers of a token: its own, its colour's, each of 3 neighbours', all
-WIDTH = MEANING + COLOUR + 3 * BESIDE + GIST
+SHAPE, TEXTURE, SIZE, PLACE = 8, 4, 2, 3
+THING = COLOUR + SHAPE
+PICTURES = 3  # that an instruction can tell apart
+ROLES = THING + TEXTURE + THING + SIZE + PLACE + PICTURES * (1 + PLACE)
+WIDTH = MEANING + COLOUR + 3 * BESIDE + GIST + ROLES
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 LOUD = 4.0  # a colour beside the other numbers of its word
 QUOTED = re.compile('["“]([^"“”]*)["”]')
 END = "</s>"
@@ -58,6 +65,10 @@ def _dictionary() -> dict[str, tuple[str, ...]]:
 
 
 MEANINGS = _dictionary()
+NOT = ("not", "")
+COLOURS = frozenset(ImageColor.colormap)
+_KINDS = dict.fromkeys(SHAPES, "shape") | dict.fromkeys(("striped", "dotted"), "texture")
+_KINDS |= dict.fromkeys(("small", "large"), "size")
 CHINESE = "|".join(sorted((word for word in MEANINGS if not word.isascii()), key=len, reverse=True))
 TOKEN = re.compile(rf"[a-z]+|\d|{CHINESE}|[\u3400-\u9fff]")
 
@@ -81,31 +92,88 @@ class WordConditioner:
 def embed(prompt: str) -> Tensor:
     """(T, WIDTH): the ruler, one row per word, digit and quoted letter, and one for the end.
 
-    A row holds the word's meaning, its colour if it names one, the two words before and the one after, and the gist,
-    the sum of all words. The transformer's positions are relative; the ruler, which stands at the same places before
-    every prompt, tells a token of a picture where it is.
+    A row holds the word's meaning, its colour if it names one, the two words before and the one after, the gist, the
+    sum of all words, and their `roles`. The transformer's positions are relative; the ruler, which stands at the same
+    places before every prompt, tells a token of a picture where it is.
     """
     items = tokens(prompt)
     gist = torch.stack([_vector(word, GIST) for word, _ in items]).sum(0) / len(items) ** 0.5
+    asked = roles([word for word, place in items if not place])
     rows = [_vector(f"<{i}>", WIDTH) for i in range(RULER)]
     words = ["<s>", "<s>", *(word for word, _ in items), "<e>"]
     for i, (word, place) in enumerate(items):
         quoted = next((k for k in range(i, -1, -1) if not items[k][1]), -1)  # the word before the quotation
         beside = (words[quoted + 2], place, '"') if place else (words[i], words[i + 1], words[i + 3])
         neighbours = [_vector(f"{'<' * k}{other}", BESIDE) for k, other in enumerate(beside)]
-        rows.append(torch.cat([_vector(word, MEANING), _colour(word), *neighbours, gist]))
+        rows.append(torch.cat([_vector(word, MEANING), _colour(word), *neighbours, gist, asked]))
     return torch.stack(rows)
 
 
 def tokens(prompt: str) -> list[tuple[str, str]]:
-    """(meaning, place): the place of a quoted letter is "which quotation, which letter", of other words empty."""
+    """(meaning, place): the place of a quoted letter is "new" or "old" and which letter, of other words empty. The last
+    quotation is what shall be written, unless it follows a "not"."""
     found: list[tuple[str, str]] = []
-    start = 0
-    for number, quote in enumerate(QUOTED.finditer(prompt)):
-        found += _words(prompt[start : quote.start()])
-        found += [(f'"{letter}', f"{number} {i}") for i, letter in enumerate(quote[1])]
+    start, quotes = 0, list(QUOTED.finditer(prompt))
+    for number, quote in enumerate(quotes):
+        between = _words(prompt[start : quote.start()])
+        after = _words(prompt[quote.end() : quotes[number + 1].start()]) if number + 1 < len(quotes) else []
+        old = (NOT in between) if number + 1 == len(quotes) else (NOT not in after)
+        found += between
+        found += [(f'"{letter}', f"{'old' if old else 'new'} {i}") for i, letter in enumerate(quote[1])]
         start = quote.end()
     return [*found, *_words(prompt[start:]), (END, "")]
+
+
+def roles(meanings: Sequence[str]) -> Tensor:
+    """What the words of a request are to each other, (ROLES,): the thing spoken of (colour, shape, texture), what is
+    new (colour, shape, size), the place, and of each numbered picture if it is the ground and the place of its thing.
+
+    Zeros for what is not said. A thing ends with its shape; a colour without one is new, as is the second thing, and
+    the only one where something is added. In "use A to replace B" the first is new. A picture's thing goes to the place
+    that is named before the next picture; the picture without one is the ground.
+    """
+    things: list[tuple[int, dict[str, str]]] = []  # (where it begins, its words by kind)
+    bare, begun = "", {}
+    for i, word in enumerate(meanings):
+        kind = "colour" if word in COLOURS else _KINDS.get(word, "")
+        if kind == "shape":
+            things.append((i - len(begun), begun | {"shape": word}))
+        bare = begun["colour"] if "colour" in begun and kind not in ("shape", "colour", "texture", "size") else bare
+        begun = begun | {kind: word} if kind in ("colour", "texture", "size") else {}
+    pictures, place = _placed(meanings)
+    subject, new = {}, {}
+    if pictures.any():
+        things = []
+    if things:
+        first, second = things[0], things[1] if len(things) > 1 else None
+        if second and "into" in meanings[: first[0]] and "replace" in meanings[first[0] : second[0]]:
+            first, second = second, first
+        if second is None and "add" in meanings:
+            new = first[1]
+        else:
+            subject, new = first[1], second[1] if second else {}
+    given = _colour(new.get("colour", bare))
+    parts = [_colour(subject.get("colour", "")), _named(subject.get("shape"), SHAPE)]
+    parts += [_named(subject.get("texture"), TEXTURE), given, _named(new.get("shape"), SHAPE)]
+    return torch.cat([*parts, _named(new.get("size"), SIZE), place, pictures.flatten()])
+
+
+def _placed(meanings: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Of each picture (PICTURES, 1 + PLACE) whether it is the ground, and where its thing goes; the place (PLACE,)."""
+    pictures, last, numbers = torch.zeros(PICTURES, 1 + PLACE), torch.zeros(PLACE), []
+    for word, after in pairwise(meanings):
+        if word == "picture" and after in ("1", "2", "3"):
+            numbers.append(int(after) - 1)
+            pictures[numbers[-1], 0] = 2.0
+        if word in ("top", "bottom") and after in ("left", "right"):
+            last = torch.tensor([2.0, 4.0 * (after == "right") - 2, 4.0 * (word == "bottom") - 2])
+            if numbers:
+                pictures[numbers[-1]] = torch.cat([torch.zeros(1), last])
+    return pictures, torch.zeros(PLACE) if numbers else last
+
+
+def _named(word: str | None, size: int) -> Tensor:
+    return torch.zeros(size) if word is None else _vector(f"={word}", size)
 
 
 def _words(text: str) -> list[tuple[str, str]]:

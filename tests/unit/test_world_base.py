@@ -1,5 +1,7 @@
 """The base of the learning world: a codec without loss, a text encoder that tells instructions apart, first weights."""
 
+import re
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from firered_lit.models import qwen_image
 from firered_lit.models.codec import to_image, to_pixels
 from firered_lit.models.family import open_base
 from firered_lit.models.sampling import sample
-from firered_lit.models.words import RULER, embed, tokens
+from firered_lit.models.words import ROLES, RULER, embed, roles, tokens
 from firered_lit.models.world import ROPE, first_transformer, waves
 
 
@@ -53,9 +55,36 @@ def test_instructions_of_the_world_are_told_apart() -> None:
     assert (chinese[0] - chinese[1]).abs().sum(-1).gt(0).sum() >= 2
 
 
+def said(prompt: str) -> torch.Tensor:
+    return roles([word for word, place in tokens(prompt) if not place])
+
+
+@pytest.mark.parametrize("family", ["add", "remove", "replace", "color", "background", "motion", "compose"])
+def test_every_way_to_ask_for_an_edit_has_its_roles(family: str) -> None:
+    """Both languages and all kinds of caption; another thing, colour or place has others."""
+    found = [edit(0, number, families=(family,)) for number in range(60)]
+    asked = [{tuple(said(text).tolist()) for text in one.texts.values()} for one in found]
+    assert all(len(one) == 1 for one in asked)
+    assert len(set.union(*asked)) > 5
+
+
+def test_roles_tell_what_is_spoken_of_from_what_is_new() -> None:
+    names = {"red": "blue", "blue": "red"}
+    for prompt in ("Make the red circle blue", "Replace the red circle with a blue circle", "用红色圆形代替蓝色圆形"):
+        swapped = re.sub("red|blue", lambda match: names[match[0]], prompt)
+        swapped = swapped.translate(str.maketrans("红蓝", "蓝红"))
+        assert not torch.equal(said(prompt), said(swapped))
+    assert torch.equal(said("用红色圆形代替蓝色圆形"), said("Swap the blue circle for a red circle"))
+    assert torch.equal(said("Make it brighter"), torch.zeros(ROLES))
+    first, second = (said(f"Put the object of Picture {i} at the top left of Picture {3 - i}") for i in (1, 2))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, said("在图2里，把图1中的物体放到左上角"))
+
+
 def test_words_are_spelled_in_quotation_marks_alone() -> None:
-    assert ('"B', "0 1") in tokens('Write "ABA" on it')
-    assert ('"A', "1 0") in tokens("把“X”改成“A”")
+    assert ('"B', "new 1") in tokens('Write "ABA" on it')
+    assert tokens("把“X”改成“A”")[1::2][:2] == [('"X', "old 0"), ('"A', "new 0")]
+    assert [place for _, place in tokens('It should say "A", not "XY"') if place] == ["new 0", "old 0", "old 1"]
     assert ("aba", "") in tokens("Write ABA on it")
     assert len(embed(" ")) == RULER + 1
     assert torch.equal(embed("Make it red")[:RULER], embed("变红")[:RULER])
