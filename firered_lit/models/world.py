@@ -224,8 +224,9 @@ def _meet(attention: Any, key: str, head: int, axes: list[tuple[int, tuple[float
 
 
 def scheduler_config() -> dict[str, Any]:
-    """A shift towards noise: given the reference and the instruction, what is left to decide is decided there."""
+    """A strong shift towards noise. Given the reference and the instruction nothing is left to decide, so that they are
+    what has to be read; under less noise a token tells its answer from its own x_t, without them."""
     return {
-        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 2.0, "max_shift": 2.3,
+        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 4.0, "max_shift": 4.3,
         "base_image_seq_len": 64, "max_image_seq_len": 256, "shift_terminal": None, "time_shift_type": "exponential",
     }  # fmt: skip
