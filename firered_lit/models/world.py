@@ -85,10 +85,10 @@ def first_transformer(**settings: Any) -> Any:
     """The untrained transformer, which begins as a copier: its velocity is x_t minus the first reference, over sigma.
 
     Pictures enter turned into a part of the stream; beside them stands a constant, so that layer norms hardly see how
-    bright a token is. The first head, and in the last block the second too, read the same place one picture on, and
-    take a share of that token out of the target's, coarse before fine; two of the first block read the token's row and
-    column off the ruler (`words.RULER`); the last of every block reads the text. The global random state is left as it
-    was.
+    bright a token is. The first heads of the last block read the same place one picture on, and take that token out of
+    the target's, coarse before fine: until then a reference can become, free of noise, what is to be drawn. Two heads
+    of the first block read the token's row and column off the ruler (`words.RULER`); the last of every block reads the
+    text. The global random state is left as it was.
     """
     from diffusers import QwenImageTransformer2DModel
 
@@ -106,10 +106,9 @@ def first_transformer(**settings: Any) -> Any:
             look_at_text(block.attn, head=block.attn.heads - 1)
         for axis in (1, 2):
             look_at_ruler(blocks[0].attn, head=axis, axis=axis)
-        copying = [(block, head) for block in blocks for head in range(1 if block is blocks[0] else 2)]
-        for (block, head), share in zip(copying, (turn @ waves()).split(sum(ROPE), dim=1), strict=False):
-            look_at_reference(block.attn, head)
-            _subtract(block.attn, share, head)
+        for head, share in enumerate((turn @ waves()).split(sum(ROPE), dim=1)):
+            look_at_reference(blocks[-1].attn, head)
+            _subtract(blocks[-1].attn, share, head)
     return transformer.eval()
 
 
@@ -224,9 +223,8 @@ def _meet(attention: Any, key: str, head: int, axes: list[tuple[int, tuple[float
 
 
 def scheduler_config() -> dict[str, Any]:
-    """A strong shift towards noise. Given the reference and the instruction nothing is left to decide, so that they are
-    what has to be read; under less noise a token tells its answer from its own x_t, without them."""
+    """A shift towards noise: given the reference and the instruction, what is left to decide is decided there."""
     return {
-        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 4.0, "max_shift": 4.3,
+        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 2.0, "max_shift": 2.3,
         "base_image_seq_len": 64, "max_image_seq_len": 256, "shift_terminal": None, "time_shift_type": "exponential",
     }  # fmt: skip

@@ -118,13 +118,13 @@ def looks(block: int, head: int) -> torch.Tensor:
 def test_heads_begin_by_looking_where_an_edit_has_to_look() -> None:
     """The same place one picture on; the token's row and its column on the ruler; the text."""
     targets, places = torch.arange(64), torch.arange(128) % 64
-    for block, head in ((0, 0), (1, 0), (1, 1)):
-        assert torch.equal(looks(block, head)[:64].argmax(-1), 20 + 64 + targets)
+    for head in range(3):
+        assert torch.equal(looks(1, head)[:64].argmax(-1), 20 + 64 + targets)
     assert torch.equal(looks(0, 1).argmax(-1), places // 8)
     assert torch.equal(looks(0, 2).argmax(-1), places % 8)
     for block in range(2):
         assert looks(block, 3)[:, :20].sum(-1).mean() > 0.7
-    assert looks(1, 2)[:, :20].sum(-1).mean() < 0.5
+    assert looks(0, 0)[:, :20].sum(-1).mean() < 0.5
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.6, 0.9, 1.0])
