@@ -149,21 +149,20 @@ def gradient_noise(strata: str, seed: int, before: Path) -> Measures:
 
     import torch
 
+    from benchmarks.strata import independent
     from datamodules.captions import Captions
     from datamodules.world.families import FAMILIES
     from datamodules.world.stream import Drawn, Place
-    from firered_lit.draws import generator
     from firered_lit.flow.timesteps import uniform
     from firered_lit.models.backbone import Backbone
     from firered_lit.stages.sft import SFT
 
-    torch.manual_seed(0)
     backbone, adamw = Backbone(str(before / "sft" / "model")), partial(torch.optim.AdamW, lr=0.0)
     stage = SFT(backbone, adamw, timesteps=uniform, edit_share=0.5, seed=seed)
     stage.configure_model()
     if strata == "independent":
         stage.draw_sigma = lambda batch: stage.law(batch)(  # type: ignore[method-assign]
-            torch.rand(len(batch), generator=generator("independent", seed, batch.step))
+            independent(1000 * seed + batch.step, len(batch))
         )
     drawn = Drawn("world", tuple(FAMILIES), Captions({"original": 1.0}, None, 0.05), seed)
     weights = [p for p in stage.transformer.parameters() if p.requires_grad]
@@ -195,11 +194,12 @@ def faces_alike(run: Path, _: Path) -> Measures:
     """Of held-out edits of faces: the cosine of the faces' features with the exact answer's, and how many are right."""
     from benchmarks import learning
     from callbacks.consistency_reward import ConsistencyReward
+    from firered_lit.rewards.correctness import FACES
 
     model, judge = learning.Model.open(exported(run, "--ema"), 6), learning.Correctness()
     alike = ConsistencyReward("tiny", preservation_weight=0.0, whole=False)
     cosines, right = [], []
-    for family in ("portrait", "beauty"):
+    for family in FACES:
         for _found, batch in learning.batches(model, family, 60, 0, "held_out"):
             pictures = model.edits(batch)
             cosines += alike.submit(pictures, batch).result().terms["identity"].tolist()
@@ -308,6 +308,11 @@ def command(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "firered_lit", *words], check=True)
 
 
+def overrides(one: Ablation, keys: Sequence[str], run: Path, seed: int) -> list[str]:
+    """An arm's keys; the seeds last, for an arm may bring data of its own."""
+    return [*one.common, *keys, f"run.dir={run}", "run.resume=last", f"stage.seed={seed}", f"data.seed={100 + seed}"]
+
+
 def run_arm(one: Ablation, keys: Sequence[str], folder: Path, seed: int, before: Path) -> Measures:
     """The measures of one arm with one seed; run, continued or read."""
     result = folder / "result.json"
@@ -315,8 +320,7 @@ def run_arm(one: Ablation, keys: Sequence[str], folder: Path, seed: int, before:
         result.write_text(json.dumps(one.without_run(keys[0], seed, before)), encoding="utf-8")
     elif not result.exists():
         run = folder / "run"
-        where = [f"run.dir={run}", "run.resume=last", f"stage.seed={seed}", f"data.seed={100 + seed}"]
-        command("fit", "--recipe", f"recipes/world/{one.recipe}.yaml", *where, *one.common, *keys)
+        command("fit", "--recipe", f"recipes/world/{one.recipe}.yaml", *overrides(one, keys, run, seed))
         result.write_text(json.dumps(one.measure(run, before)), encoding="utf-8")
     return json.loads(result.read_text(encoding="utf-8"))
 

@@ -16,6 +16,7 @@ from firered_lit.errors import UserError
 from firered_lit.models.codec import to_pixels
 from firered_lit.models.conditioning import UNCONDITIONAL
 from firered_lit.models.family import Base, open_base
+from firered_lit.rewards.correctness import FACES
 
 from .. import regions
 from ..captions import UNCONDITIONAL as WITHOUT_TEXT
@@ -224,7 +225,7 @@ class WorldDataModule(L.LightningDataModule):
             raise UserError("data.families: how often a family comes is a whole number, 1 or more")
         self.base = open_base(model)
         self.sizes, self.summary = self.base.sizes, {"world": {"seed": seed, "families": families}}
-        self.summary["regions"] = EPOCH if {"portrait", "beauty"} & set(families) else 0  # faces
+        self.summary["regions"] = len(set(FACES) & set(families))  # families that have some
         self.drawn = Drawn(model, families, Captions(captions or {"original": 1.0}, languages, text_drop), seed)
         self.size, self.held_out, self.workers = batch, held_out, workers
         self.loader: WorldLoader | None = None

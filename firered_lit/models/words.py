@@ -27,8 +27,8 @@ NAME = "WordEncoder"  # in place of the text encoder's class name in text_encode
 MEANING, COLOUR, BESIDE, GIST = 92, 4, 32, 64  # numbers of a token: its own, its colour's, each of 3 neighbours', all
 SHAPE, TEXTURE, SIZE, PLACE = 8, 4, 2, 3
 THING = COLOUR + SHAPE
-PICTURES = 3  # that an instruction can tell apart
-ROLES = THING + TEXTURE + THING + SIZE + PLACE + PICTURES * (1 + PLACE)
+NUMBERS = ("1", "2", "3")  # of pictures
+ROLES = THING + TEXTURE + THING + SIZE + PLACE + len(NUMBERS) * (1 + PLACE)
 WIDTH = MEANING + COLOUR + 3 * BESIDE + GIST + ROLES
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 LOUD = 4.0  # a colour beside the other numbers of its word
@@ -134,7 +134,7 @@ def roles(meanings: Sequence[str]) -> Tensor:
     """
     things: list[tuple[int, dict[str, str]]] = []  # (where it begins, its words by kind)
     bare, begun = "", {}
-    for i, word in enumerate(meanings):
+    for i, word in enumerate((*meanings, END)):
         kind = "colour" if word in COLOURS else _KINDS.get(word, "")
         if kind == "shape":
             things.append((i - len(begun), begun | {"shape": word}))
@@ -159,10 +159,10 @@ def roles(meanings: Sequence[str]) -> Tensor:
 
 
 def _placed(meanings: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Of each picture (PICTURES, 1 + PLACE) whether it is the ground, and where its thing goes; the place (PLACE,)."""
-    pictures, last, numbers = torch.zeros(PICTURES, 1 + PLACE), torch.zeros(PLACE), []
+    """Of each picture (NUMBERS, 1 + PLACE) whether it is the ground, and where its thing goes; the place (PLACE,)."""
+    pictures, last, numbers = torch.zeros(len(NUMBERS), 1 + PLACE), torch.zeros(PLACE), []
     for word, after in pairwise(meanings):
-        if word == "picture" and after in ("1", "2", "3"):
+        if word == "picture" and after in NUMBERS:
             numbers.append(int(after) - 1)
             pictures[numbers[-1], 0] = 2.0
         if word in ("top", "bottom") and after in ("left", "right"):
@@ -187,9 +187,8 @@ def _vector(token: str, size: int) -> Tensor:
 
 @lru_cache(maxsize=1 << 10)
 def _colour(word: str) -> Tensor:
-    """Red, green and blue and their square, of a word that names a colour to the web, as loud as a picture's; else
-    zeros."""
-    if word not in ImageColor.colormap:
+    """Red, green and blue and their square, LOUD times, of a word that names a colour to the web; else zeros."""
+    if word not in COLOURS:
         return torch.zeros(COLOUR)
     rgb = torch.tensor(ImageColor.getrgb(word)[:3]) / 127.5 - 1
     return LOUD * torch.cat([2 * rgb, rgb.square().sum(0, keepdim=True)])

@@ -19,9 +19,10 @@ def test_every_arm_fits_its_recipe_and_arms_differ(root: Path) -> None:
             continue
         read = []
         for keys in one.arms.values():
-            where = ["run.dir=x", "stage.seed=0", "data.seed=0"]
-            found = recipe.load(root / "recipes" / "world" / f"{one.recipe}.yaml", [*where, *one.common, *keys])
+            path = root / "recipes" / "world" / f"{one.recipe}.yaml"
+            found = recipe.load(path, ablations.overrides(one, keys, Path("x"), 3))
             build.validate(found)
+            assert (found.root["stage"]["seed"], found.root["data"]["seed"]) == (3, 103), name
             read.append(found.root)
         assert read[0] != read[1], name
 
