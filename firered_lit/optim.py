@@ -92,3 +92,21 @@ def cosine(optimizer: Optimizer, *, steps: int, warmup: int = 0, floor: float = 
         return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     return LambdaLR(optimizer, factor)
+
+
+def wsd(optimizer: Optimizer, *, steps: int, fall: int, warmup: int = 0, floor: float = 0.0) -> LambdaLR:
+    """Warmup, stable, decay: a linear rise, a constant rate, and over the last `fall` of `steps` 1 - sqrt to `floor`.
+
+    Up to `steps - fall` the rate does not depend on `steps`: a run is made longer by resuming it from a checkpoint
+    before the fall with more of them (2405.18392). Raises UserError when rise and fall do not fit into `steps`.
+    """
+    if fall < 1 or warmup + fall > steps:
+        raise UserError(f"stage.schedule: warmup={warmup} and fall={fall} do not fit into steps={steps}")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, max(0, step - (steps - fall)) / fall)
+        return floor + (1 - floor) * (1 - math.sqrt(progress))
+
+    return LambdaLR(optimizer, factor)

@@ -16,7 +16,6 @@ from firered_lit.errors import UserError
 from firered_lit.models.codec import to_pixels
 from firered_lit.models.conditioning import UNCONDITIONAL
 from firered_lit.models.family import Base, open_base
-from firered_lit.rewards.correctness import FACES
 
 from .. import regions
 from ..captions import UNCONDITIONAL as WITHOUT_TEXT
@@ -29,6 +28,7 @@ from .write import mask as mask_of
 from .write import regions as regions_of
 
 EPOCH = 1_000_000  # batches; there is no end to them
+FACES = ("portrait", "beauty")  # families whose pictures have landmarks
 SHAPES = {"compose": (2, 2, 3)}  # family -> numbers of references, each as often as it stands there; else 1
 
 
