@@ -81,8 +81,11 @@ learn: $(VENV)/.installed $(LEARN)/nft/data/data.json  ## SFT -> DPO -> NFT in t
 	$(WORLD)/nft.yaml run.dir=$(LEARN)/nft/run run.start_from=$(LEARN)/dpo/model data.root=$(LEARN)/nft/data
 	$(PY) -m firered_lit export --run $(LEARN)/nft/run --out $(LEARN)/nft/model --merge
 	$(EVALUATE) --model $(LEARN)/nft/model --out $(LEARN)/nft.json
-	$(PY) benchmarks/learning.py report --names pretrained SFT DPO NFT --out $(LEARN)/report \
-		--results $(LEARN)/pretrained.json $(LEARN)/sft.json $(LEARN)/dpo.json $(LEARN)/nft.json
+	$(PY) benchmarks/report.py tables --names pretrained SFT DPO NFT --out $(LEARN)/report \
+		--results $(LEARN)/pretrained.json $(LEARN)/sft.json $(LEARN)/dpo.json $(LEARN)/nft.json \
+		$(if $(wildcard docs/learning/report.md),--against docs/learning)
+	$(PY) benchmarks/report.py edits --names pretrained SFT DPO NFT --out $(LEARN)/report/edits.png \
+		--models $(or $(PRETRAINED),world) $(LEARN)/sft/model $(LEARN)/dpo/model $(LEARN)/nft/model
 
 learn-from-scratch: $(VENV)/.installed  ## pretraining first: hours on two CPU cores
 	$(WORLD)/pretrain.yaml run.dir=$(LEARN)/pretrain/run

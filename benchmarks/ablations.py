@@ -12,7 +12,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -59,10 +59,10 @@ def exported(run: Path, *how: str) -> str:
     return str(out)
 
 
-def learned(name: str, families: Sequence[str], each: int = 60) -> dict[str, Any]:
+def learned(name: str, counts: Mapping[str, int]) -> dict[str, Any]:
     from benchmarks import learning
 
-    return learning.evaluate(learning.Model.open(name, 6), each, 0, families)
+    return learning.evaluate(learning.Model.open(name, 6), counts, 0)
 
 
 def late(run: Path, *names: str) -> Measures:
@@ -79,7 +79,7 @@ def loss_curve(run: Path, _: Path) -> Measures:
 
 def edits_right(families: Sequence[str]) -> Callable[[Path, Path], Measures]:
     def measure(run: Path, _: Path) -> Measures:
-        found = learned(exported(run, "--ema"), families)
+        found = learned(exported(run, "--ema"), dict.fromkeys(families, 60))
         count = sum(one["count"] for one in found.values())
         errors = [error for one in found.values() for error in one["errors"]]
         right = sum(one["correct"] for one in found.values())
@@ -90,12 +90,11 @@ def edits_right(families: Sequence[str]) -> Callable[[Path, Path], Measures]:
 
 def preferred(run: Path, before: Path) -> Measures:
     """Wins over the SFT model on held-out edits, and what became of the winner's and the loser's error."""
-    from benchmarks import learning
+    from benchmarks.report import wins
 
     families = json.loads((before / "sft.json").read_text(encoding="utf-8"))["families"]
-    each = max(one["count"] for one in families.values())
-    now = learned(exported(run, "--ema"), list(families), each)
-    won, moved = learning.wins(families, now)
+    now = learned(exported(run, "--ema"), {family: one["count"] for family, one in families.items()})
+    won, moved = wins(families, now)
     return {"win rate": won / max(moved, 1), **late(run, "train/win_diff", "train/lose_diff")}
 
 
@@ -215,7 +214,7 @@ def mined(before: Path, out: Path) -> None:
 
 
 def words_of(run: Path, _: Path) -> Measures:
-    words = learned(exported(run, "--merge"), ["text"])["text"]["words"]
+    words = learned(exported(run, "--merge"), {"text": 200})["text"]["words"]
     found = {name: words[name] for name in ("reward", "text", "layout", "glyph_ratio", "dark", "edges")}
     return found | {"exact words": words["exact"] / words["count"]}
 

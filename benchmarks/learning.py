@@ -1,19 +1,18 @@
-"""What a model of the learning world has learned: held-out correctness by family, as numbers, table and plot.
+"""What a model of the learning world has learned: held-out correctness by family, as numbers.
 
     python benchmarks/learning.py evaluate --model MODEL --out pretrained.json
-    python benchmarks/learning.py report --results pretrained.json sft.json --names pretrained SFT --out docs/learning
     python benchmarks/learning.py pairs --model MODEL --count 2000 --out DIR
     python benchmarks/learning.py ship --model DIR --said "steps, hours" --out firered_lit/models/world.safetensors
 
 MODEL is a base's name or a folder that `export` wrote. `evaluate` draws edits of combinations that were never trained
 on and judges each against its exact answer. `pairs` writes what the model does wrong beside what is right, in the
 layout of preferences that `prepare` reads. `ship` writes a model's weights in 16 bits, as the package carries them.
+benchmarks/report.py makes tables and pictures of what was measured.
 """
 
 import argparse
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,6 @@ from firered_lit.models.family import Base, open_base
 from firered_lit.models.qwen_image import unused_parameters
 from firered_lit.models.sampling import sample
 from firered_lit.rewards.protocol import Scores
-
-EASY = ("color", "remove", "background", "viewpoint")
-Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -78,13 +74,14 @@ def batches(
             yield found, model.encoders.batch(drawn, spots, pictured=True)
 
 
-def evaluate(model: Model, each: int, seed: int, families: Sequence[str], split: Split = "held_out") -> dict[str, Any]:
-    """{family: {"count", "correct", "errors", terms...}}; errors are root mean squares of pixels on [0, 1] against the
-    exact answer, one for each edit, terms are means. "text" has what the OCR reward says of it, too."""
+def evaluate(model: Model, counts: Mapping[str, int], seed: int, split: Split = "held_out") -> dict[str, Any]:
+    """{family: {"count", "correct", "errors", terms...}} of `counts`' edits of each family; errors are root mean
+    squares of pixels on [0, 1] against the exact answer, one for each edit, terms are means. "text" has what the OCR
+    reward says of it, too: means, and each edit's reward."""
     judge, reader, found = Correctness(), OCRReward(threads=1), {}
-    for family in families:
+    for family, count in counts.items():
         scores, errors, read = [], [], []
-        for _, batch in batches(model, family, each, seed, split):
+        for _, batch in batches(model, family, count, seed, split):
             pictures = model.edits(batch)
             scores.append(judge.submit(pictures, batch).result())
             errors += ((pictures - batch.pixels) / 2).square().mean((1, 2, 3)).sqrt().tolist()
@@ -97,6 +94,8 @@ def evaluate(model: Model, each: int, seed: int, families: Sequence[str], split:
             words = torch.cat([one.terms["text"] for one in read])
             found[family]["words"] = {"reward": rounded(torch.cat([one.value for one in read])), **means(read)}
             found[family]["words"] |= {"exact": int((words == 1).sum()), "count": len(words)}
+            rewards = torch.cat([one.value for one in read]).tolist()
+            found[family]["words"] |= {"rewards": [round(reward, 4) for reward in rewards]}
         print(f"{family:<12}{found[family]['correct']:>5} of {len(values)}", flush=True)
     reader.close()
     return found
@@ -110,114 +109,6 @@ def means(scores: Sequence[Scores]) -> dict[str, float]:
 
 def rounded(values: Tensor) -> float:
     return round(float(values.nanmean()), 4)
-
-
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share, as Wilson (1927) computes it."""
-    share, z2 = correct / count, Z * Z
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Markdown: a row per family, a column per model; shares with their intervals, in percent."""
-    families = [f for f in FAMILIES if any(f in result["families"] for result in results)]
-    lines = ["| family | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for family in [*families, "all"]:
-        cells = [cell(*tally(result["families"], families if family == "all" else [family])) for result in results]
-        lines.append(f"| {family} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def tally(families: dict[str, Any], names: Sequence[str]) -> tuple[int, int]:
-    """(right, drawn) over some families."""
-    found = [families[name] for name in names if name in families]
-    return sum(one["correct"] for one in found), sum(one["count"] for one in found)
-
-
-def cell(correct: int, count: int) -> str:
-    if not count:
-        return ""
-    low, high = wilson(correct, count)
-    return f"{100 * correct / count:.0f} ({100 * low:.0f}-{100 * high:.0f})"
-
-
-def wins(before: dict[str, Any], after: dict[str, Any], tie: float = 0.002) -> tuple[int, int]:
-    """(edits that came nearer to the exact answer, edits that moved at all): by more than `tie` of the range."""
-    moved = [
-        old - new
-        for family in FAMILIES
-        if family in before and family in after
-        for old, new in zip(before[family]["errors"], after[family]["errors"], strict=True)
-        if abs(old - new) > tie
-    ]
-    return sum(change > 0 for change in moved), len(moved)
-
-
-def win_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Markdown: how often each model's edit is nearer to the exact answer than the model's before it."""
-    lines = ["| | nearer to the exact answer, of those that moved | mean error |", "|---|---|---|"]
-    for i, (result, name) in enumerate(zip(results, names, strict=True)):
-        errors = [error for one in result["families"].values() for error in one["errors"]]
-        against = cell(*wins(results[i - 1]["families"], result["families"])) if i else ""
-        lines.append(
-            f"| {name}{f' against {names[i - 1]}' if i else ''} | {against} | {sum(errors) / len(errors):.4f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def word_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Markdown: what the OCR reward says of held-out edits of words."""
-    columns = ("reward", "text", "layout", "glyph_ratio", "dark", "edges")
-    lines = ["| | exact words | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
-    for result, name in zip(results, names, strict=True):
-        words = result["families"].get("text", {}).get("words")
-        if words:
-            cells = [f"{words[column]:.3f}" for column in columns]
-            lines.append(f"| {name} | {cell(words['exact'], words['count'])} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Bars by family, a colour per model, with their intervals."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    families = [f for f in FAMILIES if any(f in result["families"] for result in results)]
-    figure, axes = pyplot.subplots(figsize=(1.0 * len(families) + 2, 4), layout="constrained")
-    width = 0.8 / len(results)
-    for k, (result, name) in enumerate(zip(results, names, strict=True)):
-        counts = [tally(result["families"], [family]) for family in families]
-        shares = [right / max(drawn, 1) for right, drawn in counts]
-        bounds = [wilson(right, drawn) if drawn else (0.0, 0.0) for right, drawn in counts]
-        errors = [
-            [max(0, s - low) for s, (low, _) in zip(shares, bounds)],
-            [max(0, high - s) for s, (_, high) in zip(shares, bounds)],
-        ]
-        places = [i + (k - (len(results) - 1) / 2) * width for i in range(len(families))]
-        axes.bar(places, shares, width, yerr=errors, label=name, capsize=2)
-    axes.set_xticks(range(len(families)), families, rotation=40, ha="right")
-    axes.set(ylim=(0, 1), ylabel="correct, held-out combinations")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def report(paths: Sequence[Path], names: Sequence[str], out: Path) -> None:
-    """`out`/report.md and `out`/correctness.png from the files that `evaluate` wrote."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    out.mkdir(parents=True, exist_ok=True)
-    plot(results, names, out / "correctness.png")
-    each = max(one["count"] for one in results[0]["families"].values())
-    said = f"Correct edits of held-out combinations, percent with 95 % intervals; {each} of each family."
-    head = f"# What was learned\n\n{said}\n\n"
-    body = [table(results, names), "![by family](correctness.png)\n", "## From stage to stage\n"]
-    body += [win_table(results, names), "## Words\n", word_table(results, names)]
-    (out / "report.md").write_text(head + "\n".join(body), encoding="utf-8")
-    print(f"{out / 'report.md'}")
 
 
 def pairs(model: Model, count: int, seed: int, families: Sequence[str], out: Path) -> int:
@@ -276,18 +167,12 @@ def main() -> None:
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--count", type=int, default=2000, help="pairs")
         one.add_argument("--each", type=int, default=60, help="edits of a family")
+        one.add_argument("--words", type=int, default=200, help="edits of the family text")
     shipping = verbs.add_parser("ship")
     shipping.add_argument("--model", required=True)
     shipping.add_argument("--said", required=True)
     shipping.add_argument("--out", type=Path, required=True)
-    last = verbs.add_parser("report")
-    last.add_argument("--results", type=Path, nargs="+", required=True)
-    last.add_argument("--names", nargs="+", required=True)
-    last.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    if given.verb == "report":
-        report(given.results, given.names, given.out)
-        return
     if given.verb == "ship":
         print(f"{given.out}: {ship(given.model, given.said, given.out) / 1e6:.1f} MB")
         return
@@ -296,7 +181,8 @@ def main() -> None:
         print(f"{given.out}: {given.count} pairs of {pairs(model, given.count, given.seed, families, given.out)} edits")
         return
     found = {"model": given.model, "steps": given.steps, "seed": given.seed}
-    found["families"] = evaluate(model, given.each, given.seed, families)
+    counts = {family: given.words if family == "text" else given.each for family in families}
+    found["families"] = evaluate(model, counts, given.seed)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

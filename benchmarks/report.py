@@ -1,0 +1,325 @@
+"""Tables and pictures of what models of the learning world have learned.
+
+    python benchmarks/report.py tables --results pretrained.json sft.json --names pretrained SFT --out DIR
+    python benchmarks/report.py edits --models MODEL ... --names ... --out edits.png
+    python benchmarks/report.py run --run RUN --out pretrain.json
+
+`tables` reads what `benchmarks/learning.py evaluate` wrote, copies it to DIR beside report.md and correctness.png, and
+with --against says whether the results agree with those of an earlier report. `edits` draws held-out edits, a column
+for each model. `run` takes a run's curves and hours out of its store, as numbers and a plot.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+FAMILIES = (
+    "color",
+    "remove",
+    "background",
+    "viewpoint",
+    "add",
+    "replace",
+    "extract",
+    "motion",
+    "adjust",
+    "style",
+    "restore",
+    "text",
+    "portrait",
+    "beauty",
+    "compose",
+)  # in the order of the tables: the four easy ones first
+Z = 1.959964  # of a 95 % interval
+TERMS = ("edited", "kept", "landmarks", "restored")
+WORDS = ("text", "layout", "glyph_ratio", "dark", "edges")
+EDITS = (("color", 1), ("remove", 1), ("background", 1), ("viewpoint", 1), ("text", 1), ("compose", 2), ("compose", 3))
+POINTS = 200  # of a curve that is kept
+
+Interval = tuple[float, float, float]  # a mean and the bounds of its 95 % interval
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share, as Wilson (1927) computes it."""
+    share, z2 = correct / count, Z * Z
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share(correct: int, count: int) -> Interval:
+    return (correct / count, *wilson(correct, count))
+
+
+def average(values: Sequence[float]) -> Interval:
+    """A mean with its normal 95 % interval."""
+    middle, half = mean(values), Z * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return middle, middle - half, middle + half
+
+
+def over_families(families: dict[str, Any]) -> Interval:
+    """The mean of the families' shares, each counted once, whatever its number of edits. Its interval adds up the
+    variances, each of a share with two right and two wrong edits more (Agresti and Coull, 1998), so that none is 0."""
+    shares = [one["correct"] / one["count"] for one in families.values()]
+    softer = [((one["correct"] + 2) / (one["count"] + 4), one["count"] + 4) for one in families.values()]
+    half = Z * math.sqrt(sum(p * (1 - p) / n for p, n in softer)) / len(shares)
+    return mean(shares), max(0.0, mean(shares) - half), min(1.0, mean(shares) + half)
+
+
+def percent(found: Interval) -> str:
+    middle, low, high = (100 * one for one in found)
+    return f"{middle:.0f} ({low:.0f}-{high:.0f})"
+
+
+def known(results: Sequence[dict[str, Any]]) -> list[str]:
+    return [family for family in FAMILIES if any(family in result["families"] for result in results)]
+
+
+def table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Markdown: a row per family, a column per model; shares with their intervals, in percent."""
+    lines = [f"| family | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for family in known(results):
+        found = [result["families"].get(family) for result in results]
+        cells = [percent(share(one["correct"], one["count"])) if one else "" for one in found]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    lines.append(f"| all, each alike | {' | '.join(percent(over_families(one['families'])) for one in results)} |")
+    return "\n".join(lines) + "\n"
+
+
+def term_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Markdown: what decided it, means over edits: by family and term a row, a column per model."""
+    lines = [f"| family | of what | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for family in known(results):
+        found = [result["families"].get(family, {}) for result in results]
+        for term in TERMS:
+            if any(term in one for one in found):
+                cells = [f"{one[term]:.3f}" if term in one else "" for one in found]
+                lines.append(f"| {family} | {term} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def wins(before: dict[str, Any], after: dict[str, Any], tie: float = 0.002) -> tuple[int, int]:
+    """(edits that came nearer to the exact answer, edits that moved at all): by more than `tie` of the range."""
+    moved = [
+        old - new
+        for family in FAMILIES
+        if family in before and family in after
+        for old, new in zip(before[family]["errors"], after[family]["errors"], strict=True)
+        if abs(old - new) > tie
+    ]
+    return sum(change > 0 for change in moved), len(moved)
+
+
+def win_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Markdown: how often each model's edit is nearer to the exact answer than the model's before it."""
+    lines = ["| | nearer to the exact answer, of those that moved | mean error |", "|---|---|---|"]
+    for i, (result, name) in enumerate(zip(results, names, strict=True)):
+        errors = [error for one in result["families"].values() for error in one["errors"]]
+        won, moved = wins(results[i - 1]["families"], result["families"]) if i else (0, 0)
+        against = f" against {names[i - 1]}" if i else ""
+        cell = f"{percent(share(won, moved))} of {moved}" if moved else ""
+        lines.append(f"| {name}{against} | {cell} | {mean(errors):.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def word_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Markdown: what the OCR reward says of held-out edits of words; gains are over the model before, edit by edit."""
+    heads = ("exact words", "reward", "gain", *WORDS)
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    earlier: list[float] = []
+    for result, name in zip(results, names, strict=True):
+        words = result["families"].get("text", {}).get("words")
+        if not words:
+            continue
+        rewards, gain = words["rewards"], ""
+        if earlier:
+            middle, low, high = average([new - old for old, new in zip(earlier, rewards, strict=True)])
+            relative = f", {100 * middle / mean(earlier):+.0f} %" if mean(earlier) > 0 else ""
+            gain = f"{middle:+.3f} ({low:+.3f} to {high:+.3f}){relative}"
+        middle, low, high = average(rewards)
+        cells = [percent(share(words["exact"], words["count"])), f"{middle:.3f} ({low:.3f}-{high:.3f})", gain]
+        cells += [f"{words[column]:.3f}" for column in WORDS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+        earlier = rewards
+    return "\n".join(lines) + "\n"
+
+
+def agreement(
+    results: Sequence[dict[str, Any]], earlier: Sequence[dict[str, Any]]
+) -> tuple[int, list[tuple[int, str]]]:
+    """(how many shares were compared, (model, family) of those whose 95 % intervals do not meet)."""
+    compared, apart = 0, []
+    for number, (new, old) in enumerate(zip(results, earlier, strict=True)):
+        for family in known([new, old]):
+            bounds = [
+                wilson(one["correct"], one["count"]) for one in (new["families"][family], old["families"][family])
+            ]
+            compared += 1
+            if max(low for low, _ in bounds) > min(high for _, high in bounds):
+                apart.append((number, family))
+    return compared, apart
+
+
+def bars(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Bars by family, a colour per model, with their intervals."""
+    pyplot = _pyplot()
+    families = known(results)
+    figure, axes = pyplot.subplots(figsize=(1.0 * len(families) + 2, 4), layout="constrained")
+    width = 0.8 / len(results)
+    for k, (result, name) in enumerate(zip(results, names, strict=True)):
+        found = [result["families"].get(family, {"correct": 0, "count": 1}) for family in families]
+        shares = [share(one["correct"], one["count"]) for one in found]
+        errors = [[max(0, s - low) for s, low, _ in shares], [max(0, high - s) for s, _, high in shares]]
+        places = [i + (k - (len(results) - 1) / 2) * width for i in range(len(families))]
+        axes.bar(places, [s for s, _, _ in shares], width, yerr=errors, label=name, capsize=2)
+    axes.set_xticks(range(len(families)), families, rotation=40, ha="right")
+    axes.set(ylim=(0, 1), ylabel="correct, held-out combinations")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def tables(paths: Sequence[Path], names: Sequence[str], out: Path, against: Path | None = None) -> None:
+    """`out`/report.md and `out`/correctness.png, beside the results they are made of."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    out.mkdir(parents=True, exist_ok=True)
+    for result, name in zip(results, names, strict=True):
+        _write(out / f"{name}.json", result)
+    bars(results, names, out / "correctness.png")
+    counts = sorted({one["count"] for one in results[0]["families"].values()})
+    said = (
+        "Correct edits of held-out combinations, percent with 95 % intervals; "
+        f"{' or '.join(map(str, counts))} edits of each family, each judged against its one exact answer."
+    )
+    body = [f"# What was learned\n\n{said}\n", table(results, names), "![by family](correctness.png)\n"]
+    body += ["## Blocks\n\nShares of the blocks that are right, where the answer differs from the source (edited) and"]
+    body += ["elsewhere (kept); landmarks that stayed; of faults, how much is gone (restored).\n"]
+    body += [term_table(results, names), "## From stage to stage\n", win_table(results, names)]
+    body += ["## Words\n", word_table(results, names)]
+    if against:
+        earlier = [json.loads((against / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+        compared, apart = agreement(results, earlier)
+        where = "".join(f"; {names[number]} {family} not" for number, family in apart)
+        line = f"{compared - len(apart)} of {compared} shares agree with {against} within both intervals{where}."
+        body += ["## Against the report before\n", f"{line}\n"]
+        print(line)
+    (out / "report.md").write_text("\n".join(body), encoding="utf-8")
+    print(f"{out / 'report.md'}")
+
+
+def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, steps: int) -> None:
+    """A row per kind of edit, first of its kind on the held-out side: references, each model's edit, the answer."""
+    from benchmarks.learning import Model
+    from datamodules.world.sample import edit
+    from datamodules.world.stream import Place
+    from firered_lit.models.codec import to_image
+
+    opened = [Model.open(name, steps) for name in models]
+    widest = max(number for _, number in EDITS)
+    pyplot = _pyplot()
+    columns = [*(f"reference {i + 1}" for i in range(widest)), *names, "exact answer"]
+    figure, axes = pyplot.subplots(len(EDITS), len(columns), figsize=(1.5 * len(columns), 1.75 * len(EDITS)))
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.95, wspace=0.06, hspace=0.22)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, column in zip(axes[0], columns, strict=True):
+        axis.text(0.5, 1.25, column, transform=axis.transAxes, ha="center", fontsize=9, weight="bold")
+    for line, (family, references) in zip(axes, EDITS, strict=True):
+        found = edit(seed, 0, "held_out", (family,), references)
+        name = f"held_out-{seed}-{family}-0"
+        batch = opened[0].encoders.batch([(found, name, "original/en")], Place(0, (0,), 1), pictured=True)
+        shown = {i: source[0] for i, source in enumerate(batch.sources or ())}
+        shown |= {widest + k: model.edits(batch)[0] for k, model in enumerate(opened)}
+        shown[len(columns) - 1] = batch.pixels[0]
+        for place, picture in shown.items():
+            line[place].imshow(to_image(picture), interpolation="nearest")
+        line[0].set_title(found.texts["original/en"], loc="left", fontsize=9)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+    print(out)
+
+
+def run(folder: Path, out: Path) -> None:
+    """What a run did: its recipe's steps and seed, its hours and its curves. Writes `out` and, beside it, a plot."""
+    from mlflow.tracking import MlflowClient
+
+    from firered_lit.store import read_record
+
+    record = read_record(folder)
+    client, number = MlflowClient(record["mlflow_uri"]), record["mlflow_run_id"]
+    names = [name for name in sorted(client.get_run(number).data.metrics) if name.startswith(("train/", "val/"))]
+    curves: dict[str, list[tuple[int, float]]] = {}
+    times: list[int] = []
+    for name in names:
+        points = sorted(client.get_metric_history(number, name), key=lambda point: point.step)
+        times += [point.timestamp for point in points]
+        curves[name] = thinned([(point.step, point.value) for point in points])
+    found = {"stage": record["stage"], "base": record["base"], "hours": round((max(times) - min(times)) / 3.6e6, 2)}
+    _write(out, found | {"curves": curves})
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    for name in ("train/loss", "val/loss"):
+        if name in curves:
+            axes.plot(*zip(*curves[name]), label=name, marker="o" if len(curves[name]) < 30 else None)
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend()
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+    pyplot.close(figure)
+    print(out)
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Means over neighbours, so that at most `POINTS` are left; a mean stands at its last step."""
+    size = math.ceil(len(points) / POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], round(mean(value for _, value in group), 5)) for group in groups]
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    first = verbs.add_parser("tables")
+    first.add_argument("--results", type=Path, nargs="+", required=True)
+    first.add_argument("--against", type=Path, help="a folder that an earlier report was written to")
+    second = verbs.add_parser("edits")
+    second.add_argument("--models", nargs="+", required=True)
+    second.add_argument("--seed", type=int, default=0)
+    second.add_argument("--steps", type=int, default=6, help="of the solver")
+    third = verbs.add_parser("run")
+    third.add_argument("--run", type=Path, required=True)
+    for verb in (first, second):
+        verb.add_argument("--names", nargs="+", required=True)
+    for verb in (first, second, third):
+        verb.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if given.verb == "tables":
+        tables(given.results, given.names, given.out, given.against)
+    elif given.verb == "edits":
+        edits(given.models, given.names, given.out, given.seed, given.steps)
+    else:
+        run(given.run, given.out)
+
+
+if __name__ == "__main__":
+    main()

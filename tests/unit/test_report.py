@@ -1,0 +1,96 @@
+"""The report of what was learned: intervals, tallies, wins, agreement with an earlier one, pictures and curves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import binomtest
+
+from benchmarks import report
+from datamodules.world.families import FAMILIES
+
+WORDS = dict.fromkeys(("reward", "text", "layout", "glyph_ratio", "dark", "edges"), 0.5)
+
+
+def result(color: int, text: int, rewards: list[float] | None = None) -> dict:
+    errors = [0.3 - color / 1000] * 90 + [0.1] * 10
+    words = WORDS | {"exact": color, "count": 100, "rewards": rewards or [color / 100] * 100}
+    families = {
+        "color": {"correct": color, "count": 100, "errors": errors, "edited": color / 100, "kept": 0.9},
+        "text": {"correct": text, "count": 50, "errors": errors[::-1][:50], "words": words},
+    }
+    return {"families": families}
+
+
+def test_every_family_has_a_row() -> None:
+    assert set(report.FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 10), (3, 10), (10, 10), (57, 100), (199, 200)])
+def test_intervals_are_wilsons(correct: int, count: int) -> None:
+    expected = binomtest(correct, count).proportion_ci(method="wilson")
+    assert report.wilson(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_families_count_alike_and_the_interval_holds_the_truth() -> None:
+    middle, low, high = report.over_families(result(90, 10)["families"])
+    assert middle == pytest.approx((0.9 + 0.2) / 2)
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        drawn = {"a": {"correct": int(rng.binomial(60, 0.97)), "count": 60}}
+        drawn |= {"b": {"correct": int(rng.binomial(200, 0.3)), "count": 200}}
+        _, low, high = report.over_families(drawn)
+        inside += low <= (0.97 + 0.3) / 2 <= high
+    assert 0.92 <= inside / 400 <= 0.99
+
+
+def test_the_report_shows_every_family_of_every_model(tmp_path: Path) -> None:
+    files = []
+    for number, found in enumerate((result(20, 5, [0.0, 0.4] * 50), result(90, 45, [0.3, 0.7] * 50))):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(found))
+    out = tmp_path / "out"
+    report.tables(files, ["before", "after"], out)
+    text = (out / "report.md").read_text()
+    assert "100 or 50" not in text
+    assert "50 or 100 edits of each family" in text
+    assert "| color | 20 (13-29) | 90 (83-94) |" in text
+    assert "| all, each alike | 15 (" in text
+    assert "| color | edited | 0.200 | 0.900 |" in text
+    assert "| after against before | 100 (97-100) of 130 |" in text
+    assert "| after | 90 (83-94) | 0.500 (0.461-0.539) | +0.300 (+0.300 to +0.300), +150 % | 0.500" in text
+    assert (out / "correctness.png").stat().st_size > 5000
+    assert "agree" not in text
+    report.tables(files, ["before", "after"], tmp_path / "again", against=out)
+    assert "4 of 4 shares agree" in (tmp_path / "again" / "report.md").read_text()
+
+
+def test_shares_whose_intervals_do_not_meet_are_named() -> None:
+    old, new = result(50, 25), result(52, 45)
+    assert report.agreement([old], [old]) == (2, [])
+    assert report.agreement([new], [old]) == (2, [(0, "text")])
+
+
+def test_an_edit_wins_when_it_comes_nearer_and_ties_count_for_nobody() -> None:
+    before = {"color": {"errors": [0.2, 0.2, 0.2, 0.2]}, "add": {"errors": [0.1]}}
+    after = {"color": {"errors": [0.1, 0.3, 0.2005, 0.1]}}
+    assert report.wins(before, after) == (2, 3)
+    assert report.wins(after, before) == (1, 3)
+
+
+def test_curves_are_thinned_to_means_at_their_last_step() -> None:
+    points = [(step, float(step)) for step in range(1, 401)]
+    found = report.thinned(points)
+    assert len(found) == report.POINTS
+    assert found[0] == (2, 1.5)
+    assert found[-1] == (400, 399.5)
+    assert report.thinned(points[:3]) == points[:3]
+
+
+def test_edits_of_every_kind_are_drawn(tmp_path: Path) -> None:
+    report.edits(["world-untrained"], ["untrained"], tmp_path / "edits.png", seed=0, steps=1)
+    picture = np.asarray(Image.open(tmp_path / "edits.png").convert("RGB"))
+    assert picture.shape[0] > picture.shape[1] > 500
+    assert (picture != 255).any(-1).mean() > 0.2
