@@ -93,7 +93,7 @@ learn-from-scratch: $(VENV)/.installed  ## pretraining first: hours on two CPU c
 	@$(MAKE) --no-print-directory learn PRETRAINED=$(LEARN)/pretrain/model
 
 test: $(VENV)/.installed  ## every quick test
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.installed  ## the long proofs
 	$(PY) -m pytest -m slow

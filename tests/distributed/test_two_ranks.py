@@ -55,7 +55,7 @@ def place(tmp_path_factory):
 SLOW = pytest.mark.slow
 CULPRITS = [
     pytest.param("raise", 1),
-    pytest.param("raise", 0),
+    pytest.param("raise", 0, marks=SLOW),
     pytest.param("raise-in-validation", 1, marks=SLOW),
     pytest.param("die", 1, marks=SLOW),
 ]

@@ -107,7 +107,9 @@ def test_the_comparison_can_fail(world: Path, uninterrupted: Path, launch, tmp_p
     assert not same(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_leaves_its_code(number: int, code: int, world: Path, launch, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = launch(

@@ -114,7 +114,7 @@ def test_one_device_against_the_tracker(name):
 
 SHARDED = {
     "shallow": sized(config=config(2, 8), shards=8, sharded=True, compute="bfloat16"),
-    "checkpointed": sized(config=config(8, 8), shards=4, sharded=True, compute="bfloat16", checkpointing=True),
+    "checkpointed": sized(config=config(4, 8), shards=4, sharded=True, compute="bfloat16", checkpointing=True),
     "products": sized(config=config(4, 8), shards=4, sharded=True, compute="bfloat16", checkpointing="products"),
     "lora": sized(config=config(4, 8), shards=2, sharded=True, compute="bfloat16", lora=LoRA(rank=4, alpha=4)),
     "full width": sized(
