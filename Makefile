@@ -64,33 +64,53 @@ chain: chain-supervised $(DEMO)/pairs/data.json  ## the same -> DPO -> NFT: ever
 	@echo; echo "rollouts    $(CHAIN)/5_nft/rollouts (the best and the worst edit of a group)"
 	@echo "model       $(CHAIN)/model"; echo "edited      $(CHAIN)/edited.png"
 
+# What is there already is not made again: a learning that was stopped goes on where it was.
+STAGES := $(LEARN)/sft $(LEARN)/dpo $(LEARN)/nft
+RESULTS := $(LEARN)/pretrained.json $(STAGES:=.json)
+
+learn: $(LEARN)/report/report.md  ## SFT -> DPO -> NFT in the learning world, and what each learned
+	@echo; cat $<; echo "report      $<"; echo "edits       $(LEARN)/report/edits.png"
+	@echo "curves      $(BIN)/mlflow ui --backend-store-uri sqlite:///$(LEARN)/runs/mlflow.db"
+
+$(LEARN)/pretrained.json: | $(VENV)/.installed
+	$(EVALUATE) --model $(or $(PRETRAINED),world) --out $@
+
+$(STAGES:=.json): $(LEARN)/%.json: | $(LEARN)/%/model/model_index.json
+	$(EVALUATE) --model $(LEARN)/$*/model --out $@
+
+$(LEARN)/sft/model/model_index.json: | $(VENV)/.installed
+	$(WORLD)/sft.yaml run.dir=$(LEARN)/runs/sft run.resume=last $(if $(PRETRAINED),run.start_from=$(PRETRAINED))
+	$(PY) -m firered_lit export --run $(LEARN)/runs/sft --out $(LEARN)/sft/model --ema
+
+$(LEARN)/dpo/data/data.json: | $(LEARN)/sft/model/model_index.json
+	$(PY) benchmarks/learning.py pairs --model $(LEARN)/sft/model --count 500 --seed 2000 --out $(LEARN)/dpo/pairs
+	$(PREPARE) source=$(LEARN)/dpo/pairs out=$(LEARN)/dpo/data
+
+$(LEARN)/dpo/model/model_index.json: | $(LEARN)/dpo/data/data.json
+	$(WORLD)/dpo.yaml run.dir=$(LEARN)/runs/dpo run.resume=last run.start_from=$(LEARN)/sft/model \
+		data.root=$(LEARN)/dpo/data
+	$(PY) -m firered_lit export --run $(LEARN)/runs/dpo --out $(LEARN)/dpo/model --ema
+
 $(LEARN)/nft/data/data.json: | $(VENV)/.installed
 	$(PY) -m datamodules.world --out $(LEARN)/nft/world --families text --count 400 --held-out 24 --seed 3
 	$(PREPARE) source=$(LEARN)/nft/world out=$(LEARN)/nft/data
 
-learn: $(VENV)/.installed $(LEARN)/nft/data/data.json  ## SFT -> DPO -> NFT in the learning world, and what each learned
-	$(EVALUATE) --model $(or $(PRETRAINED),world) --out $(LEARN)/pretrained.json
-	$(WORLD)/sft.yaml run.dir=$(LEARN)/sft/run $(if $(PRETRAINED),run.start_from=$(PRETRAINED))
-	$(PY) -m firered_lit export --run $(LEARN)/sft/run --out $(LEARN)/sft/model --ema
-	$(EVALUATE) --model $(LEARN)/sft/model --out $(LEARN)/sft.json
-	$(PY) benchmarks/learning.py pairs --model $(LEARN)/sft/model --count 500 --seed 2000 --out $(LEARN)/dpo/pairs
-	$(PREPARE) source=$(LEARN)/dpo/pairs out=$(LEARN)/dpo/data
-	$(WORLD)/dpo.yaml run.dir=$(LEARN)/dpo/run run.start_from=$(LEARN)/sft/model data.root=$(LEARN)/dpo/data
-	$(PY) -m firered_lit export --run $(LEARN)/dpo/run --out $(LEARN)/dpo/model --ema
-	$(EVALUATE) --model $(LEARN)/dpo/model --out $(LEARN)/dpo.json
-	$(WORLD)/nft.yaml run.dir=$(LEARN)/nft/run run.start_from=$(LEARN)/dpo/model data.root=$(LEARN)/nft/data
-	$(PY) -m firered_lit export --run $(LEARN)/nft/run --out $(LEARN)/nft/model --merge
-	$(EVALUATE) --model $(LEARN)/nft/model --out $(LEARN)/nft.json
-	$(PY) benchmarks/report.py tables --names pretrained SFT DPO NFT --out $(LEARN)/report \
-		--results $(LEARN)/pretrained.json $(LEARN)/sft.json $(LEARN)/dpo.json $(LEARN)/nft.json \
-		$(if $(wildcard docs/learning/report.md),--against docs/learning)
+$(LEARN)/nft/model/model_index.json: | $(LEARN)/dpo/model/model_index.json $(LEARN)/nft/data/data.json
+	$(WORLD)/nft.yaml run.dir=$(LEARN)/runs/nft run.resume=last run.start_from=$(LEARN)/dpo/model \
+		data.root=$(LEARN)/nft/data
+	$(PY) -m firered_lit export --run $(LEARN)/runs/nft --out $(LEARN)/nft/model --merge
+
+$(LEARN)/report/report.md: $(RESULTS)
 	$(PY) benchmarks/report.py edits --names pretrained SFT DPO NFT --out $(LEARN)/report/edits.png \
-		--models $(or $(PRETRAINED),world) $(LEARN)/sft/model $(LEARN)/dpo/model $(LEARN)/nft/model
+		--models $(or $(PRETRAINED),world) $(STAGES:=/model)
+	$(PY) benchmarks/report.py tables --names pretrained SFT DPO NFT --out $(LEARN)/report --results $(RESULTS) \
+		$(if $(wildcard docs/learning/report.md),--against docs/learning)
 
 learn-from-scratch: $(VENV)/.installed  ## pretraining first: hours on two CPU cores
-	$(WORLD)/pretrain.yaml run.dir=$(LEARN)/pretrain/run
-	$(PY) -m firered_lit export --run $(LEARN)/pretrain/run --out $(LEARN)/pretrain/model --ema
-	@$(MAKE) --no-print-directory learn PRETRAINED=$(LEARN)/pretrain/model
+	OMP_NUM_THREADS=1 $(WORLD)/pretrain.yaml run.dir=$(LEARN)/pretrain/run run.resume=last
+	test -e $(LEARN)/pretrain/model || \
+		$(PY) -m firered_lit export --run $(LEARN)/pretrain/run --out $(LEARN)/pretrain/model --ema
+	@$(MAKE) --no-print-directory learn LEARN=$(LEARN)/scratch PRETRAINED=$(LEARN)/pretrain/model
 
 test: $(VENV)/.installed  ## every quick test
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
