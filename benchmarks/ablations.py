@@ -128,17 +128,19 @@ def compositions(out: Path, count: int) -> None:
 
 
 def orders_never_seen(run: Path, _: Path) -> Measures:
-    """Share of the blocks to edit that became right, of held-out compositions whose ground
-    stands first, as in training, and elsewhere."""
+    """Of held-out compositions whose ground stands first, as in the rows, and elsewhere: how many are right, and the
+    share of the blocks to edit that are."""
     from benchmarks import learning
 
     model, judge = learning.Model.open(exported(run, "--ema"), 6), learning.Correctness()
-    right: dict[str, list[float]] = {"ground first": [], "ground elsewhere": []}
+    right: dict[str, list[float]] = {}
     for found, batch in learning.batches(model, "compose", 120, 0, "held_out"):
-        scores = judge.submit(model.edits(batch), batch).result().terms["edited"].tolist()
-        for one, score in zip(found, scores, strict=True):
-            right["ground first" if ground(one) == 0 else "ground elsewhere"].append(score)
-    return {name: mean(scores) for name, scores in right.items()}
+        scores = judge.submit(model.edits(batch), batch).result()
+        for one, whole, blocks in zip(found, scores.value.tolist(), scores.terms["edited"].tolist(), strict=True):
+            where = "ground first" if ground(one) == 0 else "ground elsewhere"
+            right.setdefault(f"{where}: correct", []).append(whole)
+            right.setdefault(f"{where}: blocks", []).append(blocks)
+    return {name: mean(right[name]) for name in sorted(right)}
 
 
 def gradient_noise(strata: str, seed: int, before: Path) -> Measures:
