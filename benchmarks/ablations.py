@@ -237,7 +237,14 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
             "pretrain",
             {"on": ("stage.start_weight=1.0",), "off": ("stage.start_weight=0.0",)},
             loss_curve,
-            ("stage.backbone.name=world", "trainer.max_steps=200", "run.validate_every=50", "stage.schedule.warmup=20"),
+            (
+                "stage.backbone.name=world",
+                "trainer.max_steps=200",
+                "run.validate_every=50",
+                "stage.schedule.warmup=20",
+                "stage.schedule.fall=100",
+                "checkpoint.every=1000",
+            ),
         ),
         "strata": Ablation(
             "timesteps in strata, against independent ones",
