@@ -241,6 +241,7 @@ def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, ste
         for place, picture in shown.items():
             line[place].imshow(to_image(picture), interpolation="nearest")
         line[0].set_title(found.texts["original/en"], loc="left", fontsize=9)
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
     print(out)

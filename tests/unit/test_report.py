@@ -67,6 +67,12 @@ def test_the_report_shows_every_family_of_every_model(tmp_path: Path) -> None:
     assert "4 of 4 shares agree" in (tmp_path / "again" / "report.md").read_text()
 
 
+def test_the_committed_report_is_what_its_numbers_give(root: Path, tmp_path: Path) -> None:
+    learned, names = root / "docs" / "learning", ["pretrained", "SFT", "DPO", "NFT"]
+    report.tables([learned / f"{name}.json" for name in names], names, tmp_path)
+    assert (tmp_path / "report.md").read_text() == (learned / "report.md").read_text()
+
+
 def test_shares_whose_intervals_do_not_meet_are_named() -> None:
     old, new = result(50, 25), result(52, 45)
     assert report.agreement([old], [old]) == (2, [])
@@ -90,7 +96,7 @@ def test_curves_are_thinned_to_means_at_their_last_step() -> None:
 
 
 def test_edits_of_every_kind_are_drawn(tmp_path: Path) -> None:
-    report.edits(["world-untrained"], ["untrained"], tmp_path / "edits.png", seed=0, steps=1)
-    picture = np.asarray(Image.open(tmp_path / "edits.png").convert("RGB"))
+    report.edits(["world-untrained"], ["untrained"], tmp_path / "new" / "edits.png", seed=0, steps=1)
+    picture = np.asarray(Image.open(tmp_path / "new" / "edits.png").convert("RGB"))
     assert picture.shape[0] > picture.shape[1] > 500
     assert (picture != 255).any(-1).mean() > 0.2
