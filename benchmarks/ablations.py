@@ -223,7 +223,7 @@ def words_of(run: Path, _: Path) -> Measures:
 
 def ablations(before: Path, out: Path) -> dict[str, Ablation]:
     """By name."""
-    edits = "{_target_: datamodules.edits.EditDataModule, root: %s, capacity: 1024, max_batch: 16, workers: 1" % (
+    edits = "{_target_: datamodules.edits.EditDataModule, root: %s, capacity: 1024, max_batch: 8, workers: 1" % (
         out / "orders" / "data"
     )
     mixed = "{_target_: datamodules.edits.EditDataModule, root: %s, capacity: 512, workers: 1" % (

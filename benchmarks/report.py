@@ -19,28 +19,15 @@ from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from datamodules.world.families import FAMILIES as DRAWN
 
-FAMILIES = (
-    "color",
-    "remove",
-    "background",
-    "viewpoint",
-    "add",
-    "replace",
-    "extract",
-    "motion",
-    "adjust",
-    "style",
-    "restore",
-    "text",
-    "portrait",
-    "beauty",
-    "compose",
-)  # in the order of the tables: the four easy ones first
+EASY = ("color", "remove", "background", "viewpoint")
+FAMILIES = (*EASY, *(family for family in DRAWN if family not in EASY))  # in the order of the tables
 Z = 1.959964  # of a 95 % interval
 TERMS = ("edited", "kept", "landmarks", "restored")
 WORDS = ("text", "layout", "glyph_ratio", "dark", "edges")
 EDITS = (("color", 1), ("remove", 1), ("background", 1), ("viewpoint", 1), ("text", 1), ("compose", 2), ("compose", 3))
+SETTINGS = ("stage.seed", "data.seed", "trainer.max_steps")
 POINTS = 200  # of a curve that is kept
 
 Interval = tuple[float, float, float]  # a mean and the bounds of its 95 % interval
@@ -248,21 +235,24 @@ def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, ste
 
 
 def run(folder: Path, out: Path) -> None:
-    """What a run did: its recipe's steps and seed, its hours and its curves. Writes `out` and, beside it, a plot."""
+    """What a run did: its seeds, steps, hours from the first to the last metric, and curves. Writes `out` and, beside
+    it, a plot."""
     from mlflow.tracking import MlflowClient
 
     from firered_lit.store import read_record
 
     record = read_record(folder)
     client, number = MlflowClient(record["mlflow_uri"]), record["mlflow_run_id"]
-    names = [name for name in sorted(client.get_run(number).data.metrics) if name.startswith(("train/", "val/"))]
+    data = client.get_run(number).data
+    names = [name for name in sorted(data.metrics) if name.startswith(("train/", "val/"))]
     curves: dict[str, list[tuple[int, float]]] = {}
     times: list[int] = []
     for name in names:
         points = sorted(client.get_metric_history(number, name), key=lambda point: point.step)
         times += [point.timestamp for point in points]
         curves[name] = thinned([(point.step, point.value) for point in points])
-    found = {"stage": record["stage"], "base": record["base"], "hours": round((max(times) - min(times)) / 3.6e6, 2)}
+    found = {"stage": record["stage"], "base": record["base"], **{key: data.params.get(key) for key in SETTINGS}}
+    found |= {"hours": round((max(times) - min(times)) / 3.6e6, 2)}
     _write(out, found | {"curves": curves})
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")

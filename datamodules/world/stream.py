@@ -28,7 +28,6 @@ from .write import mask as mask_of
 from .write import regions as regions_of
 
 EPOCH = 1_000_000  # batches; there is no end to them
-FACES = ("portrait", "beauty")  # families whose pictures have landmarks
 SHAPES = {"compose": (2, 2, 3)}  # family -> numbers of references, each as often as it stands there; else 1
 
 
@@ -225,7 +224,8 @@ class WorldDataModule(L.LightningDataModule):
             raise UserError("data.families: how often a family comes is a whole number, 1 or more")
         self.base = open_base(model)
         self.sizes, self.summary = self.base.sizes, {"world": {"seed": seed, "families": families}}
-        self.summary["regions"] = len(set(FACES) & set(families))  # families that have some
+        faces = (edit(seed, 0, "train", (family,)).target.face for family in families)
+        self.summary["regions"] = sum(face is not None for face in faces)  # families that have some
         self.drawn = Drawn(model, families, Captions(captions or {"original": 1.0}, languages, text_drop), seed)
         self.size, self.held_out, self.workers = batch, held_out, workers
         self.loader: WorldLoader | None = None

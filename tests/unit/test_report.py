@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
 from PIL import Image
 from scipy.stats import binomtest
 
 from benchmarks import report
-from datamodules.world.families import FAMILIES
 
 WORDS = dict.fromkeys(("reward", "text", "layout", "glyph_ratio", "dark", "edges"), 0.5)
 
@@ -22,10 +22,6 @@ def result(color: int, text: int, rewards: list[float] | None = None) -> dict:
         "text": {"correct": text, "count": 50, "errors": errors[::-1][:50], "words": words},
     }
     return {"families": families}
-
-
-def test_every_family_has_a_row() -> None:
-    assert set(report.FAMILIES) == set(FAMILIES)
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 10), (3, 10), (10, 10), (57, 100), (199, 200)])
@@ -84,6 +80,24 @@ def test_an_edit_wins_when_it_comes_nearer_and_ties_count_for_nobody() -> None:
     after = {"color": {"errors": [0.1, 0.3, 0.2005, 0.1]}}
     assert report.wins(before, after) == (2, 3)
     assert report.wins(after, before) == (1, 3)
+
+
+def test_a_run_s_seed_hours_and_curves_come_from_its_store(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(store)
+    number = client.create_run(client.create_experiment("world")).info.run_id
+    client.log_param(number, "stage.seed", 7)
+    for step, loss in enumerate((0.9, 0.5, 0.3)):
+        client.log_metric(number, "train/loss", loss, timestamp=1_800_000 * step, step=10 * step)
+    client.log_metric(number, "perf/samples_per_s", 36.0)
+    record = {"stage": "Pretrain", "base": "world", "mlflow_uri": store, "mlflow_run_id": number}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    report.run(tmp_path / "run", tmp_path / "pretrain.json")
+    found = json.loads((tmp_path / "pretrain.json").read_text())
+    assert (found["stage"], found["stage.seed"], found["hours"]) == ("Pretrain", "7", 1.0)
+    assert found["curves"] == {"train/loss": [[0, 0.9], [10, 0.5], [20, 0.3]]}
+    assert (tmp_path / "pretrain.png").stat().st_size > 5000
 
 
 def test_curves_are_thinned_to_means_at_their_last_step() -> None:
