@@ -48,6 +48,12 @@ def centre(place: str, size: str, right: int | None = None, down: int | None = N
     return left + 8 * right + side / 2, top + 8 * down + side / 2
 
 
+def put(thing: Thing, place: str) -> Thing:
+    """A thing in another quadrant, at the same spot of it."""
+    left, top = PLACES[place][1]
+    return replace(thing, x=thing.x % 32 + left, y=thing.y % 32 + top)
+
+
 def things(rng: Random, count: int, places: list[str], colours: list[str]) -> tuple[Thing, ...]:
     """Things of different colours and shapes, each in a quadrant of its own."""
     shapes, chosen = rng.sample(sorted(SHAPES), count), rng.sample(places, count)
@@ -131,9 +137,9 @@ def background(rng: Random) -> Edit:
 def motion(rng: Random) -> Edit:
     scene, _ = scenery(rng, rng.randint(1, 2), 0)
     moved, place = rng.choice(scene.things), rng.choice(free_places(scene))
-    (en, cn), (x, y) = named(moved), centre(place, moved.size)
+    en, cn = named(moved)
     texts = instructions(rng, "motion", en | {"p": place}, cn | {"p": PLACES[place][0]})
-    after = swapped(scene, moved, replace(moved, x=x, y=y))
+    after = swapped(scene, moved, put(moved, place))
     return Edit("motion", (scene,), after, texts, (moved.shape, moved.colour, place))
 
 
@@ -247,14 +253,14 @@ def compose(rng: Random) -> Edit:
     places = rng.sample(free_places(ground), count - 1)
     parts = [
         Scene(rng.choice(sorted(set(COLOURS) - {colour, ground.background})), (one,))
-        for colour in colours[: count - 1]
-        for one in things(rng, 1, sorted(PLACES), [colour])
+        for colour, place in zip(colours, places, strict=False)
+        for one in things(rng, 1, rng.choice([[place], sorted(PLACES)]), [colour])  # every other one lies there already
     ]
     order = rng.sample(range(count), count)  # order[i]: what the (i + 1)-th reference is; 0 is the ground
     scenes = [ground, *parts]
     number = [order.index(i) + 1 for i in range(count)]
     lying = [part.things[0] for part in parts]
-    moved = tuple(replace(t, **dict(zip("xy", centre(q, t.size)))) for t, q in zip(lying, places, strict=True))
+    moved = tuple(put(t, q) for t, q in zip(lying, places, strict=True))
     asked = [
         (f"the object of Picture {k} at the {q}", f"图{k}中的物体放到{PLACES[q][0]}")
         for k, q in zip(number[1:], places, strict=True)
