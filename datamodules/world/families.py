@@ -247,14 +247,15 @@ def beauty(rng: Random) -> Edit:
 
 
 def compose(rng: Random) -> Edit:
-    """Things of one or two pictures put into another; which picture is which, only the instruction says."""
+    """Things of one or two pictures put into another; which picture is which, only the instruction says. Most lie in
+    their own picture where they are to lie."""
     count = rng.choice([2, 2, 3])
     ground, colours = scenery(rng, 1, count - 1)
     places = rng.sample(free_places(ground), count - 1)
     parts = [
         Scene(rng.choice(sorted(set(COLOURS) - {colour, ground.background})), (one,))
         for colour, place in zip(colours, places, strict=False)
-        for one in things(rng, 1, rng.choice([[place], sorted(PLACES)]), [colour])  # every other one lies there already
+        for one in things(rng, 1, rng.choice([[place], [place], [place], sorted(PLACES)]), [colour])
     ]
     order = rng.sample(range(count), count)  # order[i]: what the (i + 1)-th reference is; 0 is the ground
     scenes = [ground, *parts]
