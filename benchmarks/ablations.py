@@ -295,11 +295,11 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
             (start, f"data.root={before}/dpo/data", "trainer.max_steps=100"),
         ),
         "nft": Ablation(
-            "layout-aware against text-only reward",
+            "layout-aware against text-only reward, neither beside the reward of correctness",
             "nft",
             {"layout": (), "text only": ("callbacks.ocr.text_weight=1.0", "callbacks.ocr.layout_weight=0.0")},
             words_of,
-            words,
+            (*words, "stage.weights.correctness=0.0"),
         ),
         "mining": Ablation(
             "reinforcement on requests that the model solves sometimes, against all",

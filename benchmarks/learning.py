@@ -75,9 +75,9 @@ def batches(
 
 
 def evaluate(model: Model, counts: Mapping[str, int], seed: int, split: Split = "held_out") -> dict[str, Any]:
-    """{family: {"count", "correct", "errors", terms...}} of `counts`' edits of each family; errors are root mean
-    squares of pixels on [0, 1] against the exact answer, one for each edit, terms are means. "text" has what the OCR
-    reward says of it, too: means, and each edit's reward."""
+    """{family: {"count", "correct", "right", "errors", terms...}} of `counts`' edits of each family; right is 1 or 0
+    for each edit, errors are root mean squares of pixels on [0, 1] against the exact answer, terms are means. "text"
+    has what the OCR reward says of it, too: means, and each edit's reward."""
     judge, reader, found = Correctness(), OCRReward(threads=1), {}
     for family, count in counts.items():
         scores, errors, read = [], [], []
@@ -89,7 +89,7 @@ def evaluate(model: Model, counts: Mapping[str, int], seed: int, split: Split = 
         values = torch.cat([score.value for score in scores])
         found[family] = {"count": len(values), "correct": int(values.sum())}
         found[family] |= {name: value for name, value in means(scores).items() if "/" not in name}
-        found[family] |= {"errors": [round(error, 4) for error in errors]}
+        found[family] |= {"right": values.int().tolist(), "errors": [round(error, 4) for error in errors]}
         if read:
             words = torch.cat([one.terms["text"] for one in read])
             found[family]["words"] = {"reward": rounded(torch.cat([one.value for one in read])), **means(read)}

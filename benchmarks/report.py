@@ -2,11 +2,12 @@
 
     python benchmarks/report.py tables --results pretrained.json sft.json --names pretrained SFT --out DIR
     python benchmarks/report.py edits --models MODEL ... --names ... --out edits.png
-    python benchmarks/report.py run --run RUN --out pretrain.json
+    python benchmarks/report.py run --run RUN [RUN ...] --out pretrain.json
 
 `tables` reads what `benchmarks/learning.py evaluate` wrote, copies it to DIR beside report.md and correctness.png, and
 with --against says whether the results agree with those of an earlier report. `edits` draws held-out edits, a column
-for each model. `run` takes a run's curves and hours out of its store, as numbers and a plot.
+for each model. `run` takes a run's curves and hours out of its store, as numbers and a plot; of several runs, each goes
+on from a checkpoint of the one before.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, pstdev, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,8 +29,9 @@ Z = 1.959964  # of a 95 % interval
 TERMS = ("edited", "kept", "landmarks", "restored")
 WORDS = ("text", "layout", "glyph_ratio", "dark", "edges")
 EDITS = (("color", 1), ("remove", 1), ("background", 1), ("viewpoint", 1), ("text", 1), ("compose", 2), ("compose", 3))
-SETTINGS = ("stage.seed", "data.seed", "trainer.max_steps")
+SETTINGS = ("stage.seed", "data.seed")
 POINTS = 200  # of a curve that is kept
+PAUSE = 600_000  # milliseconds without a metric after which a run is taken to have been stopped
 
 Interval = tuple[float, float, float]  # a mean and the bounds of its 95 % interval
 
@@ -58,6 +61,20 @@ def over_families(families: dict[str, Any]) -> Interval:
     softer = [((one["correct"] + 2) / (one["count"] + 4), one["count"] + 4) for one in families.values()]
     half = Z * math.sqrt(sum(p * (1 - p) / n for p, n in softer)) / len(shares)
     return mean(shares), max(0.0, mean(shares) - half), min(1.0, mean(shares) + half)
+
+
+def gained(before: dict[str, Any], after: dict[str, Any]) -> Interval:
+    """By how much the mean of the families' shares rose, edit by edit: the pairs' variances, each with one edit gained
+    and one lost more, add up (Agresti and Min, 2005)."""
+    changes = [
+        [new - old for old, new in zip(one["right"], after[family]["right"], strict=True)]
+        for family, one in before.items()
+        if family in after
+    ]
+    softer = [[*one, 1, -1] for one in changes]
+    half = Z * math.sqrt(sum(pstdev(one) ** 2 / len(one) for one in softer)) / len(changes)
+    middle = mean(mean(one) for one in changes)
+    return middle, middle - half, middle + half
 
 
 def percent(found: Interval) -> str:
@@ -105,14 +122,21 @@ def wins(before: dict[str, Any], after: dict[str, Any], tie: float = 0.002) -> t
 
 
 def win_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Markdown: how often each model's edit is nearer to the exact answer than the model's before it."""
-    lines = ["| | nearer to the exact answer, of those that moved | mean error |", "|---|---|---|"]
+    """Markdown: by how many points the share of correct edits rose over the model before, families alike, and how
+    often the edit is nearer to the exact answer than that model's."""
+    lines = [
+        "| | correct, points | nearer to the exact answer, of those that moved | mean error |",
+        "|---|---|---|---|",
+    ]
     for i, (result, name) in enumerate(zip(results, names, strict=True)):
         errors = [error for one in result["families"].values() for error in one["errors"]]
         won, moved = wins(results[i - 1]["families"], result["families"]) if i else (0, 0)
         against = f" against {names[i - 1]}" if i else ""
-        cell = f"{percent(share(won, moved))} of {moved}" if moved else ""
-        lines.append(f"| {name}{against} | {cell} | {mean(errors):.4f} |")
+        cell, gain = f"{percent(share(won, moved))} of {moved}" if moved else "", ""
+        if i:
+            middle, low, high = (100 * one for one in gained(results[i - 1]["families"], result["families"]))
+            gain = f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+        lines.append(f"| {name}{against} | {gain} | {cell} | {mean(errors):.4f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -168,7 +192,8 @@ def bars(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) ->
         axes.bar(places, [s for s, _, _ in shares], width, yerr=errors, label=name, capsize=2)
     axes.set_xticks(range(len(families)), families, rotation=40, ha="right")
     axes.set(ylim=(0, 1), ylabel="correct, held-out combinations")
-    axes.legend()
+    axes.margins(x=0.01)
+    figure.legend(loc="outside upper right", ncols=len(results))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -234,26 +259,33 @@ def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, ste
     print(out)
 
 
-def run(folder: Path, out: Path) -> None:
-    """What a run did: its seeds, steps, hours from the first to the last metric, and curves. Writes `out` and, beside
-    it, a plot."""
+def run(folders: Sequence[Path], out: Path) -> None:
+    """What a run did, or several that went on from each other: seeds of the last, steps, hours of work, and curves; of
+    what a run did after the next one's start, nothing. Writes `out` and, beside it, a plot."""
     from mlflow.tracking import MlflowClient
 
     from firered_lit.store import read_record
 
-    record = read_record(folder)
-    client, number = MlflowClient(record["mlflow_uri"]), record["mlflow_run_id"]
-    data = client.get_run(number).data
-    names = [name for name in sorted(data.metrics) if name.startswith(("train/", "val/"))]
+    found: dict[str, Any] = {}
     curves: dict[str, list[tuple[int, float]]] = {}
-    times: list[int] = []
-    for name in names:
-        points = sorted(client.get_metric_history(number, name), key=lambda point: point.step)
-        times += [point.timestamp for point in points]
-        curves[name] = thinned([(point.step, point.value) for point in points])
-    found = {"stage": record["stage"], "base": record["base"], **{key: data.params.get(key) for key in SETTINGS}}
-    found |= {"hours": round((max(times) - min(times)) / 3.6e6, 2)}
-    _write(out, found | {"curves": curves})
+    work: list[list[tuple[int, int]]] = []  # of each run, (step, milliseconds) of what it logged
+    for folder in folders:
+        record = read_record(folder)
+        client, number = MlflowClient(record["mlflow_uri"]), record["mlflow_run_id"]
+        data = client.get_run(number).data
+        names = [name for name in sorted(data.metrics) if name.startswith(("train/", "val/"))]
+        histories = {name: client.get_metric_history(number, name) for name in names}
+        own = {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}
+        began = min(points[0][0] for points in own.values())
+        kept = {name: [point for point in points if point[0] < began] for name, points in curves.items()}
+        curves = {name: [*kept.get(name, []), *own.get(name, [])] for name in kept | own}
+        found = {"stage": record["stage"], "base": record["base"], **{key: data.params.get(key) for key in SETTINGS}}
+        work = [[moment for moment in moments if moment[0] < began] for moments in work]
+        work.append([(point.step, point.timestamp) for points in histories.values() for point in points])
+    worked = sum(hours([time for _, time in moments]) for moments in work)
+    steps = 1 + max(points[-1][0] for points in curves.values())
+    curves = {name: thinned(points) for name, points in curves.items()}
+    _write(out, found | {"steps": steps, "hours": round(worked, 2), "curves": curves})
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     for name in ("train/loss", "val/loss"):
@@ -264,6 +296,12 @@ def run(folder: Path, out: Path) -> None:
     figure.savefig(out.with_suffix(".png"), dpi=110)
     pyplot.close(figure)
     print(out)
+
+
+def hours(times: Sequence[int]) -> float:
+    """From the first of some milliseconds to the last, without pauses of more than PAUSE."""
+    ordered = sorted(times)
+    return sum(gap for old, new in pairwise(ordered) if (gap := new - old) <= PAUSE) / 3.6e6
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -298,7 +336,7 @@ def main() -> None:
     second.add_argument("--seed", type=int, default=0)
     second.add_argument("--steps", type=int, default=6, help="of the solver")
     third = verbs.add_parser("run")
-    third.add_argument("--run", type=Path, required=True)
+    third.add_argument("--run", type=Path, nargs="+", required=True)
     for verb in (first, second):
         verb.add_argument("--names", nargs="+", required=True)
     for verb in (first, second, third):

@@ -59,7 +59,10 @@ class MLflow(MLFlowLogger):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.dir = Path(dir).resolve()
         uri = store_uri(uri, self.dir.parent)
-        super().__init__(experiment, run_name or self.dir.name, uri, save_dir=None, artifact_location=artifacts_of(uri))
+        with alone(uri):
+            super().__init__(
+                experiment, run_name or self.dir.name, uri, save_dir=None, artifact_location=artifacts_of(uri)
+            )
         self.uri = uri
         self.stopped_from_outside = False  # set by whoever handles signals: the run then ends as KILLED
         self._resume = resume is not None

@@ -18,6 +18,7 @@ def test_right_answers_count_and_copies_do_not(model, monkeypatch) -> None:
     monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
     found = learning.evaluate(model, families, 0)
     assert {name: (one["correct"], one["count"]) for name, one in found.items()} == dict.fromkeys(families, (6, 6))
+    assert all(one["right"] == [1] * 6 for one in found.values())
     monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.sources[0])
     assert not any(one["correct"] for one in learning.evaluate(model, families, 0).values())
 

@@ -21,6 +21,8 @@ def result(color: int, text: int, rewards: list[float] | None = None) -> dict:
         "color": {"correct": color, "count": 100, "errors": errors, "edited": color / 100, "kept": 0.9},
         "text": {"correct": text, "count": 50, "errors": errors[::-1][:50], "words": words},
     }
+    for one in families.values():
+        one["right"] = [int(i < one["correct"]) for i in range(one["count"])]
     return {"families": families}
 
 
@@ -42,6 +44,22 @@ def test_families_count_alike_and_the_interval_holds_the_truth() -> None:
     assert 0.92 <= inside / 400 <= 0.99
 
 
+def test_a_gain_is_taken_edit_by_edit_and_its_interval_holds_the_truth() -> None:
+    old = {"a": {"right": [0, 0, 1, 1]}, "b": {"right": [0] * 10}}
+    assert report.gained(old, old)[0] == 0
+    middle, low, high = report.gained(old, {"a": {"right": [1, 1, 1, 0]}, "b": {"right": [1] + [0] * 9}})
+    assert middle == pytest.approx((0.25 + 0.1) / 2)
+    assert low < 0 < high
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        before = {name: (rng.random(60) < 0.6).astype(int) for name in "ab"}
+        after = {name: np.where(rng.random(60) < 0.2, rng.random(60) < 0.9, one) for name, one in before.items()}
+        pairs = [{name: {"right": one.astype(int).tolist()} for name, one in side.items()} for side in (before, after)]
+        _, low, high = report.gained(*pairs)
+        inside += low <= 0.2 * (0.9 - 0.6) <= high
+    assert 0.92 <= inside / 400 <= 0.99
+
+
 def test_the_report_shows_every_family_of_every_model(tmp_path: Path) -> None:
     files = []
     for number, found in enumerate((result(20, 5, [0.0, 0.4] * 50), result(90, 45, [0.3, 0.7] * 50))):
@@ -55,7 +73,7 @@ def test_the_report_shows_every_family_of_every_model(tmp_path: Path) -> None:
     assert "| color | 20 (13-29) | 90 (83-94) |" in text
     assert "| all, each alike | 15 (" in text
     assert "| color | edited | 0.200 | 0.900 |" in text
-    assert "| after against before | 100 (97-100) of 130 |" in text
+    assert "| after against before | +75.0 (+67.1 to +82.9) | 100 (97-100) of 130 |" in text
     assert "| after | 90 (83-94) | 0.500 (0.461-0.539) | +0.300 (+0.300 to +0.300), +150 % | 0.500" in text
     assert (out / "correctness.png").stat().st_size > 5000
     assert "agree" not in text
@@ -82,22 +100,40 @@ def test_an_edit_wins_when_it_comes_nearer_and_ties_count_for_nobody() -> None:
     assert report.wins(after, before) == (1, 3)
 
 
-def test_a_run_s_seed_hours_and_curves_come_from_its_store(tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def a_run(folder: Path, losses: dict[int, float], begun: int) -> Path:
+    """The folder of a run that logged these losses by step, five minutes apart."""
+    store = f"sqlite:///{folder.parent / 'mlflow.db'}"
     client = MlflowClient(store)
-    number = client.create_run(client.create_experiment("world")).info.run_id
+    experiment = client.get_experiment_by_name("world")
+    number = client.create_run(
+        experiment.experiment_id if experiment else client.create_experiment("world")
+    ).info.run_id
     client.log_param(number, "stage.seed", 7)
-    for step, loss in enumerate((0.9, 0.5, 0.3)):
-        client.log_metric(number, "train/loss", loss, timestamp=1_800_000 * step, step=10 * step)
+    for place, (step, loss) in enumerate(losses.items()):
+        client.log_metric(number, "train/loss", loss, timestamp=begun + 300_000 * place, step=step)
     client.log_metric(number, "perf/samples_per_s", 36.0)
     record = {"stage": "Pretrain", "base": "world", "mlflow_uri": store, "mlflow_run_id": number}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    report.run(tmp_path / "run", tmp_path / "pretrain.json")
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_run_s_seed_hours_and_curves_come_from_its_store(tmp_path: Path) -> None:
+    first = a_run(tmp_path / "run", {0: 0.9, 10: 0.5, 20: 0.3}, 0)
+    report.run([first], tmp_path / "pretrain.json")
     found = json.loads((tmp_path / "pretrain.json").read_text())
-    assert (found["stage"], found["stage.seed"], found["hours"]) == ("Pretrain", "7", 1.0)
+    assert (found["stage"], found["stage.seed"], found["steps"], found["hours"]) == ("Pretrain", "7", 21, 0.17)
     assert found["curves"] == {"train/loss": [[0, 0.9], [10, 0.5], [20, 0.3]]}
     assert (tmp_path / "pretrain.png").stat().st_size > 5000
+    again = a_run(tmp_path / "again", {15: 0.4, 25: 0.2}, 90_000_000)
+    report.run([first, again], tmp_path / "both.json")
+    found = json.loads((tmp_path / "both.json").read_text())
+    assert (found["steps"], found["hours"]) == (26, 0.17)
+    assert found["curves"] == {"train/loss": [[0, 0.9], [10, 0.5], [15, 0.4], [25, 0.2]]}
+
+
+def test_hours_leave_out_what_a_run_was_stopped_for() -> None:
+    assert report.hours([0, 300_000, 90_000_000, 90_600_000]) == pytest.approx(0.25)
 
 
 def test_curves_are_thinned_to_means_at_their_last_step() -> None:

@@ -336,3 +336,10 @@ def test_the_ui_shows_parameters_curves_and_the_grid(place, ui):
     address = f"http://127.0.0.1:{ui}/get-artifact?path={urllib.parse.quote(picture)}&run_uuid={run['info']['run_id']}"
     with urllib.request.urlopen(address, timeout=10) as answer:
         assert Image.open(answer).size == (64, 32)
+
+
+def test_runs_may_begin_at_once_in_a_new_folder(tmp_path: Path) -> None:
+    """Each opens the store, which has no tables yet."""
+    code = "import sys; from firered_lit.tracking import MLflow; MLflow(sys.argv[1])"
+    begun = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / name)]) for name in "ab"]
+    assert [one.wait(timeout=180) for one in begun] == [0, 0]
