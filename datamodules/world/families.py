@@ -164,10 +164,11 @@ def text(rng: Random) -> Edit:
         new = word(rng)
     before = old if rng.random() < 0.7 else ""
     height = 4 * rng.randint(8, 12)  # on the grid of tokens and half a token off it
-    scene = Scene(ground, lying, sign=Sign(before, board, "black", height))
+    sign = Sign(before, board, "black", height)
+    scene = Scene(ground, lying, sign=sign)
     named_words = {"x": before, "y": new}
     texts = instructions(rng, "text", named_words, named_words, "" if before else "write")
-    after = replace(scene, sign=Sign(new, board, "black", height))
+    after = replace(scene, sign=replace(sign, word=new))
     return Edit("text", (scene,), after, texts, (new,), target_text=new, replaced_text=before)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from datamodules.records import Record, read
 from datamodules.world.families import FAMILIES, Edit
 from datamodules.world.phrases import KINDS
 from datamodules.world.sample import edit, held_out
-from datamodules.world.scene import Scene, draw
+from datamodules.world.scene import Scene, Thing, draw
 from datamodules.world.write import write
 from firered_lit.rewards.correctness import Correctness, score
 
@@ -101,6 +102,28 @@ def test_both_languages_and_all_kinds_of_caption_ask_for_the_same_thing() -> Non
                 assert mentioned == set(range(1, len(sample.sources) + 1)), text
         phrasings[sample.task].add(sample.texts["original/en"].split()[0])
     assert sum(len(words) > 1 for words in phrasings.values()) > 10
+
+
+def quadrant(thing: Thing) -> str:
+    return f"{'bottom' if thing.y > 32 else 'top'} {'right' if thing.x > 32 else 'left'}"
+
+
+def test_what_moves_keeps_its_spot_in_the_quadrant_that_is_named() -> None:
+    for number in range(60):
+        sample = edit(0, number, families=("motion",))
+        ((old,), (new,)) = (set(a.things) - set(b.things) for a, b in permutations((sample.sources[0], sample.target)))
+        assert quadrant(new) == sample.combination[2] != quadrant(old)
+        assert (new.x % 32, new.y % 32, new.size) == (old.x % 32, old.y % 32, old.size)
+
+
+def test_parts_of_a_composition_go_where_they_are_asked_to_and_most_lie_there() -> None:
+    there = []
+    for number in range(120):
+        sample = edit(0, number, families=("compose",))
+        put = [thing for thing in sample.target.things if f"at the {quadrant(thing)}" in sample.texts["original/en"]]
+        assert len(put) == len(sample.sources) - 1 == len(sample.target.things) - 1
+        there += [any(thing in scene.things for scene in sample.sources) for thing in put]
+    assert 0.65 < sum(there) / len(there) < 0.95
 
 
 def test_words_are_scored_as_they_are_read() -> None:
