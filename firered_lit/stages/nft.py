@@ -40,6 +40,8 @@ class NFT(Stage):
 
     group_size: edits drawn of each sample, in rollout_steps Euler steps without guidance. points: sigmas at which each
     edit is learnt, drawn by `timesteps`; updates: optimizer steps of an iteration, which share the points.
+    common_noise: the edits of a group are noised by the same eps at the same sigma, so that what they share cancels in
+    the gradient, where their advantages add up to nothing; else each by its own.
     loss: form of the loss, see `losses.nft`. clip, std: see `group_optimality`. min_std, max_mean: see `policy_mask`.
     kl: weight of ||v - v_reference||^2 against the weights that the stage started from; 0 spends no forward on it.
     decay: of the old policy after so many optimizer steps. weights, routes: of the rewards, see `mix`.
@@ -58,6 +60,7 @@ class NFT(Stage):
         updates: int = 1,
         timesteps: Law = uniform,
         resolution_shift: bool = True,
+        common_noise: bool = False,
         loss: PolicyLoss = adaptive,
         clip: float = 5.0,
         std: Literal["group", "batch"] = "group",
@@ -78,6 +81,7 @@ class NFT(Stage):
         self.automatic_optimization = False
         self.group_size, self.rollout_steps, self.points, self.updates = group_size, rollout_steps, points, updates
         self.timesteps, self.resolution_shift, self.loss = timesteps, resolution_shift, loss
+        self.common_noise = common_noise
         self.clip, self.std, self.filter = clip, std, {"min_std": min_std, "max_mean": max_mean}
         self.kl, self.decay, self.weights, self.routes = kl, decay, weights, routes
         self.patience, self.capacity, self.gradient_clip = patience, capacity, gradient_clip
@@ -124,7 +128,7 @@ class NFT(Stage):
                 rollouts = [self.roll_out(sample) for sample in batch.groups]  # read while the next one is drawn
             with clock.on("update"):
                 points = [p for place, rollout in enumerate(rollouts) for p in self.noised(rollout, place)]
-                for p in points:
+                for p in [] if self.on_policy else points:
                     p.v_old = self.velocity_at(p)
         with clock.on("update"):
             self.compare_with_reference(points)
@@ -139,6 +143,11 @@ class NFT(Stage):
         shown = {"reward": numbers.get("rollout/total/mean", float("nan")), "missing": numbers["rollout/missing"]}
         self.log_dict(shown, prog_bar=True, logger=False, rank_zero_only=True, batch_size=1)
         return {"rollouts": rollouts, "rewards": verdicts.rewards()}
+
+    @property
+    def on_policy(self) -> bool:
+        """The old policy is the policy itself in this iteration, and needs no forward of its own."""
+        return self.updates == 1 and self.decay(self.global_step) == 0
 
     def roll_out(self, sample: EditBatch) -> Rollout:
         """Draw a group's edits from noise keyed by (seed, step, slot, edit), and ask for their rewards."""
@@ -157,7 +166,7 @@ class NFT(Stage):
 
     def flops(self, batch: PromptBatch) -> float:
         """Of drawing every edit, and at each of its points of the old policy, the reference and the update."""
-        forwards = self.rollout_steps + self.points * (1 + bool(self.kl))
+        forwards = self.rollout_steps + self.points * ((not self.on_policy) + bool(self.kl))
         drawn = sum(forward_flops(*self.sample(group)) for group in batch.groups)
         return self.group_size * (forwards * drawn + self.points * sum(super(NFT, self).flops(g) for g in batch.groups))
 
@@ -166,16 +175,18 @@ class NFT(Stage):
         return list(pieces(self.group_size, self.capacity and max(1, self.capacity // sample.tokens)))
 
     def noised(self, rollout: Rollout, place: int) -> list[Points]:
-        """The points of the group at `place`: sigma stratified over all processes' edits, noise keyed by the edit."""
+        """The points of the group at `place`: sigma stratified over all processes' draws, noise keyed by the draw."""
         sample, size = rollout.sample, self.group_size
         found, slot = [], sample.slots[0]
+        draws = 1 if self.common_noise else size  # of sigma and eps, for each of the group's points
         for j in range(self.points):
-            slots = [(slot * size + k) * self.points + j for k in range(size)]
-            u = stratified_uniform(sample.step, slots, sample.num_slots * size * self.points, seed=self.seed)
+            slots = [(slot * draws + k) * self.points + j for k in range(draws)]
+            u = stratified_uniform(sample.step, slots, sample.num_slots * draws * self.points, seed=self.seed)
             sigma = self.timesteps(u)
             sigma = (self.shift(sigma, sample) if self.resolution_shift else sigma).to(rollout.latents)
             key = (self.seed, "noise", sample.step, slot, j)
-            eps = gaussian(rollout.latents.shape[1:], tuple(range(size)), *key).to(rollout.latents)
+            eps = gaussian(rollout.latents.shape[1:], tuple(range(draws)), *key).to(rollout.latents)
+            sigma, eps = sigma.expand(size), eps.expand(size, *eps.shape[1:])
             for rows in self.split(sample):
                 condition = sample.repeated(rows.stop - rows.start).condition
                 x_0 = rollout.latents[rows]
@@ -238,10 +249,11 @@ class NFT(Stage):
     def losses(self, p: Points, optimality: Tensor, used: Tensor, sums: dict[str, Tensor]) -> Tensor:
         """The loss (B,) at some points; adds what is to be logged to `sums`."""
         v = self.velocity_at(p)
-        policy = self.loss(p.x_0, p.eps, p.sigma, v, p.v_old, optimality, clip=self.clip) * used
+        v_old = v.detach() if p.v_old is None else p.v_old
+        policy = self.loss(p.x_0, p.eps, p.sigma, v, v_old, optimality, clip=self.clip) * used
         kl = torch.zeros_like(policy) if p.v_reference is None else flow_matching_loss(v, p.v_reference)
         loss = policy + self.kl * kl
-        parts = {"loss": loss, "policy": policy, "kl": kl, "old_distance": flow_matching_loss(v, p.v_old)}
+        parts = {"loss": loss, "policy": policy, "kl": kl, "old_distance": flow_matching_loss(v, v_old)}
         for name, part in parts.items():
             sums[name] += part.detach().sum()
         return loss

@@ -1,6 +1,7 @@
 """The DiffusionNFT stage: what it draws and learns from, what it does with missing rewards, and that it resumes."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
@@ -106,7 +107,8 @@ def fresh(**options):
 
 def test_the_rollout_draws_what_the_sampler_draws_and_training_sees_the_same_velocity(tmp_path):
     """peers: "the rollout's velocity differs from the trainer's"."""
-    module, seen = stage(rollout_steps=3, optimizer=partial(torch.optim.SGD, lr=0.0)), []
+    module = stage(rollout_steps=3, optimizer=partial(torch.optim.SGD, lr=0.0), decay=lambda steps: 0.5)
+    seen: list = []
     velocity = module.velocity
     module.velocity = lambda x, s, c: seen.append((x, s, c, velocity(x, s, c))) or seen[-1][-1]
     module, watch = fit(tmp_path, module)
@@ -157,6 +159,36 @@ def test_noise_and_sigma_change_with_the_iteration_and_with_the_edit():
     module.resolution_shift = False
     u = torch.cat([p.sigma for p in [*points(0, 0), *points(0, 1)]])
     assert (u * 16).long().sort().values.tolist() == list(range(16))  # one per stratum over both groups
+
+
+def test_common_noise_is_one_draw_for_a_group(tmp_path):
+    module = fresh(group_size=4, points=2, common_noise=True, resolution_shift=False)
+    fit(tmp_path, module)
+    with torch.no_grad():
+        a, b = (module.noised(module.roll_out(sample(0, 0, slot, num_slots=2)), 0) for slot in (0, 1))
+    for p in [*a, *b]:
+        assert torch.equal(p.eps, p.eps[:1].expand_as(p.eps))
+        assert torch.equal(p.sigma, p.sigma[:1].expand_as(p.sigma))
+    assert not torch.equal(a[0].eps, a[1].eps)
+    assert not torch.equal(a[0].eps, b[0].eps)
+    assert (torch.stack([p.sigma[0] for p in [*a, *b]]) * 4).long().sort().values.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("loss", [adaptive, as_written])
+def test_what_a_group_s_edits_share_cancels_under_common_noise(tmp_path, loss):
+    """Edits that are all the same teach nothing, whatever their rewards; under noise of their own, they do."""
+    norms = {}
+    for common in (False, True):
+        module = fresh(common_noise=common, loss=loss)
+        drawn = module.roll_out
+        module.roll_out = lambda group, drawn=drawn: alike(drawn(group))
+        _, watch = fit(tmp_path, module, Given(ladder))
+        norms[common] = watch.numbers[0]["train/grad_norm"]
+    assert norms[True] < 1e-4 * norms[False]
+
+
+def alike(rollout):
+    return replace(rollout, latents=rollout.latents[:1].expand_as(rollout.latents).contiguous())
 
 
 def test_the_rollout_is_drawn_by_the_old_policy_and_the_new_one_learns(tmp_path):
@@ -251,10 +283,10 @@ def test_the_step_is_each_edits_own_optimality_times_its_flow_gradient_and_a_pul
     assert (moved - expected).norm() < 1e-3 * expected.norm()
 
 
-def test_the_reference_is_run_only_when_it_weighs(tmp_path):
-    for kl, forwards in ((0.0, 2 * (2 + 2 + 2)), (0.1, 2 * (2 + 2 + 2 + 2))):
-        module, watch = fit(tmp_path, stage(kl=kl, points=2))
-        assert watch.forwards == forwards
+def test_the_reference_is_run_only_when_it_weighs_and_the_old_policy_only_when_it_is_another(tmp_path):
+    for kl, old, forwards in ((0.0, 0.5, 2 + 2 + 2), (0.1, 0.5, 2 + 2 + 2 + 2), (0.1, 0.0, 2 + 2 + 2)):
+        module, watch = fit(tmp_path, stage(kl=kl, points=2, decay=lambda steps, old=old: old))
+        assert watch.forwards == 2 * forwards
         assert bool(module.reference) == bool(kl)
         assert ("train/kl" in watch.numbers[0]) == bool(kl)
 
