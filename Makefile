@@ -95,9 +95,13 @@ $(LEARN)/nft/data/data.json: | $(VENV)/.installed
 	$(PY) -m datamodules.world --out $(LEARN)/nft/world --families text --count 400 --held-out 24 --seed 3
 	$(PREPARE) source=$(LEARN)/nft/world out=$(LEARN)/nft/data
 
-$(LEARN)/nft/model/model_index.json: | $(LEARN)/dpo/model/model_index.json $(LEARN)/nft/data/data.json
+$(LEARN)/nft/mined/mined.json: | $(LEARN)/dpo/model/model_index.json $(LEARN)/nft/data/data.json
+	$(PY) -m firered_lit mine --recipe recipes/world/mine.yaml task.start_from=$(LEARN)/dpo/model \
+		task.data.root=$(LEARN)/nft/data out=$(LEARN)/nft/mined
+
+$(LEARN)/nft/model/model_index.json: | $(LEARN)/nft/mined/mined.json
 	$(WORLD)/nft.yaml run.dir=$(LEARN)/runs/nft run.resume=last run.start_from=$(LEARN)/dpo/model \
-		data.root=$(LEARN)/nft/data
+		data.root=$(LEARN)/nft/data data.mined=$(LEARN)/nft/mined
 	$(PY) -m firered_lit export --run $(LEARN)/runs/nft --out $(LEARN)/nft/model --merge
 
 $(LEARN)/report/report.md: $(RESULTS)

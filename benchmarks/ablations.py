@@ -62,7 +62,7 @@ def exported(run: Path, *how: str) -> str:
 def learned(name: str, counts: Mapping[str, int]) -> dict[str, Any]:
     from benchmarks import learning
 
-    return learning.evaluate(learning.Model.open(name, 6), counts, 0)
+    return learning.side_by_side(name, learning.STEPS, counts, 0)
 
 
 def late(run: Path, *names: str) -> Measures:
@@ -132,7 +132,7 @@ def orders_never_seen(run: Path, _: Path) -> Measures:
     share of the blocks to edit that are."""
     from benchmarks import learning
 
-    model, judge = learning.Model.open(exported(run, "--ema"), 6), learning.Correctness()
+    model, judge = learning.Model.open(exported(run, "--ema"), learning.STEPS), learning.Correctness()
     right: dict[str, list[float]] = {}
     for found, batch in learning.batches(model, "compose", 120, 0, "held_out"):
         scores = judge.submit(model.edits(batch), batch).result()
@@ -197,7 +197,7 @@ def faces_alike(run: Path, _: Path) -> Measures:
     from callbacks.consistency_reward import ConsistencyReward
     from firered_lit.rewards.correctness import FACES
 
-    model, judge = learning.Model.open(exported(run, "--ema"), 6), learning.Correctness()
+    model, judge = learning.Model.open(exported(run, "--ema"), learning.STEPS), learning.Correctness()
     alike = ConsistencyReward("tiny", preservation_weight=0.0, whole=False)
     cosines, right = [], []
     for family in FACES:
@@ -208,15 +208,8 @@ def faces_alike(run: Path, _: Path) -> Measures:
     return {"cosine of the faces": mean(cosines), "correct": mean(right)}
 
 
-def mined(before: Path, out: Path) -> None:
-    """The requests for words that the DPO model solves sometimes."""
-    if not (out / "mined.json").exists():
-        where = [f"task.start_from={before}/dpo/model", f"task.data.root={before}/nft/data", f"out={out}"]
-        command("mine", "--recipe", "recipes/world/mine.yaml", *where)
-
-
 def words_of(run: Path, _: Path) -> Measures:
-    words = learned(exported(run, "--merge"), {"text": 200})["text"]["words"]
+    words = learned(exported(run, "--merge"), {"text": 400})["text"]["words"]
     found = {name: words[name] for name in ("reward", "text", "layout", "glyph_ratio", "dark", "edges")}
     return found | {"exact words": words["exact"] / words["count"]}
 
@@ -230,7 +223,8 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
         out / "mixed" / "data"
     )
     start = f"run.start_from={before}/sft/model"
-    words = (f"run.start_from={before}/dpo/model", f"data.root={before}/nft/data", "trainer.max_steps=30")
+    words = (f"run.start_from={before}/dpo/model", f"data.root={before}/nft/data", "trainer.max_steps=40")
+    mined = f"data.mined={before}/nft/mined"
     return {
         "curriculum": Ablation(
             "noise first, then uniform, against uniform from the start",
@@ -299,15 +293,14 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
             "nft",
             {"layout": (), "text only": ("callbacks.ocr.text_weight=1.0", "callbacks.ocr.layout_weight=0.0")},
             words_of,
-            (*words, "stage.weights.correctness=0.0"),
+            (*words, mined, "stage.weights.correctness=0.0"),
         ),
         "mining": Ablation(
             "reinforcement on requests that the model solves sometimes, against all",
             "nft",
-            {"semi-hard": (f"data.mined={out / 'mined'}",), "all": ("data.mined=null",)},
+            {"semi-hard": (mined,), "all": ("data.mined=null",)},
             words_of,
             words,
-            lambda: mined(before, out / "mined"),
         ),
     }
 

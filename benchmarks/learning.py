@@ -12,8 +12,12 @@ benchmarks/report.py makes tables and pictures of what was measured.
 
 import argparse
 import json
+import multiprocessing
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,8 @@ from firered_lit.models.family import Base, open_base
 from firered_lit.models.qwen_image import unused_parameters
 from firered_lit.models.sampling import sample
 from firered_lit.rewards.protocol import Scores
+
+STEPS = 4  # of the solver
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,30 @@ def evaluate(model: Model, counts: Mapping[str, int], seed: int, split: Split = 
     return found
 
 
+def side_by_side(name: str, steps: int, counts: Mapping[str, int], seed: int) -> dict[str, Any]:
+    """What `evaluate` finds of the model of that name, each family in a process of one thread, as many as cores."""
+    found, spawn = {}, multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(counts), len(os.sched_getaffinity(0))), spawn, one_thread) as pool:
+        largest = sorted(counts, key=lambda family: -counts[family])
+        asked = [pool.submit(evaluate_alone, name, steps, family, counts[family], seed) for family in largest]
+        for done in as_completed(asked):
+            found |= done.result()
+    return {family: found[family] for family in counts}
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def evaluate_alone(name: str, steps: int, family: str, count: int, seed: int) -> dict[str, Any]:
+    return evaluate(opened(name, steps), {family: count}, seed)
+
+
+@cache
+def opened(name: str, steps: int) -> Model:
+    return Model.open(name, steps)
+
+
 def means(scores: Sequence[Scores]) -> dict[str, float]:
     """The mean of each term over all edits that have it."""
     names = sorted({name for score in scores for name in score.terms})
@@ -163,11 +193,11 @@ def main() -> None:
         one.add_argument("--model", required=True)
         one.add_argument("--out", type=Path, required=True)
         one.add_argument("--families", default=",".join(FAMILIES))
-        one.add_argument("--steps", type=int, default=6, help="of the solver")
+        one.add_argument("--steps", type=int, default=STEPS, help="of the solver")
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--count", type=int, default=2000, help="pairs")
         one.add_argument("--each", type=int, default=60, help="edits of a family")
-        one.add_argument("--words", type=int, default=200, help="edits of the family text")
+        one.add_argument("--words", type=int, default=400, help="edits of the family text")
     shipping = verbs.add_parser("ship")
     shipping.add_argument("--model", required=True)
     shipping.add_argument("--said", required=True)
@@ -176,13 +206,14 @@ def main() -> None:
     if given.verb == "ship":
         print(f"{given.out}: {ship(given.model, given.said, given.out) / 1e6:.1f} MB")
         return
-    model, families = Model.open(given.model, given.steps), given.families.split(",")
+    families = given.families.split(",")
     if given.verb == "pairs":
+        model = Model.open(given.model, given.steps)
         print(f"{given.out}: {given.count} pairs of {pairs(model, given.count, given.seed, families, given.out)} edits")
         return
     found = {"model": given.model, "steps": given.steps, "seed": given.seed}
     counts = {family: given.words if family == "text" else given.each for family in families}
-    found["families"] = evaluate(model, counts, given.seed)
+    found["families"] = side_by_side(given.model, given.steps, counts, given.seed)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -226,14 +226,14 @@ def tables(paths: Sequence[Path], names: Sequence[str], out: Path, against: Path
     print(f"{out / 'report.md'}")
 
 
-def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, steps: int) -> None:
+def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, steps: int | None) -> None:
     """A row per kind of edit, first of its kind on the held-out side: references, each model's edit, the answer."""
-    from benchmarks.learning import Model
+    from benchmarks.learning import STEPS, Model
     from datamodules.world.sample import edit
     from datamodules.world.stream import Place
     from firered_lit.models.codec import to_image
 
-    opened = [Model.open(name, steps) for name in models]
+    opened = [Model.open(name, steps or STEPS) for name in models]
     widest = max(number for _, number in EDITS)
     pyplot = _pyplot()
     columns = [*(f"reference {i + 1}" for i in range(widest)), *names, "exact answer"]
@@ -334,7 +334,7 @@ def main() -> None:
     second = verbs.add_parser("edits")
     second.add_argument("--models", nargs="+", required=True)
     second.add_argument("--seed", type=int, default=0)
-    second.add_argument("--steps", type=int, default=6, help="of the solver")
+    second.add_argument("--steps", type=int, help="of the solver")
     third = verbs.add_parser("run")
     third.add_argument("--run", type=Path, nargs="+", required=True)
     for verb in (first, second):

@@ -23,6 +23,16 @@ def test_right_answers_count_and_copies_do_not(model, monkeypatch) -> None:
     assert not any(one["correct"] for one in learning.evaluate(model, families, 0).values())
 
 
+@pytest.mark.slow
+def test_families_side_by_side_are_measured_as_one_after_another(model) -> None:
+    counts = {"color": 3, "remove": 5}
+    alone, beside = learning.evaluate(model, counts, 0), learning.side_by_side("world-untrained", 2, counts, 0)
+    assert list(beside) == list(alone)
+    for family, found in beside.items():
+        assert found["right"] == alone[family]["right"]
+        assert found["errors"] == pytest.approx(alone[family]["errors"], abs=2e-4)
+
+
 def test_pairs_set_what_is_right_beside_what_the_model_drew(model, tmp_path: Path) -> None:
     from datamodules.records import read
 
