@@ -66,14 +66,18 @@ chain: chain-supervised $(DEMO)/pairs/data.json  ## the same -> DPO -> NFT: ever
 
 # What is there already is not made again: a learning that was stopped goes on where it was.
 STAGES := $(LEARN)/sft $(LEARN)/dpo $(LEARN)/nft
+REPORT := $(LEARN)/report/report.md
 RESULTS := $(LEARN)/pretrained.json $(STAGES:=.json)
 
-learn: $(LEARN)/report/report.md  ## SFT -> DPO -> NFT in the learning world, and what each learned
-	@echo; cat $<; echo "report      $<"; echo "edits       $(LEARN)/report/edits.png"
+learn: $(VENV)/.installed  ## SFT -> DPO -> NFT in the learning world, and what each learned
+	@$(MAKE) --no-print-directory -j2 $(REPORT)  # one command loads or measures while another trains
+	@echo; cat $(REPORT); echo "report      $(REPORT)"; echo "edits       $(LEARN)/report/edits.png"
 	@echo "curves      $(BIN)/mlflow ui --backend-store-uri sqlite:///$(LEARN)/runs/mlflow.db"
 
+# the weights of the package were measured when they were put there
 $(LEARN)/pretrained.json: | $(VENV)/.installed
-	$(EVALUATE) --model $(or $(PRETRAINED),world) --out $@
+	@mkdir -p $(LEARN)
+	$(if $(PRETRAINED),$(EVALUATE) --model $(PRETRAINED) --out $@,cp docs/learning/pretrained.json $@)
 
 $(STAGES:=.json): $(LEARN)/%.json: | $(LEARN)/%/model/model_index.json
 	$(EVALUATE) --model $(LEARN)/$*/model --out $@
@@ -104,7 +108,7 @@ $(LEARN)/nft/model/model_index.json: | $(LEARN)/nft/mined/mined.json
 		data.root=$(LEARN)/nft/data data.mined=$(LEARN)/nft/mined
 	$(PY) -m firered_lit export --run $(LEARN)/runs/nft --out $(LEARN)/nft/model --merge
 
-$(LEARN)/report/report.md: $(RESULTS)
+$(REPORT): $(RESULTS)
 	$(PY) benchmarks/report.py edits --names pretrained SFT DPO NFT --out $(LEARN)/report/edits.png \
 		--models $(or $(PRETRAINED),world) $(STAGES:=/model)
 	$(PY) benchmarks/report.py tables --names pretrained SFT DPO NFT --out $(LEARN)/report --results $(RESULTS) \

@@ -102,6 +102,7 @@ def evaluate(model: Model, counts: Mapping[str, int], seed: int, split: Split = 
             found[family]["words"] |= {"exact": int((words == 1).sum()), "count": len(words)}
             rewards = torch.cat([one.value for one in read]).tolist()
             found[family]["words"] |= {"rewards": [round(reward, 4) for reward in rewards]}
+            found[family]["words"] |= {"read": (words == 1).int().tolist()}
         print(f"{family:<12}{found[family]['correct']:>5} of {len(values)}", flush=True)
     reader.close()
     return found
@@ -196,7 +197,7 @@ def main() -> None:
         one.add_argument("--steps", type=int, default=STEPS, help="of the solver")
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--count", type=int, default=2000, help="pairs")
-        one.add_argument("--each", type=int, default=60, help="edits of a family")
+        one.add_argument("--each", type=int, default=100, help="edits of a family")
         one.add_argument("--words", type=int, default=400, help="edits of the family text")
     shipping = verbs.add_parser("ship")
     shipping.add_argument("--model", required=True)

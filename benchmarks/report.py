@@ -82,6 +82,11 @@ def percent(found: Interval) -> str:
     return f"{middle:.0f} ({low:.0f}-{high:.0f})"
 
 
+def points(found: Interval) -> str:
+    middle, low, high = (100 * one for one in found)
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def known(results: Sequence[dict[str, Any]]) -> list[str]:
     return [family for family in FAMILIES if any(family in result["families"] for result in results)]
 
@@ -132,33 +137,34 @@ def win_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
         errors = [error for one in result["families"].values() for error in one["errors"]]
         won, moved = wins(results[i - 1]["families"], result["families"]) if i else (0, 0)
         against = f" against {names[i - 1]}" if i else ""
-        cell, gain = f"{percent(share(won, moved))} of {moved}" if moved else "", ""
-        if i:
-            middle, low, high = (100 * one for one in gained(results[i - 1]["families"], result["families"]))
-            gain = f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+        cell = f"{percent(share(won, moved))} of {moved}" if moved else ""
+        gain = points(gained(results[i - 1]["families"], result["families"])) if i else ""
         lines.append(f"| {name}{against} | {gain} | {cell} | {mean(errors):.4f} |")
     return "\n".join(lines) + "\n"
 
 
 def word_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """Markdown: what the OCR reward says of held-out edits of words; gains are over the model before, edit by edit."""
-    heads = ("exact words", "reward", "gain", *WORDS)
+    heads = ("exact words", "more, points", "reward", "gain", *WORDS)
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-    earlier: list[float] = []
+    earlier: dict[str, Any] = {}
     for result, name in zip(results, names, strict=True):
         words = result["families"].get("text", {}).get("words")
         if not words:
             continue
-        rewards, gain = words["rewards"], ""
+        more = gain = ""
         if earlier:
-            middle, low, high = average([new - old for old, new in zip(earlier, rewards, strict=True)])
-            relative = f", {100 * middle / mean(earlier):+.0f} %" if mean(earlier) > 0 else ""
+            more = points(gained({"text": {"right": earlier["read"]}}, {"text": {"right": words["read"]}}))
+            start = mean(earlier["rewards"])
+            changes = [new - old for old, new in zip(earlier["rewards"], words["rewards"], strict=True)]
+            middle, low, high = average(changes)
+            relative = f", {100 * middle / start:+.0f} %" if start > 0 else ""
             gain = f"{middle:+.3f} ({low:+.3f} to {high:+.3f}){relative}"
-        middle, low, high = average(rewards)
-        cells = [percent(share(words["exact"], words["count"])), f"{middle:.3f} ({low:.3f}-{high:.3f})", gain]
+        middle, low, high = average(words["rewards"])
+        cells = [percent(share(words["exact"], words["count"])), more, f"{middle:.3f} ({low:.3f}-{high:.3f})", gain]
         cells += [f"{words[column]:.3f}" for column in WORDS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-        earlier = rewards
+        earlier = words
     return "\n".join(lines) + "\n"
 
 

@@ -51,6 +51,7 @@ def test_words_are_judged_by_the_reward(model, monkeypatch) -> None:
     monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
     words = learning.evaluate(model, {"text": 4}, 0)["text"]["words"]
     assert words["exact"] >= 3
+    assert sum(words["read"]) == words["exact"]
     assert words["reward"] == pytest.approx(sum(words["rewards"]) / 4, abs=1e-3)
     assert words["reward"] > 0.9
     assert words["glyph_ratio"] == pytest.approx(1, abs=0.05)

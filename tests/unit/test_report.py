@@ -17,6 +17,7 @@ WORDS = dict.fromkeys(("reward", "text", "layout", "glyph_ratio", "dark", "edges
 def result(color: int, text: int, rewards: list[float] | None = None) -> dict:
     errors = [0.3 - color / 1000] * 90 + [0.1] * 10
     words = WORDS | {"exact": color, "count": 100, "rewards": rewards or [color / 100] * 100}
+    words["read"] = [int(i < color) for i in range(100)]
     families = {
         "color": {"correct": color, "count": 100, "errors": errors, "edited": color / 100, "kept": 0.9},
         "text": {"correct": text, "count": 50, "errors": errors[::-1][:50], "words": words},
@@ -74,7 +75,10 @@ def test_the_report_shows_every_family_of_every_model(tmp_path: Path) -> None:
     assert "| all, each alike | 15 (" in text
     assert "| color | edited | 0.200 | 0.900 |" in text
     assert "| after against before | +75.0 (+67.1 to +82.9) | 100 (97-100) of 130 |" in text
-    assert "| after | 90 (83-94) | 0.500 (0.461-0.539) | +0.300 (+0.300 to +0.300), +150 % | 0.500" in text
+    assert (
+        "| after | 90 (83-94) | +70.0 (+60.6 to +79.4) | 0.500 (0.461-0.539) | +0.300 (+0.300 to +0.300), +150 % | 0.500"
+        in text
+    )
     assert (out / "correctness.png").stat().st_size > 5000
     assert "agree" not in text
     report.tables(files, ["before", "after"], tmp_path / "again", against=out)
