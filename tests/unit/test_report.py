@@ -75,7 +75,10 @@ def test_the_report_shows_every_family_of_every_model(tmp_path: Path) -> None:
     assert "| all, each alike | 15 (" in text
     assert "| color | edited | 0.200 | 0.900 |" in text
     assert "| after against before | +75.0 (+67.1 to +82.9) | 100 (97-100) of 130 |" in text
-    assert "| after | 90 (83-94) | +70.0 (+60.6 to +79.4) | 0.500 (0.461-0.539) | +0.300 (+0.300 to +0.300), +150 % |" in text
+    assert (
+        "| after | 90 (83-94) | +70.0 (+60.6 to +79.4) | 0.500 (0.461-0.539) | +0.300 (+0.300 to +0.300), +150 % |"
+        in text
+    )
     assert (out / "correctness.png").stat().st_size > 5000
     assert "agree" not in text
     report.tables(files, ["before", "after"], tmp_path / "again", against=out)
