@@ -102,8 +102,9 @@ def test_a_supervised_step_and_one_on_pairs():
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.1])
-def test_an_iteration_of_reinforcement_learning(tmp_path, kl):
-    nft = test_nft_stage.stage(group_size=3, rollout_steps=2, points=2, kl=kl)
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_an_iteration_of_reinforcement_learning(tmp_path, kl, decay):
+    nft = test_nft_stage.stage(group_size=3, rollout_steps=2, points=2, kl=kl, decay=lambda steps: decay)
     done = watched(nft)
     test_nft_stage.fit(tmp_path, nft)
     assert nft.flops(Prompts().batch(0)) == pytest.approx(sum(done))
