@@ -254,6 +254,14 @@ def test_groups_without_variance_add_nothing_but_kl(tmp_path, loss):
     assert watch.numbers[0]["train/policy"] == 0
 
 
+def test_on_policy_a_forward_is_saved_and_nothing_else_changes(tmp_path):
+    """A decay of 0, against one that is too small to keep anything of the old policy, which has its own forward."""
+    ways = [fit(tmp_path, fresh(decay=lambda steps, d=d: d), Given(ladder), 3) for d in (0.0, 1e-30)]
+    assert [watch.forwards for _, watch in ways] == [3 * 2 * (2 + 1), 3 * 2 * (2 + 1 + 1)]
+    assert same(*(weights(module) for module, _ in ways))
+    assert not same(weights(fresh()), weights(ways[0][0]))
+
+
 def test_the_step_is_each_edits_own_optimality_times_its_flow_gradient_and_a_pull_to_the_start(tmp_path):
     """At v = v_old, where eq. 3 has this closed form, over two groups whose edits rank the other way round."""
     sgd = partial(torch.optim.SGD, lr=1.0)
