@@ -96,12 +96,13 @@ $(LEARN)/dpo/model/model_index.json: | $(LEARN)/dpo/data/data.json
 	$(PY) -m firered_lit export --run $(LEARN)/runs/dpo --out $(LEARN)/dpo/model --ema
 
 $(LEARN)/nft/data/data.json: | $(VENV)/.installed
-	$(PY) -m datamodules.world --out $(LEARN)/nft/world --families text --count 400 --held-out 24 --seed 3
+	$(PY) -m datamodules.world --out $(LEARN)/nft/world --families text --count 1600 --held-out 24 --seed 3
 	$(PREPARE) source=$(LEARN)/nft/world out=$(LEARN)/nft/data
 
+# a process for each core
 $(LEARN)/nft/mined/mined.json: | $(LEARN)/dpo/model/model_index.json $(LEARN)/nft/data/data.json
-	$(PY) -m firered_lit mine --recipe recipes/world/mine.yaml task.start_from=$(LEARN)/dpo/model \
-		task.data.root=$(LEARN)/nft/data out=$(LEARN)/nft/mined
+	printf '0\n1\n' | xargs -P2 -I{} env OMP_NUM_THREADS=1 $(PY) -m firered_lit mine --recipe recipes/world/mine.yaml \
+		task.start_from=$(LEARN)/dpo/model task.data.root=$(LEARN)/nft/data out=$(LEARN)/nft/mined num_shards=2 shard={}
 
 $(LEARN)/nft/model/model_index.json: | $(LEARN)/nft/mined/mined.json
 	$(WORLD)/nft.yaml run.dir=$(LEARN)/runs/nft run.resume=last run.start_from=$(LEARN)/dpo/model \
