@@ -87,7 +87,7 @@ $(LEARN)/sft/model/model_index.json: | $(VENV)/.installed
 	$(PY) -m firered_lit export --run $(LEARN)/runs/sft --out $(LEARN)/sft/model --ema
 
 $(LEARN)/dpo/data/data.json: | $(LEARN)/sft/model/model_index.json
-	$(PY) benchmarks/learning.py pairs --model $(LEARN)/sft/model --count 500 --seed 2000 --out $(LEARN)/dpo/pairs
+	OMP_NUM_THREADS=1 $(PY) benchmarks/learning.py pairs --model $(LEARN)/sft/model --count 500 --seed 2000 --out $(LEARN)/dpo/pairs
 	$(PREPARE) source=$(LEARN)/dpo/pairs out=$(LEARN)/dpo/data
 
 $(LEARN)/dpo/model/model_index.json: | $(LEARN)/dpo/data/data.json
@@ -96,7 +96,7 @@ $(LEARN)/dpo/model/model_index.json: | $(LEARN)/dpo/data/data.json
 	$(PY) -m firered_lit export --run $(LEARN)/runs/dpo --out $(LEARN)/dpo/model --ema
 
 $(LEARN)/nft/data/data.json: | $(VENV)/.installed
-	$(PY) -m datamodules.world --out $(LEARN)/nft/world --families text --count 1600 --held-out 24 --seed 3
+	$(PY) -m datamodules.world --out $(LEARN)/nft/world --families text --count 1200 --held-out 24 --seed 3
 	$(PREPARE) source=$(LEARN)/nft/world out=$(LEARN)/nft/data
 
 # a process for each core

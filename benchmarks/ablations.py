@@ -89,10 +89,12 @@ def edits_right(families: Sequence[str]) -> Callable[[Path, Path], Measures]:
 
 
 def preferred(run: Path, before: Path) -> Measures:
-    """Wins over the SFT model on held-out edits, and what became of the winner's and the loser's error."""
+    """Wins over the SFT model on held-out edits but those of words, and what became of the winner's and the loser's
+    error."""
     from benchmarks.report import wins
 
     families = json.loads((before / "sft.json").read_text(encoding="utf-8"))["families"]
+    families.pop("text", None)
     now = learned(exported(run, "--ema"), {family: one["count"] for family, one in families.items()})
     won, moved = wins(families, now)
     return {"win rate": won / max(moved, 1), **late(run, "train/win_diff", "train/lose_diff")}

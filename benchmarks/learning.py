@@ -198,7 +198,7 @@ def main() -> None:
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--count", type=int, default=2000, help="pairs")
         one.add_argument("--each", type=int, default=100, help="edits of a family")
-        one.add_argument("--words", type=int, default=800, help="edits of the family text")
+        one.add_argument("--words", type=int, default=600, help="edits of the family text")
     shipping = verbs.add_parser("ship")
     shipping.add_argument("--model", required=True)
     shipping.add_argument("--said", required=True)
