@@ -16,9 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if TYPE_CHECKING:
+    from datamodules.world.families import Edit
 
 DRAWS = 32  # steps over which a gradient's variance is taken
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # number of seeds -> t of a 95 % interval
@@ -100,17 +102,28 @@ def preferred(run: Path, before: Path) -> Measures:
     return {"win rate": won / max(moved, 1), **late(run, "train/win_diff", "train/lose_diff")}
 
 
-def ground(found: Any) -> int:
-    """Which source of a composition, counted from 0, is the picture that things are put into."""
-    target = found.target
-    own = [s.background == target.background and set(s.things) <= set(target.things) for s in found.sources]
-    return own.index(True)
-
-
-def compositions(out: Path, count: int) -> None:
-    """Rows of compositions whose ground is always the first reference, prepared: orders are for alignment to draw."""
+def borrowed(number: int, split: Literal["train", "held_out"], turned: bool = False) -> "Edit":
+    """A picture that takes the background of another, which the world's own edits never do: the pretrained weights
+    have seen no order of its references. The picture comes first, or last when `turned`; the instruction says which."""
     from datamodules.instruction import reindex
     from datamodules.world.sample import edit
+    from datamodules.world.scene import Scene
+    from datamodules.world.vocabulary import COLOURS
+
+    found = edit(7, number, split, ("background",))
+    lender = edit(8, number, split, ("background",)).sources[0].things[-1:]
+    sources = (found.sources[0], Scene(found.target.background, lender))
+    en, cn = "Give Picture 1 the background of Picture 2", "把图1的背景换成图2的背景"
+    texts = {key: cn if key.endswith("cn") else en for key in found.texts}
+    captions = tuple((f"a picture on {s.background}", f"{COLOURS[s.background][0]}背景上的图") for s in sources)
+    if turned:
+        sources, captions = sources[::-1], captions[::-1]
+        texts = {key: reindex(text, [2, 1]) for key, text in texts.items()}
+    return replace(found, task="compose", sources=sources, texts=texts, captions=captions)
+
+
+def borrowings(out: Path, count: int) -> None:
+    """Rows of `borrowed` in one order, prepared: other orders are for alignment to draw."""
     from datamodules.world.write import row
 
     if (out / "data" / "data.json").exists():
@@ -119,30 +132,33 @@ def compositions(out: Path, count: int) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with (folder / "edits.jsonl").open("w", encoding="utf-8") as file:
         for number in range(count):
-            found = edit(7, number, "train", ("compose",))
-            first = ground(found)
-            order = [first, *(i for i in range(len(found.sources)) if i != first)]
-            texts = {key: reindex(text, [i + 1 for i in order]) for key, text in found.texts.items()}
-            moved = {name: tuple(getattr(found, name)[i] for i in order) for name in ("sources", "captions")}
-            line = row(replace(found, texts=texts, **moved), folder, f"compose-{number:06d}")
+            line = row(borrowed(number, "train"), folder, f"compose-{number:06d}")
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     command("prepare", "--recipe", "recipes/world/prepare.yaml", f"source={folder}", f"out={out / 'data'}")
 
 
-def orders_never_seen(run: Path, _: Path) -> Measures:
-    """Of held-out compositions whose ground stands first, as in the rows, and elsewhere: how many are right, and the
+def orders_never_seen(run: Path, _: Path, count: int = 128) -> Measures:
+    """Of held-out edits in the rows' order and in the other, which the rows never had: how many are right, and the
     share of the blocks to edit that are."""
     from benchmarks import learning
+    from datamodules.world.stream import Place
 
-    model, judge = learning.Model.open(exported(run, "--ema"), learning.STEPS), learning.Correctness()
-    right: dict[str, list[float]] = {}
-    for found, batch in learning.batches(model, "compose", 120, 0, "held_out"):
-        scores = judge.submit(model.edits(batch), batch).result()
-        for one, whole, blocks in zip(found, scores.value.tolist(), scores.terms["edited"].tolist(), strict=True):
-            where = "ground first" if ground(one) == 0 else "ground elsewhere"
-            right.setdefault(f"{where}: correct", []).append(whole)
-            right.setdefault(f"{where}: blocks", []).append(blocks)
-    return {name: mean(right[name]) for name in sorted(right)}
+    model, judge, found = learning.Model.open(exported(run, "--ema"), learning.STEPS), learning.Correctness(), {}
+    for order, turned in (("order of the rows", False), ("never seen", True)):
+        right: list[float] = []
+        blocks: list[float] = []
+        for start in range(0, count, 32):
+            numbers = range(start, min(start + 32, count))
+            drawn = [
+                (borrowed(i, "held_out", turned), f"borrowed-{i}", "original/en" if i % 2 else "original/cn")
+                for i in numbers
+            ]
+            batch = model.encoders.batch(drawn, Place(0, tuple(range(len(drawn))), len(drawn)), pictured=True)
+            scores = judge.submit(model.edits(batch), batch).result()
+            right += scores.value.tolist()
+            blocks += scores.terms["edited"].tolist()
+        found |= {f"{order}: correct": mean(right), f"{order}: blocks": mean(blocks)}
+    return found
 
 
 def gradient_noise(strata: str, seed: int, before: Path) -> Measures:
@@ -268,8 +284,8 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
             "sft",
             {"on": (f"data={edits}, alignment: true}}",), "off": (f"data={edits}, alignment: false}}",)},
             orders_never_seen,
-            ("trainer.max_steps=250",),
-            lambda: compositions(out / "orders", 1500),
+            ("trainer.max_steps=400", "stage.optimizer.lr=6e-4"),
+            lambda: borrowings(out / "orders", 1500),
         ),
         "consistency": Ablation(
             "the consistency loss on faces, against none",

@@ -7,8 +7,6 @@ import pytest
 from scipy import stats
 
 from benchmarks import ablations
-from datamodules.instruction import reindex
-from datamodules.world.sample import edit
 from firered_lit import build, recipe
 
 
@@ -35,16 +33,19 @@ def test_intervals_are_students(values) -> None:
     assert half == pytest.approx((high - low) / 2, rel=0.05)
 
 
-def test_compositions_have_their_ground_first_and_name_it_so(tmp_path, monkeypatch) -> None:
+def test_a_background_is_borrowed_in_one_order_until_it_is_turned(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ablations, "command", lambda *words: None)
-    ablations.compositions(tmp_path, 12)
+    ablations.borrowings(tmp_path, 6)
     rows = [json.loads(line) for line in (tmp_path / "compose" / "edits.jsonl").read_text().splitlines()]
-    firsts = set()
-    for number, row in enumerate(rows):
-        found = edit(7, number, "train", ("compose",))
-        first = ablations.ground(found)
-        firsts.add(first)
-        assert row["instruction"].endswith("of Picture 1")
-        order = [first + 1, *(i + 1 for i in range(len(found.sources)) if i != first)]
-        assert row["instruction_cn"] == reindex(found.texts["original/cn"], order)
-    assert len(firsts) > 1
+    assert {row["instruction"] for row in rows} == {"Give Picture 1 the background of Picture 2"}
+    for number in range(6):
+        plain, turned = (ablations.borrowed(number, "train", way) for way in (False, True))
+        assert plain.target == turned.target
+        assert plain.sources == turned.sources[::-1]
+        assert plain.captions == turned.captions[::-1]
+        assert turned.texts["original/en"] == "Give Picture 2 the background of Picture 1"
+        assert turned.texts["original/cn"] == "把图2的背景换成图1的背景"
+        ground, lender = plain.sources
+        assert plain.target.things == ground.things
+        assert plain.target.background == lender.background
+        assert lender.background != ground.background
