@@ -17,6 +17,7 @@ from firered_lit.checkpoint import newest
 from firered_lit.cli import main
 from firered_lit.sharded import read
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a worker waits for a fixture of many runs
 HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[2]
 STEPS, LONG = 12, 50
 QUICK = [
@@ -54,7 +55,7 @@ def arguments(run, data, processes, accumulate=1, *more, recipe="recipes/tiny/sf
     return ["fit", "--recipe", recipe, *places, *QUICK, *sizes, CLIP, f"checkpoint.every={max(steps // 2, 1)}", *more]
 
 
-def torchrun(folder, processes, commands, single=(), timeout=240):
+def torchrun(folder, processes, commands, single=(), timeout=480):
     """Each command in float64, then each of `single` in float32, in as many processes."""
     script = folder / "commands.json"
     script.write_text(json.dumps([(True, command) for command in commands] + [(False, command) for command in single]))
