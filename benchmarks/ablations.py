@@ -141,7 +141,6 @@ def orders_never_seen(run: Path, _: Path, count: int = 128) -> Measures:
     """Of held-out edits in the rows' order and in the other, which the rows never had: how many are right, and the
     share of the blocks to edit that are."""
     from benchmarks import learning
-    from datamodules.world.stream import Place
 
     model, judge, found = learning.Model.open(exported(run, "--ema"), learning.STEPS), learning.Correctness(), {}
     for order, turned in (("order of the rows", False), ("never seen", True)):
@@ -153,7 +152,7 @@ def orders_never_seen(run: Path, _: Path, count: int = 128) -> Measures:
                 (borrowed(i, "held_out", turned), f"borrowed-{i}", "original/en" if i % 2 else "original/cn")
                 for i in numbers
             ]
-            batch = model.encoders.batch(drawn, Place(0, tuple(range(len(drawn))), len(drawn)), pictured=True)
+            batch = model.batch(drawn)
             scores = judge.submit(model.edits(batch), batch).result()
             right += scores.value.tolist()
             blocks += scores.terms["edited"].tolist()

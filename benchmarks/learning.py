@@ -56,6 +56,10 @@ class Model:
         base = open_base(name)
         return Model(base, Encoders(base), base.transformer().eval(), steps)
 
+    def batch(self, drawn: Sequence[tuple[Edit, str, str]]) -> EditBatch:
+        """Of edits with their ids and the keys of their texts, with pictures."""
+        return self.encoders.batch(drawn, Place(0, tuple(range(len(drawn))), len(drawn)), pictured=True)
+
     def edits(self, batch: EditBatch) -> Tensor:
         """(B, 3, H, W) in [-1, 1]; the noise is keyed by the sample."""
         noise = torch.cat([gaussian(batch.target.shape[1:], (0,), "learning", name) for name in batch.ids])
@@ -75,9 +79,7 @@ def batches(
             found = [edit(seed, i, split, (family,), references) for i in own[start : start + size]]
             keys = ["original/cn" if i % 4 > 1 else "original/en" for i in own[start : start + size]]
             names = [f"{split}-{seed}-{family}-{i}" for i in own[start : start + size]]
-            drawn = list(zip(found, names, keys, strict=True))
-            spots = Place(0, tuple(range(len(found))), len(found))
-            yield found, model.encoders.batch(drawn, spots, pictured=True)
+            yield found, model.batch(list(zip(found, names, keys, strict=True)))
 
 
 def evaluate(model: Model, counts: Mapping[str, int], seed: int, split: Split = "held_out") -> dict[str, Any]:

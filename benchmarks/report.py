@@ -236,7 +236,6 @@ def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, ste
     """A row per kind of edit, first of its kind on the held-out side: references, each model's edit, the answer."""
     from benchmarks.learning import STEPS, Model
     from datamodules.world.sample import edit
-    from datamodules.world.stream import Place
     from firered_lit.models.codec import to_image
 
     opened = [Model.open(name, steps or STEPS) for name in models]
@@ -252,7 +251,7 @@ def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, ste
     for line, (family, references) in zip(axes, EDITS, strict=True):
         found = edit(seed, 0, "held_out", (family,), references)
         name = f"held_out-{seed}-{family}-0"
-        batch = opened[0].encoders.batch([(found, name, "original/en")], Place(0, (0,), 1), pictured=True)
+        batch = opened[0].batch([(found, name, "original/en")])
         shown = {i: source[0] for i, source in enumerate(batch.sources or ())}
         shown |= {widest + k: model.edits(batch)[0] for k, model in enumerate(opened)}
         shown[len(columns) - 1] = batch.pixels[0]
