@@ -218,7 +218,7 @@ def faces_alike(run: Path, _: Path) -> Measures:
     alike = ConsistencyReward("tiny", preservation_weight=0.0, whole=False)
     cosines, right = [], []
     for family in FACES:
-        for _found, batch in learning.batches(model, family, 60, 0, "held_out"):
+        for _found, batch in learning.batches(model, family, range(60), 0, "held_out"):
             pictures = model.edits(batch)
             cosines += alike.submit(pictures, batch).result().terms["identity"].tolist()
             right += judge.submit(pictures, batch).result().value.tolist()

@@ -15,8 +15,8 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from firered_lit.models.sampling import sample
 from firered_lit.rewards.protocol import Scores
 
 STEPS = 4  # of the solver
+PIECE = 320  # edits of a family that a process judges at a time; whole batches, so that pieces change no number
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,13 @@ class Model:
 
 
 def batches(
-    model: Model, family: str, count: int, seed: int, split: Split, size: int = 32
+    model: Model, family: str, chosen: range, seed: int, split: Split, size: int = 32
 ) -> Iterator[tuple[list[Edit], EditBatch]]:
-    """`count` edits of a family with their batches; both languages in turn. Compositions take their numbers in turn."""
+    """The chosen edits of a family with their batches; both languages in turn. Compositions take their numbers in
+    turn."""
     numbers = sorted(set(SHAPES.get(family, (1,))))
     for place, references in enumerate(numbers):
-        own = range(place, count, len(numbers))
+        own = [i for i in chosen if i % len(numbers) == place]
         for start in range(0, len(own), size):
             found = [edit(seed, i, split, (family,), references) for i in own[start : start + size]]
             keys = ["original/cn" if i % 4 > 1 else "original/en" for i in own[start : start + size]]
@@ -82,42 +84,78 @@ def batches(
             yield found, model.batch(list(zip(found, names, keys, strict=True)))
 
 
-def evaluate(model: Model, counts: Mapping[str, int], seed: int, split: Split = "held_out") -> dict[str, Any]:
-    """{family: {"count", "correct", "right", "errors", terms...}} of `counts`' edits of each family; right is 1 or 0
-    for each edit, errors are root mean squares of pixels on [0, 1] against the exact answer, terms are means. "text"
-    has what the OCR reward says of it, too: means, and each edit's reward."""
-    judge, reader, found = Correctness(), OCRReward(threads=1), {}
-    for family, count in counts.items():
-        scores, errors, read = [], [], []
-        for _, batch in batches(model, family, count, seed, split):
-            pictures = model.edits(batch)
-            scores.append(judge.submit(pictures, batch).result())
-            errors += ((pictures - batch.pixels) / 2).square().mean((1, 2, 3)).sqrt().tolist()
-            read += [reader.submit(pictures, batch).result()] if family == "text" else []
-        values = torch.cat([score.value for score in scores])
-        found[family] = {"count": len(values), "correct": int(values.sum())}
-        found[family] |= {name: value for name, value in means(scores).items() if "/" not in name}
-        found[family] |= {"right": values.int().tolist(), "errors": [round(error, 4) for error in errors]}
-        if read:
-            words = torch.cat([one.terms["text"] for one in read])
-            found[family]["words"] = {"reward": rounded(torch.cat([one.value for one in read])), **means(read)}
-            found[family]["words"] |= {"exact": int((words == 1).sum()), "count": len(words)}
-            rewards = torch.cat([one.value for one in read]).tolist()
-            found[family]["words"] |= {"rewards": [round(reward, 4) for reward in rewards]}
-            found[family]["words"] |= {"read": (words == 1).int().tolist()}
-        print(f"{family:<12}{found[family]['correct']:>5} of {len(values)}", flush=True)
+@dataclass
+class Judged:
+    """What was found of some edits of a family, a number for each: terms and what was read by name."""
+
+    right: list[int] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    rewards: list[float] = field(default_factory=list)
+    read: dict[str, list[float]] = field(default_factory=dict)
+
+    def extend(self, more: "Judged") -> None:
+        self.right += more.right
+        self.errors += more.errors
+        self.rewards += more.rewards
+        for mine, theirs in ((self.terms, more.terms), (self.read, more.read)):
+            for name, values in theirs.items():
+                mine.setdefault(name, []).extend(values)
+
+    def numbers(self) -> dict[str, Any]:
+        """As `evaluate` tells them."""
+        found: dict[str, Any] = {"count": len(self.right), "correct": sum(self.right)}
+        found |= {name: value for name, value in means(self.terms).items() if "/" not in name}
+        found |= {"right": self.right, "errors": [round(error, 4) for error in self.errors]}
+        if self.read:
+            read = [int(word == 1) for word in self.read["text"]]
+            found["words"] = {"reward": means({"": self.rewards})[""], **means(self.read)}
+            found["words"] |= {"exact": sum(read), "count": len(read)}
+            found["words"] |= {"rewards": [round(reward, 4) for reward in self.rewards], "read": read}
+        return found
+
+
+def judged(model: Model, family: str, chosen: range, seed: int, split: Split = "held_out") -> Judged:
+    """The chosen edits of a family, made by the model and judged."""
+    judge, reader, found = Correctness(), OCRReward(threads=1), Judged()
+    for _, batch in batches(model, family, chosen, seed, split):
+        pictures = model.edits(batch)
+        score = judge.submit(pictures, batch).result()
+        errors = ((pictures - batch.pixels) / 2).square().mean((1, 2, 3)).sqrt().tolist()
+        one = Judged(score.value.int().tolist(), errors, listed(score))
+        if family == "text":
+            words = reader.submit(pictures, batch).result()
+            one.rewards, one.read = words.value.tolist(), listed(words)
+        found.extend(one)
     reader.close()
     return found
 
 
+def evaluate(model: Model, counts: Mapping[str, int], seed: int, split: Split = "held_out") -> dict[str, Any]:
+    """{family: {"count", "correct", "right", "errors", terms...}} of `counts`' edits of each family; right is 1 or 0
+    for each edit, errors are root mean squares of pixels on [0, 1] against the exact answer, terms are means. "text"
+    has what the OCR reward says of it, too: means, and each edit's reward."""
+    return {family: judged(model, family, range(count), seed, split).numbers() for family, count in counts.items()}
+
+
 def side_by_side(name: str, steps: int, counts: Mapping[str, int], seed: int) -> dict[str, Any]:
-    """What `evaluate` finds of the model of that name, each family in a process of one thread, as many as cores."""
+    """What `evaluate` finds of the model of that name, in processes of one thread, as many as cores; a long family in
+    pieces."""
     found, spawn = {}, multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(counts), len(os.sched_getaffinity(0))), spawn, one_thread) as pool:
-        largest = sorted(counts, key=lambda family: -counts[family])
-        asked = [pool.submit(evaluate_alone, name, steps, family, counts[family], seed) for family in largest]
-        for done in as_completed(asked):
-            found |= done.result()
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn, one_thread) as pool:
+        asked = {
+            family: [
+                pool.submit(judged_alone, name, steps, family, range(start, min(start + PIECE, count)), seed)
+                for start in range(0, count, PIECE)
+            ]
+            for family, count in sorted(counts.items(), key=lambda one: -one[1])
+        }
+        for family, pieces in asked.items():
+            whole = Judged()
+            for piece in pieces:
+                whole.extend(piece.result())
+            found[family] = whole.numbers()
+            print(f"{family:<12}{sum(whole.right):>5} of {len(whole.right)}", flush=True)
     return {family: found[family] for family in counts}
 
 
@@ -125,8 +163,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def evaluate_alone(name: str, steps: int, family: str, count: int, seed: int) -> dict[str, Any]:
-    return evaluate(opened(name, steps), {family: count}, seed)
+def judged_alone(name: str, steps: int, family: str, chosen: range, seed: int) -> Judged:
+    return judged(opened(name, steps), family, chosen, seed)
 
 
 @cache
@@ -134,14 +172,13 @@ def opened(name: str, steps: int) -> Model:
     return Model.open(name, steps)
 
 
-def means(scores: Sequence[Scores]) -> dict[str, float]:
-    """The mean of each term over all edits that have it."""
-    names = sorted({name for score in scores for name in score.terms})
-    return {name: rounded(torch.cat([s.terms[name] for s in scores if name in s.terms])) for name in names}
+def listed(scores: Scores) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in scores.terms.items()}
 
 
-def rounded(values: Tensor) -> float:
-    return round(float(values.nanmean()), 4)
+def means(terms: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of each term over the edits that have it."""
+    return {name: round(float(torch.tensor(terms[name]).nanmean()), 4) for name in sorted(terms)}
 
 
 def pairs(model: Model, count: int, seed: int, families: Sequence[str], out: Path) -> int:
@@ -151,7 +188,7 @@ def pairs(model: Model, count: int, seed: int, families: Sequence[str], out: Pat
     with (out / "pairs.jsonl").open("w", encoding="utf-8") as file:
         while written < count:
             for family in families:
-                for found, batch in batches(model, family, 8, seed + first, "train"):
+                for found, batch in batches(model, family, range(8), seed + first, "train"):
                     pictures = model.edits(batch)
                     wrong = judge.submit(pictures, batch).result().value == 0
                     drawn += len(found)

@@ -24,13 +24,22 @@ def test_right_answers_count_and_copies_do_not(model, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_families_side_by_side_are_measured_as_one_after_another(model) -> None:
+def test_families_side_by_side_are_measured_as_one_after_another(model, monkeypatch) -> None:
+    monkeypatch.setattr(learning, "PIECE", 2)
     counts = {"color": 3, "remove": 5}
     alone, beside = learning.evaluate(model, counts, 0), learning.side_by_side("world-untrained", 2, counts, 0)
     assert list(beside) == list(alone)
     for family, found in beside.items():
         assert found["right"] == alone[family]["right"]
         assert found["errors"] == pytest.approx(alone[family]["errors"], abs=2e-4)
+
+
+def test_pieces_of_a_family_together_are_the_whole(model, monkeypatch) -> None:
+    monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
+    whole, first = (learning.judged(model, "text", range(n), 0) for n in (5, 2))
+    first.extend(learning.judged(model, "text", range(2, 5), 0))
+    assert first.numbers() == whole.numbers()
+    assert len(whole.rewards) == len(whole.right) == whole.numbers()["words"]["count"] == 5
 
 
 def test_pairs_set_what_is_right_beside_what_the_model_drew(model, tmp_path: Path) -> None:
@@ -43,7 +52,7 @@ def test_pairs_set_what_is_right_beside_what_the_model_drew(model, tmp_path: Pat
 
 
 def test_the_same_noise_every_time(model) -> None:
-    ((_, batch),) = learning.batches(model, "color", 2, 0, "held_out")
+    ((_, batch),) = learning.batches(model, "color", range(2), 0, "held_out")
     assert torch.equal(model.edits(batch), model.edits(batch))
 
 
