@@ -35,11 +35,30 @@ def test_families_side_by_side_are_measured_as_one_after_another(model, monkeypa
 
 
 def test_pieces_of_a_family_together_are_the_whole(model, monkeypatch) -> None:
-    monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
-    whole, first = (learning.judged(model, "text", range(n), 0) for n in (5, 2))
-    first.extend(learning.judged(model, "text", range(2, 5), 0))
+    def every_other(_, batch):
+        return batch.pixels * torch.tensor([int(name.rsplit("-")[-1]) % 2 for name in batch.ids]).view(-1, 1, 1, 1)
+
+    monkeypatch.setattr(learning.Model, "edits", every_other)
+    whole, first = (learning.judged(model, "color", range(n), 0) for n in (5, 2))
+    first.extend(learning.judged(model, "color", range(2, 5), 0))
     assert first.numbers() == whole.numbers()
-    assert len(whole.rewards) == len(whole.right) == whole.numbers()["words"]["count"] == 5
+    assert whole.right == [0, 1, 0, 1, 0]
+
+
+def test_what_was_read_in_pieces_is_counted_together() -> None:
+    found = learning.Judged([1], [0.0], {"edited": [1.0]}, [0.75], {"text": [1.0], "layout": [0.5]})
+    found.extend(learning.Judged([0], [0.5], {"edited": [0.5]}, [0.25], {"text": [0.5], "layout": [float("nan")]}))
+    words = {
+        "reward": 0.5,
+        "text": 0.75,
+        "layout": 0.5,
+        "exact": 1,
+        "count": 2,
+        "rewards": [0.75, 0.25],
+        "read": [1, 0],
+    }
+    numbers = {"count": 2, "correct": 1, "edited": 0.75, "right": [1, 0], "errors": [0.0, 0.5], "words": words}
+    assert found.numbers() == numbers
 
 
 def test_pairs_set_what_is_right_beside_what_the_model_drew(model, tmp_path: Path) -> None:
