@@ -244,12 +244,11 @@ def ablations(before: Path, out: Path) -> dict[str, Ablation]:
     mined = f"data.mined={before}/nft/mined"
     return {
         "curriculum": Ablation(
-            "noise first, then uniform, against uniform from the start",
+            "noise first, then uniform, against uniform from the start; from the untrained copier",
             "pretrain",
             {"on": ("stage.start_weight=1.0",), "off": ("stage.start_weight=0.0",)},
             loss_curve,
             (
-                "stage.backbone.name=world",
                 "trainer.max_steps=200",
                 "run.validate_every=50",
                 "stage.schedule.warmup=20",
