@@ -103,7 +103,9 @@ class Judged:
                 mine.setdefault(name, []).extend(values)
 
     def numbers(self) -> dict[str, Any]:
-        """As `evaluate` tells them."""
+        """{"count", "correct", "right", "errors", terms...}: right is 1 or 0 for each edit, errors are root mean
+        squares of pixels on [0, 1] against the exact answer, terms are means. "words" are what the OCR reward says:
+        means, and each edit's reward."""
         found: dict[str, Any] = {"count": len(self.right), "correct": sum(self.right)}
         found |= {name: value for name, value in means(self.terms).items() if "/" not in name}
         found |= {"right": self.right, "errors": [round(error, 4) for error in self.errors]}
@@ -115,10 +117,10 @@ class Judged:
         return found
 
 
-def judged(model: Model, family: str, chosen: range, seed: int, split: Split = "held_out") -> Judged:
-    """The chosen edits of a family, made by the model and judged."""
+def judged(model: Model, family: str, chosen: range, seed: int) -> Judged:
+    """The chosen held-out edits of a family, made by the model and judged. Words are read by the OCR reward, too."""
     judge, reader, found = Correctness(), OCRReward(threads=1), Judged()
-    for _, batch in batches(model, family, chosen, seed, split):
+    for _, batch in batches(model, family, chosen, seed, "held_out"):
         pictures = model.edits(batch)
         score = judge.submit(pictures, batch).result()
         errors = ((pictures - batch.pixels) / 2).square().mean((1, 2, 3)).sqrt().tolist()
@@ -131,16 +133,9 @@ def judged(model: Model, family: str, chosen: range, seed: int, split: Split = "
     return found
 
 
-def evaluate(model: Model, counts: Mapping[str, int], seed: int, split: Split = "held_out") -> dict[str, Any]:
-    """{family: {"count", "correct", "right", "errors", terms...}} of `counts`' edits of each family; right is 1 or 0
-    for each edit, errors are root mean squares of pixels on [0, 1] against the exact answer, terms are means. "text"
-    has what the OCR reward says of it, too: means, and each edit's reward."""
-    return {family: judged(model, family, range(count), seed, split).numbers() for family, count in counts.items()}
-
-
 def side_by_side(name: str, steps: int, counts: Mapping[str, int], seed: int) -> dict[str, Any]:
-    """What `evaluate` finds of the model of that name, in processes of one thread, as many as cores; a long family in
-    pieces."""
+    """{family: numbers} of `counts`' held-out edits of each, by the model of that name; in processes of one thread, as
+    many as cores, a long family in pieces."""
     found, spawn = {}, multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn, one_thread) as pool:
         asked = {

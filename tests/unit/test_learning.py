@@ -13,21 +13,25 @@ def model():
     return learning.Model.open("world-untrained", steps=2)
 
 
+def evaluate(model, counts, seed):
+    return {family: learning.judged(model, family, range(count), seed).numbers() for family, count in counts.items()}
+
+
 def test_right_answers_count_and_copies_do_not(model, monkeypatch) -> None:
     families = dict.fromkeys(["color", "compose", "text"], 6)
     monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
-    found = learning.evaluate(model, families, 0)
+    found = evaluate(model, families, 0)
     assert {name: (one["correct"], one["count"]) for name, one in found.items()} == dict.fromkeys(families, (6, 6))
     assert all(one["right"] == [1] * 6 for one in found.values())
     monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.sources[0])
-    assert not any(one["correct"] for one in learning.evaluate(model, families, 0).values())
+    assert not any(one["correct"] for one in evaluate(model, families, 0).values())
 
 
 @pytest.mark.slow
 def test_families_side_by_side_are_measured_as_one_after_another(model, monkeypatch) -> None:
     monkeypatch.setattr(learning, "PIECE", 2)
     counts = {"color": 3, "remove": 5}
-    alone, beside = learning.evaluate(model, counts, 0), learning.side_by_side("world-untrained", 2, counts, 0)
+    alone, beside = evaluate(model, counts, 0), learning.side_by_side("world-untrained", 2, counts, 0)
     assert list(beside) == list(alone)
     for family, found in beside.items():
         assert found["right"] == alone[family]["right"]
@@ -77,7 +81,7 @@ def test_the_same_noise_every_time(model) -> None:
 
 def test_words_are_judged_by_the_reward(model, monkeypatch) -> None:
     monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
-    words = learning.evaluate(model, {"text": 4}, 0)["text"]["words"]
+    words = evaluate(model, {"text": 4}, 0)["text"]["words"]
     assert words["exact"] >= 3
     assert sum(words["read"]) == words["exact"]
     assert words["reward"] == pytest.approx(sum(words["rewards"]) / 4, abs=1e-3)
