@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py --learned .learn --out runs/ablations [--only dpo nft] [--seeds 0 1 2]
 
-Starts from the package's weights or from what `make learn` left in `--learned`. Every arm is an ordinary run of a recipe
+Starts from the package's weights or what `make learn` left in `--learned`. Every arm is an ordinary run of a recipe
 with some keys changed, then measured on held-out edits; arms whose result is there are not run again, so it can be
 stopped and continued. Writes report.md and results.json to `--out`.
 """
