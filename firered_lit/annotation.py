@@ -4,6 +4,8 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
+from firered_lit.source import parse
+
 _NEVER = {
     "Tensor",
     "Module",
@@ -34,7 +36,7 @@ def fits(annotation: str | None, value: Any, is_open: Callable[[Any], bool] = la
     `is_open(value)` marks values, at any depth, that are not known yet and therefore fit.
     """
     try:
-        tree = ast.parse(annotation or "Any", mode="eval").body
+        tree = parse(annotation or "Any", mode="eval").body
     except SyntaxError:
         return True
     return _fits(tree, value, is_open)

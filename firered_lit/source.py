@@ -6,11 +6,13 @@ likeliest first where a module binds a name more than once.
 
 import ast
 import importlib.util
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any, Literal
 
 
 class NotFoundError(LookupError):
@@ -53,6 +55,7 @@ class Found:
 
 _LONGEST = 30  # parts of a dotted name; only a circle such as `x = x.y` makes longer ones
 _memory: dict[str, Found | NotFoundError] = {}
+_parsing = threading.Lock()
 
 
 def resolve(target: str) -> Found:
@@ -142,6 +145,22 @@ def _bindings(body: list[ast.stmt], rank: int = 0) -> Iterator[tuple[int, int, s
             yield from _bindings(node.body, rank)
 
 
+def parse(text: str | bytes, file_name: str = "<text>", mode: Literal["exec", "eval"] = "exec") -> Any:
+    """Return the syntax tree of `text`, whatever other threads do meanwhile.
+
+    Before 3.11.8 and 3.12.2, CPython keeps one recursion depth for all threads that build a syntax tree, and one of
+    them ends with a SystemError (gh-106905). The lock keeps our threads apart; a second try is for those of others.
+
+    Raises:
+        SyntaxError: The text is not Python.
+    """
+    with _parsing:
+        try:
+            return ast.parse(text, file_name, mode)
+        except SystemError:
+            return ast.parse(text, file_name, mode)
+
+
 @cache
 def module_source(name: str) -> Source | None:
     """The source of a module, or None when it has none (not there, a C extension, a plain folder)."""
@@ -156,7 +175,7 @@ def module_source(name: str) -> Source | None:
     ]
     for file in files if rest else [Path(origin)] if origin.endswith(".py") else []:
         if file.is_file():
-            return Source(name, file, ast.parse(file.read_bytes(), str(file)))
+            return Source(name, file, parse(file.read_bytes(), str(file)))
     return None
 
 

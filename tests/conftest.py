@@ -1,6 +1,9 @@
 """Set before anything heavy is imported: no network, no telemetry, one thread per process."""
 
 import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +27,21 @@ def shared_data() -> Path:
     if not (folder / "real_edits" / "edits.jsonl").exists():
         pytest.skip("the real edits are not here: set FIRERED_LIT_SHARED to the folder that holds real_edits/")
     return folder
+
+
+def serving() -> list[threading.Thread]:
+    """Threads that run a server, or answer one of its requests."""
+    targets = ((thread, getattr(thread, "_target", None)) for thread in threading.enumerate())
+    names = ("serve_forever", "process_request_thread", "_server_entry")
+    return [thread for thread, target in targets if getattr(target, "__name__", "") in names]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_server_is_left_behind() -> Iterator[None]:
+    """A thread that outlives its test file disturbs the files after it in the same process."""
+    before = set(serving())
+    yield
+    end = time.monotonic() + 10
+    while set(serving()) - before and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not set(serving()) - before, "a server of this file still runs: stop it where it was started"

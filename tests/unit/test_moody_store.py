@@ -24,6 +24,7 @@ class Moody(BaseHTTPRequestHandler):
     """Between the reader and the store. `moods`: what happens to the next requests for chunks, one each."""
 
     protocol_version, moods, upstream = "HTTP/1.1", [], ""
+    timeout = 3  # s; a client that keeps its connection open does not keep the thread
 
     def do_GET(self):
         mood = self.moods.pop() if self.path.endswith(".bin") and self.command == "GET" and self.moods else ""

@@ -1,15 +1,18 @@
 """Signatures read from source equal those of the imported objects."""
 
+import ast
 import importlib
 import inspect
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from firered_lit import dialect, source
+from firered_lit import annotation, dialect, source
 from firered_lit.signature import Signature, signature
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,3 +240,40 @@ def test_reads_without_importing():
     """)
     done = subprocess.run([sys.executable, "-c", code, *LIBRARY], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class OneAtATime:
+    """`ast.parse`, which notes whether two threads were in it at once, and fails as often as it is set to."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures, self.inside, self.together = failures, 0, False
+
+    def __call__(self, *arguments, **options):
+        self.inside += 1
+        time.sleep(0.01)
+        self.together |= self.inside > 1
+        self.inside -= 1
+        if self.failures:
+            self.failures -= 1
+            raise SystemError("AST constructor recursion depth mismatch (before=63, after=64)")
+        return PARSE(*arguments, **options)
+
+
+PARSE = ast.parse
+
+
+def test_source_is_parsed_by_one_thread_at_a_time(monkeypatch):
+    watched = OneAtATime()
+    monkeypatch.setattr(ast, "parse", watched)
+    with ThreadPoolExecutor(4) as pool:
+        trees = list(pool.map(source.parse, [f"x = {number}" for number in range(8)]))
+        assert all(pool.map(annotation.fits, ["int"] * 8, range(8)))
+    assert [ast.unparse(tree) for tree in trees] == [f"x = {number}" for number in range(8)]
+    assert not watched.together
+
+
+def test_source_is_parsed_again_when_another_thread_has_disturbed_the_parser(monkeypatch):
+    monkeypatch.setattr(ast, "parse", OneAtATime(failures=1))
+    assert ast.unparse(source.parse("x = 1")) == "x = 1"
+    monkeypatch.setattr(ast, "parse", OneAtATime(failures=1))
+    assert not annotation.fits("int", "a word")
