@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from firered_lit.background import Background
-from firered_lit.checkpoint import BEST, FOLDER, AtomicCheckpointIO, listed, name_of, remove, step_of, write_atomically
+from firered_lit.checkpoint import BEST, FOLDER, AtomicCheckpointIO, listed, name_of, remove, step_of
 from firered_lit.errors import UserError
+from firered_lit.files import write_text
 
 
 class Checkpoint(LightningCheckpoint):
@@ -181,8 +182,7 @@ class Checkpoint(LightningCheckpoint):
         self.save(trainer)
         if trainer.is_global_zero:
             record = {"name": self.best_name, "step": trainer.global_step, "monitor": self.monitor, "score": score}
-            text = json.dumps(record).encode()
-            self._then(lambda: write_atomically(self.folder / BEST, lambda file: file.write(text)))
+            self._then(lambda: write_text(self.folder / BEST, json.dumps(record)))
         self._then(lambda: self._prune(trainer))
 
     def _read_best(self, trainer: L.Trainer) -> None:

@@ -3,12 +3,12 @@
 import hashlib
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from firered_lit.errors import UserError
+from firered_lit.files import appearing
 
 DETECTION, RECOGNITION = "PP-OCRv6_small_det", "PP-OCRv6_small_rec"
 _FILES = {DETECTION: "PP-OCRv6_det_small.onnx", RECOGNITION: "PP-OCRv6_rec_small.onnx"}  # in rapidocr/models
@@ -70,25 +70,20 @@ def _build(home: Path, files: dict[str, Path]) -> None:
     """Whole or not at all; several processes may try at once."""
     import yaml
 
-    home.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
     try:
-        for name, onnx in files.items():
-            (staging / name).mkdir()
-            try:
-                os.symlink(onnx, staging / name / "inference.onnx")
-            except OSError:  # a file system without links
-                shutil.copyfile(onnx, staging / name / "inference.onnx")
-            config = _detection() if name == DETECTION else _recognition(onnx)
-            text = yaml.safe_dump({"Global": {"model_name": name}, **config}, allow_unicode=True)
-            (staging / name / "inference.yml").write_text(text, encoding="utf-8")
-        try:
-            staging.rename(home)
-        except OSError:  # somebody else was faster
-            if not home.is_dir():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with appearing(home) as staging:
+            for name, onnx in files.items():
+                (staging / name).mkdir()
+                try:
+                    os.symlink(onnx, staging / name / "inference.onnx")
+                except OSError:  # a file system without links
+                    shutil.copyfile(onnx, staging / name / "inference.onnx")
+                config = _detection() if name == DETECTION else _recognition(onnx)
+                text = yaml.safe_dump({"Global": {"model_name": name}, **config}, allow_unicode=True)
+                (staging / name / "inference.yml").write_text(text, encoding="utf-8")
+    except OSError:  # somebody else was faster
+        if not home.is_dir():
+            raise
 
 
 def _detection() -> dict[str, Any]:

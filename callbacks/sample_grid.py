@@ -1,6 +1,5 @@
 """What the model draws on held-out edits: source | output | target, the instruction under each row."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 
 from callbacks.lettering import Lettering
 from firered_lit.batch import EditBatch
+from firered_lit.files import replacing
 from firered_lit.models.codec import to_image
 from firered_lit.tracking import log_image
 
@@ -146,7 +146,5 @@ def _gather(own: list[Row], trainer: L.Trainer) -> list[Row]:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    picture.save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(path, "wb") as file:
+        picture.save(file, format="PNG")

@@ -8,7 +8,6 @@ with `segment_start`, `segment_cluster`: where each (bucket, cluster) begins in 
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from firered_lit.errors import UserError
+from firered_lit.files import replacing
 from firered_lit.models.sizes import Shape, tokens
 
 FILE = "index.safetensors"
@@ -162,12 +162,8 @@ def save(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path = Path(folder) / FILE
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
+    with replacing(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in list(header)[1:]:
             for piece in pieces(columns[name]):
                 piece.astype(DTYPES[header[name]["dtype"]]).tofile(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from firered_lit.errors import UserError
+from firered_lit.files import replacing
 
 INDEX = "index.json"  # LitData's
 TABLE = "table.npy"  # (5, chunks) int64: part, number in the part, samples, bytes, and samples up to its end
@@ -74,9 +75,8 @@ class Listing:
 def write_listing(folder: Path, chunks: Sequence[Mapping[str, Any]]) -> None:
     """Write the table of the chunks that LitData describes, all of them named as `prepare` names them."""
     places = [tuple(map(int, NAMED.fullmatch(chunk["filename"]).groups())) for chunk in chunks]  # type: ignore[union-attr]
-    with (folder / f".{TABLE}.tmp").open("wb") as file:
+    with replacing(folder / TABLE, "wb") as file:
         np.save(file, _table(chunks, places))
-    (folder / f".{TABLE}.tmp").replace(folder / TABLE)
 
 
 def _table(chunks: Sequence[Mapping[str, Any]], places: Sequence[tuple[int, ...]]) -> np.ndarray:

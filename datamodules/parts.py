@@ -16,15 +16,15 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from firered_lit.errors import UserError
+from firered_lit.files import put_in_place, replacing, sync, write_json
 
 from .chunks import Sample
 from .grouping import write_chunks
@@ -63,15 +63,13 @@ class Parts:
             (self.folder / "chunks").mkdir(exist_ok=True)
             for i, chunk in enumerate(described["chunks"]):
                 source, chunk["filename"] = staging / chunk["filename"], f"part-{number:05d}-{i}.bin"
-                with source.open("rb") as file:
-                    os.fsync(file.fileno())
-                source.replace(self.folder / "chunks" / chunk["filename"])
+                sync(source)
+                put_in_place(source, self.folder / "chunks" / chunk["filename"])
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         manifest = described | {"rows": rows, "samples": [noted[number] for number in order]}
         manifest["refused"] = [asdict(refusal) for refusal in refused]
-        with replacing(self.folder / "parts" / f"{number:05d}.json") as file:
-            json.dump(manifest, file, ensure_ascii=False)
+        write_json(self.folder / "parts" / f"{number:05d}.json", manifest, indent=None)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for path in sorted((self.folder / "parts").glob("*.json"), key=lambda path: int(path.stem)):
@@ -100,7 +98,7 @@ class Parts:
         if not listed:
             raise UserError(f"{self.folder}: nothing is left to train on, every row was refused; see {self.refused()}")
         index = {"chunks": listed, "config": config, "updated_at": "0"}
-        write_json(self.folder / "chunks" / INDEX, index)
+        write_json(self.folder / "chunks" / INDEX, index, indent=1)
         write_listing(self.folder / "chunks", listed)
         for path in set((self.folder / "chunks").glob("*.bin")) - {
             self.folder / "chunks" / c["filename"] for c in listed
@@ -111,7 +109,7 @@ class Parts:
             write_index(self.folder / "index" / split, chosen, [chunk["chunk_size"] for chunk in listed])
         self.refused()
         content = header | self._counts(header)
-        write_json(self.folder / "data.json", content)
+        write_json(self.folder / "data.json", content, indent=1)
         return content
 
     def _rows(self) -> Iterator[tuple[Row, dict[str, Any]]]:
@@ -160,23 +158,6 @@ def _noting(samples: Iterable[Sample], noted: list[dict[str, Any]]) -> Iterator[
         kept |= {"droppable": sample.meta["droppable"]} if sample.meta.get("droppable") else {}
         noted.append({"id": sample.id, **kept, "captions": list(sample.meta["instructions"])})
         yield sample
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """A text file that stands in the place of `path` when it is complete and on disk, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.tmp")
-    with staging.open("w", encoding="utf-8") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 @contextlib.contextmanager
@@ -229,7 +210,7 @@ def made_from(folder: Path, options: dict[str, Any]) -> None:
         strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         if strangers:
             raise UserError(f"{folder}: not empty ({strangers[0]}) and not begun by prepare; choose another out")
-        write_json(path, options)
+        write_json(path, options, indent=1)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     for name in options.keys() | before.keys():

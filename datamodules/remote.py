@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
+from firered_lit.files import replacing
 
 from .listing import INDEX, TABLE
 
@@ -94,16 +95,11 @@ class Remote:
 
     def _copy(self, name: str, path: Path, size: int | None) -> None:
         """Copy whole or not at all: several processes may do so at the same time."""
-        staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with staging.open("wb") as file:
-                self._download(name, file)
-                count = file.tell()
+        with replacing(path, "wb") as file:
+            self._download(name, file)
+            count = file.tell()
             if size is not None and count != size:
                 raise OSError(f"{self.url}/{name} came with {count} bytes, not {size}")
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
 
     def _download(self, name: str, file: Any) -> None:
         file.seek(0)

@@ -5,13 +5,12 @@ sharded training they are folders (see sharded.py).
 """
 
 import json
-import os
 import pickle
 import re
 import shutil
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import nn
 
 from firered_lit.errors import UserError
+from firered_lit.files import put_in_place, replacing
 
 if TYPE_CHECKING:
     from firered_lit.background import Background
@@ -94,26 +94,6 @@ def resolve(run_dir: Path | str, resume: str | None) -> Path | None:
     return newest(found) or found if found.is_dir() else found
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file beside `path`, force it to disk, then give it its name in one step."""
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 class _Sink:
     """A file that remembers why a write failed: `torch.save` reports only that it did."""
 
@@ -152,16 +132,15 @@ class AtomicCheckpointIO(CheckpointIO):
         self._write(checkpoint, path)
 
     def _write(self, checkpoint: dict[str, Any], path: Path | str) -> None:
-        sinks: list[_Sink] = []
-
-        def write(file: IO[bytes]) -> None:
-            sinks.append(_Sink(file))
-            torch.save(checkpoint, sinks[0])  # type: ignore[arg-type]
-
+        sink: _Sink | None = None
         try:
-            write_atomically(Path(path), write)
+            with replacing(path, "wb") as file:
+                sink = _Sink(file)
+                torch.save(checkpoint, sink)  # type: ignore[arg-type]
         except (OSError, RuntimeError) as error:
-            cause = error if isinstance(error, OSError) else sinks[0].error if sinks else None
+            cause = error if isinstance(error, OSError) else None
+            if cause is None and sink is not None:
+                cause = sink.error
             if cause is None:
                 raise
             raise UserError(
@@ -221,7 +200,7 @@ def remove(path: Path) -> None:
     """Remove a checkpoint; a folder under another name first, so that half of it is never taken for one."""
     if path.is_dir():
         leaving = path if path.name.startswith(".") else path.with_name(f".{path.name}.old.part")
-        os.replace(path, leaving)
+        put_in_place(path, leaving)
         shutil.rmtree(leaving)
     else:
         path.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from .checkpoint import read_weights, resolve
 from .errors import UserError
+from .files import appearing
 from .models.family import Base, Variant, open_base
 from .models.lora import factors
 from .models.lora import merge as merge_factors
@@ -66,16 +66,8 @@ def export(
         raise UserError(f"{run}: --log, but the run has no MLflow record")
     if merge and saved.lora is None:
         raise UserError(f"{saved.path}: --merge, but the run trained no LoRA; its export is whole without")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with appearing(target) as staging:
         base = _write(Path(run), saved, staging, max_shard_size, merge)
-        if target.exists():
-            target.rmdir()
-        staging.chmod(0o755)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     whole = merge or saved.lora is None
     how = f"DiffusionPipeline.from_pretrained({out!r})" if whole else f"pipe.load_lora_weights({out!r})"
     what = f"{'' if whole else 'a LoRA over '}{base.name} after {saved.step} steps ({saved.path.name}{', EMA' * ema})"

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from .checkpoint import AtomicCheckpointIO, resolve
 from .dialect import dump
 from .errors import UserError
+from .files import write_json, write_text
 from .optim import refuse_eight_bit
 from .stages.base import Stage
 from .start import start_folder
@@ -132,7 +132,7 @@ def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None)
 def _write_run(folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] | None) -> None:
     """recipe.yaml, as resolved, and what `export` needs to know in run.json (other keys there are kept)."""
     if recipe is not None:
-        _replace(folder / "recipe.yaml", dump(dict(recipe)))
+        write_text(folder / "recipe.yaml", dump(dict(recipe)))
     path = folder / "run.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     known |= {
@@ -142,13 +142,7 @@ def _write_run(folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] 
         "sizes": asdict(getattr(data, "sizes", stage.base.sizes)),
         "data": getattr(data, "summary", {}),
     }
-    _replace(path, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    staging = path.with_name(path.name + ".tmp")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
+    write_json(path, known)
 
 
 @rank_zero_only
@@ -166,5 +160,5 @@ def _say(folder: Path, engine: L.Trainer) -> None:
         from .tracking import ui_command
 
         lines += [f"look        {ui_command(uri)}" for uri in stores]
-    _replace(folder / "summary.txt", "\n".join(lines) + "\n")
+    write_text(folder / "summary.txt", "\n".join(lines) + "\n")
     print("\n".join(lines))

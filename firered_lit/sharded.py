@@ -27,8 +27,9 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.tensor import DTensor
 
 from .background import Background, fits_on_host, on_host
-from .checkpoint import COMPLETE, incomplete, read_safely, refuse_objects, remove, write_atomically
+from .checkpoint import COMPLETE, incomplete, read_safely, refuse_objects, remove
 from .errors import UserError
+from .files import put_in_place, replacing, write_text
 
 META, WEIGHTS, OPTIMIZER = "meta.pt", "state_dict", "optimizer_"
 Place = Callable[[str, TensorStorageMetadata], Tensor]
@@ -71,13 +72,13 @@ def _write(tensors: dict[str, Any], rest: Mapping[str, Any], path: Path, group: 
 
 
 def _finish(rest: Mapping[str, Any], staged: Path, path: Path) -> None:
-    write_atomically(staged / META, lambda file: torch.save(dict(rest), file))
+    with replacing(staged / META, "wb") as file:
+        torch.save(dict(rest), file)
     record = {"processes": dist.get_world_size() if dist.is_initialized() else 1}
     sizes = {file.name: file.stat().st_size for file in sorted(staged.iterdir())}
-    text = json.dumps({**record, "files": sizes}, indent=1)
-    write_atomically(staged / COMPLETE, lambda file: file.write(text.encode()))
+    write_text(staged / COMPLETE, json.dumps({**record, "files": sizes}, indent=1))
     remove(path)
-    os.replace(staged, path)
+    put_in_place(staged, path)
 
 
 def _on_first(action: Callable[[], object], group: Any) -> None:

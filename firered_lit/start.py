@@ -1,8 +1,6 @@
 """Where a stage starts that goes on from another one's output: a diffusers folder in the new run's own folder."""
 
 import json
-import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from .checkpoint import resolve
 from .errors import UserError
 from .export import PARTS, load_weights, write_transformer
+from .files import appearing, write_json
 from .models.family import Base, open_base
 
 NOTE = "start.json"
@@ -54,18 +53,13 @@ def _write(checkpoint: Path, start_from: str, folder: Path, base: Base) -> None:
     saved, own = load_weights(checkpoint), _base_of(checkpoint) or base
     if own.fingerprints != base.fingerprints:
         raise UserError(f"run.start_from={start_from}: trained over {own.name}, with another VAE or text encoder")
-    staging = Path(tempfile.mkdtemp(prefix=".start.", dir=folder.parent))
-    try:
+    with appearing(folder) as staging:
         write_transformer(own, saved, staging / "transformer")
         for name in (*PARTS, "model_index.json", "firered_lit.json"):
             if (own.folder / name).exists():
                 (staging / name).symlink_to((own.folder / name).resolve())
         note = {"start_from": start_from, "checkpoint": str(checkpoint.resolve()), "base": own.name}
-        (staging / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        staging.chmod(0o755)
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_json(staging / NOTE, note)
     merged = ", its LoRA merged" if saved.lora else ""
     rank_zero_info(f"starting from {checkpoint}, {saved.step} steps{merged}; written to {folder}")
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from firered_lit.errors import UserError
+from firered_lit.files import write_json
 
 RECORD = "run.json"
 
@@ -69,7 +69,4 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 def update_record(run_dir: Path, **entries: Any) -> None:
     """Set entries of `run.json`, keeping the others; atomic."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    part = run_dir / f"{RECORD}.part"
-    part.write_text(json.dumps(read_record(run_dir) | entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, run_dir / RECORD)
+    write_json(run_dir / RECORD, read_record(run_dir) | entries)

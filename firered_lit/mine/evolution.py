@@ -14,8 +14,9 @@ from PIL import Image
 
 from ..draws import chooser
 from ..errors import UserError
+from ..files import replacing
 from .compound import Compound, Invalid, compound, template
-from .ledger import AGAIN, replacing
+from .ledger import AGAIN
 from .run import Line, Wanted
 
 EVOLVED, MANIFEST = "evolved.jsonl", "manifest.jsonl"

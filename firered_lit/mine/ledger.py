@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import UserError
+from ..files import write_json
 
 AGAIN = "again"  # a line that says so is there, but its number is tried again by the next process
 FOUND, MADE_FROM = "found", "mine.json"
@@ -122,8 +123,7 @@ def _note(folder: Path, made_from: Mapping[str, Any]) -> None:
     if not path.exists():
         if strangers := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
             raise UserError(f"{folder}: not empty ({strangers[0]}) and not begun by mine; choose another out")
-        with replacing(path) as file:
-            file.write(json.dumps(wanted, ensure_ascii=False, indent=1) + "\n")
+        write_json(path, wanted, indent=1)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     for name in sorted(wanted.keys() | before.keys()):
@@ -139,18 +139,3 @@ def in_turn(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """A text file that stands in the place of `path` when it is complete and on disk, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with staging.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)

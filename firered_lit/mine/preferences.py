@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from ..files import replacing
 from ..rewards.protocol import Reward
-from .ledger import AGAIN, replacing
+from .ledger import AGAIN
 from .pairs import Candidate, MixPolicy, Pair, PairRule
 from .request import Request, Shown
 from .run import Line, Wanted

@@ -12,12 +12,13 @@ from torch import Tensor
 from ..batch import EditBatch
 from ..draws import gaussian
 from ..errors import UserError
+from ..files import replacing
 from ..flow.sampler import schedule
 from ..models.family import Base, open_base
 from ..models.sampling import sample
 from ..rewards.protocol import Reward
 from ..start import start_folder
-from .ledger import AGAIN, MADE_FROM, in_turn, replacing
+from .ledger import AGAIN, MADE_FROM, in_turn
 from .run import Line, Wanted
 from .scoring import Pending, Scorer
 from .spread import Band, Spread

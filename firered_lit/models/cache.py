@@ -1,10 +1,10 @@
 """Folders that are built on first use, and appear whole or not at all."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from ..files import appearing
 
 
 def cache_folder() -> Path:
@@ -14,15 +14,10 @@ def cache_folder() -> Path:
 
 def appear(folder: Path, fill: Callable[[Path], None]) -> Path:
     """`folder`, made by `fill(empty folder)` and moved to its place when it is whole. Several may start at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        fill(staging)
-        try:
-            staging.rename(folder)
-        except OSError:  # somebody else was faster, or the folder holds an older one
-            if not (folder / "model_index.json").exists():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with appearing(folder) as staging:
+            fill(staging)
+    except OSError:  # somebody else was faster, or the folder holds an older one
+        if not (folder / "model_index.json").exists():
+            raise
     return folder

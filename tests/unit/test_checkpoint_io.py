@@ -13,7 +13,6 @@ import pytest
 import torch
 from toy_run import Toy
 
-from firered_lit import checkpoint as checkpoints
 from firered_lit.checkpoint import AtomicCheckpointIO, check_architecture, name_of, newest, resolve
 from firered_lit.errors import UserError
 
@@ -82,7 +81,7 @@ def test_an_interrupted_write_leaves_no_trace(run_dir, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "fsync", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         AtomicCheckpointIO().save_checkpoint(SMALL, run_dir / "checkpoints" / name_of(12))
     assert newest(run_dir).name == name_of(8)
@@ -105,8 +104,8 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_is_picked(run_dir)
 def test_the_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     calls = []
     sync, replace = os.fsync, os.replace
-    monkeypatch.setattr(checkpoints.os, "fsync", lambda fd: (calls.append("sync"), sync(fd)))
-    monkeypatch.setattr(checkpoints.os, "replace", lambda a, b: (calls.append("name"), replace(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("sync"), sync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("name"), replace(a, b)))
     AtomicCheckpointIO().save_checkpoint(SMALL, tmp_path / "a.ckpt")
     assert calls == ["sync", "name", "sync"]  # the file, its name, its folder
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from firered_lit.errors import UserError
-from firered_lit.mine.ledger import opened, replacing
+from firered_lit.mine.ledger import opened
 from firered_lit.mine.run import judged_by, mine
 
 
@@ -82,15 +82,6 @@ def test_what_does_not_belong_is_refused(tmp_path):
     (tmp_path / "x" / "mine.txt").touch()
     with pytest.raises(UserError, match="not begun by mine"), opened(tmp_path / "x", {}, 1):
         pass
-
-
-def test_a_file_is_whole_or_not_there(tmp_path):
-    with replacing(tmp_path / "a") as file:
-        file.write("one")
-    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a") as file:
-        file.write(str(1 // 0))
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_text() == "one"
 
 
 class Squares:

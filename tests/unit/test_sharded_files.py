@@ -97,7 +97,7 @@ def test_killed_before_the_rename_there_is_no_checkpoint(saved, mesh, monkeypatc
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("firered_lit.sharded.os.replace", killed)
+    monkeypatch.setattr("firered_lit.sharded.put_in_place", killed)
     with pytest.raises(KeyboardInterrupt):
         sharded.save(state(mesh), saved.with_name("step_00000040.ckpt"))
     assert newest(saved.parents[1]) == saved
