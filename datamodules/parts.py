@@ -13,7 +13,6 @@ manifest, without which they do not count, is written last.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import shutil
@@ -25,6 +24,7 @@ from typing import Any
 
 from firered_lit.errors import UserError
 from firered_lit.files import put_in_place, replacing, sync, write_json
+from firered_lit.locks import shard_held
 
 from .chunks import Sample
 from .grouping import write_chunks
@@ -162,45 +162,14 @@ def _noting(samples: Iterable[Sample], noted: list[dict[str, Any]]) -> Iterator[
 
 @contextlib.contextmanager
 def at_work(folder: Path, shard: int = 0, shards: int = 1) -> Iterator[None]:
-    """One `prepare` a shard works in a folder, all with one number of shards; a full disk is one clear error.
-
-    The locks go with the process. On several machines the file system must know locks, as NFS does.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    own = f".lock-{shard}-of-{shards}"
-    with contextlib.ExitStack() as stack:
-        with in_turn(folder):
-            others = [path.name for path in folder.glob(".lock-*") if not path.name.endswith(f"-of-{shards}")]
-            busy = next((name for name in [own, *others] if not _free(folder / name)), None)
-            if busy:
-                raise UserError(f"{folder}: another prepare is at work here (shard {busy.removeprefix('.lock-')})")
-            stack.enter_context(_locked(folder / own))
+    """One `prepare` a shard works in a folder, all with one number of shards; a full disk is one clear error."""
+    with shard_held(folder, "prepare", shard, shards):
         try:
             yield
         except OSError as problem:
             if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(f"{folder}: the disk is full; make room and run again, it goes on from there") from None
-
-
-@contextlib.contextmanager
-def _locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, how)
-        yield
-
-
-def _free(path: Path) -> bool:
-    try:
-        with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return True
-    except BlockingIOError:
-        return False
-
-
-def in_turn(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """What only one of the processes in a folder may do at a time; the others wait."""
-    return _locked(folder / ".lock")
 
 
 def made_from(folder: Path, options: dict[str, Any]) -> None:

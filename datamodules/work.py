@@ -8,11 +8,12 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
+from firered_lit.locks import in_turn
 
 from .chunks import Sample
 from .crops import Cropped
 from .encode import Encoder
-from .parts import Parts, in_turn
+from .parts import Parts
 from .records import Record, Refusal
 
 SHOWN = 3  # refusals that the error line quotes

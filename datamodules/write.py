@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
+from firered_lit.locks import in_turn
 from firered_lit.models.family import open_base
 from firered_lit.models.sizes import Sizes
 
@@ -19,7 +20,7 @@ from .crops import Opening
 from .encode import DTYPES, Encoder
 from .faces import Faces
 from .images import MAX_PIXELS
-from .parts import Parts, at_work, in_turn, made_from
+from .parts import Parts, at_work, made_from
 from .reading import Reader
 from .records import Record, Refusal, rows
 from .tables import survey

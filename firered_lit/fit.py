@@ -4,6 +4,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from . import locks
 from .checkpoint import AtomicCheckpointIO, resolve
 from .dialect import dump
 from .errors import UserError
@@ -53,15 +55,31 @@ def fit(
     """Train `stage` on `data` and return the process's exit code: 0, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C.
 
     trainer is a factory that takes the rest of its arguments here. recipe, the resolved one, is written into the run's
-    folder and logged. Raises UserError when the folder holds a run and `run.resume` is not given, or when the data was
-    made with another VAE or text encoder.
+    folder and logged. Raises UserError when the folder holds a run and `run.resume` is not given, when another process
+    trains in it, or when the data was made with another VAE or text encoder.
     """
     _quiet()
     folder = Path(run.dir).resolve()
+    first = rank_zero_only.rank in (0, None)
+    with locks.held(folder / ".lock", "fit") if first else nullcontext():  # the others of this run follow the first
+        return _fit(folder, run, stage, data, trainer, checkpoint, callbacks, logger, recipe)
+
+
+def _fit(
+    folder: Path,
+    run: Run,
+    stage: Stage,
+    data: L.LightningDataModule,
+    trainer: Callable[..., L.Trainer],
+    checkpoint: Any,
+    callbacks: Mapping[str, Any] | None,
+    logger: Logger | None,
+    recipe: Mapping[str, Any] | None,
+) -> int:
+    """Train in a folder that no other process trains in. The arguments and the result are those of `fit`."""
     start = resolve(folder, run.resume)
     if run.resume is None and any((folder / "checkpoints").glob("*.ckpt")):
         raise UserError(f"{folder}: holds a run already; continue it with run.resume=last or choose another run.dir")
-    folder.mkdir(parents=True, exist_ok=True)
     if run.start_from is not None:
         stage.start_from(start_folder(run.start_from, folder, stage.base))
     if getattr(trainer, "keywords", {}).get("precision") in ("bf16-true", "16-true"):

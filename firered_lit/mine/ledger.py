@@ -5,7 +5,6 @@ found/0.jsonl    the lines of the process of shard 0, as they come; of two lines
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_json
+from ..locks import in_turn, shard_held
 
 AGAIN = "again"  # a line that says so is there, but its number is tried again by the next process
 FOUND, MADE_FROM = "found", "mine.json"
@@ -90,16 +90,13 @@ def opened(folder: Path, made_from: Mapping[str, Any], count: int, shard: int = 
     if not 0 <= shard < shards:
         raise UserError(f"shard={shard}, num_shards={shards}: shards are numbered from 0 to num_shards - 1")
     path = folder / FOUND / f"{shard}.jsonl"
-    with in_turn(folder):
-        _note(folder, made_from)
-        path.parent.mkdir(exist_ok=True)
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process mines shard {shard} of this folder") from None
-        _cut(file)
-        yield Ledger(folder, count, shard, shards, file)
+    with shard_held(folder, "mine", shard, shards):
+        with in_turn(folder):
+            _note(folder, made_from)
+            path.parent.mkdir(exist_ok=True)
+        with path.open("a+b") as file:
+            _cut(file)
+            yield Ledger(folder, count, shard, shards, file)
 
 
 def _cut(file: IO[bytes], piece: int = 1 << 16) -> None:
@@ -130,12 +127,3 @@ def _note(folder: Path, made_from: Mapping[str, Any]) -> None:
         if wanted.get(name) != before.get(name):
             change = f"({before.get(name)}, now {wanted.get(name)})"
             raise UserError(f"{folder}: made with another {name} {change}; choose another out, or remove it")
-
-
-@contextlib.contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """What only one process in a folder may do at a time; the others wait. The folder is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

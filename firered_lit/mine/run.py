@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from ..errors import UserError
-from .ledger import Ledger, in_turn, opened
+from ..locks import in_turn
+from .ledger import Ledger, opened
 
 Line = dict[str, Any]
 Wanted = Callable[[int], bool]  # by its number: whether an item is still to be made

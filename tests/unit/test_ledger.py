@@ -72,7 +72,8 @@ def test_what_shall_be_tried_again_is_and_the_better_line_stays(tmp_path):
 
 
 def test_what_does_not_belong_is_refused(tmp_path):
-    with open_(tmp_path), pytest.raises(UserError, match="another process mines shard 0"), open_(tmp_path):
+    busy = pytest.raises(UserError, match=r"another mine is at work here .shard 0-of-1")
+    with open_(tmp_path), busy, open_(tmp_path):
         pass
     with pytest.raises(UserError, match=r"made with another seed \(0, now 1\)"), open_(tmp_path, seed=1):
         pass
