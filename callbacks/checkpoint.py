@@ -55,6 +55,7 @@ class Checkpoint(LightningCheckpoint):
         self._seen_step = 0
         self._accumulating = False
         self._due = False
+        self._stop_after_step = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.dir is None:
@@ -63,17 +64,29 @@ class Checkpoint(LightningCheckpoint):
         place = strategy if hasattr(type(strategy), "background") else strategy.checkpoint_io
         if isinstance(place, AtomicCheckpointIO) or place is strategy:
             place.background = self.writer
-        if trainer.is_global_zero and self.dir.exists():
-            for part in self.dir.glob(".step_*.part"):  # of a run that was killed while it wrote
-                remove(part)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._seen_step = trainer.global_step
         self._due = False
+        self._stop_after_step = False
+        if trainer.is_global_zero:
+            for part in self.folder.glob(".step_*.part"):  # of a run that was killed while it wrote
+                remove(part)
         if trainer.global_step != self.saved_step:
             self.saved_step = None
         self._read_best(trainer)
         self._set_later_aside(trainer)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if "loops" in checkpoint:
+            _count_the_epoch_begun(checkpoint["loops"]["fit_loop"])
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        progress = trainer.fit_loop.epoch_progress
+        for counts in (progress.total, progress.current):
+            counts.ready = counts.started = counts.processed + 1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,10 +96,13 @@ class Checkpoint(LightningCheckpoint):
         step = trainer.global_step
         self._accumulating = step == self._seen_step
         if self._accumulating:
+            self._stop_later(trainer)
             return
         self._seen_step = step
+        if self._stop_after_step:
+            trainer.should_stop = True
         last = step == trainer.max_steps or (trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs)
-        if self._due or last or step % self.every == 0:
+        if self._due or last or _stops_now(trainer) or step % self.every == 0:
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -94,7 +110,9 @@ class Checkpoint(LightningCheckpoint):
             return
         if self.monitor is not None and self._better(score := self._score(trainer)):
             self._keep_as_best(trainer, score)
-        if trainer.should_stop:  # early stopping: here the place in the epoch is still known
+        if self._accumulating:
+            self._stop_later(trainer)
+        elif _stops_now(trainer):  # early stopping: here the place in the epoch is still known
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -131,6 +149,12 @@ class Checkpoint(LightningCheckpoint):
         self._then(lambda: self._prune(trainer))
         if trainer.state.finished:
             self._wait()
+
+    def _stop_later(self, trainer: L.Trainer) -> None:
+        """Let whatever stops the training inside an accumulation wait for the optimizer step."""
+        if trainer.should_stop:
+            trainer.should_stop = False
+            self._stop_after_step = True
 
     def _then(self, action: Callable[[], None]) -> None:
         """When the checkpoint is on the disk."""
@@ -210,3 +234,21 @@ class Checkpoint(LightningCheckpoint):
             if path.name != self.best_name:
                 trainer.strategy.remove_checkpoint(path)
                 rank_zero_info(f"removed {path.name}: checkpoint.keep={self.keep}")
+
+
+def _stops_now(trainer: L.Trainer) -> bool:
+    """Return whether something has asked for the end and no minimum of steps or epochs holds it."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
+
+
+def _count_the_epoch_begun(loop: dict[str, Any]) -> None:
+    """Correct the count of epochs in a checkpoint that was written inside an epoch.
+
+    Lightning 2.6 does not count an epoch as begun when a resumed run begins it at once. The next resume then takes the
+    epoch that has ended for one that was never begun, and `max_epochs` comes an epoch late.
+    """
+    batches = loop["epoch_loop.batch_progress"]["total"]
+    inside = batches["completed"] == batches["processed"] - 1
+    if inside:
+        for counts in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
+            counts["ready"] = counts["started"] = counts["processed"] + 1

@@ -3,7 +3,9 @@
 import json
 import resource
 import time
+from contextlib import suppress
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
@@ -115,6 +117,76 @@ def test_going_on_from_an_earlier_step_sets_the_later_ones_aside(tmp_path):
     aside = [f"set_aside_{step(6)}", f"set_aside_{step(8)}"]
     assert names(tmp_path) == [*aside, step(2), step(4), step(6)]
     assert newest(tmp_path).name == step(6)
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+class Kill(L.Callback):
+    """Ends the process, as far as the run can tell, when the checkpoint of a step is there."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.global_step == self.step:
+            raise Killed
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.on_train_epoch_end(trainer, pl_module)
+
+
+KILLED = {
+    "at every end of an epoch": ({"accumulate_grad_batches": 1, "limit_val_batches": 0}, (7, 14, 21)),
+    "at ends of accumulated epochs": ({"val_check_interval": 4}, (4, 8, 12)),
+    "anywhere": ({"accumulate_grad_batches": 1, "val_check_interval": 7, "min_steps": 9}, (2, 7, 8, 14)),
+    "anywhere, validated by epoch": ({"val_check_interval": 1.0, "check_val_every_n_epoch": 1}, (3, 4, 8)),
+}
+
+
+@pytest.mark.parametrize("killed", KILLED)
+def test_max_epochs_ends_at_the_same_step_however_often_the_run_was_killed(tmp_path, killed):
+    options, steps = KILLED[killed]
+    options = {"max_epochs": 3, "logger": False, **options}
+    whole, once = fit(tmp_path / "whole", [Checkpoint(every=100)], **options)
+    for at in steps:
+        with suppress(Killed):  # at the last end none is left to be killed in
+            fit(tmp_path, [Kill(at), Checkpoint(every=1)], resume=newest(tmp_path), **options)
+        assert newest(tmp_path).name == step(at)
+    for _ in range(2):  # a run that is over stays as it is
+        resumed, run = fit(tmp_path, [Checkpoint(every=1)], resume=newest(tmp_path), **options)
+        assert (run.global_step, run.current_epoch) == (once.global_step, 3)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+class Bell(L.Callback):
+    """Asks for the end after some micro-batches, as `trainer.max_time` does."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def on_train_batch_end(self, trainer, *_):
+        self.after -= 1
+        trainer.should_stop = trainer.should_stop or self.after <= 0
+
+
+@pytest.mark.parametrize("after", [5, 7])
+def test_a_run_that_is_stopped_inside_an_accumulation_ends_its_step_and_goes_on_exactly(tmp_path, after):
+    options = {"max_epochs": 3, "logger": False}
+    whole, once = fit(tmp_path / "whole", [Checkpoint(every=100)], **options)
+    _, cut = fit(tmp_path, [Bell(after), Checkpoint(every=100)], **options)
+    assert cut.global_step == {5: 3, 7: 4}[after]
+    assert names(tmp_path)[0] == step(cut.global_step)
+    resumed, run = fit(tmp_path, [Checkpoint(every=100)], resume=newest(tmp_path), **options)
+    assert (run.global_step, run.current_epoch) == (once.global_step, 3)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_minimum_of_steps_holds_a_stop_back(tmp_path):
+    _, run = fit(tmp_path, [Bell(1), Checkpoint(every=100)], max_epochs=3, min_steps=6, logger=False)
+    assert run.global_step == 6
+    assert names(tmp_path) == [step(6)]
 
 
 def test_early_stopping_saves_and_the_run_can_go_on(tmp_path):
