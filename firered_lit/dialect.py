@@ -11,6 +11,7 @@ import yaml
 from firered_lit.errors import UserError
 
 MISSING = "???"  # a value that the command line must give
+DEEPEST = 50  # levels of mappings and lists inside each other
 
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -26,13 +27,25 @@ _SCALARS = {
 class _Loader(yaml.SafeLoader):
     """Safe YAML, scalars as in YAML 1.2, no anchors, no duplicate keys."""
 
+    depth = 0  # of the node that is composed
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (the name and the kind that PyYAML looks for)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.MarkedYAMLError(None, None, "anchors and aliases have no place in a recipe", event.start_mark)
-        return super().compose_node(parent, index)
+        if self.depth == DEEPEST:
+            raise yaml.MarkedYAMLError(None, None, f"nested more than {DEEPEST} levels deep", event.start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def construct_scalar(self, node: Any) -> Any:
+        if isinstance(node.value, str) and not is_text(node.value):
+            raise yaml.MarkedYAMLError(None, None, f"{node.value!r} holds what is no text", node.start_mark)
+        return super().construct_scalar(node)  # type: ignore[no-untyped-call]
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -77,6 +90,11 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{place}: not valid YAML: {' '.join(str(what).split())}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid YAML: {error}") from None
+
+
+def is_text(value: str) -> bool:
+    """Return whether a file can hold `value` as text: no NUL, and no half of a surrogate pair."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def dump(content: Any) -> str:

@@ -14,10 +14,15 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from firered_lit.dialect import MISSING, kind, parse
+from firered_lit.dialect import MISSING, is_text, kind, parse
 from firered_lit.errors import UserError
+from firered_lit.textfiles import MEGABYTE, read_text
 
 TARGET, PARTIAL = "_target_", "_partial_"
+HOME = Path(__file__).resolve().parents[1]  # what holds recipes/
+
+_LARGEST = MEGABYTE // 4  # bytes of one file
+_MOST_BASES = 20  # that stand on each other
 
 _INTERPOLATION = re.compile(r"\$\{\w+(\.\w+)*\}")
 _HOLE = "\0?"  # stands for MISSING while OmegaConf resolves, which would stop at it
@@ -44,28 +49,46 @@ class Recipe:
 
 
 def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe in `path`, over its bases, with `key.path=value` applied, interpolations resolved.
+    """Read the recipe in `path` over its bases, apply `key.path=value`, and resolve interpolations.
 
     Raises UserError for anything that cannot be read. Whether the arguments fit their targets is `build.validate`'s.
     """
     path = os.fspath(path)
     origins: dict[str, str] = {}
-    own = _read(path)
     root: dict[str, Any] = {}
-    for name in _bases(path, own.pop("base", [])):
-        base = _read(name)
-        if "base" in base:
-            raise UserError(f"{name}: base: a base has no base itself; name both in {path}")
-        root = lay_over(root, base)
-        _mark(origins, "", base, name)
-    root = lay_over(root, own)
-    _mark(origins, "", own, path)
+    for name, content in _layers(path):
+        root = lay_over(root, content)
+        _mark(origins, "", content, name)
     typed = f"{path} (command line)"
     for key, value in sorted(map(_parse_override, overrides), key=lambda pair: not pair[0].endswith(TARGET)):
         root = _set(root, key.split("."), value, Recipe(typed, root))
         _mark(origins, key, value, typed)
     missing = tuple(key for key, value in leaves(root) if value == MISSING)
     return Recipe(path, _interpolate(root, Recipe(path, root, origins)), origins, missing)
+
+
+def _layers(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the names and contents of the files that make a recipe, the lowest first and `path` last.
+
+    A base may have bases. A file that several name counts once, where it is first needed, so that a base does not undo
+    what the one before it has changed in a base of both.
+    """
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def collect(name: str, above: tuple[str, ...]) -> None:
+        content = _read(name)
+        chain = (*above, name)
+        real = os.path.realpath(name)
+        if real in map(os.path.realpath, above):
+            raise UserError(f"{above[-1]}: base: a circle: {' -> '.join(chain)}")
+        if len(chain) > _MOST_BASES:
+            raise UserError(f"{name}: base: more than {_MOST_BASES} files stand on each other")
+        for base in _bases(name, content.pop("base", [])):
+            collect(base, chain)
+        found.setdefault(real, (name, content))
+
+    collect(path, ())
+    return list(found.values())
 
 
 def lay_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +125,7 @@ def nearest(name: str, known: Iterable[object]) -> str:
 def _read(path: str) -> dict[str, Any]:
     """One file as a mapping."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path, _LARGEST)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe{_neighbours(path)}") from None
     except UnicodeDecodeError as error:
@@ -126,11 +149,20 @@ def _neighbours(path: str) -> str:
 
 
 def _bases(path: str, names: Any) -> list[str]:
-    """The base files that a recipe names, relative to the recipe's folder."""
+    """Return the base files that the recipe `path` names."""
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: base: expected a list of file names, got {names!r}")
-    return [os.path.normpath(os.path.join(os.path.dirname(path), name)) for name in names]
+    return [_locate(path, name) for name in names]
+
+
+def _locate(path: str, name: str) -> str:
+    """Return where a base lies: beside the recipe `path`, else, for recipes/NAME, among the recipes shipped here."""
+    beside = os.path.normpath(os.path.join(os.path.dirname(path), name))
+    shipped = os.path.normpath(HOME / name)
+    if os.path.lexists(beside) or not shipped.startswith(f"{HOME / 'recipes'}{os.sep}"):
+        return beside
+    return os.path.relpath(shipped) if os.path.isfile(shipped) else beside
 
 
 def _mark(origins: dict[str, str], key: str, value: Any, origin: str) -> None:
@@ -147,6 +179,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, raw = text.partition("=")
     if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
         raise UserError(f"command line: {text!r}: expected key.path=value")
+    if not is_text(raw):
+        raise UserError(f"command line: {key}: {raw!r} holds what is no text")
     if raw[:1] in ("{", "[", '"', "'"):
         return key, parse(raw, f"command line: {key}")
     try:
@@ -178,10 +212,28 @@ def _set(node: Any, parts: list[str], value: Any, recipe: Recipe, at: str = "") 
     old = node[name] if isinstance(node, list) else node.get(name)
     if parts[1:]:
         value = _set({} if old is None and parts[1:] == [TARGET] else old, parts[1:], value, recipe, here)
+    else:
+        value = _typed_over(old, value)
     if isinstance(node, list):
-        merged = lay_over({"": old}, {"": value})[""]
-        return [merged if i == name else item for i, item in enumerate(node)]
-    return {**node, name: value} if parts[1:] else lay_over(node, {name: value})
+        return [value if i == name else item for i, item in enumerate(node)]
+    if name == TARGET and node.get(TARGET, value) != value:
+        return {TARGET: value}  # another target brings only its own arguments
+    return {**node, name: value}
+
+
+def _typed_over(old: Any, value: Any) -> Any:
+    """Return what a value from the command line makes of the recipe's `old` one.
+
+    A plain mapping takes the place of a plain mapping. Where either has a `_target_`, the entries that are given
+    change, and the others stay as long as the target does.
+    """
+    if not isinstance(old, dict) or not isinstance(value, dict):
+        return value
+    if TARGET not in old and TARGET not in value:
+        return value
+    if TARGET in old and value.get(TARGET, old[TARGET]) != old[TARGET]:
+        return value
+    return {**old, **{key: _typed_over(old.get(key), new) for key, new in value.items()}}
 
 
 def _interpolate(root: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

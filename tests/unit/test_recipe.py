@@ -1,14 +1,18 @@
 """Recipes: layers, overrides, interpolation, and one clear line for whatever cannot be read."""
 
 import math
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from firered_lit.dialect import dump, parse
+from firered_lit.dialect import dump, is_text, parse
 from firered_lit.errors import UserError
 from firered_lit.recipe import Recipe, lay_over, load
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -120,11 +124,80 @@ def test_scalars_mean_the_same_in_files_and_on_the_command_line(write, text, val
 @example("no")
 @example("???")
 @example("a\x85b\u2028\n c")
-@given(st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none() | st.text(max_size=20))
+@given(st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none() | st.text(max_size=20).filter(is_text))
 def test_what_is_saved_is_read_back(value):
     back = parse(dump({"a": [value]}), "saved")["a"][0]
     assert back == value
     assert type(back) is type(value)
+
+
+def test_a_base_may_have_a_base(write):
+    write(low="a: {x: 1, y: 1, z: 1}", middle="base: [low.yaml]\na: {y: 2, z: 2}", top="base: [middle.yaml]\na: {z: 3}")
+    recipe = load("top.yaml")
+    assert recipe.root == {"a": {"x": 1, "y": 2, "z": 3}}
+    assert [recipe.where(f"a.{key}") for key in "xyz"] == ["low.yaml", "middle.yaml", "top.yaml"]
+
+
+def test_a_base_of_two_bases_does_not_undo_what_the_first_has_changed(write):
+    write(low="a: {x: 1, y: 1}", left="base: [low.yaml]\na: {x: 2}", right="base: [low.yaml]\na: {y: 3}")
+    write(top="base: [left.yaml, right.yaml]")
+    assert load("top.yaml").root == {"a": {"x": 2, "y": 3}}
+
+
+def test_a_recipe_of_a_user_extends_a_shipped_one_from_anywhere(write):
+    write(mine__sft="base: [recipes/tiny/sft.yaml]\nstage: {optimizer: {lr: 0.5}}")
+    recipe = load("mine/sft.yaml")
+    shipped = load(ROOT / "recipes/tiny/sft.yaml")
+    assert recipe.root["stage"]["optimizer"] == {**shipped.root["stage"]["optimizer"], "lr": 0.5}
+    assert Path(recipe.where("stage._target_")).resolve() == ROOT / "recipes/tiny/sft.yaml"
+    assert recipe.where("stage.optimizer.lr") == "mine/sft.yaml"
+
+
+def test_a_base_beside_the_recipe_comes_before_a_shipped_one(write):
+    Path("mine").mkdir()
+    write(mine__top="base: [recipes/sft.yaml]")
+    Path("mine/recipes").mkdir()
+    Path("mine/recipes/sft.yaml").write_text("a: own")
+    assert load("mine/top.yaml").root == {"a": "own"}
+
+
+@pytest.mark.parametrize("name", ["recipes/../pyproject.toml", "pyproject.toml", "recipes/none.yaml"])
+def test_only_recipes_are_looked_for_among_the_shipped_ones(write, name):
+    write(top=f"base: [{name}]")
+    with pytest.raises(UserError, match="no such recipe"):
+        load("top.yaml")
+
+
+def test_a_fifo_is_no_recipe(tmp_path):
+    os.mkfifo(tmp_path / "r.yaml")
+    with pytest.raises(UserError, match=r"r\.yaml: cannot be read as a recipe: not a regular file"):
+        load(tmp_path / "r.yaml")
+
+
+GIVEN = [
+    ("stage.weights={1: 3}", {1: 3}),
+    ("stage.weights={}", {}),
+    ("stage.optimizer={lr: 3}", {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 3, "betas": [0.9, 0.999]}),
+    ("stage.optimizer={_target_: torch.optim.SGD, lr: 3}", {"_target_": "torch.optim.SGD", "lr": 3}),
+    (
+        "stage.optimizer={_target_: torch.optim.AdamW, lr: 3}",
+        {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 3, "betas": [0.9, 0.999]},
+    ),
+    ("stage.weights={_target_: a.B}", {"_target_": "a.B", 1: 0.5, 2: 0.25}),
+]
+
+
+@pytest.mark.parametrize(("override", "value"), GIVEN)
+def test_a_plain_mapping_on_the_command_line_replaces_and_one_with_a_target_changes(write, override, value):
+    write(base=BASE)
+    assert load("base.yaml", [override]).root["stage"][override.split("=")[0].split(".")[1]] == value
+
+
+def test_captions_given_on_the_command_line_are_the_captions_of_the_run():
+    weights = load(ROOT / "recipes/sft.yaml", ["data.captions={original: 1}"]).root["data"]["captions"]
+    assert weights == {"original": 1}
+    weights = load(ROOT / "recipes/nft.yaml", ["stage.weights={ocr: 1}"]).root["stage"]["weights"]
+    assert weights == {"ocr": 1}
 
 
 @pytest.mark.parametrize("text", ["/data/a #1.jsonl", "a: b", "@x", "*", "C:\\x", "x, y", "- a", "%", "a [1].jsonl"])
@@ -189,7 +262,22 @@ BAD_FILES = [
     ("a: '\x00'", "not valid YAML"),
     ("base: [other.yaml]", "other.yaml: no such recipe"),
     ("base: 3", "top.yaml: base: expected a list of file names, got 3"),
-    ("base: [nested.yaml]", "nested.yaml: base: a base has no base itself; name both in top.yaml"),
+    ("base: [nested.yaml]", "x.yaml: no such recipe"),
+    ("base: [top.yaml]", "top.yaml: base: a circle: top.yaml -> top.yaml"),
+    ("base: [round.yaml]", "round.yaml: base: a circle: top.yaml -> round.yaml -> top.yaml"),
+    ('base: ["a\\0b"]', "top.yaml:1: not valid YAML: 'a\\x00b' holds what is no text"),
+    ('base: ["\\ud800"]', "top.yaml:1: not valid YAML: '\\ud800' holds what is no text"),
+    ('"a\\0b": 1', "top.yaml:1: not valid YAML: 'a\\x00b' holds what is no text"),
+    ('a: {"\\udfff": 1}', "top.yaml:1: not valid YAML: '\\udfff' holds what is no text"),
+    ('a: "\\0?"', "top.yaml:1: not valid YAML: '\\x00?' holds what is no text"),
+    ("a: " + "[" * 300 + "]" * 300, "top.yaml:1: not valid YAML: nested more than 50 levels deep"),
+    ("a: " + "{a: " * 300 + "1" + "}" * 300, "top.yaml:1: not valid YAML: nested more than 50 levels deep"),
+    ("\n".join(" " * n + "a:" for n in range(300)), "not valid YAML: nested more than 50 levels deep"),
+    ("a: " + "x" * 300_000, "top.yaml: cannot be read as a recipe: larger than 0.25 MB"),
+    ("base: /dev/zero", "/dev/zero: cannot be read as a recipe: not a regular file"),
+    ("base: /dev/tty", "/dev/tty: cannot be read as a recipe: "),
+    ("base: [fifo.yaml]", "fifo.yaml: cannot be read as a recipe: not a regular file"),
+    ("base: [.]", ".: cannot be read as a recipe: Is a directory"),
     ("a: ${oc.env:HOME}", "top.yaml: a: '${oc.env:HOME}': only ${key.path} is replaced"),
     ("a: x ${oc.decode:1} y", "resolvers are not part"),
     ("a: ${b.${c}}", "resolvers are not part"),
@@ -201,7 +289,8 @@ BAD_FILES = [
 
 @pytest.mark.parametrize(("text", "message"), BAD_FILES)
 def test_a_bad_file_is_one_line(write, tmp_path, text, message):
-    write(top=text, nested="base: [x.yaml]")
+    write(top=text, nested="base: [x.yaml]", round="base: [top.yaml]")
+    os.mkfifo("fifo.yaml")
     if message is None:
         (tmp_path / "top.yaml").write_bytes(b"a: \xff")
         message = "top.yaml: not UTF-8 text (byte 3)"
@@ -229,6 +318,9 @@ BAD_OVERRIDES = [
     ("=x", "command line: '=x': expected key.path=value"),
     ("run.dir=[a", "command line: run.dir:1: not valid YAML"),
     ("run.dir=${oc.env:HOME}", "base.yaml (command line): run.dir: '${oc.env:HOME}'"),
+    ("run.dir=a\0b", "command line: run.dir: 'a\\x00b' holds what is no text"),
+    ("run.dir=\udcff", "command line: run.dir: '\\udcff' holds what is no text"),
+    ("run.dir=" + "[" * 300 + "]" * 300, "nested more than 50 levels deep"),
 ]
 
 
