@@ -3,7 +3,6 @@
 import base64
 import http.client
 import json
-import os
 import threading
 import time
 import urllib.error
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from callbacks.judge_prompt import Question
+from firered_lit.api_keys import KeyVariable, read_key
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 from firered_lit.rewards.judge import expected_from_logprobs, score_logprobs
@@ -59,7 +59,7 @@ class Server:
         temperature: of the rationale. max_tokens: of the whole answer.
         timeout: seconds without a byte until an attempt is over.
         parallel: questions asked at once.
-        key_variable: environment variable that holds the key, where the server wants one.
+        key_variable: environment variable that holds the key, where the server wants one; its name ends in _API_KEY.
         seed: passes differ by it; servers that take it repeat themselves.
     """
 
@@ -75,14 +75,14 @@ class Server:
         retries: int = 5,
         backoff: float = 0.5,
         parallel: int = 8,
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: KeyVariable = "OPENAI_API_KEY",
         seed: int = 0,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise UserError(f"judge.url={url}: must begin with http:// or https://")
         self.url, self.version, self.temperature, self.max_tokens = url.rstrip("/"), model, temperature, max_tokens
         self.timeout, self.retries, self.backoff, self.parallel = timeout, retries, backoff, parallel
-        self.key, self.seed = os.environ.get(key_variable), seed
+        self.key, self.seed = read_key(key_variable), seed
         self.proved = threading.Event()  # it has given a score's log-probabilities
 
     def ask(self, question: Question, number: int) -> Answer:

@@ -1,7 +1,8 @@
-"""From a recipe to objects: each `_target_` is held against an allow-list and its signature, then imported and called.
+"""From a recipe to objects: each `_target_` is held against a list and its signature, then imported and called.
 
-The only dynamic import of the project. A name is judged twice, as it is written and by where its definition lies, so
-that a module's own imports (`firered_lit.fit.os.system`) are no way around the list.
+The only dynamic import of the project. A name stands in `firered_lit.nameable`, or lies in a package that the command
+line has opened; such a name is judged twice, as it is written and by where its definition lies, so that a module's own
+imports (`yours.os.system`) are no way around that.
 """
 
 import functools
@@ -11,19 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from firered_lit.annotation import fits
+from firered_lit.api_keys import is_key_variable
 from firered_lit.dialect import MISSING, kind
 from firered_lit.errors import UserError
+from firered_lit.nameable import LIBRARIES, NAMES, ROOTS, WITHHELD
 from firered_lit.recipe import PARTIAL, TARGET, Recipe, join, nearest
 from firered_lit.signature import Parameter, Signature, signature
 from firered_lit.source import NotFoundError
-
-_ROOMS = ("stages", "models", "flow", "losses", "rewards", "optim", "tracking", "strategy", "fit", "mine")
-HOUSE = (*(f"firered_lit.{room}" for room in _ROOMS), "datamodules", "callbacks")
-LIBRARIES = (  # classes only
-    *(f"lightning.pytorch.{part}" for part in ("loggers", "callbacks", "strategies", "profilers", "Trainer")),
-    *("torch.optim", "bitsandbytes.optim", "torchao.optim", "torchmetrics"),
-)
-_HOMES = (*HOUSE, *LIBRARIES, "lightning.pytorch.trainer")  # where allowed names may be defined
 
 
 def validate(recipe: Recipe, allow: Sequence[str] = (), supplied: Sequence[str] = ()) -> None:
@@ -44,25 +39,41 @@ def problems(recipe: Recipe, allow: Sequence[str] = (), supplied: Sequence[str] 
     yield from _problems(recipe, recipe.root, "", allow, supplied)
 
 
-def admit(target: object, allow: Sequence[str] = ()) -> Signature:
-    """The signature of a target that a recipe may name. Raises UserError (without the place) for any other."""
+def admit(target: object, allow: Sequence[str] = (), nested: bool = False) -> Signature:
+    """Return the signature of a target that a recipe may name.
+
+    Args:
+        target: the dotted name.
+        allow: names and packages from the command line.
+        nested: whether it stands below the top of the recipe, where nothing that a verb runs has a place.
+
+    Raises:
+        UserError: any other target; the message leaves the place in the recipe to the caller.
+    """
     if not isinstance(target, str):
         raise UserError(f"expected the dotted name of a class or function, got {kind(target)} {target!r}")
-    parent = target.rpartition(".")[0]
     if any(part.startswith("_") for part in target.split(".")):
         raise UserError(f"{target!r} names something private")
-    if not _within(target, (*HOUSE, *LIBRARIES, *allow)):
-        hint = nearest(parent, (*HOUSE, *LIBRARIES)) or "; a package of your own is added by --allow PACKAGE"
+    if nested and target in ROOTS:
+        raise UserError(f"{target!r} is what a command runs; it stands at the top of a recipe alone")
+    listed = target in NAMES
+    if not listed and not _within(target, allow):
+        hint = f"{_nearest_name(target)}; a package of your own is added by --allow PACKAGE"
         raise UserError(f"{target!r} is not among the things that a recipe may name{hint}")
     try:
         found = signature(target)
     except NotFoundError as error:
         raise UserError(f"{error}{nearest(error.name, error.known) if error.name else ''}") from None
-    if not _within(found.home, (*_HOMES, *allow)):
+    if not listed and target not in allow and not _within(found.home, allow):
         raise UserError(f"{target!r} is really {found.home}.{found.name}, which a recipe may not name")
-    if found.kind == "function" and not _within(found.home, (*HOUSE, *allow)):
-        raise UserError(f"{target!r} is a function; of libraries a recipe names classes only")
     return found
+
+
+def _nearest_name(target: str) -> str:
+    """'; did you mean 'x'?' for the listed name that ends as the target does, or is spelt most like it."""
+    last = target.rpartition(".")[2]
+    namesakes = [name for name in NAMES if name.rpartition(".")[2] == last]
+    return nearest(target, sorted(namesakes)) or nearest(target, sorted(NAMES))
 
 
 def build(node: Any, allow: Sequence[str] = (), key: str = "") -> Any:
@@ -79,7 +90,7 @@ def build(node: Any, allow: Sequence[str] = (), key: str = "") -> Any:
     if TARGET not in node:
         holds_nodes = any(map(_is_node, node.values()))
         return {k: v for k, v in built.items() if v is not None} if holds_nodes else built
-    thing = _import(node[TARGET], allow)
+    thing = _import(node[TARGET], allow, nested=bool(key))
     if node.get(PARTIAL):
         return functools.partial(thing, **built)
     try:
@@ -89,13 +100,13 @@ def build(node: Any, allow: Sequence[str] = (), key: str = "") -> Any:
         raise
 
 
-def _import(target: str, allow: Sequence[str]) -> Any:
-    """The admitted class or function itself, from the module that defines it."""
-    found = admit(target, allow)
+def _import(target: str, allow: Sequence[str], nested: bool) -> Any:
+    """Return the admitted class or function itself, from the module that defines it."""
+    found = admit(target, allow, nested)
     thing = getattr(importlib.import_module(found.home), found.name, None)
     if not (inspect.isclass(thing) or inspect.isfunction(thing)):
         raise UserError(f"{target!r} is {type(thing).__name__} once imported, not a class or function")
-    if not _within(thing.__module__, (*_HOMES, *allow)):
+    if target not in NAMES and target not in allow and not _within(thing.__module__, allow):
         raise UserError(f"{target!r} is really from {thing.__module__}, which a recipe may not name")
     return thing
 
@@ -116,7 +127,7 @@ def _problems(
     children = dict(enumerate(node)) if isinstance(node, list) else node if isinstance(node, dict) else {}
     if _is_node(node):
         try:
-            found = admit(node[TARGET], allow)
+            found = admit(node[TARGET], allow, nested=bool(key))
         except UserError as error:
             yield recipe.refusal(join(key, TARGET), str(error))
         else:
@@ -140,7 +151,9 @@ def _binding(
     for name, value in node.items():
         if name in (TARGET, PARTIAL):
             continue
-        if name in known:
+        if withheld := _withheld(node[TARGET], name, known.get(name), value):
+            yield recipe.refusal(join(key, name), withheld)
+        elif name in known:
             yield from _typing(recipe, join(key, name), known[name], value)
         elif not found.open or name in supplied or not isinstance(name, str):
             what = f"{found.name} has no argument {name!r}{nearest(str(name), known)}"
@@ -152,8 +165,21 @@ def _binding(
             yield UserError(f"{place}: {key or TARGET}: {found.name} needs the argument {parameter.name!r}{hint}")
 
 
+def _withheld(target: str, name: str, parameter: Parameter | None, value: Any) -> str:
+    """Return why a recipe may not give this argument of a library's class; nothing when it may."""
+    if name in WITHHELD.get(target, ()):
+        return f"{target.rpartition('.')[2]}.{name} is not for a recipe to give"
+    called = parameter is None or "Callable" in (parameter.annotation or "")
+    if target in LIBRARIES and called and _is_node(value):
+        return "a recipe gives a library nothing to call; write a plain value"
+    return ""
+
+
 def _typing(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Iterator[UserError]:
     """Whether a plain value can be what the parameter's annotation asks for."""
+    if parameter.annotation == "KeyVariable" and value != MISSING and not is_key_variable(value):
+        yield recipe.refusal(key, f"expected the name of an environment variable that ends in _API_KEY, got {value!r}")
+        return
     implicit = value is None and parameter.default == "None"
     if implicit or fits(parameter.annotation, value, lambda v: _is_node(v) or v == MISSING):
         return

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from firered_lit import nameable
 from firered_lit.build import problems
 from firered_lit.errors import UserError
 from firered_lit.recipe import TARGET, load
@@ -61,6 +62,15 @@ def recipes(
             found = [Finding(str(recipe.refusal(TARGET, f"no verb runs this; one of {', '.join(roots)} does")), True)]
         wants = f" (wants {', '.join(recipe.missing)})" if recipe.missing else ""
         yield from found or [Finding(f"{path}: fits `{verb or 'its target'}`{wants}")]
+
+
+def names(allow: Sequence[str] = ()) -> list[str]:
+    """Return the lines that say what a recipe may name."""
+    lines = ["at the top of a recipe:", *(f"  {name}" for name in nameable.ROOTS)]
+    lines += ["below it:", *(f"  {name}" for name in (*nameable.OURS, *nameable.LIBRARIES))]
+    if allow:
+        lines += ["by --allow, with all that lies in it:", *(f"  {name}" for name in allow)]
+    return [*lines, "a package of your own is added by --allow PACKAGE"]
 
 
 def everything(folder: Path | None = None) -> list[str]:

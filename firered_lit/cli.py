@@ -73,7 +73,9 @@ def _recipe_options(parser: Parser) -> None:
 
 
 def _override_options(parser: Parser) -> None:
-    parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE", help="let the recipe name this too")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="PACKAGE", help="let the recipe name what it holds"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change a value of the recipe")
 
 
@@ -118,6 +120,7 @@ def _average_options(parser: Parser) -> None:
 
 def _check_options(parser: Parser) -> None:
     parser.add_argument("--recipe", nargs="+", action="extend", metavar="PATH", help="these only, not all of recipes/")
+    parser.add_argument("--names", action="store_true", help="print what a recipe may name, and nothing else")
     parser.add_argument("--data", metavar="PATH", help="say what is understood of a source file or a prepared folder")
     parser.add_argument("--layout", default="", metavar="NAME", help="of the rows, when their columns do not tell")
     parser.add_argument("--capacity", type=_positive, metavar="TOKENS", help="of the bucket table of a prepared folder")
@@ -193,6 +196,10 @@ def _run_check(arguments: Arguments) -> int:
         return 0
     from firered_lit import check
 
+    if arguments.names:
+        print("\n".join(check.names(arguments.allow)))
+        return 0
+    _part_overrides(arguments)
     if arguments.data:
         findings = check.prepared(arguments.data)
         if findings is None:
@@ -208,6 +215,15 @@ def _run_check(arguments: Arguments) -> int:
         needs = check.memory(arguments.recipe, arguments.overrides, arguments.gpus, arguments.gpu_memory)
         return check.report([*lines, *needs])
     return check.report(lines if arguments.recipe else [*lines, *check.environment()])
+
+
+def _part_overrides(arguments: Arguments) -> None:
+    """Take `key.path=value` out of what stands behind `check --recipe`, where argparse leaves it among the files."""
+    words = arguments.recipe or []
+    overrides = [word for word in words if "=" in word and not os.path.lexists(word)]
+    if overrides:
+        arguments.recipe = [word for word in words if word not in overrides]
+        arguments.overrides = [*overrides, *arguments.overrides]
 
 
 def _call(name: str, *args: Any, **kwargs: Any) -> Any:

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
+from firered_lit import cli
 from firered_lit.annotation import fits
-from firered_lit.build import HOUSE, LIBRARIES, admit, build, problems, validate
+from firered_lit.build import admit, build, problems, validate
 from firered_lit.errors import UserError
+from firered_lit.nameable import LIBRARIES, NAMES, OURS, ROOTS, WITHHELD
 from firered_lit.recipe import Recipe, load
 
 ATTACKS = [
@@ -45,6 +47,17 @@ ATTACKS = [
     "lightning.pytorch.LightningModule",
     "lightning.pytorch.LightningModule.load_from_checkpoint",
     "lightning.pytorch.Trainer.fit",
+    "lightning.pytorch.callbacks.LambdaCallback",
+    "lightning.pytorch.callbacks.ModelCheckpoint",
+    "lightning.pytorch.loggers.MLFlowLogger",
+    "lightning.pytorch.loggers.WandbLogger",
+    "lightning.pytorch.strategies.DeepSpeedStrategy",
+    "callbacks.ocr_engine.paddle_engine",
+    "callbacks.ocr_worker.EngineProcess",
+    "callbacks.ocr_worker.read_each",
+    "torchao.optim.CPUOffloadOptimizer",
+    "torch.optim.lr_scheduler.LambdaLR",
+    "torchmetrics.image.FrechetInceptionDistance",
     "lightning.pytorch.cli.LightningCLI",
     "lightning.pytorch.core.saving.load_hparams_from_yaml",
     "lightning.pytorch.loggers.tensorboard.os.system",
@@ -82,7 +95,7 @@ def test_a_target_is_a_name(target):
 
 
 def test_what_trains_can_be_named():
-    for target in (
+    for target in (  # a sample of the list
         "torch.optim.AdamW",
         "torch.optim.Muon",
         "torch.optim.lr_scheduler.CosineAnnealingLR",
@@ -101,18 +114,53 @@ def test_what_trains_can_be_named():
         assert admit(target).name == target.rpartition(".")[2]
 
 
-def test_the_list_holds_no_door_to_loading():
-    forbidden = {"torch", "lightning", "lightning.pytorch", "firered_lit", "bitsandbytes", "transformers", "diffusers"}
-    assert not forbidden & {*HOUSE, *LIBRARIES}
+def test_every_name_on_the_list_is_a_class_or_function_there():
+    kinds = {name: admit(name).kind for name in NAMES}
+    assert set(NAMES) == {*ROOTS, *OURS, *LIBRARIES}
+    assert len(NAMES) == len(ROOTS) + len(OURS) + len(LIBRARIES)
+    assert {kinds[name] for name in LIBRARIES} == {"class"}
+
+
+def test_what_is_withheld_is_an_argument():
+    for target, names in WITHHELD.items():
+        assert set(names) <= {parameter.name for parameter in admit(target).parameters}
+
+
+def test_no_name_on_the_list_takes_a_command_a_module_or_a_callables_name():
+    """Arguments named as such, or annotated as something to call that text could stand for."""
+    suspicious = {"command", "cmd", "args", "argv", "module", "factory", "function", "func", "code", "script", "env"}
+    for name in (*ROOTS, *OURS):
+        for parameter in admit(name).parameters:
+            assert parameter.name not in suspicious, (name, parameter)
+            if "Callable" in (parameter.annotation or ""):
+                assert not fits(parameter.annotation, "os:system"), (name, parameter)
+
+
+def test_what_a_verb_runs_stands_at_the_top_alone():
+    assert {verb.root for verb in cli.VERBS if verb.root} == set(ROOTS)
+    for root in ROOTS:
+        assert admit(root).kind == "function"
+        with pytest.raises(UserError, match="stands at the top of a recipe alone"):
+            admit(root, nested=True)
+        with pytest.raises(UserError, match="stands at the top of a recipe alone"):
+            build({"callbacks": {"x": {"_target_": root, "_partial_": True}}})
 
 
 def test_the_nearest_name_is_offered():
-    with pytest.raises(UserError, match=r"has no 'AdmW'; did you mean 'AdamW'\?"):
+    with pytest.raises(
+        UserError, match=r"did you mean 'torch.optim.AdamW'\?; a package of your own is added by --allow"
+    ):
         admit("torch.optim.AdmW")
-    with pytest.raises(UserError, match=r"did you mean 'torch.optim'\?"):
-        admit("torch.optm.AdamW")
-    with pytest.raises(UserError, match=r"has no 'sftt'; did you mean 'sft'\?"):
+    with pytest.raises(UserError, match=r"did you mean 'torch.optim.AdamW'\?"):
+        admit("torch.optim.adamw.AdamW")
+    with pytest.raises(UserError, match=r"did you mean 'firered_lit.stages.sft.SFT'\?"):
         admit("firered_lit.stages.sftt.SFT")
+
+
+def test_the_hint_at_allow_is_never_hidden():
+    for target in ("firered_rewards.mine.Part", "torch.optm.AdamW", "mine.Part"):
+        with pytest.raises(UserError, match="a package of your own is added by --allow PACKAGE"):
+            admit(target)
 
 
 @pytest.fixture
@@ -144,6 +192,17 @@ def test_only_the_command_line_opens_a_package(mine):
     assert build(node, allow=["mine"]).size == 2
     with pytest.raises(UserError):
         build(node, allow=["mi"])  # a package, not a prefix of letters
+    assert build(node, allow=["mine.parts.Part"]).size == 2  # or one thing in it
+
+
+def test_a_package_that_is_opened_opens_nothing_that_it_imports(mine):
+    with pytest.raises(UserError, match=r"is really functools\.lru_cache, which a recipe may not name"):
+        admit("mine.parts.functools.lru_cache", allow=["mine"])
+
+
+def test_one_thing_of_a_library_can_be_opened_by_its_name():
+    logger = "lightning.pytorch.loggers.WandbLogger"
+    assert admit(logger, allow=[logger]).home == "lightning.pytorch.loggers.wandb"
 
 
 def test_a_recipe_cannot_open_a_package_itself(mine):

@@ -139,10 +139,10 @@ def test_passes_are_averaged_and_their_spread_is_told(serve):
 
 
 def test_a_key_from_the_environment_is_sent_and_never_recorded(serve, monkeypatch, tmp_path):
-    monkeypatch.setenv("OWN_KEY", "secret-word")
+    monkeypatch.setenv("OWN_API_KEY", "secret-word")
     server = serve(fine)
     record = tmp_path / "answers.jsonl"
-    judging(server, record=str(record), key_variable="OWN_KEY").submit(picture(0.5), batch()).result(30)
+    judging(server, record=str(record), key_variable="OWN_API_KEY").submit(picture(0.5), batch()).result(30)
     assert server.requests[0][2]["Authorization"] == "Bearer secret-word"
     assert "secret-word" not in record.read_text(encoding="utf-8")
 
