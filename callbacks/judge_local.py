@@ -136,9 +136,10 @@ def _load(name: str) -> tuple[Any, Any, bool]:
         parts, own_chat = (folder, folder), False
     else:
         raise UserError(f"judge {name}: no model folder (config.json or model_index.json)")
+    own_code_only = {"local_files_only": True, "trust_remote_code": False}  # never the folder's Python files
     try:
-        model = AutoModelForImageTextToText.from_pretrained(parts[0], dtype="auto", local_files_only=True)
-        return model, AutoProcessor.from_pretrained(parts[1], local_files_only=True), own_chat
+        model = AutoModelForImageTextToText.from_pretrained(parts[0], dtype="auto", **own_code_only)
+        return model, AutoProcessor.from_pretrained(parts[1], **own_code_only), own_chat
     except (OSError, ValueError, KeyError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise UserError(f"judge {name}: no vision-language model of transformers ({reason})") from problem

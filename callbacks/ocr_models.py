@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from firered_lit.files import appearing
 
 DETECTION, RECOGNITION = "PP-OCRv6_small_det", "PP-OCRv6_small_rec"
 _FILES = {DETECTION: "PP-OCRv6_det_small.onnx", RECOGNITION: "PP-OCRv6_rec_small.onnx"}  # in rapidocr/models
+_QUOTIENT = re.compile(r"[\d.]+( ?/ ?[\d.]+)?")  # of numbers, as 1./255.
 _LAYOUT = "1"  # of the folders; a new one is built beside the old
 
 
@@ -41,7 +44,8 @@ def offline_models(cache: Path) -> tuple[Model, Model]:
 def model(name: str) -> Model:
     """A model that a user names: a folder with `inference.yml`, whose name stands in it, or one of PaddleOCR's names.
 
-    Raises UserError for a folder that is not a model's.
+    Raises:
+        UserError: a folder that is not a model's, or whose file holds a formula where PaddleOCR would evaluate it.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -52,9 +56,24 @@ def model(name: str) -> Model:
 
     try:
         config = yaml.safe_load((folder / "inference.yml").read_text(encoding="utf-8"))
+        for scale in _scales(config):
+            if isinstance(scale, str) and not _QUOTIENT.fullmatch(scale):
+                raise UserError(f"{folder / 'inference.yml'}: scale: expected a number or 1./255., got {scale!r}")
         return Model(str(config["Global"]["model_name"]), folder.resolve())
     except (OSError, yaml.YAMLError, KeyError, TypeError) as problem:
         raise UserError(f"{folder / 'inference.yml'}: not a PaddleOCR model folder ({problem})") from problem
+
+
+def _scales(node: Any) -> Iterator[Any]:
+    """Yield every value named `scale`, which PaddleOCR evaluates as Python when it is text."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "scale":
+                yield value
+            yield from _scales(value)
+    if isinstance(node, list):
+        for item in node:
+            yield from _scales(item)
 
 
 def _wheel() -> Path:

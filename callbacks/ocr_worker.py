@@ -13,17 +13,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from callbacks.ocr_engine import Engine, Picture
+from callbacks.ocr_engine import Engine, Picture, paddle_engine
 from firered_lit.rewards.layout_ocr import Char
 
 ROOT = Path(__file__).resolve().parents[1]
-FACTORY = "callbacks.ocr_engine:paddle_engine"
 _FAULTS = (OSError, EOFError, ValueError, KeyError, TypeError)  # of a pipe, and of an answer that is none
 
 
@@ -34,14 +33,24 @@ class EngineError(Exception):
 class EngineProcess:
     """A handle on the process. It is started when first asked, and again after a fault. For one thread at a time.
 
-    factory: "module:function" that builds the engine from `options`, which JSON can hold.
-    limit: seconds that one reading may take. start_limit: seconds that building the engine may take.
+    Args:
+        options: arguments of `factory`, as JSON can hold them.
+        factory: a function of a module, which builds the engine in the other process. The function itself, never its
+            name, so that no text can choose what that process runs.
+        limit: seconds that one reading may take.
+        start_limit: seconds that building the engine may take.
     """
 
     def __init__(
-        self, options: Mapping[str, Any], *, factory: str = FACTORY, limit: float = 60.0, start_limit: float = 180.0
+        self,
+        options: Mapping[str, Any],
+        *,
+        factory: Callable[..., Engine] = paddle_engine,
+        limit: float = 60.0,
+        start_limit: float = 180.0,
     ) -> None:
-        self.options, self.factory = dict(options), factory
+        self.options = dict(options)
+        self.factory = f"{factory.__module__}:{factory.__name__}"
         self.limit, self.start_limit = limit, start_limit
         self.starts = 0  # how often it was built
         self._process: subprocess.Popen[bytes] | None = None

@@ -141,7 +141,7 @@ def _processor(base: "Base") -> Any:
         return Qwen2VLProcessor.from_pretrained(base.folder / "processor")
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 1280),
-        tokenizer=AutoTokenizer.from_pretrained(base.folder / "tokenizer"),
+        tokenizer=AutoTokenizer.from_pretrained(base.folder / "tokenizer", trust_remote_code=False),
         video_processor=Qwen2VLVideoProcessor(),
         chat_template="{{messages}}",
     )

@@ -196,7 +196,7 @@ def _vision_part(folder: Path) -> nn.Module:
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as problem:
         raise UserError(f"{folder}: no model that transformers knows ({str(problem).splitlines()[0]})") from problem
     model = getattr(model, "vision_model", model)

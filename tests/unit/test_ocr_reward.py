@@ -9,6 +9,7 @@ from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
 
+import faulty_engines
 import lightning as L
 import numpy as np
 import pytest
@@ -405,7 +406,7 @@ def faulty(monkeypatch):
     """A reward whose engine does as the first pixel says; one image a chunk, two seconds each."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     reward = OCRReward(chunk=1, name="faulty")
-    reward.engine = EngineProcess({}, factory="faulty_engines:build", limit=2.0, start_limit=60.0)
+    reward.engine = EngineProcess({}, factory=faulty_engines.build, limit=2.0, start_limit=60.0)
     yield reward
     reward.close()
 
@@ -445,7 +446,7 @@ def test_an_image_that_raises_does_not_cost_its_chunk(faulty):
 
 def test_an_engine_that_cannot_be_built_says_why(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    engine = EngineProcess({}, factory="faulty_engines:broken")
+    engine = EngineProcess({}, factory=faulty_engines.broken)
     with pytest.raises(EngineError, match=r"not built: its process ended \(1: RuntimeError: the weights"):
         engine.read([np.zeros((8, 8, 3), np.uint8)])
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import faulty_engines
 import lightning as L
 import pytest
 import torch
@@ -75,7 +76,7 @@ def planned(folder, *deeds):
     plan = folder / "plan"
     plan.write_text("\n".join(map(str, deeds)))
     reward = OCRReward()
-    reward.engine = EngineProcess({"plan": str(plan)}, factory="faulty_engines:planned", limit=1.5, start_limit=60.0)
+    reward.engine = EngineProcess({"plan": str(plan)}, factory=faulty_engines.planned, limit=1.5, start_limit=60.0)
     return reward
 
 
