@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 FIT := $(PY) -m firered_lit fit --recipe recipes/tiny
 DEMO ?= .demo
-STEPS ?= 600
+PHOTOS := $(DEMO)/photos
+SEED ?= 0
 LEARN ?= .learn
 WORLD := $(PY) -m firered_lit fit --recipe recipes/world
 PREPARE := $(PY) -m firered_lit prepare --recipe recipes/world/prepare.yaml
@@ -30,15 +31,17 @@ $(DEMO)/data/data.json: | $(VENV)/.installed
 	$(PY) -m datamodules.synthetic --out $(DEMO)/world --count 96
 	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(DEMO)/world out=$(DEMO)/data
 
-demo: $(VENV)/.installed  ## draw a small world of edits, train the tiny editor on it, export it, edit a picture
-	rm -rf $(DEMO)
-	@$(MAKE) --no-print-directory $(DEMO)/data/data.json
-	$(FIT)/sft.yaml data.root=$(DEMO)/data run.dir=$(DEMO)/run trainer.max_steps=$(STEPS)
-	$(PY) -m firered_lit export --run $(DEMO)/run --out $(DEMO)/model
-	$(PY) -m firered_lit edit --model $(DEMO)/model --image $(DEMO)/world/color/images/00000_source0.png \
-		--prompt "Change the background to red" --out $(DEMO)/edited.png --steps 8 --seed 0 --guidance 1
-	@echo; cat $(DEMO)/run/summary.txt
-	@echo "model       $(DEMO)/model"; echo "edited      $(DEMO)/edited.png"
+# Edits of photographs, by a LoRA on the weights of the package; each line is a command that a user would type.
+demo: $(VENV)/.installed  ## teach the shipped weights two edits of photographs, and show them before and after
+	rm -rf $(PHOTOS)
+	$(PY) -m datamodules.photos --out $(PHOTOS)/rows --count 640 --seed $(SEED)
+	$(PY) -m firered_lit prepare --recipe recipes/world/prepare.yaml source=$(PHOTOS)/rows/edits.jsonl out=$(PHOTOS)/data
+	$(PY) -m firered_lit fit --recipe recipes/world/photos.yaml data.root=$(PHOTOS)/data run.dir=$(PHOTOS)/run \
+		stage.seed=$(SEED) data.seed=$(SEED)
+	$(PY) -m firered_lit export --run $(PHOTOS)/run --out $(PHOTOS)/lora
+	$(PY) -m firered_lit edit --model world --lora $(PHOTOS)/lora --image $(PHOTOS)/rows/portrait.png \
+		--prompt "Print it as a cyanotype" --out $(PHOTOS)/edited.png --steps 8 --guidance 1 --seed $(SEED)
+	$(PY) benchmarks/photo_edits.py --lora $(PHOTOS)/lora --out $(PHOTOS)/before_after.png --seed $(SEED)
 
 $(DEMO)/pairs/data.json: | $(VENV)/.installed
 	$(PY) -m datamodules.synthetic --out $(DEMO)/pairs_world --count 48 --pairs
