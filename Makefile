@@ -41,7 +41,7 @@ demo: $(VENV)/.installed  ## teach the shipped weights two edits of photographs,
 	$(PY) -m firered_lit export --run $(PHOTOS)/run --out $(PHOTOS)/lora
 	$(PY) -m firered_lit edit --model world --lora $(PHOTOS)/lora --image $(PHOTOS)/rows/portrait.png \
 		--prompt "Print it as a cyanotype" --out $(PHOTOS)/edited.png --steps 8 --guidance 1 --seed $(SEED)
-	$(PY) benchmarks/photo_edits.py --lora $(PHOTOS)/lora --out $(PHOTOS)/before_after.png --seed $(SEED)
+	$(PY) benchmarks/photo_edits.py --lora $(PHOTOS)/lora --out $(PHOTOS)/before_after.jpg --seed $(SEED)
 
 $(DEMO)/pairs/data.json: | $(VENV)/.installed
 	$(PY) -m datamodules.synthetic --out $(DEMO)/pairs_world --count 48 --pairs

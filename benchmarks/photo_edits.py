@@ -1,6 +1,6 @@
 """How many edits of a photograph are right before a LoRA and after it, and a picture of the first ones.
 
-    python benchmarks/photo_edits.py --lora DIR --out before_after.png
+    python benchmarks/photo_edits.py --lora DIR --out before_after.jpg
 
 Crops of the held-out photograph (datamodules/photos.py) are edited by the model as it is, and by the model with the
 LoRA that `export` wrote into DIR. An edit is right when it is at least 22 dB from the exact answer, and at least 6 dB
@@ -17,7 +17,7 @@ from statistics import mean
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from callbacks.lettering import Lettering
@@ -37,6 +37,8 @@ LEAST_GAIN = 6.0  # dB by which an edit is nearer to the exact answer than its s
 FONT = Path(__file__).with_name("fonts") / "WenQuanYiMicroHei.subset.ttf"
 SHOWN = 4  # crops in the picture, each with every edit
 CELL = 112  # pixels of a picture in it
+EDGE = "#999999"  # a line around each, that white ones end somewhere
+QUALITY = 88  # of a JPEG
 
 
 def psnr(picture: Picture, answer: Picture) -> float:
@@ -103,7 +105,7 @@ def before_and_after(asked: Sequence[Sample], before: Sequence[Picture], after: 
         for number in range(turn, min(len(asked), SHOWN * len(EDITS)), len(EDITS)):
             one = asked[number]
             cells = {"source": one.source, "before": before[number], "after": after[number], "exact answer": one.target}
-            pictures = tuple((name, fitted(Image.fromarray(cell), CELL)) for name, cell in cells.items())
+            pictures = tuple((name, _edged(Image.fromarray(cell))) for name, cell in cells.items())
             rows.append(Row((number,), pictures, instruction(one, number)))
         columns.append(draw_grid(rows, edit.task, lettering))
     picture = Image.new("RGB", (sum(column.width for column in columns), columns[0].height), "white")
@@ -112,6 +114,11 @@ def before_and_after(asked: Sequence[Sample], before: Sequence[Picture], after: 
         picture.paste(column, (left, 0))
         left += column.width
     return picture
+
+
+def _edged(cell: Image.Image) -> Image.Image:
+    """Return a picture as it stands in the grid: CELL pixels high, with a thin line around it."""
+    return ImageOps.expand(fitted(cell, CELL - 2), border=1, fill=EDGE)
 
 
 def main() -> None:
@@ -133,7 +140,7 @@ def main() -> None:
         parser.error(str(error))
     after = edits(base, transformer, asked, arguments.steps)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    before_and_after(asked, before, after).save(arguments.out, optimize=True)
+    before_and_after(asked, before, after).save(arguments.out, quality=QUALITY, optimize=True)
     print(f"grid          {arguments.out}")
     for name, judged in (("before", judge(before, asked)), ("after", judge(after, asked))):
         found = f"{judged.right} of {judged.count}, {judged.psnr:.1f} dB to the exact answer on average"
