@@ -24,6 +24,7 @@ from callbacks.lettering import Lettering
 from callbacks.sample_grid import Row, draw_grid, fitted
 from datamodules.photos import EDITS, Picture, Sample, samples
 from firered_lit.batch import Condition, Text
+from firered_lit.cli import quiet
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.flow.sampler import schedule
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="of the solver")
     parser.add_argument("--seed", type=int, default=0, help="of crops, instructions and noise")
     arguments = parser.parse_args()
+    quiet()
     asked = list(samples(arguments.crops * len(EDITS), arguments.seed, "held_out"))
     try:
         base = open_base(arguments.model)

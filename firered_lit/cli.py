@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     `sys.argv` stays as it is: the processes of a distributed run are started from it.
     """
     arguments = _parse(sys.argv[1:] if argv is None else list(argv))
-    _quiet()
+    quiet()
     try:
         _rooms_beside()
         code = arguments.verb.run(arguments)
@@ -246,7 +246,7 @@ def _rooms_beside() -> None:
             raise UserError(f"the package {room!r} must lie in {home}, beside firered_lit, but {found}; run elsewhere")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Defaults that keep libraries from phoning home and from known harmless noise. What the user set stays."""
     for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "TOKENIZERS_PARALLELISM": "false"}.items():
         os.environ.setdefault(name, value)

@@ -251,7 +251,7 @@ def test_known_noise_is_silenced_and_warnings_are_not(monkeypatch):
 
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
-    cli._quiet()
+    cli.quiet()
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"  # the user's choice stays
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
