@@ -2,6 +2,7 @@
 
 import io
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,31 @@ from firered_lit.draws import generator
 from firered_lit.errors import UserError
 from firered_lit.models.conditioning import show
 from firered_lit.models.family import open_base
-from firered_lit.rewards.judge import expected_score
+from firered_lit.rewards.judge import before_marker, expected_score
 
 QWEN = (  # the chat form of Qwen2-VL and Qwen2.5-VL, for folders whose processor has none
     "<|im_start|>user\n{pictures}{text}<|im_end|>\n<|im_start|>assistant\n",
     "<|vision_start|><|image_pad|><|vision_end|>",
 )
+FILES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched, no code is run
 
 
 class LocalVLM:
     """A vision-language model from a folder; of a Qwen-Image base (or "tiny") its own text encoder.
 
+    The folder is looked at at once, the weights are loaded when a run begins, onto the device of its process, or with
+    the first question.
+
     Args:
         model: a folder with config.json, a diffusers folder of the Qwen-Image family, or "tiny".
-        temperature: of the rationale; 0 takes the likeliest words. max_tokens: of the rationale.
+        temperature: of the rationale; 0 takes the likeliest words.
+        max_tokens: of the rationale.
         area: pixels that each picture is made to, about.
-        device: null takes the first GPU, else the CPU.
+        device: null takes the device of the process that asks; outside of a run the first GPU, else the CPU.
         seed: keys the rationales, with the sample, the picture and the pass.
+
+    Raises:
+        UserError: the folder holds no vision-language model.
     """
 
     name = "local"
@@ -46,11 +55,41 @@ class LocalVLM:
         device: str | None = None,
         seed: int = 0,
     ) -> None:
-        self.version, self.temperature, self.max_tokens, self.area = model, temperature, max_tokens, area
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.seed, self._lock = seed, threading.Lock()
-        self.model, self.processor, self.own_chat = _load(model)
-        self.model.eval().requires_grad_(False).to(self.device)
+        self.version = model
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self.area = area
+        self.seed = seed
+        self.folders = _folders(model)
+        self.device = None if device is None else torch.device(device)
+        self._lock = threading.RLock()
+        self._model: Any = None
+        self._processor: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The model, loaded."""
+        self.load()
+        return self._model
+
+    @property
+    def processor(self) -> Any:
+        """The model's processor."""
+        self.load()
+        return self._processor
+
+    def load(self, device: torch.device | None = None) -> None:
+        """Load the weights onto the recipe's device, else onto this one, else onto the first GPU or the CPU. Once.
+
+        Raises:
+            UserError: the folder's files are not those of a vision-language model.
+        """
+        with self._lock:
+            if self._model is not None:
+                return
+            self.device = self.device or device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            model, self._processor = _load(self.version, self.folders)
+            self._model = model.eval().requires_grad_(False).to(self.device)
 
     def ask(self, question: Question, number: int) -> Answer:
         if "<|" in question.instruction:
@@ -62,7 +101,7 @@ class LocalVLM:
             said = ""
             if question.prompt.rationale:
                 words = self._generate(chat, pictures, "judge", question.sample, question.image, number)
-                said = words.split(question.prompt.marker)[0].rstrip() + "\n"
+                said = before_marker(words, question.prompt.marker).rstrip() + "\n"
             logits = self._logits(chat + said + suffix, pictures)[tokens]
         values = torch.tensor(list(question.prompt.values.values()))
         score = float(expected_score(logits, values))
@@ -114,7 +153,7 @@ class LocalVLM:
         return self.model(**inputs).logits[0, -1].float().cpu()
 
     def _chat(self, text: str, pictures: int) -> str:
-        if self.own_chat:
+        if self.folders.own_chat:
             form, picture = QWEN
             return form.format(pictures=picture * pictures, text=text)
         content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]
@@ -122,24 +161,50 @@ class LocalVLM:
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def _load(name: str) -> tuple[Any, Any, bool]:
-    """Model, processor, and whether it is asked in our own chat form."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+@dataclass(frozen=True)
+class Folders:
+    """Where a judge's files lie, and whether it is asked in our own chat form."""
+
+    model: Path
+    processor: Path
+    own_chat: bool
+
+
+def _folders(name: str) -> Folders:
+    """The folders of a judge. UserError when its config is not one of a vision-language model; nothing is loaded."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     folder = Path(name).expanduser()
     if name == "tiny" or (folder / "model_index.json").is_file():
         base = open_base(name)
         if not (base.folder / "processor").is_dir():
             raise UserError(f"judge {name}: a base without a processor; take an edit base or a model's own folder")
-        parts, own_chat = (base.folder / "text_encoder", base.folder / "processor"), True
-    elif (folder / "config.json").is_file():
-        parts, own_chat = (folder, folder), False
-    else:
+        return Folders(base.folder / "text_encoder", base.folder / "processor", True)
+    if not (folder / "config.json").is_file():
         raise UserError(f"judge {name}: no model folder (config.json or model_index.json)")
-    own_code_only = {"local_files_only": True, "trust_remote_code": False}  # never the folder's Python files
     try:
-        model = AutoModelForImageTextToText.from_pretrained(parts[0], dtype="auto", **own_code_only)
-        return model, AutoProcessor.from_pretrained(parts[1], **own_code_only), own_chat
-    except (OSError, ValueError, KeyError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise UserError(f"judge {name}: no vision-language model of transformers ({reason})") from problem
+        kind = AutoConfig.from_pretrained(folder, **FILES).model_type
+    except Exception as problem:  # a library's own words for a file that it cannot use
+        raise _no_judge(name, problem) from problem
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise UserError(f"judge {name}: no vision-language model of transformers (a model of type {kind!r})")
+    return Folders(folder, folder, False)
+
+
+def _load(name: str, folders: Folders) -> tuple[Any, Any]:
+    """Model and processor."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(folders.model, dtype="auto", use_safetensors=True, **FILES)
+        return model, AutoProcessor.from_pretrained(folders.processor, **FILES)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # a library's own words for a file that it cannot use
+        raise _no_judge(name, problem) from problem
+
+
+def _no_judge(name: str, problem: Exception) -> UserError:
+    reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    return UserError(f"judge {name}: no vision-language model of transformers ({reason})")

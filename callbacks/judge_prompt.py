@@ -1,11 +1,13 @@
 """What a judge is asked: text files beside this one, versioned, and hashed into every answer."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from firered_lit.errors import UserError
+from firered_lit.rewards.judge import check_scale
 
 FOLDER = Path(__file__).with_name("prompts")
 
@@ -59,11 +61,14 @@ def read_prompt(name: str) -> Prompt:
         fields = dict(line.split(":", 1) for line in head.splitlines())
         version, marker, scale, rationale = (fields[k].strip() for k in ("version", "marker", "scale", "rationale"))
         values = {token: float(token) for token in scale.split()}
+        if len(values) < len(scale.split()) or not all(map(math.isfinite, values.values())):
+            raise ValueError("scale: scores must be different numbers")
+        check_scale(values)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.txt")))
         raise UserError(f"prompt {name}: no such file, and not one of ours ({known})") from None
     except (OSError, ValueError, KeyError) as problem:
-        raise UserError(f"{path}: not a prompt: its head lacks or misspells {problem}") from problem
+        raise UserError(f"{path}: not a prompt: its head lacks or misspells {problem}") from None
     if "{instruction}" not in text or len(values) < 2 or not marker or rationale not in ("yes", "no"):
         raise UserError(f"{path}: a prompt needs {{instruction}}, a marker, two scores and rationale: yes or no")
     digest = hashlib.blake2b(whole.encode(), digest_size=8).hexdigest()

@@ -1,13 +1,13 @@
 """The judge's reward: a vision-language model's expected score, after a rationale of its own, over several passes."""
 
 import io
-import json
+import logging
 import statistics
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,9 +19,13 @@ from callbacks.judge_server import Answer, Judge, JudgeError
 from callbacks.reward import RewardCallback
 from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
+from firered_lit.judges.log import Log
+from firered_lit.judges.reply import Kind
 from firered_lit.models.codec import to_image
 from firered_lit.rewards.judge import mean_of_passes
 from firered_lit.rewards.protocol import Scores
+
+log = logging.getLogger(__name__)
 
 
 class JudgeReward(RewardCallback):
@@ -33,9 +37,11 @@ class JudgeReward(RewardCallback):
     Args:
         judge: `callbacks.judge_server.Server`, `callbacks.judge_local.LocalVLM` or `callbacks.judge_server.Replay`.
         prompt: the name of one of ours (edit, edit_direct) or a text file, see `read_prompt`.
-        passes: how often each edit is judged. least: of them that must give a score.
+        passes: how often each edit is judged.
+        least: of them that must give a score.
         record: a file to which every answer is added, with judge, version, temperature and the prompt's hash.
-        name: what it is called in the log and in `stage.weights`. patience: see `RewardCallback`.
+        name: what it is called in the log and in `stage.weights`.
+        patience: see `RewardCallback`.
     """
 
     def __init__(
@@ -51,37 +57,83 @@ class JudgeReward(RewardCallback):
         super().__init__(name, patience)
         if not 1 <= least <= passes:
             raise UserError(f"{name}: least={least} must lie between 1 and passes={passes}")
-        self.judge, self.prompt, self.passes, self.least = judge, read_prompt(prompt), passes, least
-        self.record = Path(record) if record else None
-        self._pool = ThreadPoolExecutor(judge.parallel, thread_name_prefix=name)
-        self._lock_of_passes, self._writing = threading.Lock(), threading.Lock()
+        self.judge = judge
+        self.prompt = read_prompt(prompt)
+        self.passes = passes
+        self.least = least
+        self.record = None if record is None else Log(record, ("sample", "image", "pass"))
+        self.kinds: Counter[str] = Counter()  # of the passes that ended
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock_of_passes = threading.Lock()
+        self._problem: UserError | None = None  # why answers cannot be recorded
+        if passes > 1 and not self.prompt.rationale:
+            log.warning("reward %s: the prompt %s asks for no words, so its %d passes agree", name, prompt, passes)
+        self._warned_of_copies = passes == 1 or not self.prompt.rationale
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self.record:
-            self.record.parent.mkdir(parents=True, exist_ok=True)
+        """Load a judge of this process onto the process's own device, and see that it can give the prompt's scores."""
+        load = getattr(self.judge, "load", None)
+        if load is not None:
+            load(trainer.strategy.root_device)
+        score_tokens = getattr(self.judge, "score_tokens", None)
+        if score_tokens is not None:
+            score_tokens(self.prompt)
+
+    def close(self) -> None:
+        """Drop what is asked, and end the threads. A later question begins anew."""
+        getattr(self.judge, "close", lambda: None)()
+        super().close()
+        with self._lock_of_passes:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if self.kinds.total() > self.kinds["answered"]:
+            counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
+            log.warning("reward %s: %d passes: %s", self.name, self.kinds.total(), counts)
 
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
         """Start judging images (B, 3, H, W) in [-1, 1]. Cancelled, what is not asked yet is never asked."""
         if not batch.instructions:
             raise UserError(f"reward {self.name}: the batch has no instructions, which the judge is asked about")
         asked = [
-            [self._pool.submit(self._ask, question, number) for number in range(self.passes)]
+            [self._begin(question, number) for number in range(self.passes)]
             for question in questions(self.prompt, images, batch)
         ]
         return self.opened(self._together(asked))
 
-    def _together(self, asked: "Sequence[Sequence[Future[float | str]]]") -> "Future[Scores]":
+    def _begin(self, question: Question, number: int) -> "Future[Answer]":
+        """Ask one pass, and have its answer recorded when it comes."""
+        submit = getattr(self.judge, "submit", None)
+        if submit is None:
+            submit = partial(self._threads().submit, self.judge.ask)
+        asked = submit(question, number)
+        asked.add_done_callback(partial(self._note, question, number))
+        return asked
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """For a judge that is asked by one thread for each question under way."""
+        with self._lock_of_passes:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.judge.parallel, thread_name_prefix=self.name)
+            return self._pool
+
+    def _together(self, asked: "Sequence[Sequence[Future[Answer]]]") -> "Future[Scores]":
         """The scores, made by the thread that ends the last pass."""
         scores: Future[Scores] = Future()
         passes = [future for one in asked for future in one]
         left = len(passes)
 
-        def ended(_: "Future[float | str]") -> None:
+        def ended(_: "Future[Answer]") -> None:
             nonlocal left
             with self._lock_of_passes:
                 left -= 1
                 last = not left
-            if last and scores.set_running_or_notify_cancel():
+            if last and any(future.cancelled() for future in passes):
+                scores.cancel()
+            elif last and scores.set_running_or_notify_cancel():
                 try:
                     scores.set_result(self._scores(asked))
                 except BaseException as problem:  # for the one who waits
@@ -89,7 +141,7 @@ class JudgeReward(RewardCallback):
 
         def dropped(whole: "Future[Scores]") -> None:
             if whole.cancelled():
-                for future in passes:
+                for future in reversed(passes):  # what is not begun first, so that it does not begin now
                     future.cancel()
 
         scores.add_done_callback(dropped)
@@ -97,20 +149,14 @@ class JudgeReward(RewardCallback):
             future.add_done_callback(ended)
         return scores
 
-    def _ask(self, question: Question, number: int) -> float | str:
-        """One pass: the expected score on the prompt's scale, or why there is none."""
-        try:
-            answer = self.judge.ask(question, number)
-        except JudgeError as problem:
-            return str(problem)
-        self._write(question, number, answer)
-        return answer.score
-
-    def _scores(self, asked: Sequence[Sequence["Future[float | str]"]]) -> Scores:
-        """Of the ended passes. UserError when the judge can never answer."""
+    def _scores(self, asked: "Sequence[Sequence[Future[Answer]]]") -> Scores:
+        """Of the ended passes. UserError when the judge can never answer, or its answers cannot be recorded."""
+        if self._problem is not None:
+            raise self._problem
         values = self.prompt.values
         span = max(values.values()) - min(values.values())
         rewards, spreads, counts = [], [], []
+        every: list[list[float]] = []
         for passes in asked:
             results = [self._result(future) for future in passes]
             given = [result for result in results if not isinstance(result, str)]
@@ -120,27 +166,55 @@ class JudgeReward(RewardCallback):
             rewards.append(torch.nan if reward is None else reward)
             spreads.append(statistics.pstdev(given) / span if given else torch.nan)
             counts.append(float(len(given)))
+            every.append(given)
+        self._warn_of_copies(every)
         value = torch.tensor(rewards)
         terms = {"spread": torch.tensor(spreads), "passes": torch.tensor(counts)}
         return Scores(value.nan_to_num(0.0), ~value.isnan(), terms)
 
-    def _result(self, future: "Future[float | str]") -> float | str:
+    def _result(self, future: "Future[Answer]") -> float | str:
+        """One pass: the expected score on the prompt's scale, or why there is none."""
         try:
-            return future.result()
+            score = future.result().score
         except UserError:
             raise
+        except JudgeError as problem:
+            self.kinds[problem.kind] += 1
+            return str(problem)
         except Exception as problem:  # a judge may fail in any way
+            self.kinds[Kind.ERROR] += 1
             return " ".join(f"{type(problem).__name__}: {problem}".split())
+        self.kinds[Kind.ANSWERED] += 1
+        return score
 
-    def _write(self, question: Question, number: int, answer: Answer) -> None:
-        if self.record is None:
+    def _warn_of_copies(self, every: Sequence[Sequence[float]]) -> None:
+        """Say once that all passes of all edits agree to the last digit, though words are drawn at random."""
+        several = [given for given in every if len(given) > 1]
+        if self._warned_of_copies or not several or not self.judge.temperature > 0:
+            return
+        if any(len(set(given)) > 1 for given in several):
+            return
+        self._warned_of_copies = True
+        log.warning(
+            "reward %s: all %d passes agree to the last digit at temperature %g, so they tell no more than one: the "
+            "server may draw greedily (top_k=1, top_p or seed in its own settings)",
+            self.name,
+            self.passes,
+            self.judge.temperature,
+        )
+
+    def _note(self, question: Question, number: int, answer: "Future[Answer]") -> None:
+        """Record an answer as it comes; one that cannot be recorded ends the run when its scores are due."""
+        if self.record is None or answer.cancelled() or answer.exception() is not None:
             return
         row: dict[str, Any] = {"sample": question.sample, "image": question.image, "pass": number}
         row |= {"judge": self.judge.name, "version": self.judge.version, "temperature": self.judge.temperature}
         row |= {"prompt": question.prompt.name, "prompt_version": question.prompt.version}
-        row |= {"prompt_hash": question.prompt.digest, "score": answer.score, "text": answer.text}
-        with self._writing, self.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        row |= {"prompt_hash": question.prompt.digest, "score": answer.result().score, "text": answer.result().text}
+        try:
+            self.record.add(row)
+        except UserError as problem:
+            self._problem = problem
 
 
 def questions(prompt: Prompt, images: Tensor, batch: EditBatch) -> list[Question]:

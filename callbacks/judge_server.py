@@ -1,29 +1,39 @@
 """Judges that answer over a wire or from a file: any OpenAI-compatible server with log-probabilities, or a record."""
 
-import base64
-import http.client
-import json
+import logging
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from callbacks.judge_prompt import Question
-from firered_lit.api_keys import KeyVariable, read_key
+from firered_lit.api_keys import KeyVariable
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
+from firered_lit.judges.client import Client
+from firered_lit.judges.log import rows
+from firered_lit.judges.reply import Kind, Reply
+from firered_lit.judges.request import Picture, Request, user
 from firered_lit.rewards.judge import expected_from_logprobs, score_logprobs
 
-MOST_BYTES = 1 << 24  # of one answer
-T = TypeVar("T")
+log = logging.getLogger(__name__)
+FAILED = (Kind.ERROR, Kind.LATE, Kind.LIMITED, Kind.BUDGET, Kind.REFUSED)  # a question has no answer, others may
+NEVER = (Kind.KEY, Kind.REJECTED, Kind.REDIRECTED)  # of a server that takes no question at all
 
 
 class JudgeError(Exception):
-    """The judge gave no score for this question; the reward is missing."""
+    """The judge gave no score for this question; the reward is missing.
+
+    Args:
+        reason: why, in one line.
+        kind: the kind of its reply.
+    """
+
+    def __init__(self, reason: str, kind: Kind = Kind.ERROR) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,11 @@ class Answer:
 
 
 class Judge(Protocol):
-    """What answers questions, from several threads."""
+    """What answers questions, from several threads.
+
+    One that can be asked without a thread for each question has `submit` as well, with the arguments of `ask`, which
+    returns a future. One that keeps something running or loaded has `close`.
+    """
 
     name: str  # kind of judge
     version: str  # the model behind it
@@ -50,17 +64,28 @@ class Judge(Protocol):
 class Server:
     """A chat model behind `POST {url}/chat/completions` that gives log-probabilities.
 
-    What may pass (no connection, 429, 5xx, an answer that is none) is tried again, `retries` times, after 1, 2, 4 ...
-    times `backoff` seconds. A first answer without log-probabilities is a UserError, as is a refusal (4xx).
+    How it is asked, what is tried again and how long is waited: see `firered_lit.judges.client.Client`. A first answer
+    without log-probabilities is a UserError, as is a first refusal of the request (4xx) and any redirect. What the
+    model's own generation config says of sampling does not count: all of it is sent.
 
     Args:
         url: as http://localhost:8000/v1.
         model: the name that the server knows it by.
-        temperature: of the rationale. max_tokens: of the whole answer.
-        timeout: seconds without a byte until an attempt is over.
+        temperature: of the rationale.
+        max_tokens: of the whole answer.
+        timeout: seconds that one try may take, to the end of the answer.
+        retries: tries after the first.
+        backoff: seconds before the second try.
         parallel: questions asked at once.
         key_variable: environment variable that holds the key, where the server wants one; its name ends in _API_KEY.
         seed: passes differ by it; servers that take it repeat themselves.
+        top_p: of the rationale; null leaves it to the server, as with the three below.
+        top_k: of the rationale; -1 is all tokens. A server that does not know it is asked without.
+        min_p: of the rationale; 0 is off. A server that does not know it is asked without.
+        repetition_penalty: 1 is off. A server that does not know it is asked without.
+        budget: HTTP requests in all, tries included; null sets no limit.
+        log: a file to which a line is added for each request, with the server's whole answer.
+        longest_wait: seconds, at most, that a `Retry-After` is waited for.
     """
 
     name = "server"
@@ -77,91 +102,141 @@ class Server:
         parallel: int = 8,
         key_variable: KeyVariable = "OPENAI_API_KEY",
         seed: int = 0,
+        top_p: float | None = 1.0,
+        top_k: int | None = -1,
+        min_p: float | None = 0.0,
+        repetition_penalty: float | None = 1.0,
+        budget: int | None = None,
+        log: str | None = None,
+        longest_wait: float = 120.0,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"judge.url={url}: must begin with http:// or https://")
-        self.url, self.version, self.temperature, self.max_tokens = url.rstrip("/"), model, temperature, max_tokens
-        self.timeout, self.retries, self.backoff, self.parallel = timeout, retries, backoff, parallel
-        self.key, self.seed = read_key(key_variable), seed
+        self.client = Client(
+            url,
+            key_variable=key_variable,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            longest_wait=longest_wait,
+            parallel=parallel,
+            budget=budget,
+            log=log,
+            seed=seed,
+        )
+        self.url = self.client.address.url
+        self.version = model
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self.parallel = parallel
+        self.seed = seed
+        self.top_p = top_p
+        self.beyond_openai = {"top_k": top_k, "min_p": min_p, "repetition_penalty": repetition_penalty}
+        self.unknown: set[str] = set()  # settings that the server has refused
         self.proved = threading.Event()  # it has given a score's log-probabilities
 
+    def submit(self, question: Question, number: int) -> "Future[Answer]":
+        """Begin pass `number`. The future raises as `ask` does."""
+        return self.client.spawn(self._judged(question, number))
+
     def ask(self, question: Question, number: int) -> Answer:
-        seed = seed_of(self.seed, question.sample, question.image, number)
-        request = self._request(question.text, question.pictures, seed, {"logprobs": True, "top_logprobs": 20})
-        return self._patiently(request, lambda answer: self._score(answer, question))
+        """Wait for pass `number`. Raises JudgeError, and UserError when the server can never answer."""
+        return self.submit(question, number).result()
 
     def say(self, text: str, pictures: tuple[bytes, ...], *key: object) -> str:
-        """The model's words about PNG pictures. Raises JudgeError, and UserError as `ask` does."""
-        return self._patiently(self._request(text, pictures, seed_of(self.seed, "say", *key), {}), _words)
+        """Return the model's words about PNG pictures. Raises JudgeError, and UserError as `ask` does."""
+        return self.client.spawn(self._said(text, pictures, *key)).result()
 
-    def _patiently(self, request: urllib.request.Request, read: Callable[[Any], T]) -> T:
-        """What `read` makes of the answer, tried again where that may help."""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(self.backoff * 2 ** (attempt - 1))
-            try:
-                return read(self._post(request))
-            except _Again as problem:
-                reason = str(problem)
-        raise JudgeError(f"{self.url}: {reason}, {self.retries + 1} times")
+    def close(self) -> None:
+        """Break off what is under way. A later question begins anew."""
+        self.client.close()
+
+    async def _judged(self, question: Question, number: int) -> Answer:
+        seed = seed_of(self.seed, question.sample, question.image, number)
+        facts = {"sample": question.sample, "pass": number, "prompt": question.prompt.name}
+        settings = {"logprobs": True, "top_logprobs": 20}
+        request = self._request(question.text, question.pictures, seed, settings, facts)
+        return self._score(await self._reply(request), question)
+
+    async def _said(self, text: str, pictures: tuple[bytes, ...], *key: object) -> str:
+        request = self._request(text, pictures, seed_of(self.seed, "say", *key), {}, {})
+        return self._words(await self._reply(request))
+
+    async def _reply(self, request: Request) -> Reply:
+        """The reply to a request, asked again without a setting that the server does not know."""
+        reply = await self.client.complete(request)
+        fewer = self._without_unknown(request, reply)
+        return reply if fewer is None else await self._reply(fewer)
+
+    def _without_unknown(self, request: Request, reply: Reply) -> Request | None:
+        """The request without the settings that a refusal names; None when it names none of them."""
+        if reply.kind is not Kind.REJECTED:
+            return None
+        named = {name for name in self.beyond_openai if name in request.settings and name in reply.reason}
+        if not named:
+            return None
+        for name in sorted(named - self.unknown):
+            log.warning("judge %s: does not know %s, and is asked without it", self.url, name)
+        self.unknown |= named
+        return replace(request, settings={k: v for k, v in request.settings.items() if k not in self.unknown})
 
     def _request(
-        self, text: str, pictures: tuple[bytes, ...], seed: int, more: dict[str, Any]
-    ) -> urllib.request.Request:
-        urls = [f"data:image/png;base64,{base64.b64encode(picture).decode()}" for picture in pictures]
-        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        body = {
-            "model": self.version,
-            "messages": [{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "seed": seed % 2**31,
-            **more,
-        }
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        return urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)  # noqa: S310
+        self, text: str, pictures: tuple[bytes, ...], seed: int, more: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> Request:
+        """Pictures and then words, with everything that a server's defaults could change."""
+        settings = {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": seed % 2**31}
+        sampling = {"top_p": self.top_p, **self.beyond_openai}
+        for name, value in sampling.items():
+            if value is not None and name not in self.unknown:
+                settings[name] = value
+        return Request(self.version, [user(*map(Picture, pictures), text)], settings | more, facts=facts)
 
-    def _post(self, request: urllib.request.Request) -> Any:
-        """The answer as JSON. _Again for what may pass, JudgeError or UserError for a refusal."""
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:  # noqa: S310 - http(s) only
-                return json.loads(answer.read(MOST_BYTES))
-        except urllib.error.HTTPError as problem:
-            said = f"HTTP {problem.code} {' '.join(problem.read(200).decode(errors='replace').split())}".strip()
-            problem.close()
-            if problem.code >= 500 or problem.code in (408, 409, 425, 429):
-                raise _Again(said) from problem
-            if self.proved.is_set():
-                raise JudgeError(f"{self.url}: {said}") from problem
-            raise UserError(f"judge {self.url}: {said}; is the model {self.version!r} served there?") from problem
-        except TimeoutError as problem:
-            raise _Again(f"no answer within {self.timeout:g} s") from problem
-        except urllib.error.URLError as problem:
-            late = isinstance(problem.reason, TimeoutError)
-            raise _Again(f"no answer within {self.timeout:g} s" if late else str(problem.reason)) from problem
-        except (OSError, http.client.HTTPException) as problem:
-            raise _Again(f"{type(problem).__name__} {problem}".strip()) from problem
-        except ValueError as problem:
-            raise _Again("an answer that is no JSON") from problem
+    def _usable(self, reply: Reply) -> Reply:
+        """A reply in which the model says something. Raises JudgeError or UserError for any other."""
+        if reply.kind in FAILED:
+            raise JudgeError(f"{self.url}: {reply.reason}", reply.kind)
+        if reply.kind in NEVER:
+            if self.proved.is_set() and reply.kind is not Kind.REDIRECTED:
+                raise JudgeError(f"{self.url}: {reply.reason}", reply.kind)
+            hint = f"; is the model {self.version!r} served there?" if reply.kind is Kind.REJECTED else ""
+            raise UserError(f"judge {self.url}: {reply.reason}{hint}")
+        return reply
 
-    def _score(self, answer: Any, question: Question) -> Answer:
+    def _score(self, reply: Reply, question: Question) -> Answer:
+        """The expected score after the last marker of the answer, thoughts apart."""
         prompt = question.prompt
+        reply = self._usable(reply)
+        content = reply.logprobs
+        if reply.words.strip() and not any(entry.get("top_logprobs") for entry in content):
+            self._refuse()
+        whole = reply.kind is not Kind.CUT
         try:
-            choice = answer["choices"][0]
-            text = choice["message"]["content"]
-            content = (choice.get("logprobs") or {}).get("content") or []
-            if isinstance(text, str) and text and not any(entry.get("top_logprobs") for entry in content):
-                self._refuse()
-            top = score_logprobs(content, prompt.values, marker=prompt.marker)
+            top = score_logprobs(content, prompt.values, marker=prompt.marker, words=reply.words, ended=whole)
             score = None if top is None else expected_from_logprobs(top, prompt.values)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
-            raise _Again("an answer of another form") from problem
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise JudgeError(f"{self.url}: log-probabilities of another form", Kind.ERROR) from problem
         if top is None:
-            raise JudgeError(f"{self.url}: no score after {prompt.marker!r} in its answer")
+            raise self._no_score(reply, prompt.marker)
         self.proved.set()
         if score is None:
-            raise JudgeError(f"{self.url}: its log-probabilities do not settle the score")
-        return Answer(text, score)
+            raise JudgeError(f"{self.url}: its log-probabilities do not settle the score", Kind.UNPARSED)
+        return Answer(reply.text, score)
+
+    def _no_score(self, reply: Reply, marker: str) -> JudgeError:
+        """Why there is no score in what the model says."""
+        if reply.kind is Kind.CUT:
+            reason = f"cut at max_tokens={self.max_tokens} before its score; raise judge.max_tokens"
+            return JudgeError(f"{self.url}: {reason}", Kind.CUT)
+        if reply.declines:
+            return JudgeError(f"{self.url}: the model declines to judge", Kind.REFUSED)
+        if reply.kind is Kind.UNPARSED:
+            return JudgeError(f"{self.url}: {reply.reason}", Kind.UNPARSED)
+        return JudgeError(f"{self.url}: no score after {marker!r} in its answer", Kind.UNPARSED)
+
+    def _words(self, reply: Reply) -> str:
+        """What the model says, thoughts apart."""
+        reply = self._usable(reply)
+        if not reply.words.strip():
+            raise JudgeError(f"{self.url}: {reply.reason or 'an answer without words'}", reply.kind)
+        return reply.words
 
     def _refuse(self) -> None:
         if self.proved.is_set():
@@ -170,21 +245,6 @@ class Server:
             f"judge {self.url}: the model {self.version!r} gives no log-probabilities (logprobs, top_logprobs): "
             "a soft score needs them; serve it by vLLM, or choose another judge"
         )
-
-
-def _words(answer: Any) -> str:
-    """What a server's model said."""
-    try:
-        words = answer["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError) as problem:
-        raise _Again("an answer of another form") from problem
-    if not isinstance(words, str) or not words.strip():
-        raise _Again("an answer without words")
-    return words
-
-
-class _Again(Exception):  # noqa: N818 - caught at once
-    """May pass; try again."""
 
 
 class Replay:
@@ -205,12 +265,12 @@ class Replay:
         self.match, self.path = match, path
         self.answers: dict[tuple[Any, ...], list[Answer]] = {}
         try:
-            rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-            for row in rows:
+            lines = list(rows(Path(path)))
+            for row in lines:
                 self.answers.setdefault(self._key(row), []).append(Answer(str(row["text"]), float(row["score"])))
-            first: Mapping[str, Any] = rows[0]
-            self.version, self.temperature = str(first["version"]), float(first["temperature"])
-            self.prompts = {row["prompt_hash"] for row in rows}
+            self.version = str(lines[0]["version"])
+            self.temperature = float(lines[0]["temperature"])
+            self.prompts = {row["prompt_hash"] for row in lines}
         except OSError as problem:
             raise UserError(f"judge record {path}: {problem.strerror}") from problem
         except (ValueError, KeyError, IndexError, TypeError) as problem:

@@ -16,6 +16,7 @@ Line = dict[str, Any]
 Wanted = Callable[[int], bool]  # by its number: whether an item is still to be made
 WHERE = (  # settings of a reward or a writer that say where and how fast it runs, not what it says
     *("url", "key_variable", "timeout", "retries", "backoff", "parallel", "patience", "record"),
+    *("budget", "log", "longest_wait"),
     *("threads", "batch", "chunk", "limit", "device"),
 )
 

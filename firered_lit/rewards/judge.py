@@ -1,16 +1,34 @@
 """The soft score of a judge: the expected score over the score tokens alone. FireRed (2602.13344), eq. 4.
 
-Scores are single tokens (use a scale of 0 to 5 or 0 to 9). What a server does not tell is bounded, never guessed: where
+Scores are single tokens (use a scale of 0 to 5 or 0 to 9). What a server does not list is bounded, never guessed: where
 the bound is too wide, or there is no score, the answer is None and the sample's reward is missing.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+SENTINEL = -1000.0  # servers write -inf, -9999 or less where they have no log-probability
+EMPHASIS = r"[\s*_`]*"  # what Markdown puts between the characters of a marker
+AROUND = " \t\n\r*_`'\"[](){}<>"  # what may stand around a score
+GOES_ON = re.compile(r"[.,]?\d|\s*[-\u2013~]\s*\d")  # a number or a range of which the score is only the beginning
+
+
+def check_scale(tokens: Iterable[str]) -> None:
+    """Raise ValueError unless each score is told from all others by its first token.
+
+    Where one score begins another ("1" and "10"), a server's probability of the first is that of both.
+    """
+    scores = list(tokens)
+    for score in scores:
+        longer = [other for other in scores if other != score and other.startswith(score)]
+        if longer:
+            raise ValueError(f"the score {score} begins {longer[0]}; use a scale such as 0 to 5 or 0 to 9")
 
 
 def expected_score(logits: Tensor, values: Tensor) -> Tensor:
@@ -21,24 +39,38 @@ def expected_score(logits: Tensor, values: Tensor) -> Tensor:
 def expected_from_logprobs(
     logprobs: Mapping[str, float], values: Mapping[str, float], *, tolerance: float = 0.02
 ) -> float | None:
-    """`expected_score` from the top log-probabilities of one position, token -> log-probability.
+    """Return `expected_score` from the top log-probabilities of one position, token -> log-probability.
 
-    Tokens that differ by white space alone count together. A score token that is not listed is at most as likely as the
+    Tokens that differ by white space, emphasis or width alone count together. A log-probability under `SENTINEL` is
+    a server's mark for a token that it does not list. A score token that is not listed is at most as likely as the
     least likely listed token. Its share is left out if no such share could move the result by more than `tolerance` of
     the scale, up and down together; else the result is None, as it is when no score token is listed.
+
+    Args:
+        logprobs: natural logarithms of probabilities, each at most 0.
+        values: what each score token is worth.
+        tolerance: share of the scale by which tokens that are not listed may move the result.
+
+    Raises:
+        ValueError: a score of the scale begins another one.
     """
+    check_scale(values)
     if any(not logprob <= 1e-3 for logprob in logprobs.values()):  # NaN, or no logarithm of a probability
         return None
+    known = {token: logprob for token, logprob in logprobs.items() if logprob > SENTINEL}
     shares = dict.fromkeys(values, 0.0)
-    for token, logprob in logprobs.items():
-        if token.strip() in shares:
-            shares[token.strip()] += math.exp(logprob)
+    for token, logprob in known.items():
+        score = _score_of(token)
+        if score in shares:
+            shares[score] += math.exp(logprob)
     listed = [(values[token], share) for token, share in shares.items() if share > 0]
     if not listed:
         return None
-    cap = math.exp(min(logprobs.values()))
+    # The result with nothing hidden, and as far up and down as hidden tokens could move it.
+    cap = math.exp(min(known.values()))
     hidden = sorted(values[token] for token, share in shares.items() if share == 0)
-    low, high = min(_means_with(listed, hidden, cap)), max(_means_with(listed, hidden[::-1], cap))
+    low = min(_means_with(listed, hidden, cap))
+    high = max(_means_with(listed, hidden[::-1], cap))
     scale = max(values.values()) - min(values.values())
     return _mean(listed) if high - low <= tolerance * scale else None
 
@@ -54,28 +86,94 @@ def _means_with(listed: Sequence[tuple[float, float]], hidden: Sequence[float], 
 
 
 def score_logprobs(
-    content: Sequence[Mapping[str, Any]], values: Mapping[str, float], *, marker: str = "Score:"
+    content: Sequence[Mapping[str, Any]],
+    values: Mapping[str, float],
+    *,
+    marker: str = "Score:",
+    words: str | None = None,
+    ended: bool = True,
 ) -> dict[str, float] | None:
-    """The top log-probabilities where the score stands: the first token with text after the last `marker`.
+    """Return the top log-probabilities where the score stands: the first token with text after the last `marker`.
 
-    content: `choices[i].logprobs.content` of an OpenAI-compatible server, a list of {token, logprob, top_logprobs}.
-    None without a marker, without log-probabilities, or when that token is no score or goes on ("1", "0").
+    The marker and the score may be emphasised, and their characters full-width ("**Score:** 4", "Score：4").
+
+    Args:
+        content: `choices[i].logprobs.content` of an OpenAI-compatible server, a list of {token, logprob, top_logprobs}.
+        values: what each score token is worth.
+        marker: what stands before the score.
+        words: the answer itself. The tokens of a model that thinks hold its thoughts as well, where no score is
+            looked for. None looks at all tokens.
+        ended: False when the server cut the answer; a score at its very end may then be the beginning of a number.
+
+    Returns:
+        Token -> log-probability; None without a marker, without log-probabilities, or when that token is no score or
+        goes on ("1", "0").
     """
-    ends, text = [], ""
+    ends: list[int] = []
+    text = ""
     for entry in content:
-        text += entry["token"]
+        text += _plain(entry["token"])
         ends.append(len(text))
-    start = text.rfind(marker)
-    if start < 0:
+    start = _after_marker(text, marker, 0 if words is None else _start_of(text, words))
+    if start is None:
         return None
-    after = [i for i, end in enumerate(ends) if text[start + len(marker) : end].strip()]
-    if not after or content[after[0]]["token"].strip() not in values:
+    # The token that holds the first character after the marker, apart from emphasis.
+    while start < len(text) and text[start] in AROUND:
+        start += 1
+    place = next((i for i, end in enumerate(ends) if end > start), None)
+    if place is None or _score_of(content[place]["token"]) not in values:
         return None
-    place = after[0]
-    if re.match(r"\.?\d", text[ends[place] :]):
+    rest = text[ends[place] :]
+    if GOES_ON.match(rest) or not (ended or rest):
         return None
     top = {item["token"]: float(item["logprob"]) for item in content[place].get("top_logprobs") or ()}
     return top or None
+
+
+def before_marker(text: str, marker: str) -> str:
+    """Return the words that stand before the first `marker`, however it is emphasised; all of them without one."""
+    match = _marker_pattern(marker, re.NOFLAG).search(text)
+    return text if match is None else text[: match.start()]
+
+
+def _after_marker(text: str, marker: str, begin: int | None) -> int | None:
+    """Where the last marker at or after `begin` ends; one in other capitals counts where there is no exact one."""
+    if begin is None:
+        return None
+    for flag in (re.NOFLAG, re.IGNORECASE):
+        matches = list(_marker_pattern(_plain(marker), flag).finditer(text, begin))
+        if matches:
+            return matches[-1].end()
+    return None
+
+
+def _marker_pattern(marker: str, flag: re.RegexFlag) -> re.Pattern[str]:
+    """The marker with emphasis between its words and signs, and no letter before it ("Underscore: 4" has none)."""
+    signs = [re.escape(sign) for sign in re.findall(r"\w+|[^\w\s]", marker)]
+    return re.compile("(?<![A-Za-z0-9])" + EMPHASIS.join(signs), flag)
+
+
+def _start_of(text: str, words: str) -> int | None:
+    """Where an answer's words begin among all that the model wrote; None when there are none or they are not found."""
+    own = _plain(words).strip()
+    if not own:
+        return None
+    start = text.rfind(own)
+    if start < 0:  # some servers write parts of a character as other tokens than they stand in the answer
+        start = text.rfind("</think>")
+    if start < 0:
+        return 0 if text.lstrip()[:8] == own[:8] else None
+    return start
+
+
+def _plain(text: str) -> str:
+    """Full-width characters as the usual ones."""
+    return unicodedata.normalize("NFKC", text)
+
+
+def _score_of(token: str) -> str:
+    """A token without white space and emphasis around it."""
+    return _plain(token).strip(AROUND)
 
 
 def mean_of_passes(scores: Sequence[float | None], values: Mapping[str, float], *, least: int = 1) -> float | None:

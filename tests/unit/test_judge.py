@@ -138,3 +138,82 @@ def test_a_space_in_the_marker_s_own_token_is_no_score():
         {"token": "4", "logprob": -0.1, "top_logprobs": [{"token": "4", "logprob": -0.1}]},
     ]
     assert score_logprobs(content, {str(n): float(n) for n in range(6)}) == {"4": -0.1}
+
+
+SENTINELS = [float("-inf"), -9999.0, -1e9, -3.4e38]
+
+
+@pytest.mark.parametrize("sentinel", SENTINELS)
+def test_a_sentinel_is_no_log_probability(sentinel):
+    """What a server cut from its list may be as likely as the least that it lists."""
+    assert expected_from_logprobs({"4": 0.0, "#": sentinel}, VALUES) is None
+    unsure = {"4": math.log(0.7), "5": math.log(0.2), "3": math.log(0.1), "#": sentinel, "2": sentinel}
+    assert expected_from_logprobs(unsure, VALUES) is None
+    sure = {"4": math.log(0.99), "5": math.log(0.0099), "the": math.log(0.0001), "2": sentinel}
+    assert expected_from_logprobs(sure, VALUES) == pytest.approx((0.99 * 4 + 0.0099 * 5) / 0.9999)
+    assert expected_from_logprobs({"4": sentinel}, VALUES) is None
+
+
+def test_a_complete_list_settles_the_score_whatever_else_is_a_sentinel():
+    full = {str(v): math.log(1 / 6) for v in range(6)}
+    assert expected_from_logprobs(full | {"x": float("-inf")}, VALUES) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("scale", [range(11), (0, 5, 50), (1, 12)])
+def test_a_scale_whose_scores_begin_others_is_refused(scale):
+    values = {str(v): float(v) for v in scale}
+    with pytest.raises(ValueError, match="begins"):
+        expected_from_logprobs({"9": math.log(0.55), "1": math.log(0.40), "8": math.log(0.05)}, values)
+
+
+def tokens(*parts, score="4"):
+    return [entry(part, **({score: -0.2, "3": -2.0} if part.strip("* ") in (score, "４") else {})) for part in parts]
+
+
+WRITTEN = {
+    "bold line": ("**", "Score", ":", "**", " ", "4"),
+    "bold name": ("**", "Score", "**", ":", " ", "4"),
+    "bold score": ("Score", ":", " **", "4", "**"),
+    "bold in one token": ("Score:", " **", "4", "**", "\n"),
+    "full-width colon": ("Score", "：", "4"),
+    "full-width score": ("Score：", "４"),
+    "other capitals": ("SCORE", ":", " ", "4"),
+    "a space before the colon": ("Score", " :", " 4"),
+    "brackets": ("Score:", " [", "4", "]"),
+    "a heading": ("### ", "Score", ":\n", "4"),
+    "out of five": ("Score:", " ", "4", "/", "5"),
+}
+
+
+@pytest.mark.parametrize("way", WRITTEN)
+def test_a_score_is_read_however_it_is_emphasised(way):
+    assert score_logprobs(tokens(*WRITTEN[way]), VALUES) == {"4": -0.2, "3": -2.0}
+
+
+@pytest.mark.parametrize(
+    "parts", [("Score", ":", " **", "4", ".", "5", "**"), ("Score:", " 4", "-", "5"), ("Underscore:", " ", "4")]
+)
+def test_a_number_that_only_begins_with_a_score_is_none(parts):
+    assert score_logprobs(tokens(*parts), VALUES) is None
+
+
+THOUGHTS = ("I", " think", " Score: ", "1", ", no.", "</think>", "\n\n")
+
+
+def test_no_score_comes_out_of_the_thoughts():
+    thoughts = [entry(part, **({"1": -0.1} if part == "1" else {})) for part in THOUGHTS]
+    for words in ("", "  "):
+        assert score_logprobs(thoughts, VALUES, words=words) is None
+    answer = tokens("It is fine.", " Score: ", "4")
+    assert score_logprobs([*thoughts, *answer], VALUES, words="It is fine. Score: 4") == {"4": -0.2, "3": -2.0}
+    wordy = [*thoughts, entry("It is fine.")]
+    assert score_logprobs(wordy, VALUES, words="It is fine.") is None
+    odd = [*thoughts, entry("\ufffd"), entry("\ufffd"), *answer]  # a character that spans tokens
+    assert score_logprobs(odd, VALUES, words="好It is fine. Score: 4") == {"4": -0.2, "3": -2.0}
+    assert score_logprobs(thoughts[:5], VALUES, words="words that are nowhere among the tokens") is None
+
+
+def test_a_score_at_the_end_of_a_cut_answer_may_go_on():
+    cut = tokens("Score: ", "4")
+    assert score_logprobs(cut, VALUES, ended=False) is None
+    assert score_logprobs([*cut, entry("\n")], VALUES, ended=False) == {"4": -0.2, "3": -2.0}

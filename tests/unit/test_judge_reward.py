@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import socket
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from moody_judge import SHARES, Moody, answer, fine, hang_up, late, says, status, wordless
+from moody_judge import SHARES, Moody, answer, entry, fine, hang_up, late, says, status, wordless
 from PIL import Image
 
 from callbacks.judge_prompt import FOLDER, Question, read_prompt
@@ -20,16 +21,12 @@ from callbacks.judge_reward import JudgeReward, questions
 from callbacks.judge_server import JudgeError, Replay, Server
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.errors import UserError
+from firered_lit.judges.log import rows
 from firered_lit.models.conditioning import show
 from firered_lit.rewards.judge import expected_score
 from firered_lit.rewards.protocol import Reward
 
 EXPECTED = sum(float(k) * v for k, v in SHARES.items()) / 5
-
-
-@pytest.fixture(autouse=True)
-def _direct(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def picture(*levels):
@@ -58,10 +55,24 @@ def serve():
         server.stop()
 
 
-def judging(server, passes=1, least=1, record=None, **options):
+REWARDS = []
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    """Every reward is closed, and then no thread that asks is left."""
+    yield
+    while REWARDS:
+        REWARDS.pop().close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "judge"]
+
+
+def judging(server, passes=1, least=1, record=None, prompt="edit", **options):
     given = {"timeout": 2.0, "retries": 2, "backoff": 0.02, "parallel": 4} | options
     url = server if isinstance(server, str) else server.url
-    return JudgeReward(Server(url, "judge-7b", **given), passes=passes, least=least, record=record)
+    judge = Server(url, "judge-7b", **given)
+    REWARDS.append(JudgeReward(judge, prompt, passes=passes, least=least, record=record))
+    return REWARDS[-1]
 
 
 # what is asked
@@ -197,8 +208,8 @@ def test_a_server_that_is_down_for_a_while_costs_time_and_no_reward(serve):
 
 
 def test_the_usual_retries_outlast_ten_seconds():
-    judge = Server("http://127.0.0.1:9/v1", "m")
-    assert sum(judge.backoff * 2**n for n in range(judge.retries)) > 10
+    client = Server("http://127.0.0.1:9/v1", "m").client
+    assert sum(client.backoff * 2**n for n in range(client.retries)) > 10
 
 
 def test_a_server_that_stays_down_is_missing(serve):
@@ -236,6 +247,135 @@ def test_some_passes_may_fail(serve):
     server.moods = [fine, says(answer(text="Grade: "))]
     few = judging(server, passes=3, least=2, parallel=1).submit(picture(0.5), batch()).result(30)
     assert not few.valid.any()
+
+
+SETTINGS = {"temperature": 0.7, "max_tokens": 512, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def test_everything_that_a_servers_own_config_could_change_is_sent(serve):
+    server = serve(fine)
+    judging(server, passes=2).submit(picture(0.5), batch()).result(30)
+    judging(server, top_p=0.9, top_k=None, min_p=None, repetition_penalty=None).submit(picture(0.5), batch()).result(30)
+    bodies = [{k: v for k, v in body.items() if k not in ("messages", "seed")} for _, body, _ in server.requests]
+    common = {"model": "judge-7b", "logprobs": True, "top_logprobs": 20}
+    assert bodies[0] == bodies[1] == common | SETTINGS
+    assert bodies[2] == common | {"temperature": 0.7, "max_tokens": 512, "top_p": 0.9}
+
+
+def test_a_server_that_knows_openais_settings_alone_is_asked_without_the_others(serve, caplog):
+    def strict(handler, body):
+        unknown = [name for name in ("top_k", "min_p", "repetition_penalty") if name in body]
+        if unknown:
+            handler.say({"error": {"message": f"Unrecognized request argument supplied: {unknown[0]}"}}, 400)
+        else:
+            fine(handler, body)
+
+    server = serve(strict)
+    reward = judging(server, passes=3, parallel=1)
+    assert reward.submit(picture(0.5), batch()).result(30).valid.all()
+    assert caplog.text.count("is asked without it") == 3
+    server.requests.clear()
+    assert reward.submit(picture(0.6), batch()).result(30).valid.all()
+    assert len(server.requests) == 3
+
+
+def test_passes_that_agree_to_the_last_digit_are_said_once(serve, caplog):
+    reward = judging(serve(fine), passes=3)
+    for level in (0.1, 0.2):
+        reward.submit(picture(level, -level), batch(2)).result(30)
+    assert caplog.text.count("all 3 passes agree to the last digit at temperature 0.7") == 1
+
+
+@pytest.mark.parametrize("options", [{"passes": 1}, {"passes": 3, "temperature": 0.0}])
+def test_passes_that_must_agree_are_not_said(serve, caplog, options):
+    judging(serve(fine), **options).submit(picture(0.1), batch()).result(30)
+    assert "agree" not in caplog.text
+
+
+def test_passes_that_differ_are_not_said(serve, caplog):
+    other = says(answer({"5": 0.6, "4": 0.2, "3": 0.1, "2": 0.06, "1": 0.03, "0": 0.01}))
+    judging(serve(fine, other, fine), passes=3).submit(picture(0.1), batch()).result(30)
+    assert "agree" not in caplog.text
+
+
+def test_several_passes_of_a_prompt_without_words_are_said_to_agree(caplog):
+    judging("http://127.0.0.1:9/v1", passes=3, prompt="edit_direct")
+    assert "asks for no words, so its 3 passes agree" in caplog.text
+
+
+def thinking(content, thoughts="It is poor. Score: ", finish="stop", marker="Score: "):
+    """An answer of a model that thinks: its tokens hold the thoughts as well."""
+    tokens = [entry(word) for word in (thoughts, "1", "</think>")]
+    message = {"content": content, "reasoning_content": f"{thoughts}1"}
+    if content is not None:
+        tokens += [entry(content.removesuffix("5")), entry("5", SHARES)]
+    return says({"choices": [{"message": message, "logprobs": {"content": tokens}, "finish_reason": finish}]})
+
+
+@pytest.mark.parametrize(
+    ("mood", "reason", "kind"),
+    [
+        (thinking(None), "thoughts without an answer", "unparsed"),
+        (thinking(None, finish="length"), "cut at max_tokens=512 before its score; raise judge.max_tokens", "cut"),
+        (thinking("It is fine."), "no score after 'Score:'", "unparsed"),
+        (says(answer(text="Lovely. Grade: ")), "no score after 'Score:'", "unparsed"),
+        (says(answer(text="I'm sorry, I cannot help. ")), "the model declines to judge", "refused"),
+        (says({"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}), "refused", "refused"),
+        (lambda h, b: h.say({"error": {"code": "content_filter"}}, 400), "refused: HTTP 400", "refused"),
+        (says(answer({"4": 1.0})), "do not settle the score", "unparsed"),
+        (status(429), "HTTP 429", "limited"),
+    ],
+)
+def test_an_answer_without_a_score_is_named_by_its_kind(serve, mood, reason, kind):
+    reward = judging(serve(mood))
+    scores = reward.submit(picture(0.5), batch()).result(30)
+    assert not scores.valid.any()
+    ((said, _),) = reward.reasons.items()
+    assert reason in said
+    assert reward.kinds == {kind: 1}
+
+
+def test_the_score_of_a_model_that_thinks_is_that_of_its_answer(serve):
+    scores = judging(serve(thinking("It is fine. Score: 5"))).submit(picture(0.5), batch()).result(30)
+    assert scores.value.item() == pytest.approx(EXPECTED, abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["It is red. **Score:** ", "It is red.\nScore: ** ", "Red. Score： ", "red. SCORE: "])
+def test_an_emphasised_score_counts(serve, text):
+    scores = judging(serve(says(answer(text=text)))).submit(picture(0.5), batch()).result(30)
+    assert scores.value.item() == pytest.approx(EXPECTED, abs=1e-6)
+
+
+def test_a_redirect_is_refused_in_one_line(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-word")
+    elsewhere = serve(fine)
+
+    def redirect(handler, body):
+        handler.send_response(302)
+        handler.send_header("Location", elsewhere.url)
+        handler.end_headers()
+
+    with pytest.raises(UserError, match=r"redirects to http://127\.0\.0\.1:\d+/v1, which is not followed") as refused:
+        judging(serve(fine, redirect), parallel=1).submit(picture(0.5, 0.1), batch(2)).result(30)
+    assert "\n" not in str(refused.value)
+    assert not elsewhere.requests
+
+
+def test_a_budget_of_requests_is_kept_and_named(serve):
+    server = serve(fine)
+    reward = judging(server, budget=2)
+    assert reward.submit(picture(0.1, 0.2, 0.3), batch(3)).result(30).valid.sum() == 2
+    assert len(server.requests) == 2
+    assert "the budget of 2 requests is spent" in next(iter(reward.reasons))
+
+
+@pytest.mark.parametrize("scale", ["0 1 2 3 4 5 6 7 8 9 10", "1 10", "0 0.5 1", "1 1.0 nan", "1 2 2"])
+def test_a_scale_that_cannot_be_told_by_one_token_is_refused(tmp_path, scale):
+    text = (FOLDER / "edit.txt").read_text(encoding="utf-8").replace("scale: 0 1 2 3 4 5", f"scale: {scale}")
+    (tmp_path / "own.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"own\.txt: not a prompt") as refused:
+        read_prompt(str(tmp_path / "own.txt"))
+    assert "\n" not in str(refused.value)
 
 
 def test_bad_arguments_are_refused():
@@ -302,7 +442,46 @@ def test_a_record_of_another_prompt_or_of_nothing_is_refused(record, tmp_path):
         Replay(str(record), match="any")
 
 
+def test_a_torn_last_line_of_a_record_costs_that_answer_alone(record, serve):
+    whole = record.read_text(encoding="utf-8")
+    record.write_text(whole[:-30], encoding="utf-8")
+    scores = JudgeReward(Replay(str(record)), passes=2).submit(picture(0.5, -0.5), batch(2)).result(30)
+    assert scores.terms["passes"].tolist() == [2, 1]
+    judging(serve(fine), record=str(record)).submit(picture(0.9), batch()).result(30)
+    assert len(list(rows(record))) == 4
+
+
+def test_a_record_that_cannot_be_written_is_refused(serve, tmp_path):
+    (tmp_path / "file").write_text("")
+    reward = judging(serve(fine), record=str(tmp_path / "file" / "answers.jsonl"))
+    with pytest.raises(UserError, match="cannot be written"):
+        reward.submit(picture(0.5), batch()).result(30)
+
+
 # a local model
+
+
+def test_a_local_model_is_loaded_onto_the_device_of_its_process_when_the_run_begins():
+    from callbacks.judge_local import LocalVLM
+
+    judge = LocalVLM("tiny")
+    assert judge.device is None
+    assert judge._model is None, "a recipe is built before its processes have their devices"
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer.strategy._root_device = torch.device("meta")  # stands for the second GPU of a machine
+    JudgeReward(judge, "edit_direct").setup(trainer, Shows(), "fit")
+    assert {parameter.device.type for parameter in judge.model.parameters()} == {"meta"}
+    judge.load(torch.device("cpu"))
+    assert judge.device.type == "meta"
+    assert LocalVLM("tiny", device="cpu").device.type == "cpu"
+
+
+def test_a_scale_that_the_local_model_cannot_give_is_refused_when_the_run_begins(local):
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    reward = JudgeReward(local, "edit_direct")
+    reward.prompt = replace(reward.prompt, values={"-5": -5.0, "12": 12.0})
+    with pytest.raises(UserError, match="more than one token"):
+        reward.setup(trainer, Shows(), "fit")
 
 
 @pytest.fixture(scope="module")
@@ -404,8 +583,11 @@ def test_a_question_that_the_judge_drops_by_patience_is_late(serve):
     assert "late" in next(iter(reward.reasons))
 
 
-@pytest.mark.parametrize("drop", [lambda reward, future: future.cancel(), lambda reward, future: reward.close()])
-def test_what_nobody_waits_for_is_never_asked(serve, drop):
+DROPPED = {"cancelled": lambda reward, future: future.cancel(), "closed": lambda reward, future: reward.close()}
+
+
+@pytest.mark.parametrize("way", DROPPED)
+def test_what_nobody_waits_for_is_never_asked(serve, way):
     """A judge that hangs would else be asked about every edit of every lost group before any new one."""
     server = serve(late(0.6), fine)
     reward = judging(server, parallel=1, timeout=5.0)
@@ -413,10 +595,10 @@ def test_what_nobody_waits_for_is_never_asked(serve, drop):
     while not server.requests:
         time.sleep(0.01)
     for future in lost:
-        drop(reward, future)
+        DROPPED[way](reward, future)
     assert all(future.cancelled() for future in lost)
     assert reward.submit(picture(0.5), batch()).result(30).valid.all()
-    assert len(server.requests) == 2
+    assert len(server.requests) <= (3 if way == "cancelled" else 2)  # one may begin before it is cancelled as well
     assert not reward.reasons
 
 
