@@ -131,13 +131,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="of the solver")
     parser.add_argument("--seed", type=int, default=0, help="of crops, instructions and noise")
     arguments = parser.parse_args()
+    if min(arguments.crops, arguments.steps) < 1:
+        parser.error("--crops and --steps are at least 1")
     quiet()
-    asked = list(samples(arguments.crops * len(EDITS), arguments.seed, "held_out"))
     try:
+        file = find_lora(arguments.lora)
         base = open_base(arguments.model)
         transformer = base.transformer().eval()
+        asked = list(samples(arguments.crops * len(EDITS), arguments.seed, "held_out"))
         before = edits(base, transformer, asked, arguments.steps)
-        merge_file(transformer, find_lora(arguments.lora))
+        merge_file(transformer, file)
     except UserError as error:
         parser.error(str(error))
     after = edits(base, transformer, asked, arguments.steps)

@@ -193,6 +193,8 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=16, help="samples of the portrait, for validation")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.count < 1 or arguments.held_out < 0:
+        parser.error("--count is at least 1, --held-out at least 0")
     if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
         parser.error(f"--out {arguments.out}: not an empty folder; choose another")
     write(arguments.out, arguments.count, arguments.held_out, arguments.seed)

@@ -156,6 +156,17 @@ def test_a_folder_that_holds_something_is_not_written_to(tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("wrong", [["--lora", "nowhere"], ["--lora", ".", "--crops", "0"], ["--lora", "."]])
+def test_what_cannot_be_measured_is_one_line(tmp_path, monkeypatch, capsys, wrong) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["photo_edits", *wrong, "--out", "x.jpg"])
+    with pytest.raises(SystemExit) as stopped:
+        photo_edits.main()
+    assert stopped.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+    assert not any(tmp_path.iterdir())
+
+
 def moved(source: Picture, answer: Picture, share: float) -> Picture:
     """Return a picture on the way from the source to the answer."""
     return np.round(source + share * (answer.astype(float) - source)).astype(np.uint8)
