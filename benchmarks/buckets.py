@@ -4,7 +4,8 @@
 
 Mixtures of 0, 1, 2 and 3 references at 1:1:1:0 and 1:1:1:1, targets uniform over the nine ratios. References have the
 target's shape ("same"), or one in five has any of the nine ("mixed": many more buckets, so more small last batches).
-The capacity is 12 or 4 times the table's largest target. "used" is the share of the tokens that fit: in full batches,
+Capacities and pixel areas are the recipes' own: pretrain.yaml's, where twelve targets fit, and sft.yaml's, where four
+do; with --area 12 and 4 times that table's largest target. "used" is the share of the tokens that fit: in full batches,
 and over the whole epoch with the smaller batches that end a bucket, where samples that come twice count once. "left
 out" and "twice" are of the samples, in an epoch of the default plan, the worst of five.
 """
@@ -15,12 +16,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
 from datamodules.buckets import BatchPlan, Index, Row, write_index
-from firered_lit.models.sizes import Shape, assign, cover, shape_table, tokens
+from firered_lit.models.sizes import Shape, assign, cover, largest_tokens, shape_table, tokens
+from firered_lit.recipe import load
+
+RECIPES = {"pretrain": 512 * 512, "sft": 1024 * 1024}  # the pixel area that each prepares its data at
 
 
 def mixture(
@@ -79,36 +84,58 @@ def crops(rows: int, table: tuple[Shape, ...]) -> np.ndarray:
     return np.array(lost)
 
 
+def budgets(area: int | None) -> list[tuple[int, int]]:
+    """Return (pixel area, capacity) pairs: the recipes' own or, of another area, room for 12 and for 4 targets."""
+    if area is not None:
+        return [(area, targets * largest_tokens(area)) for targets in (12, 4)]
+    trees = {name: load(str(ROOT / "recipes" / f"{name}.yaml")).root for name in RECIPES}
+    return [(own, trees[name]["data"]["capacity"]) for name, own in RECIPES.items()]
+
+
+def single_shapes(area: int, capacity: int) -> Iterator[tuple[Shape, float, float]]:
+    """Return for every shape the use of a capacity by edits of it with one reference, and by that of squares."""
+    squares = capacity // largest_tokens(area) * (area // 256)
+    for shape in shape_table(area):
+        sample = 2 * tokens(shape)
+        yield shape, capacity // sample * sample / capacity, squares // sample * sample / squares
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--tasks", type=int, default=1, help="task groups, alike in size")
     parser.add_argument("--as-written", action="store_true", help="references in any order of shapes, not canonical")
-    parser.add_argument("--area", type=int, default=1024 * 1024)
+    parser.add_argument("--area", type=int, help="pixels of every image; without it the recipes' own")
     parser.add_argument("--quick", action="store_true", help="few rows, a few seconds")
     args = parser.parse_args()
     rows = 30_000 if args.quick else args.rows
-    table = shape_table(args.area)
-    largest = max(map(tokens, table))
-    print(
-        f"{rows} rows, {args.ranks} ranks, {len(table)} shapes near {args.area} pixels, largest target {largest} tokens"
-    )
+    print(f"{rows} rows, {args.ranks} ranks")
+    for area, capacity in budgets(args.area):
+        largest = largest_tokens(area)
+        print(f"{capacity} tokens: {capacity // largest} targets near {area} pixels, the largest of {largest} tokens")
     print("references  shapes  buckets  capacity    used (full)  used (epoch)  imbalance  left out   twice", end="")
     print("  |  fixed batch    used  imbalance")
     for shares in [(1, 1, 1, 0), (1, 1, 1, 1)]:
         for shapes, mixed in [("same", 0.0), ("mixed", 0.2)]:
-            with tempfile.TemporaryDirectory() as folder:
-                write_index(folder, mixture(rows, shares, table, mixed, args.tasks, not args.as_written))
-                index = Index.open(folder)
-                for targets in (12, 4):
-                    full, used, imbalance, left, twice = budget(index, targets * largest, args.ranks)
-                    batch, share, uneven = fixed(index, targets * largest, args.ranks)
+            for area, capacity in budgets(args.area):
+                with tempfile.TemporaryDirectory() as folder:
+                    write_index(
+                        folder, mixture(rows, shares, shape_table(area), mixed, args.tasks, not args.as_written)
+                    )
+                    index = Index.open(folder)
+                    full, used, imbalance, left, twice = budget(index, capacity, args.ranks)
+                    batch, share, uneven = fixed(index, capacity, args.ranks)
                     print(f"{':'.join(map(str, shares)):>10}  {shapes:>6}  {len(index.buckets):>7}", end="")
-                    print(f"  {targets:>2} targets  {full:11.1%}", end="")
+                    print(f"  {capacity // largest_tokens(area):>2} targets  {full:11.1%}", end="")
                     print(f"  {used:12.1%}  {imbalance:9.1%}  {left:8.2%}  {twice:6.2%}", end="")
                     print(f"  |  {batch:>11}  {share:6.1%}  {uneven:9.1%}", flush=True)
-    lost = crops(min(rows, 100_000), table)
+    area, capacity = budgets(args.area)[-1]
+    for (height, width), used, by_squares in single_shapes(area, capacity):
+        print(
+            f"{width}x{height} with one reference: used {used:.1%}; by the capacity of as many squares {by_squares:.1%}"
+        )
+    lost = crops(min(rows, 100_000), shape_table(area))
     print(f"crop loss: mean {lost.mean():.2%}, p99 {np.quantile(lost, 0.99):.2%}, worst {lost.max():.2%} of the area")
 
 

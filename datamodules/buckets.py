@@ -84,7 +84,10 @@ class BatchPlan:
         self.index, self.capacity, self.ranks, self.seed = index, capacity, plan_ranks, seed
         for bucket in index.buckets:
             if bucket.tokens > capacity:
-                raise UserError(f"bucket {bucket} has {bucket.tokens} tokens a sample, more than capacity={capacity}")
+                raise UserError(
+                    f"capacity={capacity}: bucket {bucket} has {bucket.tokens} tokens a sample; "
+                    f"capacity={max(b.tokens for b in index.buckets)} takes every bucket"
+                )
         self.counts = np.array([bucket.count for bucket in index.buckets])
         self.sizes = np.minimum(capacity // np.array([bucket.tokens for bucket in index.buckets]), max_batch or 1 << 62)
         self.passes = Passes(self.counts, self.sizes, plan_ranks, left_out, seed)

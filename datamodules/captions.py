@@ -27,14 +27,17 @@ class Captions:
             raise UserError("data: text_drop is a probability; captions and languages are weights, not all of them 0")
 
     def refuse_absent(self, present: Mapping[str, int]) -> None:
-        """UserError when a weight names what the data does not hold at all."""
+        """Raise UserError, with the words that mend it, when a weight names what the data does not hold at all."""
         for name, weights, place in (("captions", self.kinds, 0), ("languages", self.languages or {}, 1)):
             there = {key.split("/")[place] for key in present}
             absent = [key for key, weight in weights.items() if weight and key not in there]
             if absent:
-                held = ", ".join(sorted(there))
+                kept = {key: weight for key, weight in weights.items() if key in there and weight}
+                chosen = kept or dict.fromkeys(sorted(there), 1)
+                weighed = ", ".join(f"{key}: {weight:g}" for key, weight in chosen.items())
                 raise UserError(
-                    f"data.{name}: no sample has {absent[0]!r}; there is {held}: give weights to those alone"
+                    f"data.{name}: no sample has {', '.join(map(repr, absent))}; there is {', '.join(sorted(there))}: "
+                    f"set 'data.{name}={{{weighed}}}'"
                 )
 
     def draw(self, instructions: Mapping[str, str], *key: object) -> str:

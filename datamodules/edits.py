@@ -93,7 +93,8 @@ class EditDataModule(L.LightningDataModule):
     capacity: visual tokens of a micro-batch. max_batch: at most so many samples in one. left_out: an epoch may leave
     out less than this share of the samples, others each time, where they would fill little of a step. workers:
     processes that read.
-    text_drop, captions, languages: see `Captions`. weights: sample frequencies by group, see
+    text_drop: probability of the unconditional text; None for 0.05, and for preferences 0, as in Diffusion-DPO.
+    captions, languages: see `Captions`. weights: sample frequencies by group, see
     `datamodules.frequencies`. alignment: draw an order of the references for each global batch, in which one that may
     be dropped is so with probability reference_drop. Its texts are those that `prepare` encoded or, where that left
     them to the training or "online" is asked for here, are encoded in the step. held_out_max: held-out edits shown at
@@ -109,6 +110,7 @@ class EditDataModule(L.LightningDataModule):
 
     sides = 1  # images of the target's shape, each with its references, that a sample is trained on
     learns_targets = True  # so that prompts without one are refused
+    usual_text_drop = 0.05  # where a recipe says nothing: guidance needs the unconditional text to be learnt
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class EditDataModule(L.LightningDataModule):
         capacity: int,
         workers: int = 2,
         seed: int = 0,
-        text_drop: float = 0.05,
+        text_drop: float | None = None,
         captions: Mapping[str, float] | None = None,
         languages: Mapping[str, float] | None = None,
         weights: Mapping[str, Any] | None = None,
@@ -144,7 +146,8 @@ class EditDataModule(L.LightningDataModule):
             held = f"{prompts} of {self.summary['samples']} samples are prompts without a target"
             raise UserError(f"{root}: {held}, for reinforcement learning: datamodules.prompts.PromptDataModule")
         self.sizes = Sizes(**self.summary["sizes"])
-        self.captions = Captions(captions or {"original": 1.0}, languages, text_drop)
+        drop = self.usual_text_drop if text_drop is None else text_drop
+        self.captions = Captions(captions or {"original": 1.0}, languages, drop)
         self.captions.refuse_absent(self.summary["captions"])
         self.capacity, self.max_batch, self.weights, self.left_out = capacity, max_batch, weights, left_out
         self.alignment, self.online = _alignment(alignment, reference_drop, self.summary, root)
@@ -174,7 +177,7 @@ class EditDataModule(L.LightningDataModule):
     def _plan(self, ranks: int) -> BatchPlan:
         """The plan of this data for so many plan ranks; says what it makes of the data."""
         index = self._index()
-        self._refuse_too_large(index)
+        self._refuse_too_large(index, self.capacity, "data.capacity")
         options = {"seed": self.seed, "weights": self.weights, "max_batch": self.max_batch, "left_out": self.left_out}
         plan = BatchPlan(index, capacity=self.capacity // self.sides, plan_ranks=ranks, **options)
         left = plan.left_out(0)
@@ -185,15 +188,18 @@ class EditDataModule(L.LightningDataModule):
         )
         return plan
 
-    def _refuse_too_large(self, index: Index) -> None:
-        """UserError, with its id and size, when a sample alone has more tokens than the capacity."""
+    def _refuse_too_large(self, index: Index, capacity: int, key: str) -> None:
+        """Raise UserError when a sample alone has more tokens than the capacity, which the recipe names `key`."""
         large = max(index.buckets, key=lambda bucket: bucket.tokens, default=None)
-        if large is None or self.sides * large.tokens <= self.capacity:
+        if large is None or self.sides * large.tokens <= capacity:
             return
         name = self.chunks().read(int(index.positions[large.start])).id
-        size = f"{self.sides * large.tokens} tokens{', both sides counted' if self.sides > 1 else ''}"
-        taken = f"sample {name!r}, as all of bucket {large}, has {size}"
-        raise UserError(f"data.capacity={self.capacity}: {taken}; raise it, or prepare at smaller sizes")
+        needed = self.sides * large.tokens
+        counted = ", both sides counted" if self.sides > 1 else ""
+        raise UserError(
+            f"{key}={capacity}: sample {name!r}, as all of bucket {large}, has {needed} tokens{counted}; "
+            f"{key}={needed} takes every sample, or prepare at smaller sizes"
+        )
 
     def _index(self) -> Index:
         """The samples to train on."""

@@ -13,6 +13,7 @@ class PreferenceDataModule(EditDataModule):
     """
 
     sides = 2
+    usual_text_drop = 0.0  # a preference is about an instruction
 
     def check(self, base: Base) -> None:
         """UserError when the data was encoded by other models than the base's, or does not hold pairs alone."""

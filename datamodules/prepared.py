@@ -52,6 +52,11 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def largest(self) -> int:
+        """Visual tokens of the largest sample of the folder."""
+        return max(bucket.tokens for bucket in self.index.buckets)
+
     def __getitem__(self, number: int) -> tuple[dict[str, Any], EditBatch]:
         """What is known of a sample, and the sample with its pictures as a batch of one; step and slot are 0."""
         sample = self._sample(number)

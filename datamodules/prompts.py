@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -15,6 +15,13 @@ from firered_lit.errors import UserError
 from .edits import EditDataModule
 from .index import Index
 from .loader import EditLoader, Visits
+
+
+@runtime_checkable
+class Budgeted(Protocol):
+    """A stage that divides its forwards by itself."""
+
+    capacity: int | None  # visual tokens of a forward; None for no limit
 
 
 class PromptLoader:
@@ -88,6 +95,12 @@ class PromptDataModule(EditDataModule):
 
     def _index(self) -> Index:
         return super()._index() if self.mined is None else Index.open(self.mined[0] / "index" / "train")
+
+    def _refuse_too_large(self, index: Index, capacity: int, key: str) -> None:
+        """Raise UserError when an edit alone has more tokens than a forward of the stage, which divides them itself."""
+        stage = None if self.trainer is None else self.trainer.lightning_module
+        if isinstance(stage, Budgeted) and stage.capacity is not None:
+            super()._refuse_too_large(index, stage.capacity, "stage.capacity")
 
     def train_dataloader(self) -> PromptLoader:
         rank, world, _ = self._place()

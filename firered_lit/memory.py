@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .models.family import BUILT_IN, transformer_config
-from .models.sizes import Sizes
+from .models.sizes import Shape, Sizes, largest_tokens, shape_table, tokens
 
 if TYPE_CHECKING:
     from .models.footprint import Footprint
@@ -69,15 +69,30 @@ class Training:
         return 0 if self.group is None else 1
 
     @property
+    def shape(self) -> Shape:
+        """The target's shape (height, width) in the micro-batch that fills the capacity most."""
+        shapes = shape_table(self.sizes.target_area)
+        taken = [shape for shape in shapes if self.sides * self._sample(shape) <= self.capacity]
+        return max(taken or shapes, key=lambda shape: self._fit(shape) * self._sample(shape))
+
+    @property
     def batch(self) -> int:
         """Samples of the largest micro-batch."""
-        fit = max(1, self.capacity // self.sides // self.tokens)
-        return self.sides * min(fit, self.max_batch or self.group or fit)
+        return self.sides * self._fit(self.shape)
 
     @property
     def tokens(self) -> int:
-        """Visual tokens of a sample."""
-        return (self.sizes.target_area + self.references * self.sizes.reference_area) // 256
+        """Visual tokens of a sample of the largest micro-batch."""
+        return self._sample(self.shape)
+
+    def _fit(self, shape: Shape) -> int:
+        """Return how many samples with targets of this shape a micro-batch holds; of preferences, pairs."""
+        fit = max(1, self.capacity // self.sides // self._sample(shape))
+        return min(fit, self.max_batch or self.group or fit)
+
+    def _sample(self, shape: Shape) -> int:
+        """Return the visual tokens of a sample whose target has this shape; its references are the largest."""
+        return tokens(shape) + self.references * largest_tokens(self.sizes.reference_area)
 
     @property
     def decoded(self) -> int:
@@ -134,10 +149,10 @@ def estimate(training: Training) -> list[Part]:
     from .models.footprint import Forward, footprint
 
     t = training
-    side = round((t.sizes.target_area**0.5) / 16) * 2
     dtype = t.compute or t.weights
     how = {"uniform": t.compute is not None, "autocast": t.autocast, "checkpointing": t.checkpointing}
-    forward = Forward(t.batch, side, TEXT, t.references, _torch(dtype), lora=t.lora, **how)
+    height, width = t.shape
+    forward = Forward(t.batch, (height // 8, width // 8), TEXT, t.references, _torch(dtype), lora=t.lora, **how)
     f = footprint(t.config, forward)
     kept = STORED[t.quantize] if t.quantize else SIZES[t.weights]
     trained = f.trained / t.shards
@@ -146,7 +161,7 @@ def estimate(training: Training) -> list[Part]:
     states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
     weights = ((f.parameters - (f.trained if t.lora else 0)) * kept + (f.trained * size if t.lora else 0)) / t.shards
     peak = _peak(t, f, SIZES[dtype], gradients, trained * size)
-    decoding = VAE_PER_PIXEL * t.sizes.target_area * t.decoded
+    decoding = VAE_PER_PIXEL * 256 * largest_tokens(t.sizes.target_area) * t.decoded
     parts = [
         Part("weights", weights),
         Part("gradients", gradients),

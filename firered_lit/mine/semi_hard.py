@@ -32,6 +32,11 @@ class Prompts(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def largest(self) -> int:
+        """Visual tokens of the largest sample."""
+        ...
+
     def made_from(self) -> Line: ...
 
     def check(self, base: Base) -> None: ...
@@ -82,6 +87,11 @@ class SemiHard:
     ) -> None:
         if draws < 2 or steps < 1 or ahead < 0:
             raise UserError(f"task: draws={draws} steps={steps} ahead={ahead}: at least 2, 1 and 0")
+        if capacity is not None and data.largest > capacity:
+            raise UserError(
+                f"task.capacity={capacity}: a sample has {data.largest} tokens; task.capacity={data.largest} takes"
+                " every sample, or prepare at smaller sizes"
+            )
         self.base, self.data, self.start_from = open_base(model), data, start_from
         self.scorer, self.band = Scorer(rewards, weights, routes, patience), band or Band()
         self.draws, self.steps, self.seed, self.dtype, self.capacity = draws, steps, seed, dtype, capacity

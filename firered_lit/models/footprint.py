@@ -44,13 +44,14 @@ class Footprint:
 class Forward:
     """A micro-batch and how it is computed.
 
-    side: height and width of the target's latents. text: tokens of a prompt's embedding, padding included.
+    latents: height and width of the target's, and of each reference's. text: tokens of a prompt's embedding, padding
+    included.
     dtype: of the weights as the forward sees them. uniform: adapters are cast to it too, as FSDP2 does. autocast: to
     bfloat16. checkpointing: a block keeps its input alone, or its "products".
     """
 
     batch: int
-    side: int
+    latents: tuple[int, int]
     text: int
     references: int = 0
     dtype: torch.dtype = torch.float32
@@ -178,7 +179,7 @@ def _stand_in(transformer: nn.Module) -> None:
 
 def _inputs(config: Mapping[str, Any], forward: Forward) -> tuple[Tensor, Condition]:
     def latents() -> Tensor:
-        return torch.zeros(forward.batch, config["in_channels"] // 4, forward.side, forward.side)
+        return torch.zeros(forward.batch, config["in_channels"] // 4, *forward.latents)
 
     embeddings = torch.zeros(forward.batch, forward.text, config["joint_attention_dim"])
     mask = torch.ones(forward.batch, forward.text, dtype=torch.bool)

@@ -35,11 +35,44 @@ class Sizes:
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
+    def largest_sample(self, references: int) -> int:
+        """Return the visual tokens of the largest sample: a target and so many references, each of any shape."""
+        return largest_tokens(self.target_area) + references * largest_tokens(self.reference_area)
+
+    def capacity(self, samples: int, references: int = 0, sides: int = 1) -> int:
+        """Return the capacity that holds a micro-batch of these samples, whatever their shapes.
+
+        Args:
+            samples: samples of the micro-batch; of preferences, pairs.
+            references: of each sample.
+            sides: 2 for preference pairs, whose winner and loser both come with the references; else 1.
+        """
+        return samples * sides * self.largest_sample(references)
+
 
 def shape_table(area: int) -> tuple[Shape, ...]:
-    """Candidate shapes (height, width) for a pixel area: the nine aspect ratios from 2:1 to 1:2, widest first."""
-    shapes = [calculate_dimensions(area, float(ratio))[::-1] for ratio in RATIOS]
+    """Return the candidate shapes (height, width) of a pixel area, one for each of nine ratios, widest first.
+
+    Inference applies `calculate_dimensions` to the image that it is shown. Every shape here keeps its size under that
+    rule, so a crop of this shape is seen at inference as it was in training.
+    """
+    shapes = [_settled(area, float(ratio)) for ratio in RATIOS]
     return tuple(dict.fromkeys(shape for shape in shapes if min(shape) > 0))
+
+
+def _settled(area: int, ratio: float) -> Shape:
+    """Return the shape (height, width) at which `calculate_dimensions`, applied again and again, stays.
+
+    For a few areas (704 x 704, 832 x 832) the rounded sides have another ratio, at which the rule gives other sides.
+    Sides only grow or only shrink with the ratio, so the repetition ends; mostly it ends at once.
+    """
+    width, height = calculate_dimensions(area, ratio)
+    while min(width, height) > 0:
+        before = width, height
+        width, height = calculate_dimensions(area, width / height)
+        if (width, height) == before:
+            break
+    return height, width
 
 
 def assign(height: int, width: int, table: tuple[Shape, ...]) -> Shape:
@@ -78,3 +111,8 @@ def condition_size(height: int, width: int, area: int) -> Shape:
 def tokens(shape: Shape) -> int:
     """Visual tokens of an image: one per 16x16 pixels."""
     return (shape[0] // 16) * (shape[1] // 16)
+
+
+def largest_tokens(area: int) -> int:
+    """Return the visual tokens of the largest shape in an area's table: at 1024 x 1024, 4144 of 1184x896."""
+    return max(map(tokens, shape_table(area)))

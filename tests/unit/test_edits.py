@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 from itertools import islice
@@ -22,6 +23,7 @@ from datamodules.chunks import Sample
 from datamodules.edits import EditDataModule, check_data
 from datamodules.loader import EditLoader
 from datamodules.parts import Parts, write_json
+from firered_lit.dialect import parse
 from firered_lit.errors import UserError
 
 SHAPES = [(32, 64), (64, 32)]
@@ -312,8 +314,22 @@ def test_captions_that_cannot_be_are_refused_at_once(root, options, message):
         EditDataModule(str(root), capacity=64, **options)
 
 
+@pytest.mark.parametrize("captions", [{"original": 0.1, "structured": 0.3, "instructive": 0.6}, {"structured": 1.0}])
+def test_the_remedy_for_captions_that_the_data_lacks_is_one_word_of_a_shell_and_is_taken(root, captions):
+    """Data with plain instructions alone, under a recipe of the report's three kinds."""
+    with pytest.raises(UserError, match="there is original: set 'data.captions={original: ") as error:
+        EditDataModule(str(root), capacity=64, captions=captions)
+    assert "structured" in str(error.value)
+    key, _, value = shlex.split(str(error.value).partition(": set ")[2])[0].partition("=")
+    assert key == "data.captions"
+    taken = EditDataModule(str(root), capacity=64, captions=parse(value, "message")).captions
+    assert set(taken.kinds) == {"original"}
+
+
 def test_a_sample_larger_than_the_capacity_is_refused(root):
-    with pytest.raises(UserError, match=r"data\.capacity=16: sample 'id\d+', as all .* has 32 tokens; raise it"):
+    with pytest.raises(
+        UserError, match=r"data\.capacity=16: sample 'id\d+', as all .* has 32 tokens; data.capacity=32 takes"
+    ):
         loader(root, capacity=16)
 
 

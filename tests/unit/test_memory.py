@@ -20,7 +20,7 @@ from firered_lit.models.footprint import Forward, _built, _stand_in, footprint
 from firered_lit.models.lora import LoRA
 from firered_lit.models.qwen_image import velocity
 from firered_lit.models.shard import Sharding, shard
-from firered_lit.models.sizes import Sizes
+from firered_lit.models.sizes import Sizes, shape_table, tokens
 from firered_lit.recipe import load
 
 TOLERANCE = 0.15
@@ -50,15 +50,16 @@ def config(layers, heads, head_dim=32, text=64):
 
 def build(t):
     return _built(
-        t.config, Forward(1, 16, TEXT, dtype=getattr(torch, t.weights), checkpointing=t.checkpointing, lora=t.lora)
+        t.config,
+        Forward(1, (16, 16), TEXT, dtype=getattr(torch, t.weights), checkpointing=t.checkpointing, lora=t.lora),
     )
 
 
 def steps(model, t, tracker, optimizer):
     """Two steps as Lightning takes them: old gradients live through the forward."""
-    side = int(t.sizes.target_area**0.5) // 8
+    height, width = t.shape
     text = Text(torch.zeros(t.batch, TEXT, t.config["joint_attention_dim"]), None)
-    x = torch.zeros(t.batch, 16, side, side)
+    x = torch.zeros(t.batch, 16, height // 8, width // 8)
     for again in (False, True):
         if again:
             tracker.reset_mod_stats()
@@ -145,7 +146,7 @@ def test_shards_against_the_tracker(name):
 def test_parameters_are_those_of_the_model_at_any_depth():
     """One and two blocks tell of sixty: counted on the whole model, without memory too."""
     for lora in (None, LoRA(rank=8, alpha=8)):
-        forward = Forward(1, 16, 32, lora=lora)
+        forward = Forward(1, (16, 16), 32, lora=lora)
         whole, found = _built(FULL_SIZE, forward), footprint(FULL_SIZE, forward)
         assert found.parameters == sum(p.numel() for p in whole.parameters())
         assert found.trained == sum(p.numel() for p in whole.parameters() if p.requires_grad)
@@ -186,16 +187,25 @@ def test_pairs_hold_a_reference_and_reinforcement_an_old_policy():
 
 def test_a_pair_is_two_samples_and_a_rollout_decodes_as_many_as_it_draws_at_once():
     training = {name: training_of(load(f"recipes/{name}.yaml").root, 8) for name in ("sft", "dpo", "nft")}
-    assert [(t.batch, t.tokens) for t in training.values()][:2] == [(4, 4096), (4, 4096)]
+    assert [(t.batch, t.tokens) for t in training.values()][:2] == [(4, 4144), (4, 4144)]
     small = replace(training["dpo"], capacity=4096)
     assert small.batch == 2  # one pair at least
-    nft = replace(training["nft"], capacity=3 * 8192)
-    assert (nft.batch, nft.tokens, nft.decoded) == (3, 8192, 3)
-    assert replace(nft, capacity=100 * 8192).batch == nft.group == 12
+    nft = replace(training["nft"], capacity=3 * 8288)
+    assert (nft.batch, nft.tokens, nft.decoded) == (3, 8288, 3)
+    assert replace(nft, capacity=100 * 8288).batch == nft.group == 12
     each = [
-        sum(p.size for p in estimate(replace(nft, capacity=n * 8192)) if p.name[:3] in ("dec", "act")) for n in (2, 3)
+        sum(p.size for p in estimate(replace(nft, capacity=n * 8288)) if p.name[:3] in ("dec", "act")) for n in (2, 3)
     ]
-    assert each[1] - each[0] == pytest.approx(6920 * 1024 * 1024, rel=0.01)
+    assert each[1] - each[0] == pytest.approx(6920 * 1184 * 896, rel=0.01)
+
+
+@pytest.mark.parametrize("capacity", [4096, 8192, 16384, 16500, 16576, 30000])
+def test_the_estimate_is_of_the_fullest_micro_batch_that_the_capacity_lets_in(capacity):
+    """Whatever the shape: at 16384 that is four squares, at 16576 four of 1184x896."""
+    t = replace(training_of(load("recipes/sft.yaml").root, 8), capacity=capacity)
+    allowed = [capacity // tokens(shape) * tokens(shape) for shape in shape_table(1024 * 1024)]
+    assert t.batch * t.tokens == max(allowed)
+    assert t.tokens == tokens(t.shape)
     assert training_of(load("recipes/nft.yaml", ["stage.capacity=null"]).root, 8).batch == 12
 
 
@@ -204,7 +214,7 @@ def test_the_command_says_whether_it_fits(capsys):
     assert main([*command, "--gpu-memory", "80"]) == 0
     assert "of 80: fits" in capsys.readouterr().out
     assert main([*command, "--gpu-memory", "24"]) == 2
-    assert "does not fit; lower data.capacity, now 16384" in capsys.readouterr().out
+    assert "does not fit; lower data.capacity, now 16576" in capsys.readouterr().out
     assert main(["check", "--recipe", "recipes/sft_fsdp.yaml", "--gpus", "8", "trainer.strategy.replicate=3"]) == 2
     assert "replicate=3: 8 processes cannot be divided by it" in capsys.readouterr().err
     assert main(["check", "--recipe", "recipes/prepare.yaml", "--gpus", "8"]) == 2

@@ -2,12 +2,13 @@ import math
 
 import pytest
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions as stock
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from firered_lit.models.sizes import assign, calculate_dimensions, condition_size, crop_box, shape_table
+from firered_lit.models.sizes import RATIOS, assign, calculate_dimensions, condition_size, crop_box, shape_table
 
 AREAS = [1024 * 1024, 512 * 512, 384 * 384, 256 * 256, 128 * 128]
+UNSETTLED = [704 * 704, 832 * 832]  # at which the rule, applied to its own result, gives another one
 
 
 @given(st.sampled_from(AREAS), st.floats(0.3, 3.5))
@@ -15,12 +16,32 @@ def test_dimensions_equal_the_stock_pipelines(area: int, ratio: float) -> None:
     assert calculate_dimensions(area, ratio) == stock(area, ratio)
 
 
-@pytest.mark.parametrize("area", AREAS)
+@given(st.one_of(st.sampled_from([*AREAS, *UNSETTLED]), st.integers(16 * 16, 4096 * 4096)))
+@example(704 * 704)
+@example(832 * 832)
 def test_a_crop_keeps_its_size_through_the_stock_rule(area: int) -> None:
     """The stock pipeline on our crop must not resize it: that is what keeps an edit from drifting or zooming."""
-    for height, width in shape_table(area):
+    table = shape_table(area)
+    assert 1 <= len(table) <= len(RATIOS)
+    for height, width in table:
         assert stock(area, width / height) == (width, height)
-        assert assign(height, width, shape_table(area)) == (height, width)
+        assert assign(height, width, table) == (height, width)
+
+
+@given(st.integers(256 * 256, 2048 * 2048))
+def test_every_ratio_of_the_table_is_near_the_one_it_stands_for(area: int) -> None:
+    """A side is at most one step of 32 pixels away from what the rule gives for the ratio itself."""
+    for ratio, (height, width) in zip(RATIOS, shape_table(area), strict=True):
+        first = stock(area, float(ratio))
+        assert max(abs(width - first[0]), abs(height - first[1])) <= 32
+
+
+def test_the_shapes_that_old_folders_were_prepared_at_are_still_those() -> None:
+    assert shape_table(1024 * 1024) == (
+        *((736, 1440), (768, 1376), (832, 1248), (896, 1184), (1024, 1024)),
+        *((1184, 896), (1248, 832), (1376, 768), (1440, 736)),
+    )
+    assert shape_table(512 * 512)[:5] == ((352, 736), (384, 672), (416, 640), (448, 576), (512, 512))
 
 
 def test_width_and_height_are_not_swapped() -> None:

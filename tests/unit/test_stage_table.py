@@ -1,10 +1,14 @@
 """The recipes carry the report's stage table (FireRed-Image-Edit, 2602.13344, table 1), and tiny twins their stages."""
 
+from inspect import signature
+
 import pytest
 
 from firered_lit.recipe import load
+from firered_lit.stages.nft import NFT
 
 SFT = {"captions": (10, 45, 45), "clusters": "uniform", "steps": 5000, "warmup": 500, "average": True}
+DPO = {"captions": (10, 30, 60), "clusters": None, "steps": 5000, "warmup": 500, "average": True}
 TABLE = {
     "pretrain": {"captions": (55, 40, 5), "clusters": None, "steps": 300_000, "warmup": 0, "average": False},
     "continued_pretrain": {
@@ -17,6 +21,9 @@ TABLE = {
     "sft": SFT,
     "sft_fsdp": SFT,
     "sft_consistency": SFT,
+    "dpo": DPO,
+    "dpo_lora": DPO,
+    "nft": {"captions": (10, 30, 60), "clusters": None, "steps": 500, "warmup": 0, "average": True},
 }
 PIXELS = {"prepare_pretrain": (384, 512), "prepare": (1024,)}
 
@@ -47,13 +54,29 @@ def test_a_full_size_recipe_says_what_the_table_says(name):
     assert found(recipe(name)) == TABLE[name]
 
 
+def test_the_table_has_all_five_stages():
+    stages = {recipe(name)["stage"]["_target_"].rpartition(".")[2] for name in TABLE}
+    assert stages == {"Pretrain", "SFT", "DPO", "NFT"}  # continued pretraining is SFT's class
+    assert "continued_pretrain" in TABLE
+
+
+def test_reinforcement_keeps_the_average_of_its_authors_and_previews_as_it_is_trained():
+    root = recipe("nft")
+    assert root["callbacks"]["ema"]["decay"] == 0.9
+    assert root["stage"]["preview"]["guidance"] == 1.0
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_what_all_stages_share(name):
     root = recipe(name)
     assert root["stage"]["optimizer"]["betas"] == [0.9, 0.999]
     assert root["stage"]["optimizer"]["weight_decay"] == 0.01
     assert root["stage"]["backbone"]["gradient_checkpointing"] is True
-    assert root["trainer"]["gradient_clip_val"] == 1.0
+    clip = root["trainer"]["gradient_clip_val"]
+    if root["stage"]["_target_"].endswith(".NFT"):  # steps its optimizer, and clips, by itself
+        assert clip is None
+        clip = signature(NFT).parameters["gradient_clip"].default
+    assert clip == 1.0
     strategy = root["trainer"].get("strategy")
     assert (strategy["compute"] if strategy else root["trainer"]["precision"]) in ("bfloat16", "bf16-mixed")
 
