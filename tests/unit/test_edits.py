@@ -317,7 +317,7 @@ def test_captions_that_cannot_be_are_refused_at_once(root, options, message):
 @pytest.mark.parametrize("captions", [{"original": 0.1, "structured": 0.3, "instructive": 0.6}, {"structured": 1.0}])
 def test_the_remedy_for_captions_that_the_data_lacks_is_one_word_of_a_shell_and_is_taken(root, captions):
     """Data with plain instructions alone, under a recipe of the report's three kinds."""
-    with pytest.raises(UserError, match="there is original: set 'data.captions={original: ") as error:
+    with pytest.raises(UserError, match=r"there is original: set 'data.captions=\{original: ") as error:
         EditDataModule(str(root), capacity=64, captions=captions)
     assert "structured" in str(error.value)
     key, _, value = shlex.split(str(error.value).partition(": set ")[2])[0].partition("=")
@@ -327,9 +327,8 @@ def test_the_remedy_for_captions_that_the_data_lacks_is_one_word_of_a_shell_and_
 
 
 def test_a_sample_larger_than_the_capacity_is_refused(root):
-    with pytest.raises(
-        UserError, match=r"data\.capacity=16: sample 'id\d+', as all .* has 32 tokens; data.capacity=32 takes"
-    ):
+    says = r"data\.capacity=16: sample 'id\d+', as all .* has 32 tokens; data.capacity=32 takes"
+    with pytest.raises(UserError, match=says):
         loader(root, capacity=16)
 
 
