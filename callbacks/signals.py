@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 
 from callbacks.checkpoint import Checkpoint
+from firered_lit import stopping
 from firered_lit.errors import UserError
+from firered_lit.stopping import INTERRUPTED, REQUEUE
 
-REQUEUE, INTERRUPTED = 75, 130  # EX_TEMPFAIL of sysexits.h; 128 + SIGINT
 _CODES = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: INTERRUPTED}
 _PATIENCE = 15.0  # seconds that a failed process may take to end by itself
 
@@ -56,9 +57,14 @@ class Signals(L.Callback):
             self._group = dist.new_group(backend="gloo")  # on the host, so that asking never waits for the device
         # Lightning's own handlers turn SIGTERM into exit code 0, and broadcast from inside a handler.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        self._install()
+        if not stopping.is_watching():  # else a signal ends the run at once, for there is nothing to save yet
+            self._install()
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._take_over()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._take_over()
         self._seen_step = trainer.global_step
         if self._agreed(trainer):
             self._stop(trainer)
@@ -88,10 +94,17 @@ class Signals(L.Callback):
         if isinstance(exception, KeyboardInterrupt):
             self._abort(trainer)
         if trainer.world_size > 1 and not isinstance(exception, Stopped):
+            stopping.end_with_the_stopped(_launched(trainer))
             end_the_others(trainer, exception)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._undo(trainer)
+
+    def _take_over(self) -> None:
+        """Handle signals from now on, and one that came while the handlers changed."""
+        if stopping.is_watching():
+            self._install()
+            self.received = self.received or stopping.hand_over()
 
     def _install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -102,6 +115,7 @@ class Signals(L.Callback):
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
+        stopping.take_back()
         if self._limit_val_batches is not None:
             trainer.limit_val_batches, self._limit_val_batches = self._limit_val_batches, None
 
@@ -161,7 +175,7 @@ def end_the_others(trainer: L.Trainer, exception: BaseException) -> None:
         sys.stderr.write(f"rank {rank} failed: {type(exception).__name__}: {exception}\n")
         sys.stderr.flush()
         os._exit(getattr(exception, "exit_code", 1))
-    if any(process.poll() for process in getattr(trainer.strategy.launcher, "procs", [])):
+    if any(process.poll() for process in _launched(trainer)):
         sys.stderr.write("rank 0: another process failed first; its error is above\n")
     _kill_children(trainer)
     watch = threading.Timer(_PATIENCE, os._exit, (1,))  # a communicator may wait for the dead
@@ -171,7 +185,7 @@ def end_the_others(trainer: L.Trainer, exception: BaseException) -> None:
 
 def _kill_children(trainer: L.Trainer) -> None:
     """End the processes that Lightning launched from here."""
-    launched = getattr(trainer.strategy.launcher, "procs", [])
+    launched = _launched(trainer)
     processes = list(launched)
     launched.clear()  # or Lightning's observer takes their end for a reason to kill this one
     for process in processes:
@@ -179,3 +193,8 @@ def _kill_children(trainer: L.Trainer) -> None:
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)
+
+
+def _launched(trainer: L.Trainer) -> list[Any]:
+    """Return the processes that Lightning launched from here."""
+    return getattr(trainer.strategy.launcher, "procs", [])

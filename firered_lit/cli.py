@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from firered_lit import stopping
 from firered_lit.errors import UserError
 
 Arguments = argparse.Namespace
@@ -26,8 +27,13 @@ class Verb(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for bad input, 130 after Ctrl-C, 1 for anything else.
 
-    `sys.argv` stays as it is: the processes of a distributed run are started from it.
+    SIGTERM and SIGUSR1 end it by 75. `sys.argv` stays as it is: the processes of a distributed run are started from it.
     """
+    with stopping.watching():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else list(argv))
     quiet()
     try:

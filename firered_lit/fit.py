@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from . import locks
+from . import locks, stopping
 from .checkpoint import AtomicCheckpointIO, resolve
 from .dialect import dump
 from .errors import UserError
@@ -107,6 +107,7 @@ def _fit(
     if recipe is not None and engine.logger is not None:
         engine.logger.log_hyperparams(dict(recipe))
     rank_zero_info(f"{'continuing from ' + str(start) if start else 'starting'} in {folder}")
+    stopping.launching(lambda: getattr(engine.strategy.launcher, "procs", ()))
     engine.fit(stage, datamodule=data, ckpt_path=str(start) if start else None)
     if any(getattr(c, "stopping", None) for c in every):  # a signal; all ranks agree on this, the first has the code
         return next((c.exit_code for c in every if getattr(c, "exit_code", None)), 0)

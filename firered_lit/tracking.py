@@ -23,6 +23,7 @@ from PIL import Image
 
 from firered_lit.errors import UserError
 from firered_lit.provenance import git_state, packages
+from firered_lit.stopping import before_the_end
 from firered_lit.store import RECORD, alone, artifacts_of, read_record, store_uri, ui_command, update_record
 
 __all__ = ["MLflow", "log_folder", "log_image", "ui_command"]
@@ -126,6 +127,12 @@ class MLflow(MLFlowLogger):
         self._later(lambda: None).result()  # one thread, in order: all before it is done
         self._dismiss_watchdog()
 
+    def _stopped_at_once(self) -> None:
+        """End the run as KILLED when a signal ends the process without the trainer. From any thread."""
+        if self._watchdog is not None:  # begun, and not ended yet
+            self._mlflow_client.set_terminated(self._run_id, "KILLED")
+            self._dismiss_watchdog()
+
     def _open(self) -> None:
         client = self._mlflow_client
         try:
@@ -135,6 +142,7 @@ class MLflow(MLFlowLogger):
             run_id = self._run_id
             client.set_tag(run_id, "session", self._session)
             self._watch()
+            before_the_end(self._stopped_at_once)
             client.update_run(run_id, status="RUNNING")
         except MlflowException as error:
             raise UserError(
