@@ -288,7 +288,7 @@ def run(folders: Sequence[Path], out: Path) -> None:
         work = [[moment for moment in moments if moment[0] < began] for moments in work]
         work.append([(point.step, point.timestamp) for points in histories.values() for point in points])
     worked = sum(hours([time for _, time in moments]) for moments in work)
-    steps = 1 + max(points[-1][0] for points in curves.values())
+    steps = max(points[-1][0] for points in curves.values())
     curves = {name: thinned(points) for name, points in curves.items()}
     _write(out, found | {"steps": steps, "hours": round(worked, 2), "curves": curves})
     pyplot = _pyplot()

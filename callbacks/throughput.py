@@ -72,7 +72,7 @@ class Throughput(L.Callback):
         metrics |= {"perf/tflops": tflops} if tflops else {}
         metrics |= {"perf/mfu": tflops * 1e12 / best} if tflops and best else {}
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step - 1)  # the step that Lightning gives to this batch
+            logger.log_metrics(metrics, step=trainer.global_step)
         self._reset()
 
 

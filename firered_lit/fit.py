@@ -22,6 +22,7 @@ from .files import write_json, write_text
 from .optim import refuse_eight_bit
 from .stages.base import Stage
 from .start import start_folder
+from .steps import log_by_optimizer_steps
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def _fit(
     if recipe is not None and engine.logger is not None:
         engine.logger.log_hyperparams(dict(recipe))
     rank_zero_info(f"{'continuing from ' + str(start) if start else 'starting'} in {folder}")
+    log_by_optimizer_steps(engine)
     stopping.launching(lambda: getattr(engine.strategy.launcher, "procs", ()))
     engine.fit(stage, datamodule=data, ckpt_path=str(start) if start else None)
     if any(getattr(c, "stopping", None) for c in every):  # a signal; all ranks agree on this, the first has the code

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from PIL import Image
 from process import Process
 
@@ -17,6 +18,7 @@ from firered_lit import build, recipe
 from firered_lit.checkpoint import newest
 from firered_lit.cli import main
 from firered_lit.models.family import open_base
+from firered_lit.store import read_record
 
 FIT = ["fit", "--recipe", "recipes/tiny/sft.yaml"]
 QUICK = ["run.validate_every=null", "logger=null", "callbacks.progress=null"]
@@ -60,6 +62,11 @@ def test_a_run_says_what_it_made(trained: Path) -> None:
     assert (trained / "recipe.yaml").exists()
     grids = sorted((trained / "samples").glob("*.png"))
     assert grids[0].name == "step_00000000.png"  # beside the base model
+    record = read_record(trained)
+    client, number = MlflowClient(record["mlflow_uri"]), record["mlflow_run_id"]
+    history = {name: client.get_metric_history(number, name) for name in ("val/loss", "train/loss")}
+    assert [point.step for point in history["val/loss"]] == [0, 10, 20] == [int(grid.stem[5:]) for grid in grids]
+    assert [point.step for point in history["train/loss"]] == list(range(1, 21))
     assert np.asarray(Image.open(grids[-1])).std() > 10
 
 

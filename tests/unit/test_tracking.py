@@ -15,13 +15,16 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from mlflow.tracking import MlflowClient
 from PIL import Image
-from toy_run import Toy, fit
+from toy_run import Edits, Toy, fit, trainer
 
 from callbacks.checkpoint import Checkpoint
+from callbacks.sample_grid import SampleGrid
 from callbacks.signals import Signals, Stopped
+from callbacks.throughput import Throughput
 from firered_lit import tracking
 from firered_lit.errors import UserError
 from firered_lit.provenance import git_state
+from firered_lit.steps import log_by_optimizer_steps
 from firered_lit.store import read_record, store_uri
 from firered_lit.tracking import MLflow, flatten, log_folder, log_image, ui_command
 
@@ -78,6 +81,49 @@ def test_a_finished_run_is_all_there(place):
     assert run.info.artifact_uri.startswith((place / "mlflow-artifacts").as_uri())
     assert read_record(folder) == {"stage": "SFT", "mlflow_uri": logger.uri, "mlflow_run_id": logger.run_id}
     assert watchdog.returncode == 0
+
+
+class Twice(Toy):
+    """A toy that steps its optimizer by hand, twice a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(2):
+            loss = super().training_step(batch, batch_idx)
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+
+
+@pytest.mark.parametrize(("module", "accumulate"), [(Toy, 2), (Twice, 1)], ids=["accumulating", "two steps a batch"])
+def test_everything_in_the_store_lies_at_the_steps_of_console_grid_and_checkpoint(place, module, accumulate):
+    """Six optimizer steps with a validation before the first one and after every second."""
+    folder = place / f"steps-{module.__name__}"
+    logger = MLflow(dir=str(folder))
+    watchers = [SampleGrid(rows=1, side=32), Throughput(every=2), Checkpoint(every=2)]
+    run = trainer(
+        folder,
+        watchers,
+        logger=logger,
+        max_steps=6,
+        num_sanity_val_steps=-1,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=4 if accumulate == 2 else 1,
+    )
+    log_by_optimizer_steps(run)
+    run.fit(module(), Edits(12), Edits(2, validation=True))
+    client, number = client_of(logger), logger.run_id
+    names = ("val/loss", "train/loss", "perf/samples_per_s")
+    history = {name: [point.step for point in client.get_metric_history(number, name)] for name in names}
+    trained = [1, 2, 3, 4, 5, 6] if accumulate == 2 else [2, 4, 6]
+    assert history == {"val/loss": [0, 2, 4, 6], "train/loss": trained, "perf/samples_per_s": [2, 4, 6]}
+    assert sorted(int(path.stem[5:]) for path in (folder / "samples").iterdir()) == [0, 2, 4, 6]
+    pictures = [item.path for item in client.list_artifacts(number, "images") if item.path.endswith(".png")]
+    assert sorted(int(path.split("+")[2]) for path in pictures) == [0, 2, 4, 6]
+    assert sorted(int(path.stem[5:]) for path in (folder / "checkpoints").iterdir()) == [2, 4, 6]
 
 
 def test_an_error_marks_it_failed_with_all_that_was_logged(place):
