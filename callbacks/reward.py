@@ -5,6 +5,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
+from firered_lit.rewards.names import check_name
 from firered_lit.rewards.protocol import Scores
+from firered_lit.rewards.scale import check_range, on_unit, refuse_outside
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +32,22 @@ class RewardCallback(L.Callback):
     Args:
         name: what it is called in the log and in `stage.weights` and `stage.routes`.
         patience: seconds that validation waits for the scores after its last image.
+        range: its lowest and highest value, which are laid on 0 and 1; null where they are 0 and 1 already. A subclass
+            may have it as an attribute of the class.
+
+    Raises:
+        UserError: the name cannot be a curve's, or the range is none.
     """
 
-    def __init__(self, name: str, patience: float = 300.0) -> None:
-        self.name, self.patience = name, patience
+    range: Sequence[float] | None = None
+
+    def __init__(self, name: str, patience: float = 300.0, range: Sequence[float] | None = None) -> None:
+        check_name(name)
+        if range is not None:
+            self.range = range
+        check_range(name, self.range)
+        self.name = name
+        self.patience = patience
         self.reasons: Counter[str] = Counter()  # why scores were missing, since the start of this process
         self._lock = threading.Lock()
         self._asked: list[tuple[Future[Scores], Tensor]] = []
@@ -101,9 +116,16 @@ class RewardCallback(L.Callback):
         asked, self._asked = self._asked, []
         until = time.monotonic() + self.patience
         sums = Sums()
+        limits = check_range(self.name, self.range)
         for future, weight in asked:
-            sums.add(self._answered(future, len(weight), until), weight)
-        for key, value in sums.over_ranks(trainer).items():
+            scores, stranger = on_unit(self._answered(future, len(weight), until), limits)
+            sums.add(scores, weight)
+            if stranger is not None:
+                sums.outside = stranger
+        means = sums.over_ranks(trainer)
+        if sums.outside is not None:
+            refuse_outside({self.name: sums.outside}, {self.name: limits})
+        for key, value in means.items():
             pl_module.log(f"reward/{self.name}{key}", value, sync_dist=trainer.world_size > 1)
 
     def _answered(self, future: "Future[Scores]", count: int, until: float) -> Scores:
@@ -123,6 +145,7 @@ class Sums:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {"": torch.zeros(2, dtype=torch.float64)}
         self.missing = 0.0
+        self.outside: float | None = None  # a value clearly outside of the reward's scale
 
     def add(self, scores: Scores, weight: Tensor) -> None:
         """Scores of a batch; weight (B,), 0 for a sample that does not count."""
@@ -135,14 +158,16 @@ class Sums:
             self.sums[key] = self.sums.get(key, torch.zeros(2, dtype=torch.float64)) + pair
 
     def over_ranks(self, trainer: L.Trainer) -> dict[str, float]:
-        """Means by term over all ranks, and how many rewards are missing; no entry for what nobody has."""
+        """Means by term over all ranks, and how many rewards are missing; no entry for what nobody has. From here on
+        every rank knows of a value that one of them saw outside of the scale."""
         sums, missing = self.sums, self.missing
         if trainer.world_size > 1:
             everyone: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everyone, (sums, missing))
-            names = sorted({name for own, _ in everyone for name in own})
-            sums = {n: sum((own[n] for own, _ in everyone if n in own), torch.zeros(2).double()) for n in names}
-            missing = sum(m for _, m in everyone)
+            torch.distributed.all_gather_object(everyone, (sums, missing, self.outside))
+            names = sorted({name for own, _, _ in everyone for name in own})
+            sums = {n: sum((own[n] for own, _, _ in everyone if n in own), torch.zeros(2).double()) for n in names}
+            missing = sum(m for _, m, _ in everyone)
+            self.outside = next((value for _, _, value in everyone if value is not None), None)
         means = {name: float(total / weight) for name, (total, weight) in sums.items() if weight > 0}
         asked = missing > 0 or bool(means)
         return means | ({"/missing": missing} if asked else {})

@@ -14,6 +14,7 @@ from firered_lit import nameable
 from firered_lit.build import problems
 from firered_lit.errors import UserError
 from firered_lit.recipe import TARGET, load
+from firered_lit.reward_check import reward_problems
 
 HOME = Path(__file__).resolve().parents[1]
 _PIPELINE = "pipelines/qwenimage/pipeline_qwenimage_edit_plus.py"
@@ -56,6 +57,7 @@ def recipes(
             yield Finding(str(error), wrong=True)
             continue
         lines = [str(problem) for problem in problems(recipe, allow, supplied=("recipe",))]
+        lines += [str(problem) for problem in reward_problems(recipe)]
         found = [Finding(x if x.startswith(path) else f"{x} (base of {path})", wrong=True) for x in lines]
         verb = (roots or {}).get(str(recipe.root.get(TARGET)))
         if roots and not verb and not found:

@@ -144,6 +144,7 @@ class Evolution:
         return row | {"prompt_version": self.prompt.version, "prompt_hash": self.prompt.digest}
 
     def close(self) -> None:
+        getattr(self.writer, "close", lambda: None)()
         self.pool.shutdown(cancel_futures=True)
 
 

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..rewards.collect import Asked, answered, ask, rewards_of
 from ..rewards.mix import applies_to
 from ..rewards.protocol import Reward, Scores
+from ..rewards.scale import refuse_outside
 
 Marks = list[float | None]  # of each image; None where it is missing or does not apply
 
@@ -52,13 +53,10 @@ class Scorer:
         given = [reward for reward in rewards.values() if reward is not None]
         if not given:
             raise UserError("rewards: mining needs a reward; add one, as callbacks.pixel_reward.PixelReward")
-        self.rewards = rewards_of(given, weights)
+        self.rewards = rewards_of(given, weights, routes, place="task")
         self.weights = dict(weights) if weights else dict.fromkeys(self.rewards, 1.0)
-        self.routes, self.patience = routes, patience
-        if unknown := sorted(set(routes or {}) - set(self.rewards)):
-            raise UserError(f"routes: no such reward: {unknown[0]}; there are {sorted(self.rewards)}")
-        if not any(self.weights.values()):
-            raise UserError("weights: all are 0, so nothing decides")
+        self.routes = routes
+        self.patience = patience
 
     def ask(self, images: Tensor, sample: EditBatch) -> Pending:
         """Start scoring images (K, 3, H, W) of one sample."""
@@ -68,7 +66,7 @@ class Scorer:
         return Pending(asked, len(images), meant)
 
     def judged(self, pending: Pending) -> Judged:
-        """Wait for the scores."""
+        """Wait for the scores. UserError when one lies clearly outside of its reward's scale."""
         if pending.asked is None:
             return Judged([None] * pending.count, {}, {}, False)
         until = time.monotonic() + self.patience
@@ -80,7 +78,9 @@ class Scorer:
 
     def _answered(self, asked: Asked, weights: Mapping[str, float], until: float) -> Scores:
         routes = {name: tasks for name, tasks in (self.routes or {}).items() if name in weights}
-        return answered(asked, weights, routes, until)
+        scores = answered(asked, weights, routes, until)
+        refuse_outside(asked.outside, asked.ranges)
+        return scores
 
     def made_from(self) -> dict[str, Any]:
         routes = {name: sorted(tasks) for name, tasks in (self.routes or {}).items()}

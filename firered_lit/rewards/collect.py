@@ -1,7 +1,7 @@
 """Rewards of a group of edits: asked for at once, waited for later; what fails is missing, never made up."""
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,27 +11,53 @@ from torch import Tensor
 
 from firered_lit.errors import UserError
 from firered_lit.rewards.mix import applies_to, mix
+from firered_lit.rewards.names import check_name, check_routes, check_weights
 from firered_lit.rewards.protocol import Choosy, Reward, Scores
+from firered_lit.rewards.scale import UNIT, check_range, on_unit
 
 Routes = Mapping[str, Collection[str]]
 
 
-def rewards_of(callbacks: Iterable[Any], weights: Mapping[str, float] | None = None) -> dict[str, Reward]:
-    """The rewards among a trainer's callbacks, by name. UserError when there is none, or two of one name, or when
-    `weights` names others."""
+def rewards_of(
+    callbacks: Iterable[Any],
+    weights: Mapping[str, float] | None = None,
+    routes: Routes | None = None,
+    tasks: Collection[str] | None = None,
+    place: str = "stage",
+) -> dict[str, Reward]:
+    """Return the rewards among a trainer's callbacks, by name.
+
+    Args:
+        callbacks: of which some are rewards.
+        weights: of each reward; None where all weigh the same.
+        routes: reward -> the tasks that it scores.
+        tasks: that the data has; None where they are not known.
+        place: the key of a recipe under which weights and routes stand.
+
+    Raises:
+        UserError: there is none, two have one name, a name cannot be a curve's, a range is none, or weights and routes
+            name other rewards or tasks.
+    """
     found = [callback for callback in callbacks if isinstance(callback, Reward)]
     names = [reward.name for reward in found]
     if not found:
         raise UserError(
             "callbacks: reinforcement learning needs a reward; add one, as callbacks.pixel_reward.PixelReward"
         )
+    for reward in found:
+        check_name(reward.name)
+        range_of(reward)
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"callbacks: two rewards are named {sorted(twice)[0]!r}; give one another name")
-    if weights is not None and set(weights) != set(names):
-        raise UserError(
-            f"stage.weights: name each reward once: there are {sorted(names)}, weights for {sorted(weights)}"
-        )
+    if weights is not None:
+        check_weights(weights, names, place)
+    check_routes(routes or {}, names, tasks, place)
     return dict(zip(names, found))
+
+
+def range_of(reward: Reward) -> tuple[float, float]:
+    """Return the lowest and the highest value of a reward: its `range`, where it has one, else 0 and 1."""
+    return check_range(reward.name, getattr(reward, "range", None))
 
 
 @dataclass
@@ -41,7 +67,8 @@ class Asked:
     tasks: tuple[str, ...]  # (K,)
     futures: dict[str, "Future[Scores]"]
     failures: dict[str, str] = field(default_factory=dict)  # reward -> why its scores are missing
-    outside: dict[str, int] = field(default_factory=dict)  # reward -> scores that were not in [0, 1]
+    outside: dict[str, float] = field(default_factory=dict)  # reward -> a score clearly outside of its scale
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # reward -> its lowest and highest value
     able: dict[str, list[bool]] = field(default_factory=dict)  # reward -> (K,) what it can score, if it says
 
 
@@ -52,7 +79,7 @@ def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Route
     """
     if not any(bool(applies_to(name, batch.tasks, routes).any()) for name in rewards):
         raise UserError(f"stage.routes: no reward scores the task {batch.tasks[0]!r}; name it in the route of one")
-    asked = Asked(batch.tasks, {})
+    asked = Asked(batch.tasks, {}, ranges={name: range_of(reward) for name, reward in rewards.items()})
     for name, reward in rewards.items():
         if isinstance(reward, Choosy):
             asked.able[name] = reward.applies(batch)
@@ -71,8 +98,9 @@ def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Route
 def answered(asked: Asked, weights: Mapping[str, float], routes: Routes | None, until: float) -> Scores:
     """The mixture of a group's rewards, once all are there or `until` (`time.monotonic`) is over.
 
-    A reward that raises, comes late or answers with something else is missing, as is a score that is no number in
-    [0, 1]. `terms` are those of `mix`, with NaN for what is missing or does not apply.
+    A reward that raises, comes late or answers with something else is missing, as is a score that is no number. One
+    clearly outside of the reward's scale is missing as well and is noted in `asked.outside`, for `refuse_outside`.
+    `terms` are those of `mix`, with NaN for what is missing or does not apply.
     """
     scores, given = {}, {}
     for name in weights:
@@ -108,19 +136,11 @@ def _result(name: str, asked: Asked, until: float) -> Scores:
 
 
 def _clean(name: str, scores: Scores, asked: Asked) -> Scores:
-    """Without the scores that are no number in [0, 1], which are counted."""
-    inside = (scores.value >= 0) & (scores.value <= 1)
-    if count := int((scores.valid & ~inside).sum()):
-        asked.outside[name] = count
-    return Scores(torch.where(inside, scores.value, 0.0), scores.valid & inside, scores.terms)
-
-
-def refuse_outside(asked: Sequence[Asked], names: Iterable[str]) -> None:
-    """UserError when every score that a reward gave for these groups lies outside [0, 1]: it has another scale."""
-    for name in names:
-        groups = [a for a in asked if name in a.futures and name not in a.failures]
-        if groups and sum(a.outside.get(name, 0) for a in groups) == sum(len(a.tasks) for a in groups):
-            raise UserError(f"reward {name}: none of its scores lies in [0, 1]; it must be laid on that scale")
+    """A reward's scores on [0, 1]; a value outside of its scale is noted."""
+    clean, stranger = on_unit(scores, asked.ranges.get(name, UNIT))
+    if stranger is not None:
+        asked.outside[name] = stranger
+    return clean
 
 
 def _reason(problem: Exception) -> str:

@@ -73,4 +73,5 @@ def _check_values(name: str, score: Scores, count: int) -> None:
     wrong = score.valid & ~((score.value >= 0) & (score.value <= 1))
     if bool(wrong.any()):
         place = int(wrong.nonzero()[0])
-        raise UserError(f"reward {name}: {float(score.value[place])} at sample {place}; rewards must lie in [0, 1]")
+        value = float(score.value[place])
+        raise UserError(f"reward {name}: {value} at sample {place}; rewards must lie in [0, 1], see `range`")

@@ -11,7 +11,7 @@ from torch import Tensor
 class Scores:
     """One reward of B samples."""
 
-    value: Tensor  # (B,) in [0, 1] where valid
+    value: Tensor  # (B,) in [0, 1] where valid, or in the range of the reward that gave it
     valid: Tensor  # (B,) bool; False = missing: the engine failed, came late or returned nonsense
     terms: dict[str, Tensor] = field(default_factory=dict)  # what to log beside it, each (B,)
 
@@ -26,7 +26,10 @@ class Scores:
 
 @runtime_checkable
 class Reward(Protocol):
-    """The protocol of reward callbacks: what a stage finds among its callbacks and asks for scores."""
+    """The protocol of reward callbacks: what a stage finds among its callbacks and asks for scores.
+
+    Values lie in [0, 1]. One with a scale of its own says so by an attribute `range`, its lowest and highest value.
+    """
 
     name: str
 

@@ -21,7 +21,7 @@ class Scored:
     valid: Tensor  # (N,) bool
     terms: dict[str, Tensor]  # (N,) each, NaN where there is none; a reward by its name, its terms as name/term
     distance: Tensor  # (N,) from the source, NaN without one
-    outside: dict[str, int]  # reward -> scores that were not in [0, 1]
+    outside: dict[str, float]  # reward -> a score clearly outside of its scale
 
     @staticmethod
     def join(parts: Sequence["Scored"]) -> "Scored":
@@ -33,7 +33,7 @@ class Scored:
         names = {name for part in parts for name in part.terms}
         nothing = [torch.full_like(part.reward, torch.nan) for part in parts]
         terms = {n: torch.cat([p.terms.get(n, none) for p, none in zip(parts, nothing)]) for n in sorted(names)}
-        outside = {name: sum(q.outside.get(name, 0) for q in parts) for p in parts for name in p.outside}
+        outside = {name: value for part in parts for name, value in part.outside.items()}
         reward, valid, distance = (torch.cat([getattr(p, n) for p in parts]) for n in ("reward", "valid", "distance"))
         tasks = tuple(task for part in parts for task in part.tasks)
         return Scored(tasks, torch.cat(groups), reward, valid, terms, distance, outside)
@@ -48,7 +48,6 @@ def statistics(scored: Scored, optimality: Tensor, used: Tensor) -> dict[str, fl
     numbers = _by_task("rollout/total", total, scored.tasks, spread=True)
     for name, term in scored.terms.items():
         numbers |= _by_task(f"rollout/{name.replace('/', '.')}", term, scored.tasks, spread="/" not in name)
-    numbers |= {f"rollout/{name}/outside": float(count) for name, count in scored.outside.items()}
     numbers["rollout/missing"] = float((~scored.valid).sum())
     group = group_statistics(scored.reward, scored.groups, scored.valid)
     first = torch.tensor([int((scored.groups == g).nonzero()[0]) for g in scored.groups.unique()])

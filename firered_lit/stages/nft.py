@@ -25,8 +25,10 @@ from ..models.sampling import Preview
 from ..models.shadow import Shadow
 from ..models.shard import grad_norm
 from ..optim import OptimizerFactory, ScheduleFactory
-from ..rewards.collect import answered, ask, refuse_outside, rewards_of
+from ..rewards.collect import answered, ask, range_of, rewards_of
+from ..rewards.names import check_scored
 from ..rewards.protocol import Reward
+from ..rewards.scale import refuse_outside
 from ..rewards.statistics import Scored, statistics
 from .base import Stage
 from .guard import Guard
@@ -102,7 +104,12 @@ class NFT(Stage):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.rewards = rewards_of(self.trainer.callbacks, self.weights)
+            data = getattr(self.trainer, "datamodule", None)
+            tasks = (getattr(data, "summary", None) or {}).get("tasks")
+            self.rewards = rewards_of(self.trainer.callbacks, self.weights, self.routes, tasks)
+            every_task_is_drawn = not getattr(data, "weights", None) and not getattr(data, "mined", None)
+            if tasks is not None and every_task_is_drawn:
+                check_scored(self.routes or {}, self.rewards, tasks)
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -136,8 +143,8 @@ class NFT(Stage):
             numbers = self.learn(points, verdicts)
             decay = self.decay(self.global_step)
             self.old.follow(self.transformer, decay)
-        refuse_outside([rollout.asked for rollout in rollouts], self.rewards)
         everyone = Scored.join(verdicts.everyone())
+        refuse_outside(everyone.outside, {name: range_of(reward) for name, reward in self.rewards.items()})
         numbers |= statistics(everyone, *self.judge(everyone)) | clock.shares() | {"train/old_decay": decay}
         self.log_dict(numbers, rank_zero_only=True, batch_size=1)
         shown = {"reward": numbers.get("rollout/total/mean", float("nan")), "missing": numbers["rollout/missing"]}

@@ -82,12 +82,45 @@ def test_routes_choose_the_rewards_of_a_task():
     assert (nobody.total, nobody.again) == ([None, None], False)
 
 
+@pytest.mark.parametrize(("values", "stranger"), [((5.0, 1.0), "5"), ((0.5, 1.5), "1.5"), ((0.5, -0.1), "-0.1")])
+def test_a_score_outside_of_the_scale_is_refused_in_mining(values, stranger):
+    """On a scale of 0 to 5 the best edits would be those without a reward, and the worst ones would win."""
+    with pytest.raises(UserError, match=rf"reward grader: a score of {stranger} lies outside of \[0, 1\]; .*range: "):
+        judged(Told("grader", *values))
+    with pytest.raises(UserError, match="reward grader"):
+        judged(Told("grader", *values), Told("b", 0.5, 0.5), weights={"grader": 0.0, "b": 1.0})
+
+
+def test_a_range_is_laid_on_the_unit_interval_in_mining():
+    grader = Told("grader", 5.0, 1.0)
+    grader.range = [0, 5]
+    assert judged(grader).total == pytest.approx([1.0, 0.2])
+    lower = Told("error", 0.0, -3.0)
+    lower.range = (-4, 0)
+    found = judged(lower, grader, weights={"error": 1.0, "grader": 1.0})
+    assert found.rewards["error"] == pytest.approx([1.0, 0.25])
+    assert found.total == pytest.approx([1.0, 0.225])
+    grader.range = [0, 4]
+    with pytest.raises(UserError, match=r"a score of 5 lies outside of \[0, 4\]"):
+        judged(grader)
+
+
+@pytest.mark.parametrize(
+    "limits", [[1, 0], [0], [0, 1, 2], [0, float("inf")], ["a", "b"], 5, [0, float("nan")], "05"[:1]]
+)
+def test_a_range_that_is_none_is_refused_at_set_up(limits):
+    reward = Told("a", 1.0, 1.0)
+    reward.range = limits
+    with pytest.raises(UserError, match=r"reward a: range=.*: takes two numbers \[low, high\]"):
+        Scorer({"a": reward})
+
+
 def test_what_cannot_decide_is_refused_and_rewards_are_closed():
     with pytest.raises(UserError, match="mining needs a reward"):
         Scorer({"a": None})
     with pytest.raises(UserError, match="all are 0"):
         Scorer({"a": Told("a")}, weights={"a": 0.0})
-    with pytest.raises(UserError, match="no such reward: b"):
+    with pytest.raises(UserError, match=r"task\.routes: no such reward: 'b'"):
         Scorer({"a": Told("a")}, routes={"b": ["x"]})
     reward = Told("a", 1.0, 1.0)
     Scorer({"a": reward}).close()
