@@ -57,6 +57,8 @@ class JudgeReward(RewardCallback):
         super().__init__(name, patience)
         if not 1 <= least <= passes:
             raise UserError(f"{name}: least={least} must lie between 1 and passes={passes}")
+        if record is not None and not record.endswith(".jsonl"):  # lines are added, so never to another kind of file
+            raise UserError(f"{name}: record={record}: the record's name ends in .jsonl")
         self.judge = judge
         self.prompt = read_prompt(prompt)
         self.passes = passes

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -9,19 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from firered_lit.errors import UserError
 from firered_lit.files import write_json
 
 RECORD = "run.json"
+_CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+_OPTIONS = ("charset", "driver", "encrypt", "sslmode", "trustservercertificate")  # of a database's address
 
 
 def store_uri(uri: str | None, folder: Path) -> str:
     """The address of the store, absolute. `folder` holds the default one.
 
     Raises:
-        UserError: neither a SQLite file, another database, nor a server.
+        UserError: neither a SQLite file, another database, nor a server; a server that would get credentials of the
+            environment that are not meant for it; a database with options that load or read files.
     """
     if uri is None:
         return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
@@ -30,7 +34,35 @@ def store_uri(uri: str | None, folder: Path) -> str:
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
     if scheme.split("+")[0] not in ("http", "https", "postgresql", "mysql", "mssql", "databricks"):
         raise UserError(f"logger.uri={uri}: give sqlite:///FILE, a database or http(s)://SERVER")
+    if scheme in ("http", "https"):
+        _refuse_to_send_credentials(uri)
+    elif strange := _strange_options(uri):
+        raise UserError(
+            f"logger.uri={uri}: the option {strange} is not for a recipe; allowed are {', '.join(_OPTIONS)}"
+        )
     return uri
+
+
+def _refuse_to_send_credentials(uri: str) -> None:
+    """Refuse a server that the credentials in the environment are not meant for: MLflow would send them to it.
+
+    Raises:
+        UserError: there are some, and MLFLOW_TRACKING_URI does not name this server.
+    """
+    held = [name for name in _CREDENTIALS if os.environ.get(name)]
+    meant = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if held and meant.rstrip("/") != uri.rstrip("/"):
+        raise UserError(
+            f"logger.uri={uri}: MLflow would send {held[0]} there; if that is meant, set MLFLOW_TRACKING_URI={uri} too"
+        )
+
+
+def _strange_options(uri: str) -> str:
+    """Return the first option of a database's address that may load a library or read a file; nothing without one."""
+    for name, value in parse_qsl(urlsplit(uri).query, keep_blank_values=True):
+        if name.lower() not in _OPTIONS or "/" in value or "\\" in value:
+            return f"{name}={value}"
+    return ""
 
 
 def artifacts_of(uri: str) -> str | None:

@@ -255,6 +255,31 @@ def test_addresses_are_absolute(tmp_path, monkeypatch):
     assert store_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert store_uri("sqlite:///a/b.db", tmp_path) == f"sqlite:///{tmp_path}/a/b.db"
     assert store_uri("http://host:5000", tmp_path) == "http://host:5000"
+    assert store_uri("postgresql://host/runs?sslmode=require", tmp_path).endswith("sslmode=require")
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"])
+def test_credentials_go_only_to_the_server_that_the_environment_names(monkeypatch, tmp_path, name):
+    monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ours:5000/")
+    assert store_uri("https://ours:5000", tmp_path) == "https://ours:5000"
+    assert store_uri(None, tmp_path).startswith("sqlite:///")
+    for uri in ("https://elsewhere:5000", "http://ours:5000", "https://ours:5000.elsewhere"):
+        with pytest.raises(UserError, match=f"MLflow would send {name} there") as refused:
+            store_uri(uri, tmp_path)
+        assert "secret" not in str(refused.value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match=f"MLflow would send {name} there"):
+        store_uri("https://ours:5000", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["driver=/tmp/evil.so", "odbc_connect=DRIVER=x", "plugin_dir=x&default_auth=y", "read_default_file=~/.my.cnf"],
+)
+def test_a_database_is_named_without_options_that_load_or_read(tmp_path, options):
+    with pytest.raises(UserError, match="is not for a recipe"):
+        store_uri(f"mysql+pymysql://host/runs?{options}", tmp_path)
     assert ui_command("sqlite:////a b/m.db").endswith("mlflow ui --backend-store-uri 'sqlite:////a b/m.db'")
     assert ui_command("http://host:5000") == "http://host:5000"
 
