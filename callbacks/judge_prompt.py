@@ -8,6 +8,7 @@ from pathlib import Path
 
 from firered_lit.errors import UserError
 from firered_lit.rewards.judge import check_scale
+from firered_lit.textfiles import MEGABYTE, read_text
 
 FOLDER = Path(__file__).with_name("prompts")
 
@@ -56,7 +57,7 @@ def read_prompt(name: str) -> Prompt:
     ours = FOLDER / f"{name}.txt"
     path = ours if ours.is_file() else Path(name).expanduser()
     try:
-        whole = path.read_text(encoding="utf-8")
+        whole = read_text(path, MEGABYTE)
         head, text = whole.split("\n\n", 1)
         fields = dict(line.split(":", 1) for line in head.splitlines())
         version, marker, scale, rationale = (fields[k].strip() for k in ("version", "marker", "scale", "rationale"))

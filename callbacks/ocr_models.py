@@ -11,6 +11,7 @@ from typing import Any
 
 from firered_lit.errors import UserError
 from firered_lit.files import appearing
+from firered_lit.textfiles import read_text
 
 DETECTION, RECOGNITION = "PP-OCRv6_small_det", "PP-OCRv6_small_rec"
 _FILES = {DETECTION: "PP-OCRv6_det_small.onnx", RECOGNITION: "PP-OCRv6_rec_small.onnx"}  # in rapidocr/models
@@ -55,7 +56,7 @@ def model(name: str) -> Model:
     import yaml
 
     try:
-        config = yaml.safe_load((folder / "inference.yml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_text(folder / "inference.yml"))
         for scale in _scales(config):
             if isinstance(scale, str) and not _QUOTIENT.fullmatch(scale):
                 raise UserError(f"{folder / 'inference.yml'}: scale: expected a number or 1./255., got {scale!r}")

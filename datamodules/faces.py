@@ -7,10 +7,12 @@ import numpy as np
 from PIL import Image
 
 from firered_lit.errors import UserError
+from firered_lit.textfiles import MEGABYTE, read_bytes
 
 from .regions import FACE, Region, mirrored
 
 LEAST_SCORE = 0.8
+LARGEST_WEIGHTS = 512 * MEGABYTE
 LEAST_SIDE = 16.0  # pixels of a face's box; a smaller one tells nobody apart
 AS_SEEN = (1, 0, 2, 4, 3)  # of a detector that names left and right by the person: the pairs change places
 
@@ -33,7 +35,7 @@ class Faces:
     @property
     def digest(self) -> str:
         """A hash of the weights."""
-        return hashlib.blake2b(Path(self.path).read_bytes(), digest_size=12).hexdigest()
+        return hashlib.blake2b(read_bytes(self.path, LARGEST_WEIGHTS), digest_size=12).hexdigest()
 
     def __call__(self, image: Image.Image) -> list[Region]:
         """The faces of an RGB image, the surest first: five points each, in ArcFace's order."""

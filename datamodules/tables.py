@@ -8,6 +8,7 @@ instruction as `.txt` beside the target.
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from firered_lit.errors import UserError
+from firered_lit.textfiles import open_regular, read_text
 
 from . import parquet
 from .refusals import Refuse
@@ -41,6 +43,10 @@ def files(source: str | os.PathLike[str]) -> list[Path]:
             raise UserError(f"{path}: no such file or folder of edits")
         if path.suffix not in ENDINGS:
             raise UserError(f"{path}: expected a table ({', '.join(ENDINGS)}), not {path.suffix or 'this'}")
+        try:
+            open_regular(path).close()
+        except OSError as problem:
+            raise UserError(f"{path}: cannot be read as a table: {problem.strerror}") from None
         return [path]
     if _is_toolkit(path):
         return [path]
@@ -91,7 +97,7 @@ def survey(source: str | os.PathLike[str]) -> tuple[int, str]:
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, bytes) of the lines that are not blank; what is longer than 16 MiB comes cut to that."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         number = 0
         while line := file.readline(LONGEST_LINE):
             number += 1
@@ -138,7 +144,7 @@ def _not_utf8(problem: UnicodeError) -> Refuse:
 def _is_array(path: Path) -> bool:
     if path.suffix != ".json":
         return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
@@ -146,7 +152,7 @@ def _array(path: Path) -> Iterator[tuple[str, Row]]:
     """The objects of a JSON array, decoded one by one. What follows an error cannot be told apart, so it ends there."""
     decode, number = json.JSONDecoder().raw_decode, 1
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
             text, at = file.read(PIECE), 0
             at = text.index("[") + 1
             number += text.count("\n", 0, at)
@@ -184,7 +190,7 @@ def _checked(row: Any) -> Row:
 
 def _csv(path: Path) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(LONGEST_LINE)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with io.TextIOWrapper(open_regular(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, restkey="\0more", restval="\0less")
         while reader.fieldnames:
             number = reader.line_num + 1
@@ -234,9 +240,12 @@ def _toolkit(path: Path) -> Iterator[tuple[str, Row]]:
             continue
         caption = path / TARGET / f"{stem}.txt"
         try:
-            text = caption.read_text("utf-8-sig") if caption.exists() else ""
+            text = read_text(caption, LONGEST_LINE, "utf-8-sig") if caption.exists() else ""
         except UnicodeDecodeError as problem:
             yield where, _not_utf8(problem)
+            continue
+        except OSError as problem:
+            yield where, Refuse("caption", "unreadable caption", f"{caption}: {problem.strerror}")
             continue
         yield where, {"target": f"{TARGET}/{target}", "control": control, "caption": text}
 

@@ -1,7 +1,6 @@
 """What can be known before anything is loaded: whether recipes fit, what is installed, what a data folder holds."""
 
 import json
-import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from firered_lit.build import problems
 from firered_lit.errors import UserError
 from firered_lit.recipe import TARGET, load
 from firered_lit.reward_check import reward_problems
+from firered_lit.textfiles import read_object
 
 HOME = Path(__file__).resolve().parents[1]
 _PIPELINE = "pipelines/qwenimage/pipeline_qwenimage_edit_plus.py"
@@ -160,7 +160,7 @@ def prepared(folder: str) -> Iterator[Finding] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text("utf-8"))
-        return iter([Finding(f"{name}: {json.dumps(value, ensure_ascii=False)}") for name, value in content.items()])
-    except (ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{os.fspath(path)}: not what `prepare` writes: {error}") from None
+        content = read_object(path)
+    except UserError as error:
+        raise UserError(f"{error}; this is not what `prepare` writes") from None
+    return iter([Finding(f"{name}: {json.dumps(value, ensure_ascii=False)}") for name, value in content.items()])

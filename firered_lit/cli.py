@@ -254,6 +254,9 @@ def _rooms_beside() -> None:
 
 def quiet() -> None:
     """Defaults that keep libraries from phoning home and from known harmless noise. What the user set stays."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no failure
     for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "TOKENIZERS_PARALLELISM": "false"}.items():
         os.environ.setdefault(name, value)
     import logging

@@ -1,6 +1,5 @@
 """Edit a photo: the stock pipeline where it shows the model what training showed, else our own sampler."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from .models.family import Base, Variant, open_base
 from .models.lora_files import find_lora, merge_file
 from .models.sampling import sample
 from .models.sizes import Sizes, calculate_dimensions
+from .textfiles import open_regular, read_object
 
 Adapter = tuple[Path, float]  # a LoRA file and its strength
 LOST_POSITIONS = (
@@ -84,7 +84,7 @@ def _at_sizes_of(base: Base, adapters: Sequence[Adapter]) -> Base:
     """The base at the sizes that the last LoRA which names any was trained at."""
     for file, _ in reversed(adapters):
         if (own := file.with_name("firered_lit.json")).exists():
-            return base.resized(Sizes(**json.loads(own.read_text(encoding="utf-8"))["sizes"]))
+            return base.resized(Sizes(**read_object(own)["sizes"]))
     return base
 
 
@@ -95,7 +95,7 @@ def _merge(transformer: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
 
 def _open(path: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
         raise UserError(f"--image {path}: cannot be read as an image ({problem})") from problem

@@ -20,6 +20,7 @@ from .models.lora import merge as merge_factors
 from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
 from .models.sizes import Sizes
 from .store import read_record
+from .textfiles import read_object
 
 PREFIX = "transformer."
 _EDIT_TOO = """or `python -m firered_lit edit --model THIS_FOLDER --image photo.jpg --prompt "..." --out edited.png`, which also encodes
@@ -139,7 +140,7 @@ def write_transformer(base: Base, saved: Saved, folder: Path, max_shard_size: st
 
 def _write_lora(base: Base, saved: Saved, folder: Path) -> None:
     """The LoRA's two files, read back and compared."""
-    config = json.loads((base.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    config = read_object(base.folder / "transformer" / "config.json")
     write_lora(factors(saved.weights), saved.scale, folder, config, pipeline_of(base.folder))
 
 
@@ -148,7 +149,7 @@ def _copy_parts(base: Base, staging: Path) -> None:
     for part in PARTS:
         if (base.folder / part).exists():
             shutil.copytree(base.folder / part, staging / part)
-    index = json.loads((base.folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_object(base.folder / "model_index.json")
     (staging / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,6 +1,5 @@
 """How much memory a recipe needs on every device, said before anything is loaded."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .models.family import BUILT_IN, transformer_config
 from .models.sizes import Shape, Sizes, largest_tokens, shape_table, tokens
+from .textfiles import read_object
 
 if TYPE_CHECKING:
     from .models.footprint import Footprint
@@ -264,7 +264,7 @@ def _torch(name: str) -> Any:
 def _sizes(name: str, root: str | None) -> Sizes:
     """Of the prepared data where there is some, else of the base."""
     if root and (Path(root) / "data.json").exists():
-        return Sizes(**json.loads((Path(root) / "data.json").read_text(encoding="utf-8"))["sizes"])
+        return Sizes(**read_object(Path(root) / "data.json")["sizes"])
     from .models.family import open_base
 
     return open_base(name).sizes if name in BUILT_IN or Path(name).is_dir() else Sizes()

@@ -5,9 +5,13 @@ lies there is an OSError, whose `strerror` says it in a few words.
 """
 
 import errno
+import json
 import os
 import stat
 from io import BufferedReader
+from typing import Any
+
+from firered_lit.errors import UserError
 
 MEGABYTE = 1 << 20
 
@@ -57,3 +61,20 @@ def read_text(path: str | os.PathLike[str], limit: int = 64 * MEGABYTE, encoding
     """
     text = read_bytes(path, limit).decode(encoding)
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Raises:
+        UserError: there is no such file, it is no regular one, or it holds something else.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except OSError as problem:
+        raise UserError(f"{os.fspath(path)}: cannot be read: {problem.strerror}") from None
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{os.fspath(path)}: not valid JSON ({problem})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{os.fspath(path)}: expected a JSON object, not a {type(content).__name__}")
+    return content

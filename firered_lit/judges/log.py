@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from firered_lit.errors import UserError
+from firered_lit.textfiles import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def _placed(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Rows, and where their lines begin."""
     torn = 0
     offset = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for line in file:
             row = _row(line)
             if row is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..textfiles import read_object
 from .sizes import Sizes
 
 if TYPE_CHECKING:
@@ -172,12 +173,9 @@ def _download(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; is this a complete diffusers folder?") from None
-    except ValueError as problem:
-        raise UserError(f"{path}: not valid JSON ({problem})") from problem
+    if not path.exists():
+        raise UserError(f"{path}: missing; is this a complete diffusers folder?")
+    return read_object(path)
 
 
 def _fingerprint(folder: Path, whole: int = 1 << 26, window: int = 1 << 16) -> str:

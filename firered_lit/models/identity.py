@@ -3,7 +3,6 @@
 Differentiable in the image. Each says what size of canvas it looks at (`size`) and takes pixels in [-1, 1].
 """
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from ..draws import generator
 from ..errors import UserError
+from ..textfiles import read_object
 
 FACE = (112, 112)
 
@@ -207,10 +207,7 @@ def _vision_part(folder: Path) -> nn.Module:
 
 def _processor(folder: Path) -> dict[str, Any]:
     file = folder / "preprocessor_config.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as problem:
-        raise UserError(f"{file}: not valid JSON ({problem})") from problem
+    return read_object(file) if file.exists() else {}
 
 
 def _size(given: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -4,7 +4,6 @@ The scale is baked into B and there is no `.alpha`: on keys with `transformer.` 
 without a prefix or with `base_model.model.` it loads as nothing at all, and says so in a warning only.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..textfiles import read_object
 from .lora import delta, merge
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # module -> (A, B)
@@ -152,4 +152,4 @@ def merge_file(transformer: nn.Module, file: Path, strength: float = 1.0) -> int
 
 def pipeline_of(folder: Path) -> str:
     """The pipeline class that a diffusers folder names."""
-    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    return read_object(folder / "model_index.json")["_class_name"]

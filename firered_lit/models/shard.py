@@ -1,6 +1,5 @@
 """FSDP2: which modules of the transformer are sharded, in which precision, and where their weights come from."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ..errors import UserError
+from ..textfiles import read_object
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
@@ -95,7 +95,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
     """Which file of a diffusers component holds which tensor."""
     index = folder / f"{WEIGHTS}.index.json"
     if index.exists():
-        return {key: folder / name for key, name in json.loads(index.read_text())["weight_map"].items()}
+        return {key: folder / name for key, name in read_object(index)["weight_map"].items()}
     if not (folder / WEIGHTS).exists():
         raise UserError(f"{folder}: no {WEIGHTS} there, nor an index of several")
     with safe_open(folder / WEIGHTS, framework="pt") as file:
