@@ -158,7 +158,7 @@ def test_a_key_from_the_environment_is_sent_and_never_recorded(serve, monkeypatc
     assert "secret-word" not in record.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", ["answers.txt", "/root/.bashrc", "jsonl", ""])
+@pytest.mark.parametrize("path", ["answers.txt", "~/.bashrc", "jsonl", ""])
 def test_answers_are_added_to_a_record_and_to_no_other_file(path):
     with pytest.raises(UserError, match=r"the record's name ends in \.jsonl"):
         JudgeReward(Server("http://127.0.0.1:9/v1", "m"), record=path)
