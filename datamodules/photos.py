@@ -5,9 +5,7 @@
 writes rows and pictures that `prepare` reads. Crops to train on come from two photographs, held-out crops from a third
 one, a portrait that is never trained on; its square is `portrait.png`. Sample i of a seed is always the same sample.
 
-The photographs: china.jpg by danielbuechele and flower.jpg by vultilion, both on Flickr under CC BY 2.0 and part of
-scikit-learn (say so, and that they are cropped and changed, where a picture of them is shown); grace_hopper.jpg, a
-portrait by the United States Navy in the public domain, part of matplotlib.
+Whose photographs they are says CREDITS, which lies beside the crops as `CREDITS.txt`.
 """
 
 import argparse
@@ -25,6 +23,12 @@ from firered_lit.draws import chooser
 
 Picture = np.ndarray  # (height, width, 3), uint8
 Split = Literal["train", "held_out"]
+CREDITS = """The crops are cut out of photographs, scaled down, mirrored and edited.
+To train on: china.jpg by danielbuechele (https://www.flickr.com/photos/danielbuechele/6061409035/) and flower.jpg by
+vultilion (https://www.flickr.com/photos/vultilion/6056698931/), both CC BY 2.0
+(https://creativecommons.org/licenses/by/2.0/), from scikit-learn. Name them where you show such crops.
+Held out: grace_hopper.jpg, a portrait by the United States Navy, in the public domain, from matplotlib.
+"""
 SIDE = 64  # pixels of a crop
 SMALLEST = 3  # a crop's side is at least this part of its photograph's shorter side
 BORDER = 8  # the passe-partout is an eighth of the picture wide
@@ -159,8 +163,9 @@ def samples(
 
 
 def write(out: Path, count: int, held_out: int, seed: int = 0) -> None:
-    """Write `edits.jsonl`, its pictures under `images/`, and `portrait.png` into the folder `out`."""
+    """Write `edits.jsonl`, its pictures under `images/`, `portrait.png` and `CREDITS.txt` into the folder `out`."""
     (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / "CREDITS.txt").write_text(CREDITS, encoding="utf-8")
     Image.fromarray(portrait()).save(out / "portrait.png")
     with (out / "edits.jsonl").open("w", encoding="utf-8") as file:
         for sample in samples(count, seed, "train"):

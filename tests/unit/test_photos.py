@@ -144,6 +144,10 @@ def test_prepare_reads_every_row(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(record.references[0])), one.source)
         assert np.array_equal(np.asarray(Image.open(record.target)), one.target)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "portrait.png")), portrait())
+    credits = (tmp_path / "CREDITS.txt").read_text("utf-8")
+    assert "danielbuechele" in credits
+    assert "vultilion" in credits
+    assert "CC BY 2.0" in credits
 
 
 def test_a_folder_that_holds_something_is_not_written_to(tmp_path, monkeypatch, capsys) -> None:
