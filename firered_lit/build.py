@@ -5,6 +5,7 @@ line has opened; such a name is judged twice, as it is written and by where its 
 imports (`yours.os.system`) are no way around that.
 """
 
+import ast
 import functools
 import importlib
 import inspect
@@ -14,11 +15,14 @@ from typing import Any
 from firered_lit.annotation import fits
 from firered_lit.api_keys import is_key_variable
 from firered_lit.dialect import MISSING, kind
-from firered_lit.errors import UserError
+from firered_lit.errors import UserError, naming
 from firered_lit.nameable import LIBRARIES, NAMES, ROOTS, WITHHELD
+from firered_lit.ranges import outside
 from firered_lit.recipe import PARTIAL, TARGET, Recipe, join, nearest
 from firered_lit.signature import Parameter, Signature, signature
-from firered_lit.source import NotFoundError
+from firered_lit.source import NotFoundError, resolve
+
+_PLAIN = {"str", "int", "float", "StrEnum", "Enum", "str, Enum", "TypedDict", "NamedTuple"}  # bases of plain values
 
 
 def validate(recipe: Recipe, allow: Sequence[str] = (), supplied: Sequence[str] = ()) -> None:
@@ -93,11 +97,8 @@ def build(node: Any, allow: Sequence[str] = (), key: str = "") -> Any:
     thing = _import(node[TARGET], allow, nested=bool(key))
     if node.get(PARTIAL):
         return functools.partial(thing, **built)
-    try:
+    with naming(f"{key or 'the root'} ({node[TARGET]})"):
         return thing(**built)
-    except Exception as error:
-        error.add_note(f"while building {key or 'the root'} ({node[TARGET]})")
-        raise
 
 
 def _import(target: str, allow: Sequence[str], nested: bool) -> Any:
@@ -155,6 +156,8 @@ def _binding(
             yield recipe.refusal(join(key, name), withheld)
         elif name in known:
             yield from _typing(recipe, join(key, name), known[name], value)
+            if node[TARGET] in NAMES:
+                yield from _limits(recipe, join(key, name), found, known[name], value)
         elif not found.open or name in supplied or not isinstance(name, str):
             what = f"{found.name} has no argument {name!r}{nearest(str(name), known)}"
             yield recipe.refusal(join(key, name), what)
@@ -173,6 +176,25 @@ def _withheld(target: str, name: str, parameter: Parameter | None, value: Any) -
     if target in LIBRARIES and called and _is_node(value):
         return "a recipe gives a library nothing to call; write a plain value"
     return ""
+
+
+def _limits(recipe: Recipe, key: str, found: Signature, parameter: Parameter, value: Any) -> Iterator[UserError]:
+    """Whether a number lies in its range, and whether a plain value stands where an object must."""
+    expected = None if _is_node(value) else outside(found.name, parameter.name, value)
+    if expected is not None:
+        yield recipe.refusal(key, f"expected {expected}, got {value!r}")
+    plain = isinstance(value, str | int | float) and value != MISSING
+    if plain and _asks_for_an_object(parameter.annotation or "", found.home):
+        yield recipe.refusal(key, f"expected a {parameter.annotation}, named by {TARGET}, got {kind(value)} {value!r}")
+
+
+def _asks_for_an_object(annotation: str, home: str) -> bool:
+    """Whether an annotation in the module `home` names a class of which no plain value is an instance."""
+    try:
+        node = resolve(f"{home}.{annotation.removesuffix(' | None')}").node
+    except NotFoundError:
+        return False
+    return isinstance(node, ast.ClassDef) and _PLAIN.isdisjoint(ast.unparse(base) for base in node.bases)
 
 
 def _typing(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Iterator[UserError]:

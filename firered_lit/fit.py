@@ -13,11 +13,12 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import locks, stopping
 from .checkpoint import AtomicCheckpointIO, resolve
 from .dialect import dump
-from .errors import UserError
+from .errors import UserError, naming
 from .files import write_json, write_text
 from .optim import refuse_eight_bit
 from .stages.base import Stage
@@ -48,8 +49,8 @@ def fit(
     stage: Stage,
     data: L.LightningDataModule,
     trainer: Callable[..., L.Trainer],
-    checkpoint: Any,
-    callbacks: Mapping[str, Any] | None = None,
+    checkpoint: L.Callback,
+    callbacks: Mapping[str, L.Callback | None] | None = None,
     logger: Logger | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> int:
@@ -73,7 +74,7 @@ def _fit(
     data: L.LightningDataModule,
     trainer: Callable[..., L.Trainer],
     checkpoint: Any,
-    callbacks: Mapping[str, Any] | None,
+    callbacks: Mapping[str, L.Callback | None] | None,
     logger: Logger | None,
     recipe: Mapping[str, Any] | None,
 ) -> int:
@@ -83,23 +84,25 @@ def _fit(
         raise UserError(f"{folder}: holds a run already; continue it with run.resume=last or choose another run.dir")
     if run.start_from is not None:
         stage.start_from(start_folder(run.start_from, folder, stage.base))
-    if getattr(trainer, "keywords", {}).get("precision") in ("bf16-true", "16-true"):
-        raise UserError("trainer.precision: for half weights set stage.backbone.dtype=bfloat16 and keep 32-true here")
-    if getattr(trainer, "keywords", {}).get("gradient_clip_val") and not stage.automatic_optimization:
-        raise UserError("trainer.gradient_clip_val: this stage clips by itself, by stage.gradient_clip; set it to null")
+    settings = getattr(trainer, "keywords", {})
+    _refuse_settings(settings, stage)
     check = getattr(data, "check", None)
     if check:
         check(stage.base)
+    for name, callback in (callbacks or {}).items():
+        if not isinstance(callback, L.Callback | None):
+            raise UserError(f"callbacks.{name}: expected a callback, named by _target_, got {callback!r}")
     every = [c for c in (callbacks or {}).values() if c is not None]
-    engine = trainer(
-        default_root_dir=str(folder),
-        callbacks=[*every, checkpoint],
-        logger=logger or False,
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in every),
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        **_validation(run, trainer, start),
-    )
+    with naming("trainer", settings):
+        engine = trainer(
+            default_root_dir=str(folder),
+            callbacks=[*every, checkpoint],
+            logger=logger or False,
+            enable_progress_bar=any(isinstance(c, ProgressBar) for c in every),
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,
+            **_validation(run, trainer, start),
+        )
     refuse_eight_bit(stage.optimizer_factory, engine.strategy)
     refuse = getattr(engine.strategy, "check", None)
     if refuse:
@@ -110,13 +113,42 @@ def _fit(
     rank_zero_info(f"{'continuing from ' + str(start) if start else 'starting'} in {folder}")
     log_by_optimizer_steps(engine)
     stopping.launching(lambda: getattr(engine.strategy.launcher, "procs", ()))
-    engine.fit(stage, datamodule=data, ckpt_path=str(start) if start else None)
+    try:
+        engine.fit(stage, datamodule=data, ckpt_path=str(start) if start else None)
+    except MisconfigurationException as error:  # Lightning's word for settings that do not go together
+        raise UserError(f"trainer: {error}") from error
     if any(getattr(c, "stopping", None) for c in every):  # a signal; all ranks agree on this, the first has the code
         return next((c.exit_code for c in every if getattr(c, "exit_code", None)), 0)
     if engine.global_step == 0:
         checkpoint.save(engine)  # a run of no steps hands on its base
     _say(folder, engine)
     return 0
+
+
+def _refuse_settings(settings: Mapping[str, Any], stage: Stage) -> None:
+    """Refuse settings of the trainer that do not go with the stage.
+
+    Args:
+        settings: The trainer's, as the recipe gives them.
+        stage: The stage to be trained.
+
+    Raises:
+        UserError: One does not; it says what to set.
+    """
+    precision = str(settings.get("precision"))
+    clip = settings.get("gradient_clip_val")
+    fused = getattr(stage.optimizer_factory, "keywords", {}).get("fused")
+    if precision in ("bf16-true", "16-true"):
+        raise UserError("trainer.precision: for half weights set stage.backbone.dtype=bfloat16 and keep 32-true here")
+    if clip and not stage.automatic_optimization:
+        raise UserError("trainer.gradient_clip_val: this stage clips by itself, by stage.gradient_clip; set it to null")
+    if settings.get("accumulate_grad_batches", 1) != 1 and not stage.automatic_optimization:
+        raise UserError("trainer.accumulate_grad_batches: this stage steps its optimizer by itself; set it to 1")
+    if fused and precision.endswith("mixed") and (clip or getattr(stage, "gradient_clip", None)):
+        raise UserError(
+            f"stage.optimizer.fused: a fused optimizer cannot be clipped under trainer.precision={precision}; set"
+            " fused to false, or do not clip"
+        )
 
 
 def _quiet() -> None:

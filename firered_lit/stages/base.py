@@ -14,7 +14,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from ..batch import Condition, EditBatch, Unencoded
 from ..checkpoint import check_architecture
 from ..draws import gaussian, seed_of
-from ..errors import UserError
+from ..errors import UserError, naming
 from ..flow.path import interpolate, velocity
 from ..flow.sampler import resolution_shift, schedule
 from ..losses.flow_matching import flow_matching_loss
@@ -116,13 +116,13 @@ class Stage(L.LightningModule):
         self.log("train/skipped", float(self.guard.skipped))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(parameter_groups(self.transformer.named_parameters()))
+        with naming("stage.optimizer"):
+            optimizer = self.optimizer_factory(parameter_groups(self.transformer.named_parameters()))
         if self.schedule_factory is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.schedule_factory(optimizer), "interval": "step"},
-        }
+        with naming("stage.schedule"):
+            schedule = self.schedule_factory(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def flops(self, batch: Any) -> float:
         """Operations of the transformer in training on a batch; see `training_flops` for what counts."""

@@ -116,8 +116,8 @@ ERRORS = [
     (["dir=a", "_target_=stubs.Stage"], 2, r"error: .*: dir: Stage has no argument 'dir'"),
     (
         ["dir=a", "stage.rate=-1"],
-        1,
-        r"error: ValueError: rate below 0 \[while building stage \(stubs.Stage\)\] \(run again .*\)",
+        2,
+        r"error: stage \(stubs.Stage\): ValueError: rate below 0",
     ),
     (["dir=broken"], 1, r"error: RuntimeError: two lines \(run again with --debug for the traceback\)"),
     (["dir=ctrl-c"], 130, r"error: stopped by Ctrl-C"),

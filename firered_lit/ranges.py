@@ -1,0 +1,68 @@
+"""Which numbers a recipe may give: the range of every parameter, by its name. One name means one thing everywhere.
+
+A range is text, so that errors can show it: comparisons that must all hold. `Class.name` stands before `name`. Numbers
+that are not finite are refused everywhere.
+"""
+
+import math
+import operator
+from typing import Any
+
+_COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_FREE = ""  # any finite number
+_SHARE = ">= 0 and <= 1"
+
+RANGES = {
+    # sizes and counts
+    **dict.fromkeys(("every", "keep", "rows", "side", "batch", "part_rows", "max_orders", "num_shards"), ">= 1"),
+    **dict.fromkeys(("capacity", "groups", "plan_ranks", "max_batch", "max_pixels", "max_side"), ">= 1"),
+    **dict.fromkeys(("target_area", "reference_area", "condition_area", "area", "max_tokens", "chunk"), ">= 1"),
+    **dict.fromkeys(("group_size", "rollout_steps", "points", "updates", "rotate_every", "rank", "draws"), ">= 1"),
+    **dict.fromkeys(("passes", "tries", "parallel", "threads", "ahead", "window", "fall", "replicate"), ">= 1"),
+    **dict.fromkeys(("validate_every", "accumulate_grad_batches", "num_nodes", "Preview.steps"), ">= 1"),
+    **dict.fromkeys(("SemiHard.steps", "FSDP2.shard", "JudgeReward.least", "Evolution.least"), ">= 1"),
+    **dict.fromkeys(("workers", "held_out_max", "held_out", "warmup", "steps", "start", "shard"), ">= 0"),
+    **dict.fromkeys(("retries", "least", "most", "least_valid", "budget", "log_every_n_steps"), ">= 0"),
+    **dict.fromkeys(("max_steps", "max_epochs", "min_steps", "min_epochs"), ">= -1"),
+    **dict.fromkeys(("seed", "top_k"), _FREE),
+    # shares and probabilities
+    **dict.fromkeys(("decay", "cap", "floor", "end", "cutoff", "gate", "quantile", "dropout", "left_out"), _SHARE),
+    **dict.fromkeys(("text_drop", "reference_drop", "max_refused", "edit_share", "most_low", "top_p", "min_p"), _SHARE),
+    # rates, weights and scales
+    **dict.fromkeys(("lr", "weight_decay", "eps", "momentum", "rate", "gradient_clip", "gradient_clip_val"), ">= 0"),
+    **dict.fromkeys(("beta", "omega", "sft_weight", "kl", "eta", "min_std", "least_std", "start_weight"), ">= 0"),
+    **dict.fromkeys(("identity_weight", "preservation_weight", "text_weight", "layout_weight", "tolerance"), ">= 0"),
+    **dict.fromkeys(("guidance", "temperature"), ">= 0"),
+    **dict.fromkeys(("alpha", "std", "clip", "spike", "max_upscale", "repetition_penalty", "cache_limit"), "> 0"),
+    **dict.fromkeys(("mean", "max_mean", "least_mean", "win", "lose", "margin"), _FREE),
+    # seconds; the limit of what is read is a number of things
+    **dict.fromkeys(("patience", "backoff", "longest_wait"), ">= 0"),
+    **dict.fromkeys(("timeout", "timeout_s", "limit"), "> 0"),
+}
+
+
+def range_of(name: str, parameter: str) -> str | None:
+    """Return the range of a parameter of the class or function `name`; None when it has none."""
+    return RANGES.get(f"{name}.{parameter}", RANGES.get(parameter))
+
+
+def outside(name: str, parameter: str, value: Any) -> str | None:
+    """Return what was expected instead of a number, or of one in a list or mapping; None when all is well."""
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return next(filter(None, (_not_finite(item) for item in items)), None)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    allowed = range_of(name, parameter) or _FREE
+    if all(_holds(value, comparison) for comparison in filter(None, allowed.split(" and "))):
+        return _not_finite(value)
+    return f"a number {allowed}"
+
+
+def _holds(value: float, comparison: str) -> bool:
+    sign, bound = comparison.split()
+    return _COMPARISONS[sign](value, float(bound))
+
+
+def _not_finite(value: Any) -> str | None:
+    return "a finite number" if isinstance(value, float) and not math.isfinite(value) else None
