@@ -98,7 +98,9 @@ class BatchPlan:
         self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
         self._mixtures: dict[int, tuple[np.ndarray, Interleaving]] = {}
         self._schedule: tuple[int, Interleaving] = -1, Interleaving.once(self.batches)
-        self.share = self.per_rank * self.passes.often / (self.per_rank * self.passes.often).sum()
+        samples = self.per_rank * self.passes.often
+        self.share = samples / samples.sum()
+        self.mean_batch = float(samples.sum() / (self.batches * self.passes.often).sum())  # samples of a micro-batch
         if weights:
             self._weigh(weights)
 
@@ -109,7 +111,14 @@ class BatchPlan:
         self._first_cell = np.searchsorted(of_cell, np.arange(len(self.counts)))
         self.share = np.bincount(of_cell, cells, len(self.counts))
         drawn = self.sizes if self.clustered else self.per_rank / self.batches
-        self._schedule = 0, Interleaving.endless(self.share / drawn, self.seed, "schedule")
+        steps = self.share / drawn
+        self.mean_batch = float(self.share.sum() / steps.sum())
+        self._schedule = 0, Interleaving.endless(steps, self.seed, "schedule")
+
+    @property
+    def even(self) -> bool:
+        """Whether every micro-batch has as many samples as every other."""
+        return bool((self.sizes == self.sizes[0]).all() and (self.per_rank % self.sizes == 0).all())
 
     def steps(self, epoch: int = 0) -> int:
         """Global batches of an epoch, the same for every epoch."""

@@ -103,7 +103,9 @@ class EditDataModule(L.LightningDataModule):
     place of one that cannot be read, with a warning that counts them. cache: where copies of data in object storage
     are kept; cache_limit: gigabytes of chunks there, the least used of which make room. fetch: of data in object
     storage "chunks" as a whole, or of "samples" only what is shown, where nothing is kept: for one pass over data with
-    pictures or the texts of many orders.
+    pictures or the texts of many orders. batch_weight: buckets have batches of different sizes; with "samples" a
+    batch's loss weighs its samples over their mean number, so that the gradient has the samples' frequencies, with
+    "steps" every batch weighs the same.
     root: a folder that `prepare` wrote, or s3://bucket/prefix with a copy of one, see `datamodules.remote`.
     Raises UserError when `root` is not a finished folder, or does not hold what the weights name.
     """
@@ -133,8 +135,12 @@ class EditDataModule(L.LightningDataModule):
         cache: str | None = None,
         cache_limit: float | None = None,
         fetch: Literal["chunks", "samples"] = "chunks",
+        batch_weight: Literal["samples", "steps"] = "samples",
     ) -> None:
         super().__init__()
+        if batch_weight not in ("samples", "steps"):
+            raise UserError(f"data.batch_weight={batch_weight}: samples or steps")
+        self.batch_weight = batch_weight
         if on_error not in ("raise", "skip"):
             raise UserError(f"data.on_error={on_error}: raise or skip")
         if fetch not in ("chunks", "samples") or (cache_limit is not None and cache_limit <= 0):
@@ -148,6 +154,9 @@ class EditDataModule(L.LightningDataModule):
         self.sizes = Sizes(**self.summary["sizes"])
         drop = self.usual_text_drop if text_drop is None else text_drop
         self.captions = Captions(captions or {"original": 1.0}, languages, drop)
+        self.before: dict[str, Any] = {"batch_weight": "steps"}  # in runs of before, which did not name it
+        if text_drop is None:
+            self.before["text_drop"] = 0.05
         self.captions.refuse_absent(self.summary["captions"])
         self.capacity, self.max_batch, self.weights, self.left_out = capacity, max_batch, weights, left_out
         self.alignment, self.online = _alignment(alignment, reference_drop, self.summary, root)
@@ -170,8 +179,20 @@ class EditDataModule(L.LightningDataModule):
         identity["weights"] = json.dumps(self.weights, default=dict, sort_keys=True)
         identity["alignment"] = self.alignment and asdict(self.alignment)
         visits = Visits(self.chunks(), self.captions, self.seed, online=self.online)
-        shared = {"skip": self.skip, "rank": rank, "world": world, "workers": self.workers, "began": self._rescale}
-        self.loader = EditLoader(visits, plan, identity, alignment=self.alignment, **shared)
+        self.loader = EditLoader(
+            visits,
+            plan,
+            identity,
+            rank=rank,
+            world=world,
+            workers=self.workers,
+            began=self._rescale,
+            alignment=self.alignment,
+            skip=self.skip,
+            batch_weight=self.batch_weight,
+            settings={"batch_weight": self.batch_weight, "text_drop": self.captions.drop},
+            before=self.before,
+        )
         return self.loader
 
     def _plan(self, ranks: int) -> BatchPlan:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ from .instruction import Alignment
 from .online import Online
 
 SPARES = 16  # samples that may stand in for those of a micro-batch that cannot be read
+CHANGED = {  # what it means when a setting is not the one that a run began with
+    "batch_weight": "the weights of the loss change",
+    "text_drop": "the share of unconditional texts changes",
+}
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +45,7 @@ class Address:
     positions: tuple[int, ...]
     order: tuple[int, ...] = ()  # place i shows reference order[i], counted from 1; () for the identity
     spares: tuple[int, ...] = ()  # others of the bucket, for samples that cannot be read
+    scale: float = 1.0  # of the micro-batch's loss in the gradient
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Visits(Dataset[EditBatch | Failure]):
             more = pictured(samples, order) if self.images else {}
             if self.online and order:
                 more["text"] = self.online.text(samples, texts, order)
+            more["scale"] = address.scale
             return collate(samples, texts, address.step, address.slots, address.num_slots, order, **more)
         except UserError as problem:
             return Failure(str(problem))
@@ -192,7 +198,10 @@ class EditLoader:
     Its length is that of an epoch; iterating again goes on, as the state {epoch, step} does. The state is the same on
     every rank. `began` is called with the number of processes that wrote a loaded state. alignment: of references, one
     order per global batch; None shows them as they are. skip: show another sample of the bucket in the place of one
-    that cannot be read, count that in `skipped` and warn; else it is a UserError.
+    that cannot be read, count that in `skipped` and warn; else it is a UserError. batch_weight: of a micro-batch's
+    loss: by "samples", its samples over the plan's mean number, so that every sample weighs as much in the gradient; by
+    "steps", 1. settings: what a resumed run may change, by name; a change is said in one line. before: what those were
+    in runs whose state does not know them.
     """
 
     def __init__(
@@ -207,6 +216,9 @@ class EditLoader:
         began: Callable[[int], None] | None = None,
         alignment: Alignment | None = None,
         skip: bool = False,
+        batch_weight: Literal["samples", "steps"] = "samples",
+        settings: Mapping[str, Any] | None = None,
+        before: Mapping[str, Any] | None = None,
     ) -> None:
         if plan.ranks % world:
             raise UserError(f"plan_ranks={plan.ranks} cannot be shared by {world} processes; it must be a multiple")
@@ -214,6 +226,8 @@ class EditLoader:
         self.rank, self.world, self.workers, self.began, self.alignment = rank, world, workers, began, alignment
         self.share = plan.ranks // world  # micro-batches of a global batch that this process sees
         self.skip, self.skipped = skip, 0
+        self.batch_weight = batch_weight
+        self.settings, self.before = dict(settings or {}), dict(before or {})
         self.seen = 0  # micro-batches since the start of training
         self._stream: Generator[EditBatch, None, None] | None = None
 
@@ -227,17 +241,27 @@ class EditLoader:
 
     def state_dict(self) -> dict[str, Any]:
         epoch, step = divmod(self.seen // self.share, self.plan.steps())
-        return {"epoch": epoch, "step": step, "world": self.world, **self.identity}
+        return {"epoch": epoch, "step": step, "world": self.world, **self.identity, **self.settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state. UserError when it belongs to other data or to another plan."""
         for name, value in self.identity.items():
             if state.get(name) != value:
                 raise UserError(_other(name, state.get(name), value, self.world))
+        self._say_changes(state)
         self.seen = (state["epoch"] * self.plan.steps() + state["step"]) * self.share
         self.close()
         if self.began:
             self.began(state["world"])
+
+    def _say_changes(self, state: Mapping[str, Any]) -> None:
+        """Name each setting that is not what the run had until here, once for all processes."""
+        for name, value in self.settings.items():
+            until = state.get(name, self.before.get(name, value))
+            if name == "batch_weight" and self.plan.even:
+                continue
+            if until != value and self.rank == 0:
+                log.warning("%s: data.%s=%s until here, %s from now on", CHANGED[name], name, until, value)
 
     def close(self) -> None:
         """Stop the workers. Iterating again starts new ones, at the same place."""
@@ -257,7 +281,8 @@ class EditLoader:
             positions = tuple(int(self.plan.index.positions[row]) for row in rows)
             slots, order = tuple(range(mine * size, (mine + 1) * size)), self._order(epoch, within, bucket)
             spares = self._spares(bucket, positions) if self.skip else ()
-            yield Address(step, slots, size * len(ranks), positions, order, spares)
+            scale = size / self.plan.mean_batch if self.batch_weight == "samples" else 1.0
+            yield Address(step, slots, size * len(ranks), positions, order, spares, scale)
             seen += 1
 
     def _spares(self, bucket: Bucket, positions: tuple[int, ...]) -> tuple[int, ...]:

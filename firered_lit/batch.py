@@ -91,6 +91,7 @@ class EditBatch(_Movable):
     # NaN where a sample has fewer regions, or where a box stands beside faces
     mask: Tensor | None = None  # (B, 1, H, W) 1 where the edit may change the picture
     weight: Tensor | None = None  # validation only: (B,) 0 for samples that only fill up a rank's share
+    scale: float = 1.0  # training only: weight of its loss in the gradient, its samples over the mean number of a batch
 
     def __post_init__(self) -> None:
         sizes = {len(self.target), len(self.ids), len(self.slots), *map(len, self.condition.references)}

@@ -14,7 +14,7 @@ from .check import loses_text_positions
 from .errors import UserError
 from .flow.sampler import schedule
 from .models.codec import to_image, to_pixels
-from .models.conditioning import UNCONDITIONAL
+from .models.conditioning import MAX_TEXT_TOKENS, UNCONDITIONAL
 from .models.family import Base, Variant, open_base
 from .models.lora_files import find_lora, merge_file
 from .models.sampling import sample
@@ -132,6 +132,7 @@ def _stock(
 ) -> Image.Image:  # fmt: skip
     device, dtype = _device()
     call: dict[str, Any] = {"num_inference_steps": steps, "true_cfg_scale": guidance}
+    call["max_sequence_length"] = MAX_TEXT_TOKENS  # what training reads; the pipelines' own default is half of it
     call |= {"width": size[0], "height": size[1], "generator": torch.Generator().manual_seed(seed)}
     if references:
         call["image"] = references[0] if base.variant == Variant.EDIT else references

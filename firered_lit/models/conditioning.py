@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 UNCONDITIONAL = " "  # the stock negative prompt; the references stay
 PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"  # one per reference, before the instruction
-MAX_TEXT_TOKENS = 1024  # text-to-image prompts are cut here by the stock pipeline
+MAX_TEXT_TOKENS = 1024  # of a text-to-image prompt: the stock pipeline takes no more (its `max_sequence_length`)
+MAX_EDIT_TOKENS = 4096 - 128  # of an edit's prompt with its references: positions that pictures up to 4096 px leave
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Conditioner:
         """Embeddings (T_i, D) of each prompt with its references, without template prefix and padding.
 
         A prompt without references goes through the text-to-image template. Raises UserError when the model takes a
-        single reference and gets more, or when a prompt holds one of the vision tokens.
+        single reference and gets more, when a prompt holds one of the vision tokens, or when it is longer than what
+        inference would read.
         """
         rows: list[Tensor | None] = [None] * len(prompts)
         edits = [i for i, images in enumerate(references) if images]
@@ -96,13 +98,16 @@ class Conditioner:
         template = self.templates[kind]
         texts = [template.text.format(self._pictures(kind, images) + _plain(prompt)) for prompt, images in items]
         if kind == "text":
-            limit = MAX_TEXT_TOKENS + template.drop
-            inputs = self.processor.tokenizer(
-                texts, max_length=limit, truncation=True, padding=True, return_tensors="pt"
-            )
+            inputs = self.processor.tokenizer(texts, padding=True, return_tensors="pt")
+            limit = MAX_TEXT_TOKENS
         else:
             shown = [show(image, area) for _, images in items for image in images]
             inputs = self.processor(text=texts, images=shown, padding=True, return_tensors="pt")
+            limit = MAX_EDIT_TOKENS
+        lengths = (inputs["attention_mask"].sum(1) - template.drop).tolist()
+        for (prompt, _), length in zip(items, lengths, strict=True):
+            if length > limit:
+                raise UserError(f"the instruction {prompt[:60]!r}... has {length} tokens, the model reads {limit}")
         inputs = inputs.to(self.device)
         hidden = self.encoder.model(**inputs).last_hidden_state
         mask = inputs["attention_mask"].bool()

@@ -79,7 +79,7 @@ class DPO(SFT):
         self.log("train/loss", means.pop("loss"), prog_bar=True, batch_size=len(batch))
         self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=len(batch))
         self.watch(means["win_diff"], means["lose_diff"])
-        return numbers["loss"].mean()
+        return numbers["loss"].mean() * batch.scale
 
     def flops(self, batch: PreferenceBatch) -> float:
         """Of both sides, and of the reference's forward on each."""

@@ -16,6 +16,7 @@ from ..draws import gaussian
 from ..errors import UserError
 from ..flow import sampler
 from ..flow.path import interpolate
+from ..flow.sampler import Solver
 from ..flow.timesteps import Law, stratified_uniform, uniform
 from ..losses.flow_matching import flow_matching_loss
 from ..losses.nft import PolicyLoss, adaptive, group_optimality, old_policy_decay, policy_mask
@@ -40,8 +41,9 @@ log = logging.getLogger(__name__)
 class NFT(Stage):
     """DiffusionNFT (2509.16117), algorithm 1. One `training_step` is one iteration; the optimizer is stepped by hand.
 
-    group_size: edits drawn of each sample, in rollout_steps Euler steps without guidance. points: sigmas at which each
-    edit is learnt, drawn by `timesteps`; updates: optimizer steps of an iteration, which share the points.
+    group_size: edits drawn of each sample, in rollout_steps steps of `solver` (see `flow.sampler`) without guidance.
+    points: sigmas at which each edit is learnt, drawn by `timesteps`; updates: optimizer steps of an iteration, which
+    share the points.
     common_noise: the edits of a group are noised by the same eps at the same sigma, so that what they share cancels in
     the gradient, where their advantages add up to nothing; else each by its own.
     loss: form of the loss, see `losses.nft`. clip, std: see `group_optimality`. min_std, max_mean: see `policy_mask`.
@@ -58,6 +60,7 @@ class NFT(Stage):
         schedule: ScheduleFactory | None = None,
         group_size: int = 12,
         rollout_steps: int = 6,
+        solver: Solver = sampler.euler,
         points: int = 2,
         updates: int = 1,
         timesteps: Law = uniform,
@@ -82,6 +85,7 @@ class NFT(Stage):
         super().__init__(backbone, optimizer, schedule, preview, seed, guard)
         self.automatic_optimization = False
         self.group_size, self.rollout_steps, self.points, self.updates = group_size, rollout_steps, points, updates
+        self.solver = solver
         self.timesteps, self.resolution_shift, self.loss = timesteps, resolution_shift, loss
         self.common_noise = common_noise
         self.clip, self.std, self.filter = clip, std, {"min_std": min_std, "max_mean": max_mean}
@@ -165,7 +169,7 @@ class NFT(Stage):
         latents, images = [], []
         for rows in self.split(sample):
             condition = sample.repeated(rows.stop - rows.start).condition
-            latents.append(sampler.euler(lambda x, s, c=condition: self.velocity(x, s, c), noise[rows], sigmas))
+            latents.append(self.solver(lambda x, s, c=condition: self.velocity(x, s, c), noise[rows], sigmas))
             images.append(self.codec.decode(latents[-1]).float().clamp(-1, 1))
         x_0, pixels = torch.cat(latents), torch.cat(images)
         asked = ask(self.rewards, pixels, sample.repeated(self.group_size), self.routes)

@@ -66,7 +66,7 @@ class SFT(Stage):
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         loss = self.losses(batch)
         self.log("train/loss", loss.mean().detach(), prog_bar=True, batch_size=len(batch))
-        return loss.mean()
+        return loss.mean() * batch.scale
 
     def losses(self, batch: EditBatch) -> Tensor:
         """The loss of every sample (B,): draw, noise, predict, compare. Each row depends on its own sample alone."""

@@ -160,6 +160,21 @@ def test_the_step_s_loss_is_the_flow_loss_and_the_term(stage, encoder):
     assert ((once - flow).abs() > 1e-5).tolist() == [True, False, True]
 
 
+def test_the_term_is_of_the_one_step_estimate_of_the_data(stage):
+    """x_0 = x_t - sigma v: with the true velocity that is the target, and the term is nothing."""
+    b = batch(TWO, ONE, BOXED)
+    sigma = stage.draw_sigma(b)
+    eps = gaussian(b.target.shape[1:], b.slots, stage.seed, "noise", b.step)
+    x_t = (1 - sigma)[:, None, None, None] * b.target + sigma[:, None, None, None] * eps
+    with torch.no_grad():
+        v = stage.velocity(x_t, sigma, b.condition)
+        flow = (v - (eps - b.target)).square().mean((1, 2, 3))
+        expected = term(stage, b, sigma.tolist(), x_t - sigma[:, None, None, None] * v).loss
+        found = stage.losses(b) - flow
+    assert expected.max() > 1e-3
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+
+
 class Faces(TinyEdits):
     """Every second micro-batch has faces."""
 

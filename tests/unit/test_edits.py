@@ -484,3 +484,31 @@ def test_lightning_counts_are_those_of_the_new_number_of_processes(root):
 def test_only_the_train_split_is_trained_on(root):
     assert len(Index.open(root / "index" / "train")) == 60
     assert len(Index.open(root / "index" / "held_out")) == 5
+
+
+def test_slots_count_the_samples_of_the_whole_global_batch(root):
+    """Strata are laid over all of a step's samples, whoever holds them."""
+    ranks = [loader(root, 4, rank, 2) for rank in range(2)]
+    for parts in islice(zip(*ranks, *ranks), 10):  # a rank's two micro-batches of a step, and the other's
+        slots = sorted(slot for part in parts for slot in part.slots)
+        assert len({part.step for part in parts}) == 1
+        assert slots == list(range(parts[0].num_slots))
+        assert {part.num_slots for part in parts} == {sum(map(len, parts))}
+    for edits in ranks:
+        edits.close()
+
+
+def test_the_samples_of_a_batch_draw_their_captions_each_by_itself(root):
+    """By (seed, step, slot): two samples of a batch show different languages half of the time."""
+    edits, shown = loader(root, capacity=256), []
+    for batch in islice(edits, 60):
+        for name, slot, instruction in zip(batch.ids, batch.slots, batch.instructions):
+            number = name.removeprefix("id")
+            keys = {f"original/{language}": f"original/{language} {number}" for language in ("en", "cn")}
+            drawn = edits.visits.captions.draw(keys, edits.visits.seed, batch.step, slot)
+            assert instruction == keys.get(drawn, "")
+        languages = {text.split()[0] for text in batch.instructions if text}
+        shown += [len(languages) == 2] if len(batch) > 1 else []
+    edits.close()
+    assert len(shown) > 20
+    assert sum(shown) > 0.3 * len(shown)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from firered_lit.flow.path import interpolate, velocity
 from firered_lit.losses.flow_matching import flow_matching_loss
+from firered_lit.losses.nft import adaptive as adaptive_form
 from firered_lit.losses.nft import (
     group_optimality,
     group_statistics,
@@ -55,6 +56,12 @@ def test_the_adaptive_form_written_out():
             error = x_t - s * mixed - x_0
             terms.append((error**2).mean() / np.abs(error).mean())
         assert float(got) == pytest.approx(2.0 * (r * terms[0] + (1 - r) * terms[1]))
+
+
+@pytest.mark.parametrize(("clip", "beta"), [(5.0, 0.3), (2.0, 1.0)])
+def test_the_stage_s_adaptive_form_is_scaled_by_the_clip_over_beta(clip, beta):
+    found = adaptive_form(X_0, EPS, SIGMA, V, V_OLD, R, clip=clip, beta=beta)
+    torch.testing.assert_close(found, adaptive(beta=beta, scale=1.0) * clip / beta)
 
 
 def test_the_two_policies_mirror_each_other_at_the_old_one():

@@ -17,7 +17,7 @@ from firered_lit.batch import PromptBatch
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.flow.path import interpolate
-from firered_lit.flow.sampler import euler, schedule
+from firered_lit.flow.sampler import dpm_solver_2, euler, schedule
 from firered_lit.losses.flow_matching import flow_matching_loss
 from firered_lit.losses.nft import adaptive, as_written, group_optimality, old_policy_decay, policy_mask
 from firered_lit.models import qwen_image
@@ -131,6 +131,22 @@ def test_the_rollout_draws_what_the_sampler_draws_and_training_sees_the_same_vel
     assert rollout.latents[0].ne(rollout.latents[1]).any()
     pixels = module.codec.decode(rollout.latents).clamp(-1, 1)
     assert (rollout.images.float() / 127.5 - 1 - pixels).abs().max() < 0.01
+
+
+def test_a_rollout_is_drawn_by_the_solver_of_the_recipe():
+    """With as many forwards; the noise and the schedule are the same."""
+    drawn = {}
+    for solver in (euler, dpm_solver_2):
+        module = fresh(rollout_steps=4, solver=solver)
+        module.rewards = {"given": Given(ladder)}
+        with torch.no_grad():
+            drawn[solver] = module.roll_out(sample(0)).latents
+            noise = gaussian((16, 8, 8), (0, 1, 2), 5, "rollout", 0, 0)
+            condition = sample(0).repeated(3).condition
+            sigmas = schedule(4, 16, module.scheduler_config)
+            expected = solver(lambda x, s, m=module, c=condition: m.velocity(x, s, c), noise, sigmas)
+        torch.testing.assert_close(drawn[solver], expected, atol=1e-5, rtol=0)
+    assert (drawn[euler] - drawn[dpm_solver_2]).abs().max() > 1e-4
 
 
 def test_draws_are_keyed_by_sample_and_place_whatever_the_budget_of_a_forward(tmp_path):

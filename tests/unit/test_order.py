@@ -93,3 +93,13 @@ def test_endless_keeps_to_its_shares(shares, key):
     assert not counts[shares == 0].any()
     for cell in range(len(shares)):
         assert ordinals[cells == cell].tolist() == list(range(counts[cell]))
+
+
+def test_cells_of_one_rate_do_not_all_come_in_the_same_windows():
+    """600 cells of 2.0 items a window: in step they would make windows of 1,200 items, then one of 1,800."""
+    stream = Interleaving.endless(np.ones(600) + 0.03, "key")
+    sizes = np.diff([stream.before(window).sum() for window in range(40)])
+    assert sizes.max() - sizes.min() < 0.1 * sizes.mean()
+    stream = Interleaving.once(np.full(600, 7), "key")
+    sizes = np.diff([stream.before(window).sum() for window in range(4)])
+    assert sizes.max() - sizes.min() < 0.25 * sizes.mean()

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_shift
 
 from firered_lit.flow.path import clean, interpolate, velocity
-from firered_lit.flow.sampler import euler, guide, resolution_shift, schedule
+from firered_lit.flow.sampler import dpm_solver_2, euler, guide, resolution_shift, schedule
 from firered_lit.models.family import open_base
 
 
@@ -54,6 +54,106 @@ def test_euler_recovers_the_data_from_the_true_velocity_in_any_number_of_steps()
     for steps in (1, 5):
         sigmas = torch.linspace(1, 0, steps + 1)
         assert torch.allclose(euler(lambda x, s: velocity(x_0, eps), eps, sigmas), x_0, atol=1e-5)
+
+
+MEAN, STD = 0.7, 0.3
+
+
+def gaussian_data(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The exact velocity when data is Normal(MEAN, STD): E[eps - x_0 | x]."""
+    s = sigma.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    variance = ((1 - s) * STD) ** 2 + s**2
+    off = (x - (1 - s) * MEAN) / variance
+    return s * off - (MEAN + (1 - s) * STD**2 * off)
+
+
+def gaussian_path(eps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Where the ODE of `gaussian_data` is at sigma when it was at `eps` at sigma = 1."""
+    return (1 - sigma) * MEAN + math.sqrt(((1 - sigma) * STD) ** 2 + sigma**2) * eps
+
+
+def written_out(velocity, noise: torch.Tensor, sigmas: list[float]) -> torch.Tensor:
+    """DPM-Solver++(2M) as its paper writes it, in alpha, lambda and h; step by step, at finite lambdas alone."""
+    alpha = [1 - s for s in sigmas]
+    logsnr = [math.log(a / s) for a, s in zip(alpha, sigmas)]
+    x, outputs = noise, []
+    for i in range(1, len(sigmas)):
+        outputs.append(x - sigmas[i - 1] * velocity(x, torch.tensor([sigmas[i - 1]])))
+        h = logsnr[i] - logsnr[i - 1]
+        data = outputs[-1]
+        if i > 1:
+            r = (logsnr[i - 1] - logsnr[i - 2]) / h
+            data = (1 + 1 / (2 * r)) * outputs[-1] - 1 / (2 * r) * outputs[-2]
+        x = sigmas[i] / sigmas[i - 1] * x - alpha[i] * (math.exp(-h) - 1) * data
+    return x
+
+
+EPS = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 3, 3)
+
+
+@pytest.mark.parametrize(("field", "answer"), [(lambda y, s: y, math.exp(-0.8)), (gaussian_data, None)])
+def test_halving_the_step_divides_the_error_of_the_second_order_solver_by_four(field, answer) -> None:
+    start = EPS if answer else gaussian_path(EPS, 0.9)
+    expected = answer * EPS if answer else gaussian_path(EPS, 0.1)
+    errors = [
+        (dpm_solver_2(field, start, torch.linspace(0.9, 0.1, n + 1, dtype=torch.float64)) - expected).abs().max().item()
+        for n in (64, 128, 256)
+    ]
+    assert 3.6 < errors[0] / errors[1] < 4.6
+    assert 3.6 < errors[1] / errors[2] < 4.6
+
+
+def test_over_the_whole_path_the_second_order_solver_is_nearer_than_euler() -> None:
+    for n in (8, 16, 32, 64):
+        sigmas = torch.linspace(1, 0, n + 1, dtype=torch.float64)
+        errors = [(s(gaussian_data, EPS, sigmas) - gaussian_path(EPS, 0)).abs().max() for s in (euler, dpm_solver_2)]
+        assert errors[1] < 0.6 * errors[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_the_second_order_solver_recovers_the_data_from_the_true_velocity(steps: int) -> None:
+    """The path is straight and the estimate of x_0 the same everywhere."""
+    x_0, eps = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    sigmas = schedule(steps, 1024, open_base("tiny").scheduler_config)
+    assert torch.allclose(dpm_solver_2(lambda x, s: velocity(x_0, eps), eps, sigmas), x_0, atol=1e-5)
+
+
+def test_one_and_two_steps_of_the_second_order_solver_are_euler_s() -> None:
+    """From pure noise and to pure data there is nothing to carry on."""
+    for sigmas in ([1.0, 0.0], [1.0, 0.4, 0.0], [0.8, 0.5]):
+        path = torch.tensor(sigmas, dtype=torch.float64)
+        torch.testing.assert_close(dpm_solver_2(gaussian_data, EPS, path), euler(gaussian_data, EPS, path))
+    path = torch.tensor([1.0, 0.7, 0.4, 0.0], dtype=torch.float64)
+    assert not torch.allclose(dpm_solver_2(gaussian_data, EPS, path[1:]), euler(gaussian_data, EPS, path))
+
+
+def test_the_second_order_solver_is_the_paper_s_written_out() -> None:
+    sigmas = [0.95, 0.9, 0.72, 0.5, 0.21, 0.05]
+    path = torch.tensor(sigmas, dtype=torch.float64)
+    torch.testing.assert_close(dpm_solver_2(gaussian_data, EPS, path), written_out(gaussian_data, EPS, sigmas))
+
+
+@pytest.mark.parametrize("steps", [2, 6, 20])
+def test_the_second_order_solver_is_that_of_diffusers(steps: int) -> None:
+    scheduler = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=2, flow_shift=3.0
+    )
+    scheduler.set_timesteps(steps)
+    x = EPS
+    for i, step in enumerate(scheduler.timesteps):
+        x = scheduler.step(gaussian_data(x, scheduler.sigmas[i : i + 1]), step, x).prev_sample
+    torch.testing.assert_close(dpm_solver_2(gaussian_data, EPS, scheduler.sigmas), x, atol=1e-6, rtol=0)
+
+
+def test_the_second_order_solver_asks_for_one_velocity_a_step_at_its_sigma() -> None:
+    asked = []
+
+    def field(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        asked.append((x.shape, sigma.tolist()))
+        return gaussian_data(x, sigma)
+
+    dpm_solver_2(field, EPS.expand(2, 1, 3, 3), torch.tensor([1.0, 0.75, 0.5, 0.0]))
+    assert asked == [((2, 1, 3, 3), [s, s]) for s in (1.0, 0.75, 0.5)]
 
 
 def test_euler_converges_on_a_field_that_bends() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from firered_lit.errors import UserError
-from firered_lit.optim import constant, cosine, wsd
+from firered_lit.optim import constant, cosine, parameter_groups, wsd
 
 
 def rates(schedule, steps):
@@ -47,3 +47,18 @@ def test_before_its_fall_wsd_does_not_know_how_long_the_run_is():
 def test_a_rise_and_fall_longer_than_the_run_are_refused():
     with pytest.raises(UserError, match=r"warmup=31 and fall=10 do not fit into steps=40"):
         wsd(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), steps=40, fall=10, warmup=31)
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    """Without a gradient AdamW moves a weight by its decay alone."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+    net[2].weight.requires_grad_(False)
+    before = {name: p.detach().clone() + 1.0 for name, p in net.named_parameters()}
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p.copy_(before[name])
+            p.grad = torch.zeros_like(p)
+    torch.optim.AdamW(parameter_groups(net.named_parameters()), lr=0.1, weight_decay=0.5).step()
+    for name, p in net.named_parameters():
+        kept = 1 - 0.1 * 0.5 if name == "0.weight" else 1.0
+        torch.testing.assert_close(p.detach(), kept * before[name])
