@@ -34,6 +34,8 @@ OURS = (
     "datamodules.prompts.PromptDataModule",
     "datamodules.world.stream.WorldDataModule",
     "firered_lit.fit.Run",
+    "firered_lit.flow.sampler.dpm_solver_2",
+    "firered_lit.flow.sampler.euler",
     "firered_lit.flow.timesteps.logit_normal",
     "firered_lit.flow.timesteps.logit_normal_weight",
     "firered_lit.flow.timesteps.uniform",
