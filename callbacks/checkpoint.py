@@ -14,6 +14,7 @@ from firered_lit.background import Background
 from firered_lit.checkpoint import BEST, FOLDER, AtomicCheckpointIO, listed, name_of, remove, step_of
 from firered_lit.errors import UserError
 from firered_lit.files import write_text
+from firered_lit.textfiles import read_object
 
 
 class Checkpoint(LightningCheckpoint):
@@ -213,7 +214,7 @@ class Checkpoint(LightningCheckpoint):
         """The validation after a checkpoint is not in it, but in the record beside it."""
         record = None
         if trainer.is_global_zero and (self.folder / BEST).exists():
-            record = json.loads((self.folder / BEST).read_text())
+            record = read_object(self.folder / BEST, "name", "step", "monitor", "score")
         record = trainer.strategy.broadcast(record)
         if record and record["monitor"] == self.monitor and record["step"] <= trainer.global_step:
             self.best_score, self.best_name = record["score"], record["name"]

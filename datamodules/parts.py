@@ -25,6 +25,7 @@ from typing import Any
 from firered_lit.errors import UserError
 from firered_lit.files import put_in_place, replacing, sync, write_json
 from firered_lit.locks import shard_held
+from firered_lit.textfiles import read_object
 
 from .chunks import Sample
 from .grouping import write_chunks
@@ -181,7 +182,7 @@ def made_from(folder: Path, options: dict[str, Any]) -> None:
             raise UserError(f"{folder}: not empty ({strangers[0]}) and not begun by prepare; choose another out")
         write_json(path, options, indent=1)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_object(path)
     for name in options.keys() | before.keys():
         if options.get(name) != before.get(name):
             change = "" if name == "source" else f" ({before.get(name)}, now {options.get(name)})"

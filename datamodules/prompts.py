@@ -1,7 +1,6 @@
 """Prompts with their sources for reinforcement learning, from the data that `prepare` encoded: `PromptDataModule`."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from firered_lit.batch import PromptBatch
 from firered_lit.errors import UserError
+from firered_lit.textfiles import read_object
 
 from .edits import EditDataModule
 from .index import Index
@@ -121,7 +121,7 @@ def _mined(folder: Path, fingerprint: str) -> tuple[Path, str]:
     """A folder that `mine semi-hard` wrote, and a hash of what it kept. UserError when it is not of this data."""
     if not (folder / "mined.json").exists():
         raise UserError(f"data.mined={folder}: not a finished folder of `mine semi-hard`: run that, or run it again")
-    if json.loads((folder / "mined.json").read_text(encoding="utf-8")).get("data") != fingerprint:
+    if read_object(folder / "mined.json").get("data") != fingerprint:
         raise UserError(f"data.mined={folder}: mined from other data than data.root; mine this one")
     index = Index.open(folder / "index" / "train")
     return folder, hashlib.blake2b(index.positions.tobytes(), digest_size=12).hexdigest()

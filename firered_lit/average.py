@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .checkpoint import FOLDER, AtomicCheckpointIO, listed, read_weights
 from .errors import UserError
+from .places import writable
 
 KEPT = ("lora", "epoch", "global_step", "pytorch-lightning_version")
 
@@ -27,6 +28,7 @@ def average(run: str, out: str, last: int = 3) -> None:
         raise UserError(f"{out}: exists; choose another --out")
     if target.suffix != ".ckpt":
         raise UserError(f"{out}: --out is a checkpoint's file, NAME.ckpt")
+    writable(target.parent)
     total: dict[str, Tensor] = {}
     newest: dict[str, Any] = {}
     for path in paths:

@@ -20,6 +20,7 @@ from torch import nn
 
 from firered_lit.errors import UserError
 from firered_lit.files import put_in_place, replacing
+from firered_lit.textfiles import read_object
 
 if TYPE_CHECKING:
     from firered_lit.background import Background
@@ -72,7 +73,7 @@ def best(run_dir: Path | str) -> Path | None:
     folder = Path(run_dir) / FOLDER
     if not (folder / BEST).exists():
         return None
-    path = folder / json.loads((folder / BEST).read_text())["name"]
+    path = folder / read_object(folder / BEST, "name")["name"]
     return path if path.exists() else None
 
 

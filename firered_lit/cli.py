@@ -49,6 +49,8 @@ def _main(argv: Sequence[str] | None) -> int:
     except UserError as error:
         return _fail(str(error), arguments, error.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:  # the file system refuses, not our code
+            return _fail(f"{error.filename}: {error.strerror}", arguments, UserError.exit_code)
         notes = "".join(f" [{note}]" for note in getattr(error, "__notes__", ()))
         hint = "" if arguments.debug else " (run again with --debug for the traceback)"
         return _fail(f"{type(error).__name__}: {error}{notes}{hint}", arguments, 1)

@@ -19,6 +19,7 @@ from .models.family import Base, Variant, open_base
 from .models.lora_files import find_lora, merge_file
 from .models.sampling import sample
 from .models.sizes import Sizes, calculate_dimensions
+from .places import writable
 from .textfiles import open_regular, read_object
 
 Adapter = tuple[Path, float]  # a LoRA file and its strength
@@ -49,6 +50,7 @@ def edit(
     writes them, merged into the weights one after another; `PATH@0.8` for less than full strength. Raises UserError on
     bad input.
     """
+    _check_out(Path(out))
     adapters = [_lora(text) for text in loras]
     base = _at_sizes_of(open_base(model), adapters)
     references = [_open(path) for path in images]
@@ -62,11 +64,21 @@ def edit(
     else:
         sampler = "our sampler, at the sizes the model was trained at"
         image = _own(base, references, prompt, steps, seed, size, guidance, adapters)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     image.save(out)
     seconds = time.perf_counter() - begin
     how = f"{steps} steps, guidance {guidance:g}, seed {seed}, {sampler}, {seconds:.1f} s"
     print(f"{out}: {image.width}x{image.height}, {how}")
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a file that the picture could not be written as, before it is drawn."""
+    kinds = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    if out.suffix.lower() not in kinds:
+        ending = out.suffix or "no ending"
+        raise UserError(f"--out {out}: a picture cannot be written with {ending}; name a .png, .jpg or .webp")
+    if out.is_dir():
+        raise UserError(f"--out {out}: a folder lies there; name a file")
+    writable(out.parent)
 
 
 def _lora(text: str) -> Adapter:

@@ -19,6 +19,7 @@ from .models.lora import factors
 from .models.lora import merge as merge_factors
 from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
 from .models.sizes import Sizes
+from .places import writable
 from .store import read_record
 from .textfiles import read_object
 
@@ -62,6 +63,7 @@ def export(
     target = Path(out)
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{out}: not empty; choose another --out")
+    writable(target.parent)
     saved = _open(Path(run), checkpoint, ema)
     if log and not read_record(Path(run)).get("mlflow_run_id"):
         raise UserError(f"{run}: --log, but the run has no MLflow record")
@@ -91,7 +93,7 @@ def _open(run: Path, checkpoint: str, ema: bool) -> Saved:
 
 def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bool) -> Base:
     """Everything that an export holds. Returns the base that the run started from."""
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    facts = read_object(run / "run.json", "base")
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
     base, lora = open_base(facts["base"]), None if merge else saved.lora
     if lora:

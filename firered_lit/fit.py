@@ -1,6 +1,5 @@
 """Train one stage: the straight line from a recipe's parts to a finished run."""
 
-import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from .optim import refuse_eight_bit
 from .stages.base import Stage
 from .start import start_folder
 from .steps import log_by_optimizer_steps
+from .textfiles import read_object
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _write_run(folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] 
     if recipe is not None:
         write_text(folder / "recipe.yaml", dump(dict(recipe)))
     path = folder / "run.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_object(path) if path.exists() else {}
     known |= {
         "stage": type(stage).__name__,
         "base": stage.backbone.name,

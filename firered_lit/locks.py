@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from firered_lit.errors import UserError
+from firered_lit.places import make_folder
 
 log = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -31,7 +32,7 @@ def held(path: Path, verb: str, what: str = "") -> Iterator[None]:
     Raises:
         UserError: Another process holds the lock; it is named by its number and machine.
     """
-    make(path.parent)
+    make_folder(path.parent)
     try:
         descriptor = _acquire(path)
     except BlockingIOError:
@@ -70,7 +71,7 @@ def shard_held(folder: Path, verb: str, shard: int, shards: int) -> Iterator[Non
 @contextlib.contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
     """Wait for the turn to do what only one process in a folder may do at a time. The folder is made."""
-    make(folder)
+    make_folder(folder)
     try:
         file = (folder / ".lock").open("w")
     except OSError as error:
@@ -78,18 +79,6 @@ def in_turn(folder: Path) -> Iterator[None]:
     with file:
         _locked(file.fileno(), fcntl.LOCK_EX)
         yield
-
-
-def make(folder: Path) -> None:
-    """Make a folder, with those above it.
-
-    Raises:
-        UserError: It cannot be made, or is no folder.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made a folder to write into: {error.strerror}") from None
 
 
 def _acquire(path: Path) -> int | None:

@@ -1,6 +1,5 @@
 """Where a stage starts that goes on from another one's output: a diffusers folder in the new run's own folder."""
 
-import json
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from .errors import UserError
 from .export import PARTS, load_weights, write_transformer
 from .files import appearing, write_json
 from .models.family import Base, open_base
+from .textfiles import read_object
 
 NOTE = "start.json"
 PATIENCE = 3600.0  # seconds that the other processes wait for the first one to write the folder
@@ -30,7 +30,7 @@ def start_folder(start_from: str, run: Path, base: Base) -> Path:
     if rank_zero_only.rank == 0 and not folder.exists():
         _write(_checkpoint(start_from), start_from, folder, base)
     _wait(folder)
-    begun = json.loads((folder / NOTE).read_text(encoding="utf-8"))["start_from"]
+    begun = read_object(folder / NOTE, "start_from")["start_from"]
     if begun != start_from:
         raise UserError(f"run.start_from={start_from}: this run began from {begun}; set it back, or begin a new run")
     return folder
@@ -67,7 +67,7 @@ def _write(checkpoint: Path, start_from: str, folder: Path, base: Base) -> None:
 def _base_of(checkpoint: Path) -> Base | None:
     """What the checkpoint's run was trained over; None when it lies in no run."""
     facts = checkpoint.resolve().parent.parent / "run.json"
-    return open_base(json.loads(facts.read_text(encoding="utf-8"))["base_folder"]) if facts.exists() else None
+    return open_base(read_object(facts, "base_folder")["base_folder"]) if facts.exists() else None
 
 
 def _wait(folder: Path) -> None:

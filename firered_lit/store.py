@@ -1,7 +1,6 @@
 """Where a run's record is: the address of the MLflow store, and `run.json` in the run's folder. Imports no MLflow."""
 
 import fcntl
-import json
 import os
 import shlex
 import shutil
@@ -14,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from firered_lit.errors import UserError
 from firered_lit.files import write_json
+from firered_lit.textfiles import read_object
 
 RECORD = "run.json"
 _CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -96,7 +96,7 @@ def alone(uri: str) -> Iterator[None]:
 def read_record(run_dir: Path) -> dict[str, Any]:
     """What `run.json` holds; nothing when it is not there."""
     path = run_dir / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_object(path) if path.exists() else {}
 
 
 def update_record(run_dir: Path, **entries: Any) -> None:

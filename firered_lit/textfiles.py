@@ -63,8 +63,12 @@ def read_text(path: str | os.PathLike[str], limit: int = 64 * MEGABYTE, encoding
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_object(path: str | os.PathLike[str], *needed: str) -> dict[str, Any]:
     """Return the JSON object that a file holds.
+
+    Args:
+        path: the file.
+        needed: entries without which it is of no use.
 
     Raises:
         UserError: there is no such file, it is no regular one, or it holds something else.
@@ -77,4 +81,7 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{os.fspath(path)}: not valid JSON ({problem})") from None
     if not isinstance(content, dict):
         raise UserError(f"{os.fspath(path)}: expected a JSON object, not a {type(content).__name__}")
+    for name in needed:
+        if name not in content:
+            raise UserError(f"{os.fspath(path)}: damaged: the entry {name!r} is missing")
     return content
