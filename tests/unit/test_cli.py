@@ -349,7 +349,9 @@ def test_check_reads_what_prepare_wrote(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == ["format: 1", 'tasks: {"color": 3}']
     (tmp_path / "data.json").write_text("{")
     assert cli.main(["check", "--data", str(tmp_path)]) == 2
-    assert "data.json: not what `prepare` writes" in one_line(capsys)
+    message = one_line(capsys)
+    assert "data.json: not valid JSON" in message
+    assert "not what `prepare` writes" in message
 
 
 def test_check_reads_a_source_file(tmp_path, capsys):
