@@ -132,6 +132,7 @@ class Server:
         self.beyond_openai = {"top_k": top_k, "min_p": min_p, "repetition_penalty": repetition_penalty}
         self.unknown: set[str] = set()  # settings that the server has refused
         self.proved = threading.Event()  # it has given a score's log-probabilities
+        self.cut = False  # an answer was, and that is said
 
     def submit(self, question: Question, number: int) -> "Future[Answer]":
         """Begin pass `number`. The future raises as `ask` does."""
@@ -236,6 +237,9 @@ class Server:
         reply = self._usable(reply)
         if not reply.words.strip():
             raise JudgeError(f"{self.url}: {reply.reason or 'an answer without words'}", reply.kind)
+        if reply.kind is Kind.CUT and not self.cut:
+            self.cut = True
+            log.warning("judge %s: an answer was cut at max_tokens=%d; raise it", self.url, self.max_tokens)
         return reply.words
 
     def _refuse(self) -> None:

@@ -94,7 +94,8 @@ def _name(node: Any) -> Any:
 
 def _tasks(recipe: Recipe) -> Collection[str] | None:
     """The tasks of the data that a recipe names; None where that is not a prepared folder of this machine."""
-    root = _at(recipe.root, ("data",)).get("root")
+    data = _at(recipe.root, ("data",)) or _at(recipe.root, ("task", "data"))
+    root = data.get("root")
     path = Path(root, "data.json") if isinstance(root, str) else None
     if path is None or not path.is_file():
         return None

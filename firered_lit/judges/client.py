@@ -398,6 +398,8 @@ def _answer(raw: bytes) -> tuple[Reply, bool]:
     try:
         return read(json.loads(raw)), False
     except NoAnswerError as problem:
+        if is_filter(str(problem)):
+            return Reply(Kind.REFUSED, reason=f"refused: {problem}"), False
         return Reply(Kind.ERROR, reason=str(problem)), True
     except (ValueError, RecursionError):
         return Reply(Kind.ERROR, reason="an answer that is no JSON"), True

@@ -83,6 +83,9 @@ def read(response: Any) -> Reply:
     Raises:
         NoAnswerError: it has another form, or holds neither words nor a reason for having none.
     """
+    error = response.get("error") if isinstance(response, Mapping) else None
+    if error and not response.get("choices"):  # some gateways say so under HTTP 200
+        raise NoAnswerError(one_line(error.get("message") or error if isinstance(error, Mapping) else error))
     try:
         choice = response["choices"][0]
         message = choice["message"]

@@ -39,8 +39,15 @@ class Judged:
 class Scorer:
     """Rewards by the names that callbacks have.
 
-    weights, routes: of the mixture, as in `stages.nft.NFT`; a reward of weight 0 is noted by its name alone. patience:
-    seconds that an answer may take from the moment it is waited for.
+    Args:
+        rewards: by any key; an entry that is None is left out.
+        weights: of the mixture, as in `stages.nft.NFT`; a reward of weight 0 is noted by its name alone.
+        routes: of the mixture: reward -> the tasks that it scores.
+        patience: seconds that an answer may take from the moment it is waited for.
+        tasks: that the data has; None where they are not known.
+
+    Raises:
+        UserError: see `rewards_of`.
     """
 
     def __init__(
@@ -49,11 +56,12 @@ class Scorer:
         weights: Mapping[str, float] | None = None,
         routes: Mapping[str, Collection[str]] | None = None,
         patience: float = 300.0,
+        tasks: Collection[str] | None = None,
     ) -> None:
         given = [reward for reward in rewards.values() if reward is not None]
         if not given:
             raise UserError("rewards: mining needs a reward; add one, as callbacks.pixel_reward.PixelReward")
-        self.rewards = rewards_of(given, weights, routes, place="task")
+        self.rewards = rewards_of(given, weights, routes, tasks, place="task")
         self.weights = dict(weights) if weights else dict.fromkeys(self.rewards, 1.0)
         self.routes = routes
         self.patience = patience

@@ -93,7 +93,9 @@ class SemiHard:
                 " every sample, or prepare at smaller sizes"
             )
         self.base, self.data, self.start_from = open_base(model), data, start_from
-        self.scorer, self.band = Scorer(rewards, weights, routes, patience), band or Band()
+        tasks = (getattr(data, "summary", None) or {}).get("tasks")
+        self.scorer = Scorer(rewards, weights, routes, patience, tasks)
+        self.band = band or Band()
         self.draws, self.steps, self.seed, self.dtype, self.capacity = draws, steps, seed, dtype, capacity
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.ahead, self.wants_pictures = ahead, pictures

@@ -278,6 +278,9 @@ KINDS = {
     "a filter's error": (
         lambda h, b: h.say({"error": {"code": "content_filter"}}, 400), Kind.REFUSED, "", "refused: HTTP 400"
     ),
+    "an error under 200": (says({"error": {"message": "model\nbusy"}}), Kind.ERROR, "", "model busy, 2 times"),
+    "an odd error under 200": (says({"error": ["x"]}), Kind.ERROR, "", "['x'], 2 times"),
+    "a filter under 200": (says({"error": "Content filter: violence"}), Kind.REFUSED, "", "refused: Content filter"),
     "cut": (words("It is", finish_reason="length"), Kind.CUT, "It is", "cut at max_tokens"),
     "cut in thoughts": (
         says({"choices": [{"message": {"content": None, "reasoning_content": "hm"}, "finish_reason": "length"}]}),

@@ -352,6 +352,13 @@ def test_an_emphasised_score_counts(serve, text):
     assert scores.value.item() == pytest.approx(EXPECTED, abs=1e-6)
 
 
+def test_words_that_were_cut_are_said_once(serve, caplog):
+    cut = {"choices": [{"message": {"content": "It is"}, "finish_reason": "length"}]}
+    judge = judging(serve(says(cut))).judge
+    assert [judge.say("Write.", (b"png",), number) for number in range(2)] == ["It is", "It is"]
+    assert caplog.text.count("an answer was cut at max_tokens=512; raise it") == 1
+
+
 def test_a_redirect_is_refused_in_one_line(serve, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-word")
     elsewhere = serve(fine)

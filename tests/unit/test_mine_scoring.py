@@ -122,6 +122,8 @@ def test_what_cannot_decide_is_refused_and_rewards_are_closed():
         Scorer({"a": Told("a")}, weights={"a": 0.0})
     with pytest.raises(UserError, match=r"task\.routes: no such reward: 'b'"):
         Scorer({"a": Told("a")}, routes={"b": ["x"]})
+    with pytest.raises(UserError, match=r"task\.routes: a: no such task: 'evne'; did you mean 'even'"):
+        Scorer({"a": Told("a")}, routes={"a": ["evne"]}, tasks={"even": 2, "odd": 1})
     reward = Told("a", 1.0, 1.0)
     Scorer({"a": reward}).close()
     assert reward.closed

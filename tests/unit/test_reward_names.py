@@ -18,7 +18,8 @@ from firered_lit.recipe import load
 from firered_lit.reward_check import reward_problems
 from firered_lit.rewards.names import check_name, check_routes
 from firered_lit.rewards.protocol import Scores
-from firered_lit.rewards.scale import on_unit
+from firered_lit.rewards.scale import on_unit, refuse_outside
+from firered_lit.rewards.statistics import Scored
 from firered_lit.stages.nft import NFT
 
 
@@ -223,6 +224,19 @@ def test_a_score_outside_of_the_scale_is_refused_in_validation(tmp_path):
     with pytest.raises(UserError, match=r"reward grader: a score of 4 lies outside of \[0, 1\]; .*`range: "):
         validated(tmp_path, Grader(4.0))
     assert validated(tmp_path, Grader(4.0, range=[0, 5]))["reward/grader"] == pytest.approx(0.8)
+
+
+def scored(outside):
+    nothing = torch.zeros(2)
+    return Scored(("odd", "odd"), torch.zeros(2).long(), nothing, nothing.bool(), {}, nothing, outside)
+
+
+def test_what_all_ranks_have_scored_names_a_score_outside_that_one_of_them_saw():
+    parts = [scored({}), scored({"grader": 4.0}), scored({"grader": 5.0, "ocr": -1.0})]
+    everyone = Scored.join(parts)
+    with pytest.raises(UserError, match="reward grader: a score of 5 lies outside"):
+        refuse_outside(everyone.outside, {})
+    refuse_outside(Scored.join(parts[:1]).outside, {})
 
 
 def test_every_rank_learns_of_a_score_outside_that_one_of_them_saw(monkeypatch):
