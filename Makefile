@@ -65,7 +65,8 @@ chain: chain-supervised $(DEMO)/pairs/data.json  ## the same -> DPO -> NFT: ever
 		--prompt "Change the background to red" --out $(CHAIN)/edited.png --steps 8 --seed 0 --guidance 1
 	@for stage in $(CHAIN)/[1-5]_*; do echo; cat $$stage/summary.txt; done
 	@echo; echo "rollouts    $(CHAIN)/5_nft/rollouts (the best and the worst edit of a group)"
-	@echo "model       $(CHAIN)/model"; echo "edited      $(CHAIN)/edited.png"
+	@echo "model       $(CHAIN)/model"
+	@echo "edited      $(CHAIN)/edited.png (noise: the miniature shows that everything runs, not what it learns)"
 
 # What is there already is not made again: a learning that was stopped goes on where it was.
 STAGES := $(LEARN)/sft $(LEARN)/dpo $(LEARN)/nft
