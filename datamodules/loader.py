@@ -361,4 +361,5 @@ def _other(name: str, before: Any, now: Any, world: int) -> str:
     if name == "plan_ranks" and isinstance(before, int) and before % world == 0:
         setting = f"with {world} processes, set trainer.accumulate_grad_batches={before // world}"
         return f"this run began with {before} micro-batches a step: {setting}"
-    return f"this run began with data.{name}={before}, now {now}: its batches would not go on; set it back"
+    mend = f"add data.{name}={before}" if isinstance(before, int | float) else "set it back"
+    return f"this run began with data.{name}={before}, now {now}: its batches would not go on; {mend}"

@@ -197,7 +197,7 @@ def test_a_global_batch_left_in_the_middle_is_done_again(root):
     [
         ({"data": "another"}, "trained on other data"),
         ({"seed": 1}, "data.seed=1, now 0"),
-        ({"capacity": 128}, "data.capacity=128, now 64"),
+        ({"capacity": 128}, "data.capacity=128, now 64: its batches would not go on; add data.capacity=128"),
         (
             {"plan_ranks": 8},
             "began with 8 micro-batches a step: with 2 processes, set trainer.accumulate_grad_batches=4",

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from toy_prompts import PromptData, Prompts, sample, trainer
 
 from callbacks.checkpoint import Checkpoint
+from callbacks.ema import EMA
 from callbacks.pixel_reward import PixelReward
 from callbacks.reward_grid import RewardGrid
 from firered_lit.batch import PromptBatch
@@ -131,6 +132,24 @@ def test_the_rollout_draws_what_the_sampler_draws_and_training_sees_the_same_vel
     assert rollout.latents[0].ne(rollout.latents[1]).any()
     pixels = module.codec.decode(rollout.latents).clamp(-1, 1)
     assert (rollout.images.float() / 127.5 - 1 - pixels).abs().max() < 0.01
+
+
+def test_an_average_follows_the_policy_once_an_iteration_and_not_the_old_policy(tmp_path):
+    ema, seen = EMA(decay=0.9), []
+
+    class Keep(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            seen.append(module.transformer.img_in.weight.detach().clone())
+
+    module = fresh(optimizer=partial(torch.optim.SGD, lr=0.1))
+    expected = module.transformer.img_in.weight.detach().clone()
+    fit(tmp_path, module, steps=3, extra=[ema, Keep()])
+    for weight in seen:
+        expected = 0.9 * expected + 0.1 * weight
+    assert ema.updates == len(seen) == 3
+    assert not torch.equal(seen[0], seen[2])
+    torch.testing.assert_close(ema.shadow["transformer.img_in.weight"], expected)
+    assert all(name.startswith("transformer.") for name in ema.shadow)
 
 
 def test_a_rollout_is_drawn_by_the_solver_of_the_recipe():
