@@ -230,7 +230,8 @@ def _advice(t: Training) -> str:
         return "set stage.backbone.gradient_checkpointing=true"
     if not t.sharded and not t.lora:
         return (
-            "shard it: trainer.strategy={_target_: firered_lit.strategy.FSDP2} (recipes/sft_fsdp.yaml), or train a LoRA"
+            "shard it: 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}' (recipes/sft_fsdp.yaml),"
+            " or train a LoRA"
         )
     if t.sharded and t.shards < t.gpus:
         return "fewer replicas, or more GPUs"

@@ -73,7 +73,7 @@ def refuse_eight_bit(factory: Any, strategy: object) -> None:
     if eight_bit(factory) and known.isdisjoint(kind.__name__ for kind in type(strategy).__mro__):
         raise UserError(
             f"trainer.strategy: no 8-bit optimizer works under {type(strategy).__name__}; use one GPU, strategy=ddp or"
-            " {_target_: firered_lit.strategy.FSDP2}, or stage.optimizer._target_=torch.optim.AdamW"
+            " 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}', or stage.optimizer._target_=torch.optim.AdamW"
         )
 
 

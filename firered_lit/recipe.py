@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from firered_lit.dialect import MISSING, is_text, kind, parse
+from firered_lit.dialect import DEEPEST, MISSING, is_text, kind, parse
 from firered_lit.errors import UserError
 from firered_lit.textfiles import MEGABYTE, read_text
 
@@ -194,7 +194,7 @@ def _set(node: Any, parts: list[str], value: Any, recipe: Recipe, at: str = "") 
     """`node` with the key `parts` below it set to `value`.
 
     Every part must exist, except the last one in a node with a `_target_`, whose signature decides later, and a whole
-    new node: `callbacks.ema={_target_: ...}`.
+    new node: `'callbacks.ema={_target_: ...}'`.
     """
     here = join(at, parts[0])
     if isinstance(node, list):
@@ -241,6 +241,7 @@ def _interpolate(root: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     for key, value in leaves(root):
         if isinstance(value, str) and "${" in _INTERPOLATION.sub("", value):
             raise recipe.refusal(key, f"{value!r}: only ${{key.path}} is replaced, resolvers are not part of a recipe")
+    _refuse_growth(root, recipe)
     try:
         config = OmegaConf.create(_swap(root, MISSING, _HOLE))
         resolved = OmegaConf.to_container(config, resolve=True)
@@ -248,6 +249,34 @@ def _interpolate(root: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         lines = str(error).splitlines()
         raise recipe.refusal(str(error.full_key or ""), lines[0] if lines else type(error).__name__) from None
     return dict(_swap(resolved, _HOLE, MISSING))
+
+
+def _refuse_growth(root: dict[str, Any], recipe: Recipe) -> None:
+    """Refuse values that name each other so often, or in so long a row, that resolving them would not end.
+
+    Raises:
+        UserError: a value beyond the size of a recipe, or more than 50 names in a row.
+    """
+    values = dict(leaves(root))
+    sizes: dict[str, int] = {}
+
+    def size(key: str, above: tuple[str, ...]) -> int:
+        """Return the characters of a resolved value, or of all values below a mapping."""
+        if key in above:
+            return 0  # a circle, which OmegaConf names
+        if len(above) == DEEPEST:
+            raise recipe.refusal(above[0], f"more than {DEEPEST} values name each other in a row")
+        if key not in sizes:
+            parts = [key] if key in values else [name for name in values if name.startswith(f"{key}.")]
+            text = "".join(str(values[part]) for part in parts)
+            named = [found.group()[2:-1] for found in _INTERPOLATION.finditer(text)]
+            sizes[key] = len(text) + sum(size(name, (*above, key)) for name in named)
+        if sizes[key] > _LARGEST:
+            raise recipe.refusal(key, f"names other values so often that it grows beyond {_LARGEST // 1024} kB")
+        return sizes[key]
+
+    for key in values:
+        size(key, ())
 
 
 def _swap(node: Any, old: str, new: str) -> Any:

@@ -35,22 +35,60 @@ def signature(target: str) -> Signature:
     found = resolve(target)
     if isinstance(found.node, ast.ClassDef):
         return Signature(found.node.name, found.module.name, "class", *_of_class(found))
-    return Signature(found.node.name, found.module.name, "function", *_of_arguments(found.node.args, bound=False))
+    return Signature(found.node.name, found.module.name, "function", *_of_function(found.node, bound=False))
 
 
 def _of_class(found: Found) -> tuple[tuple[Parameter, ...], bool]:
     """What calling the class accepts: the nearest `__init__`, `__new__` or dataclass on its line of bases."""
     maker = _maker(found)
-    if maker is not None:  # before its bases, which may be heavy to read
-        return _of_arguments(maker.args, bound=True)
-    line, complete = _line(found)
+    if maker is not None and _base_call(maker) is None:  # before its bases, which may be heavy to read
+        return _of_function(maker, bound=True)
+    return _of_line(*_line(found))
+
+
+def _of_line(line: list[Found], complete: bool) -> tuple[tuple[Parameter, ...], bool]:
+    """Return what the first class of a line of bases accepts.
+
+    Args:
+        line: the class and its bases, nearest first.
+        complete: whether no base is missing in it.
+    """
     for i, base in enumerate(line):
         maker = _maker(base)
         if maker is not None:
-            return _of_arguments(maker.args, bound=True)
+            parameters, is_open = _of_function(maker, bound=True)
+            call = _base_call(maker)
+            if call is None:
+                return parameters, is_open
+            more, is_open = _of_line(line[i + 1 :], complete)
+            return (*parameters, *_left_free(parameters, call, more)), is_open
         if _is_dataclass(base.node):
             return _of_fields([older.node for older in line[i:]]), False
     return (), not complete
+
+
+def _base_call(maker: ast.FunctionDef) -> ast.Call | None:
+    """Return `super().__init__(..., **kwargs)`, when that is all that becomes of a class's `**kwargs`."""
+    uses = _uses(maker)
+    calls = [node for node in ast.walk(maker) if isinstance(node, ast.Call)]
+    for call in calls:
+        passed = [keyword.value for keyword in call.keywords if keyword.arg is None]
+        plain = not any(isinstance(argument, ast.Starred) for argument in call.args)
+        if plain and passed == uses and len(uses) == 1 and ast.unparse(call.func) == "super().__init__":
+            return call
+    return None
+
+
+def _uses(function: ast.FunctionDef) -> list[ast.Name]:
+    """Return where a function's body names its `**kwargs`."""
+    name = function.args.kwarg.arg if function.args.kwarg else ""
+    return [node for node in ast.walk(function) if isinstance(node, ast.Name) and node.id == name]
+
+
+def _left_free(own: tuple[Parameter, ...], call: ast.Call, base: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+    """Return the base's parameters that the class neither has itself nor gives in its call."""
+    taken = {parameter.name for parameter in own} | {keyword.arg for keyword in call.keywords}
+    return tuple(parameter for parameter in base[len(call.args) :] if parameter.name not in taken)
 
 
 def _maker(found: Found) -> ast.FunctionDef | None:
@@ -106,15 +144,19 @@ def _of_fields(line: list[ast.ClassDef | ast.FunctionDef]) -> tuple[Parameter, .
     return tuple(fields.values())
 
 
-def _of_arguments(arguments: ast.arguments, bound: bool) -> tuple[tuple[Parameter, ...], bool]:
-    """The parameters that can be given by name, and whether any other name is accepted too."""
+def _of_function(function: ast.FunctionDef, bound: bool) -> tuple[tuple[Parameter, ...], bool]:
+    """The parameters that can be given by name, and whether any other name is accepted too.
+
+    A `**kwargs` that the body never names accepts nothing: what is given there would be lost.
+    """
+    arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
     optional = len(positional) - len(arguments.defaults)
     defaults = [*[None] * optional, *arguments.defaults]
     named = list(zip(positional, defaults))[max(bound, len(arguments.posonlyargs)) :]
     named += zip(arguments.kwonlyargs, arguments.kw_defaults)
     parameters = (Parameter(a.arg, value is None, _text(a.annotation), _text(value)) for a, value in named)
-    return tuple(parameters), arguments.kwarg is not None
+    return tuple(parameters), bool(_uses(function))
 
 
 def _text(expression: ast.expr | None) -> str | None:

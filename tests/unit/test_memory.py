@@ -221,6 +221,6 @@ def test_the_command_says_whether_it_fits(capsys):
     assert "of no other" in capsys.readouterr().err
     assert main(["check", "--gpus", "8"]) == 2
     assert main(["check", "--recipe", "recipes/dpo.yaml", "--gpus", "8", "--gpu-memory", "80"]) == 2
-    assert "shard it: trainer.strategy={_target_: firered_lit.strategy.FSDP2}" in capsys.readouterr().out
+    assert "shard it: 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}'" in capsys.readouterr().out
     assert main(["check", "--recipe", "recipes/nft.yaml", "--gpus", "8", "--gpu-memory", "60"]) == 2
     assert "lower stage.capacity, now" in capsys.readouterr().out

@@ -105,7 +105,34 @@ class FromElsewhere(inner.Plain, Generic[T]): ...
 class Empty: ...
 class Unreadable(dict): ...
 class Maker:
-    def __new__(cls, a, /, b, **rest): ...
+    def __new__(cls, a, /, b, **rest):
+        return rest
+class Swallows:
+    def __init__(self, a, **rest): ...
+class Passes(Base):
+    def __init__(self, colour, **rest):
+        super().__init__(**rest)
+class PassesSome(Passes):
+    def __init__(self, width, **rest):
+        super().__init__("red", height=3, **rest)
+class PassesMore(Left):
+    def __init__(self, size=1, **rest):
+        super().__init__(size, **rest)
+class Keeps(Base):
+    def __init__(self, colour, **rest):
+        self.rest = rest
+        super().__init__(**rest)
+class PassesStars(Base):
+    def __init__(self, *args, **rest):
+        super().__init__(*args, **rest)
+class PassesToUnknown(dict):
+    def __init__(self, colour, **rest):
+        super().__init__(**rest)
+class PassesToNone:
+    def __init__(self, colour, **rest):
+        super().__init__(**rest)
+def swallows(a, **rest): ...
+def takes(a, **rest): return rest
 @dataclass(frozen=True)
 class Old:
     a: int
@@ -181,6 +208,16 @@ def names(found: Signature) -> str:
         ("Empty", ""),
         ("Unreadable", "**"),
         ("Maker", "b **"),
+        ("Swallows", "a"),
+        ("Passes", "colour width height= depth="),
+        ("PassesSome", "width depth="),
+        ("PassesMore", "size= height= depth="),
+        ("Keeps", "colour **"),
+        ("PassesStars", "**"),
+        ("PassesToUnknown", "colour **"),
+        ("PassesToNone", "colour"),
+        ("swallows", "a"),
+        ("takes", "a **"),
         ("Old", "a c= e="),
         ("New", "a= c= e= f"),
         ("many", "a b="),
