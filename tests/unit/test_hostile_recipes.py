@@ -130,7 +130,7 @@ HOSTILE = {
 REASON = re.compile(
     "not among the things that a recipe may name|names something private|stands at the top of a recipe alone"
     "|ends in _API_KEY|gives a library nothing to call|not for a recipe to give|resolvers are not part of a recipe"
-    "|could not determine a constructor|has no argument 'allow'"
+    "|a name has letters|could not determine a constructor|has no argument 'allow'"
 )
 GOOD = "base: [recipes/tiny/sft.yaml]\nrun: {dir: run}\ndata: {root: data}\n"
 

@@ -284,7 +284,10 @@ BAD_FILES = [
     ("a: ${nope.x}", "top.yaml: a: Interpolation key 'nope.x' not found"),
     ("a: ${b}\nb: ${a}", "Recursive interpolation"),
     ("a0: x\n" + "\n".join(f"a{i + 1}: ${{a{i}}}${{a{i}}}" for i in range(40)), "grows beyond 256 kB"),
-    ("a: {x: 1}\n" + "\n".join(f"b{i}: {{c: '${{b{i + 1}}}', d: '${{b{i + 1}}}'}}" for i in range(40)), "grows beyond 256 kB"),
+    (
+        "a: {x: 1}\n" + "\n".join(f"b{i}: {{c: '${{b{i + 1}}}', d: '${{b{i + 1}}}'}}" for i in range(40)),
+        "grows beyond 256 kB",
+    ),
     (
         "\n".join(f"a{i}: ${{a{i + 1}}}" for i in range(3000)) + "\na3000: 1",
         "more than 50 values name each other in a row",
