@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from callbacks.judge_prompt import Question
 from firered_lit.api_keys import KeyVariable
 from firered_lit.draws import seed_of
@@ -133,6 +135,7 @@ class Server:
         self.unknown: set[str] = set()  # settings that the server has refused
         self.proved = threading.Event()  # it has given a score's log-probabilities
         self.cut = False  # an answer was, and that is said
+        self.announced = False  # how the rationale is sampled
 
     def submit(self, question: Question, number: int) -> "Future[Answer]":
         """Begin pass `number`. The future raises as `ask` does."""
@@ -188,6 +191,10 @@ class Server:
         for name, value in sampling.items():
             if value is not None and name not in self.unknown:
                 settings[name] = value
+        if not self.announced:
+            self.announced = True
+            sent = ", ".join(f"{name} {settings[name]:g}" for name in ("temperature", *sampling) if name in settings)
+            rank_zero_info(f"judge {self.url}: words are sampled with {sent}, whatever the server's own config says")
         return Request(self.version, [user(*map(Picture, pictures), text)], settings | more, facts=facts)
 
     def _usable(self, reply: Reply) -> Reply:

@@ -258,9 +258,12 @@ def test_some_passes_may_fail(serve):
 SETTINGS = {"temperature": 0.7, "max_tokens": 512, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-def test_everything_that_a_servers_own_config_could_change_is_sent(serve):
+def test_everything_that_a_servers_own_config_could_change_is_sent(serve, caplog):
     server = serve(fine)
-    judging(server, passes=2).submit(picture(0.5), batch()).result(30)
+    with caplog.at_level(logging.INFO):
+        judging(server, passes=2).submit(picture(0.5), batch()).result(30)
+    said = "sampled with temperature 0.7, top_p 1, top_k -1, min_p 0, repetition_penalty 1, whatever"
+    assert caplog.text.count(said) == 1
     judging(server, top_p=0.9, top_k=None, min_p=None, repetition_penalty=None).submit(picture(0.5), batch()).result(30)
     bodies = [{k: v for k, v in body.items() if k not in ("messages", "seed")} for _, body, _ in server.requests]
     common = {"model": "judge-7b", "logprobs": True, "top_logprobs": 20}
