@@ -1,13 +1,17 @@
-"""torchao's 8-bit AdamW on sharded parameters, made to be saved and gone on from by any number of processes."""
+"""torchao's 8-bit AdamW: saved and gone on from by any number of processes, and with stochastic rounding."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchao.optim import AdamW8bit
 from torchao.optim.subclass_8bit import OptimState8bit
 
+from .draws import seed_of
 from .models.shard import local
 
 MOMENTS = {"exp_avg": True, "exp_avg_sq": False}  # is it signed?
@@ -41,6 +45,70 @@ class ShardedAdamW8bit(AdamW8bit):
         """Its state dict with rates as numbers."""
         groups = [{name: _number(value) for name, value in group.items()} for group in state["param_groups"]]
         return {**state, "param_groups": groups}
+
+
+class StochasticAdamW8bit(ShardedAdamW8bit):
+    """AdamW with 8-bit moments that rounds bfloat16 weights up or down at random, right in the mean (2010.06192).
+
+    Moments that are too few for 8 bits stay float32, whatever the weights are.
+    """
+
+    rounds_stochastically = True
+    seed = 0  # of the rounding's draws; a stage sets its own
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options, bf16_stochastic_round=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step; the global random state is afterwards what it was before the weights were rounded."""
+        loss = None
+        if closure is not None:  # the training's forward and backward, whose draws are their own
+            with torch.enable_grad():
+                loss = closure()
+        with _keyed(seed_of(self.seed, "rounding", self._steps(), self._shard()), self._devices()):
+            super().step()
+        return loss
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state. torch casts moments to their weights' precision: they are put in again as they were saved."""
+        super().load_state_dict(dict(state_dict))
+        saved_names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for name, parameter in zip(saved_names, parameters, strict=True):
+            for moment in state_dict["state"].get(name, {}).keys() & MOMENTS.keys():
+                room = self._new_buffer(parameter, MOMENTS[moment])
+                local(room).copy_(local(state_dict["state"][name][moment]))
+                self.state[parameter][moment] = room
+
+    def _new_buffer(self, parameter: Tensor, signed: bool) -> Tensor:
+        return super()._new_buffer(torch.empty_like(parameter, dtype=torch.float32), signed)
+
+    def _steps(self) -> int:
+        """Return how many steps have been taken."""
+        return max((int(held["step"]) for held in self.state.values() if "step" in held), default=0)
+
+    def _shard(self) -> tuple[int, ...]:
+        """Return which shard of the weights this process holds; replicas of one shard round alike."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if isinstance(parameter, DTensor):
+                    at = parameter.device_mesh.get_coordinate() or []
+                    return tuple(i for i, place in zip(at, parameter.placements, strict=True) if place.is_shard())
+        return ()
+
+    def _devices(self) -> list[torch.device]:
+        """Return the accelerators that the weights lie on."""
+        places = {local(parameter).device for group in self.param_groups for parameter in group["params"]}
+        return [device for device in places if device.type != "cpu"]
+
+
+@contextmanager
+def _keyed(seed: int, devices: list[torch.device]) -> Iterator[None]:
+    """Inside, the global random state of the host and of `devices` begins at `seed`; afterwards it is as before."""
+    with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda"):
+        torch.manual_seed(seed)
+        yield
 
 
 def _number(value: Any) -> Any:

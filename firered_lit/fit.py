@@ -19,7 +19,7 @@ from .checkpoint import AtomicCheckpointIO, resolve
 from .dialect import dump
 from .errors import UserError, naming
 from .files import write_json, write_text
-from .optim import refuse_eight_bit
+from .optim import refuse_eight_bit, refuse_rounding
 from .stages.base import Stage
 from .start import start_folder
 from .steps import log_by_optimizer_steps
@@ -86,6 +86,7 @@ def _fit(
         stage.start_from(start_folder(run.start_from, folder, stage.base))
     settings = getattr(trainer, "keywords", {})
     _refuse_settings(settings, stage)
+    refuse_rounding(stage.optimizer_factory, [stage.trained_dtype])
     check = getattr(data, "check", None)
     if check:
         check(stage.base)
@@ -106,7 +107,8 @@ def _fit(
     refuse_eight_bit(stage.optimizer_factory, engine.strategy)
     refuse = getattr(engine.strategy, "check", None)
     if refuse:
-        refuse(stage, engine.num_devices * engine.num_nodes, engine.precision)
+        processes = engine.num_devices * engine.num_nodes
+        refuse(stage, processes, engine.precision, engine.accumulate_grad_batches)
     _write_run(folder, stage, data, recipe)
     if recipe is not None and engine.logger is not None:
         engine.logger.log_hyperparams(dict(recipe))
@@ -139,7 +141,10 @@ def _refuse_settings(settings: Mapping[str, Any], stage: Stage) -> None:
     clip = settings.get("gradient_clip_val")
     fused = getattr(stage.optimizer_factory, "keywords", {}).get("fused")
     if precision in ("bf16-true", "16-true"):
-        raise UserError("trainer.precision: for half weights set stage.backbone.dtype=bfloat16 and keep 32-true here")
+        raise UserError(
+            "trainer.precision: stage.backbone.dtype says how weights are kept; to compute in half precision set"
+            " bf16-mixed here"
+        )
     if clip and not stage.automatic_optimization:
         raise UserError("trainer.gradient_clip_val: this stage clips by itself, by stage.gradient_clip; set it to null")
     if settings.get("accumulate_grad_batches", 1) != 1 and not stage.automatic_optimization:

@@ -39,6 +39,7 @@ class Training:
     the model, of `gpus` in all. capacity: visual tokens of a micro-batch. sides: of a pair, each a sample of its own.
     copies: of what is trained, for an old policy and a reference. group: edits that a rollout draws, each with a
     reference; as many as the capacity holds are decoded at once, in training too.
+    accumulates: gradients of several micro-batches add up, on one device in float32 whatever the weights are.
     """
 
     config: Mapping[str, Any]
@@ -62,6 +63,7 @@ class Training:
     sides: int = 1
     copies: int = 0
     group: int | None = None
+    accumulates: bool = False
 
     @property
     def references(self) -> int:
@@ -128,6 +130,7 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
         ema=any(isinstance(c, Mapping) and str(c.get("_target_")).endswith(".EMA") for c in callbacks),
         preview=bool(stage.get("preview")),
         max_batch=data.get("max_batch"),
+        accumulates=int(trainer.get("accumulate_grad_batches") or 1) > 1,
         **more,
     )
 
@@ -157,7 +160,8 @@ def estimate(training: Training) -> list[Part]:
     kept = STORED[t.quantize] if t.quantize else SIZES[t.weights]
     trained = f.trained / t.shards
     size = SIZES["float32"] if t.lora else SIZES[t.weights]
-    gradients = f.trained * SIZES["float32"] if t.whole_gradients else trained * size
+    of_gradient = SIZES["float32"] if t.accumulates and not t.sharded else size
+    gradients = f.trained * SIZES["float32"] if t.whole_gradients else trained * of_gradient
     states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
     weights = ((f.parameters - (f.trained if t.lora else 0)) * kept + (f.trained * size if t.lora else 0)) / t.shards
     peak = _peak(t, f, SIZES[dtype], gradients, trained * size)
@@ -230,7 +234,7 @@ def _advice(t: Training) -> str:
         return "set stage.backbone.gradient_checkpointing=true"
     if not t.sharded and not t.lora:
         return (
-            "shard it: 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}' (recipes/sft_fsdp.yaml),"
+            "shard it: 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}' (recipes/sft.yaml),"
             " or train a LoRA"
         )
     if t.sharded and t.shards < t.gpus:

@@ -1,10 +1,11 @@
-"""Which parameters are trained how: groups with and without weight decay, and schedules of the learning rate."""
+"""Which parameters are trained how: optimizers, groups with and without weight decay, schedules of the rate."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -14,6 +15,7 @@ from .errors import UserError
 
 OptimizerFactory = Callable[..., Optimizer]
 ScheduleFactory = Callable[[Optimizer], LambdaLR]
+HALF = (torch.bfloat16, torch.float16)
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
@@ -53,24 +55,95 @@ def adamw8bit(
     return ShardedAdamW8bit(groups, **options)
 
 
+def stochastic_adamw8bit(
+    params: Iterable[Any],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    """Build torchao's AdamW with 8-bit moments, for bfloat16 weights without a float32 copy.
+
+    A bfloat16 weight has 8 bits: most steps of a fine-tuning's rate lie under half of its last one and are lost when
+    they are rounded to the nearest. Here a weight is rounded up or down at random, with the probabilities that make
+    the mean right (stochastic rounding, 2010.06192). The draws are keyed by the stage's seed and the optimizer's
+    step, and where weights are sharded by the shard, so that a resumed run rounds as an uninterrupted one does.
+
+    Args:
+        params: parameters or groups of them, on one device or all sharded.
+        lr: learning rate.
+        betas: decay of the two moments, each in [0, 1).
+        eps: added to the root of the second moment.
+        weight_decay: share of the rate by which weights shrink in a step.
+
+    Raises:
+        UserError: torchao is not installed.
+    """
+    refuse_without_torchao()
+    from .eight_bit import StochasticAdamW8bit
+
+    return StochasticAdamW8bit(list(params), lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+
+def rounds_stochastically(factory: Any) -> bool:
+    """Return whether a factory, or an optimizer, rounds half-precision weights without losing small steps.
+
+    An optimizer of yours that does has a class attribute `rounds_stochastically = True`, and takes the stage's seed as
+    its attribute `seed`.
+    """
+    made = getattr(factory, "func", factory)
+    return made is stochastic_adamw8bit or bool(getattr(made, "rounds_stochastically", False))
+
+
+def refuse_rounding(factory: Any, dtypes: Iterable[torch.dtype]) -> None:
+    """Refuse to train weights in half precision by an optimizer that rounds each step to the nearest of them.
+
+    Args:
+        factory: an optimizer, or what makes one.
+        dtypes: of the trained weights.
+
+    Raises:
+        UserError: there are such weights; it says what to set.
+    """
+    half = sorted({str(dtype).removeprefix("torch.") for dtype in dtypes if dtype in HALF})
+    if not half or rounds_stochastically(factory):
+        return
+    made = getattr(factory, "func", factory)
+    name = getattr(made, "__name__", type(made).__name__)
+    raise UserError(
+        f"stage.backbone.dtype: {name} rounds every step of {half[0]} weights to the nearest and loses the small ones;"
+        " set stage.backbone.dtype=float32 (trainer.strategy={_target_: firered_lit.strategy.FSDP2} shards it), or on"
+        " one device stage.optimizer._target_=firered_lit.optim.stochastic_adamw8bit"
+    )
+
+
 def refuse_without_torchao() -> None:
+    """Raise UserError when torchao is not installed."""
     if find_spec("torchao") is None:
         raise UserError("stage.optimizer: 8 bits on sharded parameters need torchao; run: pip install torchao")
 
 
 def eight_bit(factory: Any) -> str | None:
-    """Whose 8-bit optimizer a factory makes: "bitsandbytes", "torchao" or, as it fits, "either". None: none of them."""
+    """Return whose 8-bit optimizer a factory makes: "bitsandbytes", "torchao" or, as it fits, "either"; else None."""
     made = getattr(factory, "func", factory)
     if made is adamw8bit:
         return "either"
+    if made is stochastic_adamw8bit:
+        return "torchao"
     room = getattr(made, "__module__", "").partition(".")[0]
     return room if room == "torchao" or (room == "bitsandbytes" and "8bit" in made.__name__) else None
 
 
 def refuse_eight_bit(factory: Any, strategy: object) -> None:
     """Refuse an 8-bit optimizer under a Lightning strategy that flattens the weights or steps them itself."""
-    known = {"SingleDeviceStrategy", "DDPStrategy", "FSDP2"}
-    if eight_bit(factory) and known.isdisjoint(kind.__name__ for kind in type(strategy).__mro__):
+    names = {kind.__name__ for kind in type(strategy).__mro__}
+    if rounds_stochastically(factory) and names.isdisjoint({"SingleDeviceStrategy", "FSDP2"}):
+        raise UserError(
+            f"trainer.strategy: under {type(strategy).__name__} gradients of half-precision weights add up in half"
+            " precision; with stage.optimizer=stochastic_adamw8bit use one device or"
+            " {_target_: firered_lit.strategy.FSDP2}"
+        )
+    if eight_bit(factory) and names.isdisjoint({"SingleDeviceStrategy", "DDPStrategy", "FSDP2"}):
         raise UserError(
             f"trainer.strategy: no 8-bit optimizer works under {type(strategy).__name__}; use one GPU, strategy=ddp or"
             " 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}', or stage.optimizer._target_=torch.optim.AdamW"

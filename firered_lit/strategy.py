@@ -24,7 +24,8 @@ from .background import Background
 from .checkpoint import check_architecture, read_safely
 from .errors import UserError
 from .models.shard import Sharding, mesh_shape, placed_like, synchronise
-from .optim import eight_bit, refuse_without_torchao
+from .optim import HALF, eight_bit, refuse_without_torchao
+from .resume import SavedOptimizer, dequantised, refuse_other_optimizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, None: None}
 
@@ -60,7 +61,7 @@ class FSDP2(ModelParallelStrategy):
         self.replicate, self.shard, self.compute = replicate, shard, compute
         self.whole_gradients = whole_gradients
 
-    def check(self, stage: Any, processes: int, precision: str = "32-true") -> None:
+    def check(self, stage: Any, processes: int, precision: str = "32-true", accumulate: int = 1) -> None:
         """Refuse what cannot be trained sharded, before any process is started or any weight is read."""
         mesh_shape(processes, self.replicate, self.shard)
         if self.compute is not None and not str(precision).startswith("32"):
@@ -74,9 +75,19 @@ class FSDP2(ModelParallelStrategy):
             )
         if eight_bit(factory):
             refuse_without_torchao()
+        self._refuse_half_sums(stage, accumulate)
         if quantize := getattr(getattr(stage, "backbone", None), "quantize", None):
             raise UserError(
                 f"stage.backbone.quantize={quantize}: quantised weights cannot be sharded; use strategy=ddp"
+            )
+
+    def _refuse_half_sums(self, stage: Any, accumulate: int) -> None:
+        """Refuse to add up gradients of half-precision shards, which FSDP2 keeps in the weights' precision."""
+        half = getattr(stage, "trained_dtype", torch.float32) in HALF
+        if half and accumulate > 1 and not self.whole_gradients:
+            raise UserError(
+                f"trainer.accumulate_grad_batches={accumulate}: gradients of half-precision shards would add up in"
+                " half precision; set stage.backbone.dtype=float32 or trainer.strategy.whole_gradients=true"
             )
 
     def setup_environment(self) -> None:
@@ -124,19 +135,23 @@ class FSDP2(ModelParallelStrategy):
     def _load_folder(self, path: Path) -> dict[str, Any]:
         reader = sharded.Reader(path)
         metadata = reader.read_metadata()
+        meta = sharded.read_meta(path)
         found = sharded.blank(metadata, [sharded.WEIGHTS], lambda _, facts: torch.empty(facts.size, device="meta"))
         weights = self._expected(found[sharded.WEIGHTS])
         sharded.load_into({sharded.WEIGHTS: weights}, reader)
         set_model_state_dict(self.model, weights, options=StateDictOptions(strict=False))
         for index, optimizer in enumerate(self.optimizers):
             name = f"{sharded.OPTIMIZER}{index}"
-            state = {name: _optimizer_state(self.model, optimizer)}
-            sharded.load_into(state, reader)
-            set_optimizer_state_dict(self.model, optimizer, state[name])
+            saved = sharded.blank(metadata, [name], lambda _, facts: torch.empty(facts.size, device="meta"))
+            refuse_other_optimizer(SavedOptimizer.of(meta, saved.get(name, {})), optimizer)
+            state = _optimizer_state(self.model, optimizer)
+            moments = {name: {"state": state["state"]}}  # the options are the recipe's
+            sharded.load_into(moments, reader)
+            set_optimizer_state_dict(self.model, optimizer, {**state, **moments[name]})
         parts = [p for p in sharded.top_level(metadata) if p != sharded.WEIGHTS and not p.startswith(sharded.OPTIMIZER)]
         rest = sharded.blank(metadata, parts, self._place)
         sharded.load_into(rest, reader)
-        return {**sharded.read_meta(path), **rest, **found}
+        return {**meta, **rest, **found}
 
     def _load_file(self, path: Path) -> dict[str, Any]:
         """What another strategy has saved: every process reads the file, which is mapped, and takes its part."""
@@ -146,7 +161,12 @@ class FSDP2(ModelParallelStrategy):
         set_model_state_dict(self.model, weights, options=StateDictOptions(strict=False))
         whole = StateDictOptions(full_state_dict=True)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
-        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", [])):
+        states = checkpoint.get("optimizer_states")
+        if not states:
+            raise UserError(f"{path}: has weights alone; begin a new run with run.start_from={path}")
+        for optimizer, saved in zip(self.optimizers, states):
+            refuse_other_optimizer(SavedOptimizer.of(checkpoint, saved), optimizer)
+            state = dequantised(saved)
             order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
             set_optimizer_state_dict(self.model, optimizer, sharded.named(state, order), options=whole)
         return checkpoint

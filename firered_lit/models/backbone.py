@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 class Backbone:
     """One diffusion transformer, shared by every stage of the chain.
 
-    name: "tiny", a diffusers folder or a hub id. dtype: of the weights in memory; master weights want "float32", LoRA
-    and 8-bit optimizers live with "bfloat16". gradient_checkpointing: trade one more forward for activations' memory;
-    "products" keeps the results of matrix products and attention and makes only the rest again. compile_blocks:
-    regional `torch.compile`, one graph for all blocks. lora: train an adapter over frozen weights. quantize: hold the
-    frozen weights in 8 or 4 bits; only with lora.
+    name: "tiny", a diffusers folder or a hub id. dtype: of the weights in memory: "float32" where they are trained,
+    "bfloat16" where they lie frozen under a LoRA, or with `optim.stochastic_adamw8bit`.
+    gradient_checkpointing: trade one more forward for activations' memory; "products" keeps the results of matrix
+    products and attention and makes only the rest again. compile_blocks: regional `torch.compile`, one graph for all
+    blocks. lora: train an adapter over frozen weights. quantize: hold the frozen weights in 8 or 4 bits; only with
+    lora.
     """
 
     name: str

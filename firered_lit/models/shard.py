@@ -132,6 +132,16 @@ def grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
+def accumulate_in_float32(parameters: Iterable[nn.Parameter]) -> None:
+    """Let the gradients of half-precision parameters be float32, so that those of many micro-batches add up.
+
+    Sharded ones are left as they are: FSDP2 sums them itself, see `strategy.FSDP2.check`.
+    """
+    for parameter in parameters:
+        if not isinstance(parameter, DTensor) and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.grad_dtype = torch.float32
+
+
 def synchronise(module: nn.Module, gradients: bool, replicas: bool) -> None:
     """Whether the next backward passes reduce gradients over the shards, and over the replicas."""
     for part in module.modules():

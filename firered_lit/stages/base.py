@@ -25,8 +25,9 @@ from ..models.flops import training_flops
 from ..models.lora import is_adapter
 from ..models.online import encoded
 from ..models.sampling import Preview, sample
-from ..models.shard import grad_norm
-from ..optim import OptimizerFactory, ScheduleFactory, parameter_groups
+from ..models.shard import accumulate_in_float32, grad_norm
+from ..optim import OptimizerFactory, ScheduleFactory, parameter_groups, refuse_rounding, rounds_stochastically
+from ..resume import RecipeWins, SavedOptimizer, dequantised, name_of, options_of, refuse_other_optimizer
 from .guard import Guard
 
 
@@ -51,6 +52,8 @@ class Stage(L.LightningModule):
         self.optimizer_factory, self.schedule_factory = optimizer, schedule
         self.preview, self.seed = preview, seed
         self.guard, self._ids = guard or Guard(), ()
+        self.recipe_options: list[dict[str, Any]] = []  # of the optimizer, before a checkpoint is loaded
+        self._saved_optimizer: SavedOptimizer | None = None
         self.strict_loading = backbone.lora is None  # an adapter's checkpoint has none of the frozen weights
         self.scheduler_config = self.base.scheduler_config
         self.frozen: dict[str, Any] = {}  # VAE and text encoder, in a dict: no submodules, and in no checkpoint
@@ -61,6 +64,11 @@ class Stage(L.LightningModule):
             strategy = None if self._trainer is None else self.trainer.strategy
             device = "cpu" if strategy is None else strategy.root_device
             self.transformer = self.backbone.load(self.seed, device, getattr(strategy, "sharding", None))
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """The precision in which what is trained is kept; an adapter's is float32 over any base."""
+        return torch.float32 if self.backbone.lora is not None else getattr(torch, self.backbone.dtype)
 
     def start_from(self, folder: Path) -> None:
         """Begin with the weights of a diffusers folder in place of the base's."""
@@ -74,6 +82,8 @@ class Stage(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.kept(checkpoint["state_dict"])
         checkpoint["guard"] = self.guard.state_dict()
+        if self._trainer is not None and self.trainer.optimizers:
+            checkpoint["optimizer"] = name_of(self.trainer.optimizers[0])
         if self.backbone.lora is not None:
             checkpoint["lora"] = self.backbone.lora.as_dict()
 
@@ -86,6 +96,23 @@ class Stage(L.LightningModule):
         saved, lora = checkpoint.get("lora"), self.backbone.lora
         if lora is not None and saved is not None and saved["alpha"] != lora.alpha:
             raise UserError(f"the checkpoint's LoRA has alpha {saved['alpha']}, the recipe's {lora.alpha}")
+        if self._trainer is not None:
+            self._take_optimizer(checkpoint)
+
+    def _take_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Look at the optimizer's state that Lightning is about to load, and leave the schedule's out.
+
+        A schedule follows the number of steps, see `resume.schedule_at`.
+        """
+        checkpoint["lr_schedulers"] = []
+        if not self.trainer.strategy.lightning_restore_optimizer:  # the strategy has loaded it
+            return
+        states = checkpoint.get("optimizer_states")
+        if not states:
+            raise UserError("run.resume: the checkpoint has weights alone; begin a new run with run.start_from=PATH")
+        self._saved_optimizer = SavedOptimizer.of(checkpoint, states[0])
+        if not rounds_stochastically(self.optimizer_factory):
+            checkpoint["optimizer_states"] = [dequantised(state) for state in states]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Encode the prompts of a batch that the loader left to the text encoder."""
@@ -111,18 +138,47 @@ class Stage(L.LightningModule):
         """Log the gradient's norm before it is clipped; take the gradient from a step that is left out."""
         norm = grad_norm(self.transformer.parameters())
         self.log("train/grad_norm", norm)
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
         if not self.guard.admits(float(norm), self.global_step):
             optimizer.zero_grad()
         self.log("train/skipped", float(self.guard.skipped))
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [RecipeWins()]
+
     def configure_optimizers(self) -> Any:
+        """Build the optimizer and its schedule.
+
+        Raises:
+            UserError: it would round half-precision weights, or cannot go on from the checkpoint's state.
+        """
+        named = dict(self.transformer.named_parameters())
+        trained = [parameter for parameter in named.values() if parameter.requires_grad]
         with naming("stage.optimizer"):
-            optimizer = self.optimizer_factory(parameter_groups(self.transformer.named_parameters()))
+            optimizer = self.optimizer_factory(parameter_groups(named.items()))
+
+        # What would be lost without a word.
+        refuse_rounding(optimizer, (parameter.dtype for parameter in trained))
+        if self._saved_optimizer is not None:
+            refuse_other_optimizer(self._saved_optimizer, optimizer)
+        self.recipe_options = options_of(optimizer)
+
+        # Half-precision weights: keyed rounding, and gradients of several micro-batches that add up in float32.
+        if rounds_stochastically(optimizer):
+            optimizer.seed = self.seed
+        if self._sums_gradients():
+            accumulate_in_float32(trained)
+
         if self.schedule_factory is None:
             return optimizer
         with naming("stage.schedule"):
             schedule = self.schedule_factory(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _sums_gradients(self) -> bool:
+        """Return whether a step's gradient is the sum of several backward passes."""
+        accumulated = self._trainer is not None and self.trainer.accumulate_grad_batches > 1
+        return accumulated or not self.automatic_optimization
 
     def flops(self, batch: Any) -> float:
         """Operations of the transformer in training on a batch; see `training_flops` for what counts."""

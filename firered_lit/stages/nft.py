@@ -25,7 +25,7 @@ from ..models.flops import forward_flops
 from ..models.sampling import Preview
 from ..models.shadow import Shadow
 from ..models.shard import grad_norm
-from ..optim import OptimizerFactory, ScheduleFactory
+from ..optim import HALF, OptimizerFactory, ScheduleFactory
 from ..rewards.collect import answered, ask, range_of, rewards_of
 from ..rewards.names import check_scored
 from ..rewards.protocol import Reward
@@ -105,6 +105,11 @@ class NFT(Stage):
             raise UserError("stage: rollout_steps is at least 1, kl at least 0 and clip above 0")
         if self.backbone.lora is not None and self.backbone.lora.dropout:
             raise UserError("stage.backbone.lora.dropout: must be 0, an edit is learnt by the network that drew it")
+        if self.trained_dtype in HALF:
+            raise UserError(
+                f"stage.backbone.dtype={self.backbone.dtype}: the old policy is an average of the trained weights and would round"
+                " their small steps away; set it to float32, or add a lora"
+            )
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -242,6 +247,7 @@ class NFT(Stage):
         """The optimizer steps of an iteration. As many forwards on every process: what is not used weighs zero."""
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "policy", "kl", "old_distance")}
         norms, count = [], sum(len(p.x_0) for p in points)
+        rate = torch.as_tensor(float(self.optimizers().param_groups[0]["lr"]), device=self.device)
         for update in range(self.updates):
             own = [p for p in points if p.update == update]
             self.optimizers().zero_grad()
@@ -252,6 +258,7 @@ class NFT(Stage):
             norms.append(self.step())
         total = {f"train/{name}": value / count for name, value in sums.items()}
         total["train/grad_norm"] = torch.stack(norms).mean()
+        total["train/lr"] = rate
         total["train/skipped"] = torch.tensor(float(self.guard.skipped), device=self.device)
         if not self.kl:
             del total["train/kl"]

@@ -1,7 +1,9 @@
 """The estimate against PyTorch's own memory trackers, and what the command says."""
 
 import gc
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,8 +177,7 @@ def test_what_is_sharded_shrinks_and_what_is_not_stays():
 
 def test_pairs_hold_a_reference_and_reinforcement_an_old_policy():
     """Full weights: a copy as large as the gradients. An adapter of pairs is switched off and needs none."""
-    shards = ["trainer.strategy={_target_: firered_lit.strategy.FSDP2}", "trainer.precision=32-true"]
-    pairs, half = parts("recipes/dpo.yaml", 8, *shards), parts("recipes/dpo.yaml", 16, *shards)
+    pairs, half = parts("recipes/dpo.yaml", 8), parts("recipes/dpo.yaml", 16)
     assert pairs["other policies"] == pytest.approx(pairs["gradients"])
     assert half["other policies"] == pytest.approx(pairs["other policies"] / 2)
     assert parts("recipes/dpo_lora.yaml", 8)["other policies"] == 0
@@ -209,6 +210,40 @@ def test_the_estimate_is_of_the_fullest_micro_batch_that_the_capacity_lets_in(ca
     assert training_of(load("recipes/nft.yaml", ["stage.capacity=null"]).root, 8).batch == 12
 
 
+def full_size_recipes():
+    """Recipes that train all weights of a full-size transformer."""
+    paths = sorted(Path("recipes").glob("*.yaml"))
+    roots = {path.stem: load(str(path)).root for path in paths}
+    fits = {name: root for name, root in roots.items() if root["_target_"] == "firered_lit.fit.fit"}
+    return {name: root for name, root in fits.items() if not root["stage"]["backbone"].get("lora")}
+
+
+def test_a_recipe_fits_the_devices_that_its_first_lines_name():
+    """Whoever trains all weights of a full-size transformer needs several devices, and the recipe says how many."""
+    for name, root in full_size_recipes().items():
+        text = Path(f"recipes/{name}.yaml").read_text(encoding="utf-8").partition("base:")[0]
+        gpus, memory = map(int, re.search(r"(\d+) GPUs of (\d+) GB hold it", text).groups())
+        needed = sum(part.size for part in estimate(training_of(root, gpus))) / 2**30
+        assert needed < memory, name
+
+
+def test_every_full_size_recipe_trains_float32_weights():
+    assert len(full_size_recipes()) >= 6
+    for name, root in full_size_recipes().items():
+        assert root["stage"]["backbone"]["dtype"] == "float32", name
+        assert root["trainer"]["strategy"]["compute"] == "bfloat16", name
+
+
+def test_gradients_of_half_weights_that_add_up_are_float32():
+    """On one device; FSDP2 keeps those of its shards in the weights' precision and is refused there."""
+    one = replace(training_of(load("recipes/sft.yaml").root, 1), sharded=False, weights="bfloat16", autocast=True)
+    once, summed = (
+        {part.name: part.size for part in estimate(replace(one, accumulates=accumulates))}
+        for accumulates in (False, True)
+    )
+    assert summed["gradients"] == 2 * once["gradients"]
+
+
 def test_the_command_says_whether_it_fits(capsys):
     command = ["check", "--recipe", "recipes/sft_fsdp.yaml", "--gpus", "8"]
     assert main([*command, "--gpu-memory", "80"]) == 0
@@ -220,7 +255,8 @@ def test_the_command_says_whether_it_fits(capsys):
     assert main(["check", "--recipe", "recipes/prepare.yaml", "--gpus", "8"]) == 2
     assert "of no other" in capsys.readouterr().err
     assert main(["check", "--gpus", "8"]) == 2
-    assert main(["check", "--recipe", "recipes/dpo.yaml", "--gpus", "8", "--gpu-memory", "80"]) == 2
+    whole = ["trainer.strategy=auto", "trainer.precision=bf16-mixed"]
+    assert main(["check", "--recipe", "recipes/dpo.yaml", "--gpus", "8", "--gpu-memory", "80", *whole]) == 2
     assert "shard it: 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}'" in capsys.readouterr().out
     assert main(["check", "--recipe", "recipes/nft.yaml", "--gpus", "8", "--gpu-memory", "60"]) == 2
     assert "lower stage.capacity, now" in capsys.readouterr().out
