@@ -107,8 +107,8 @@ class NFT(Stage):
             raise UserError("stage.backbone.lora.dropout: must be 0, an edit is learnt by the network that drew it")
         if self.trained_dtype in HALF:
             raise UserError(
-                f"stage.backbone.dtype={self.backbone.dtype}: the old policy is an average of the trained weights and would round"
-                " their small steps away; set it to float32, or add a lora"
+                f"stage.backbone.dtype={self.backbone.dtype}: the old policy is an average of the trained weights and"
+                " would round their small steps away; set it to float32, or add a lora"
             )
 
     def setup(self, stage: str) -> None:
