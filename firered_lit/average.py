@@ -16,10 +16,10 @@ KEPT = ("lora", "epoch", "global_step", "pytorch-lightning_version")
 def average(run: str, out: str, last: int = 3) -> None:
     """Write the mean of the weights of `run`'s newest `last` checkpoints as the checkpoint `out`.
 
-    Summed in float64, one checkpoint in memory at a time, and rounded once to each weight's precision; what is no
-    floating number is the newest's. With LoRA the two factors are averaged, not their product. The file has weights
-    only: it can be exported or started from, not resumed. Raises UserError when there are fewer checkpoints, when two
-    differ in their keys or shapes, or when `out` exists.
+    Summed in float64, one checkpoint in memory at a time, and rounded once, to float32 also where the checkpoints have
+    less; what is no floating number is the newest's. With LoRA the two factors are averaged, not their product. The
+    file has weights only: it can be exported or started from, not resumed. Raises UserError when there are fewer
+    checkpoints, when two differ in their keys or shapes, or when `out` exists.
     """
     paths, target = listed(Path(run) / FOLDER)[-last:], Path(out)
     if len(paths) < last:
@@ -50,4 +50,6 @@ def _add(total: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None
 
 
 def _mean(total: Tensor, count: int, like: Tensor) -> Tensor:
-    return (total / count).to(like.dtype) if like.is_floating_point() else like
+    if not like.is_floating_point():
+        return like
+    return (total / count).to(torch.promote_types(like.dtype, torch.float32))

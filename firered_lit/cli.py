@@ -116,6 +116,12 @@ def _export_options(parser: Parser) -> None:
     )
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     parser.add_argument("--log", action="store_true", help="keep the result in the run's MLflow record as well")
+    parser.add_argument(
+        "--dtype",
+        choices=("base", "float32", "bfloat16"),
+        default="base",
+        help="precision of the weights (default: that of the base)",
+    )
 
 
 def _average_options(parser: Parser) -> None:
@@ -187,7 +193,7 @@ def _run_edit(arguments: Arguments) -> int:
 
 
 def _run_export(arguments: Arguments) -> int:
-    names = ("run", "out", "checkpoint", "merge", "ema", "log")
+    names = ("run", "out", "checkpoint", "merge", "ema", "log", "dtype")
     _call("firered_lit.export.export", **{name: getattr(arguments, name) for name in names})
     return 0
 

@@ -2,21 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoint import read_weights, resolve
 from .errors import UserError
 from .files import appearing
 from .models.family import Base, Variant, open_base
-from .models.lora import factors
-from .models.lora import merge as merge_factors
+from .models.lora import delta, factors
 from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
 from .models.sizes import Sizes
 from .places import writable
@@ -26,6 +25,8 @@ from .textfiles import read_object
 PREFIX = "transformer."
 _EDIT_TOO = """or `python -m firered_lit edit --model THIS_FOLDER --image photo.jpg --prompt "..." --out edited.png`, which also encodes
 the prompt with the positions that the weights were trained with (diffusers 0.42 with transformers 5 loses them)."""  # noqa: E501
+START_NOTE = "start.json"  # in a folder of weights that one stage has handed to another
+KEPT = 0.9  # share of a run's change under which rounding is worth a warning
 PARTS = ("vae", "text_encoder", "tokenizer", "scheduler", "processor")
 
 
@@ -51,14 +52,26 @@ def export(
     merge: bool = False,
     ema: bool = False,
     log: bool = False,
+    dtype: Literal["base", "float32", "bfloat16"] = "base",
 ) -> None:
     """Write a run's weights as `out`: a diffusers folder of sharded safetensors, configs and model card.
 
-    Weights get the precision of the base they came from, so that a run of zero steps exports the base bit for bit. Of a
-    LoRA run, two files are written instead, for diffusers and for ComfyUI; with `merge`, the folder with the LoRA in
-    the base's weights as they are stored, quantised or not in training. ema: the averaged weights. log: keep the folder
-    in the run's MLflow record too. The folder appears whole or not at all. Raises UserError when the run has no such
-    checkpoint, when that has no average, or when `out` holds something.
+    Of a LoRA run, two files are written instead, for diffusers and for ComfyUI; with `merge`, the folder with the LoRA
+    in the base's weights as they are stored, quantised or not in training. The folder appears whole or not at all.
+
+    Args:
+        run: the run's folder.
+        out: the folder to write.
+        checkpoint: "last", "best" or a checkpoint's path.
+        max_shard_size: of one file of weights.
+        merge: of a LoRA run, write the whole model.
+        ema: write the averaged weights.
+        log: keep the folder in the run's MLflow record too.
+        dtype: precision of the weights. "base" is that of the base, so that a run of no steps exports the base bit for
+            bit; "float32" keeps changes that are smaller than a step of bfloat16.
+
+    Raises:
+        UserError: the run has no such checkpoint, that has no average, or `out` holds something.
     """
     target = Path(out)
     if target.exists() and any(target.iterdir()):
@@ -69,8 +82,10 @@ def export(
         raise UserError(f"{run}: --log, but the run has no MLflow record")
     if merge and saved.lora is None:
         raise UserError(f"{saved.path}: --merge, but the run trained no LoRA; its export is whole without")
+    if dtype != "base" and saved.lora is not None and not merge:
+        raise UserError(f"--dtype {dtype}: the files of a LoRA are float32; it goes with --merge")
     with appearing(target) as staging:
-        base = _write(Path(run), saved, staging, max_shard_size, merge)
+        base = _write(Path(run), saved, staging, max_shard_size, merge, dtype)
     whole = merge or saved.lora is None
     how = f"DiffusionPipeline.from_pretrained({out!r})" if whole else f"pipe.load_lora_weights({out!r})"
     what = f"{'' if whole else 'a LoRA over '}{base.name} after {saved.step} steps ({saved.path.name}{', EMA' * ema})"
@@ -91,7 +106,7 @@ def _open(run: Path, checkpoint: str, ema: bool) -> Saved:
     return load_weights(path, ema)
 
 
-def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bool) -> Base:
+def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bool, dtype: str) -> Base:
     """Everything that an export holds. Returns the base that the run started from."""
     facts = read_object(run / "run.json", "base")
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
@@ -99,7 +114,10 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
     if lora:
         _write_lora(base, saved, folder)
     else:
-        write_transformer(base, saved, folder / "transformer", max_shard_size)
+        precision = stored_precision(base) if dtype == "base" else getattr(torch, dtype)
+        kept = write_transformer(base, saved, folder / "transformer", max_shard_size, precision)
+        if kept < KEPT:
+            print(f"warning: {lost(kept, precision)}; --dtype float32 keeps all of it")
         _copy_parts(base, folder)
     _write_sizes(base, Sizes(**facts["sizes"]), folder)
     card = model_card(base, facts, recipe, saved.path.name, saved.step, lora)
@@ -119,8 +137,44 @@ def load_weights(path: Path, ema: bool = False) -> Saved:
     return Saved(path, weights, int(checkpoint["global_step"]), checkpoint.get("lora"))
 
 
-def write_transformer(base: Base, saved: Saved, folder: Path, max_shard_size: str = "5GB") -> None:
-    """The base's transformer with the saved weights, or with the saved LoRA merged into its own."""
+def stored_precision(base: Base) -> torch.dtype:
+    """Return the precision of a base's files; of weights that a stage has handed over, that of the base before them."""
+    note = base.folder / START_NOTE
+    if note.exists():
+        stored = json.loads(note.read_text(encoding="utf-8")).get("stored")
+        if stored is not None:
+            return getattr(torch, stored)
+    return base.precision
+
+
+def lost(kept: float, precision: torch.dtype) -> str:
+    """Return the words for a change that rounding has taken most of."""
+    name = str(precision).removeprefix("torch.")
+    return f"{kept:.0%} of what this run changed in the weights is left in {name}, the rest is under half a step of it"
+
+
+def write_transformer(
+    base: Base,
+    saved: Saved,
+    folder: Path,
+    max_shard_size: str = "5GB",
+    precision: torch.dtype | None = None,
+) -> float:
+    """Write the base's transformer with the saved weights, or with the saved LoRA merged into its own.
+
+    Args:
+        base: what the weights were trained from.
+        saved: the weights.
+        folder: where the transformer goes.
+        max_shard_size: of one file.
+        precision: of the written weights; None for that of the base's files.
+
+    Returns:
+        The share of the change, trained minus base, that the written weights keep: its projection on itself rounded.
+
+    Raises:
+        UserError: the weights are of another architecture.
+    """
     transformer = base.transformer()
     stored = transformer.state_dict()
     trained = factors(saved.weights) if saved.lora else {}
@@ -131,13 +185,34 @@ def write_transformer(base: Base, saved: Saved, folder: Path, max_shard_size: st
     if differing:
         what = f"made for another architecture than {base.name}: {', '.join(differing[:3])} differ"
         raise UserError(f"{saved.path}: {what}")
-    if trained:
-        merge_factors(transformer, trained, saved.scale)
-    else:
-        with torch.no_grad():
-            for name, tensor in stored.items():
-                tensor.copy_(saved.weights[name])
+
+    # Rounded once, and measured against what was there.
+    precision = precision or transformer.dtype
+    nn.Module.to(transformer, torch.promote_types(transformer.dtype, precision))
+    stored = transformer.state_dict()
+    along = whole = 0.0
+    with torch.no_grad():
+        for name, value in _trained(saved, stored):
+            before = stored[name].float()
+            rounded = value.to(precision)
+            change = value - before
+            along += float(torch.sum(change * (rounded.float() - before), dtype=torch.float64))
+            whole += float(torch.sum(change * change, dtype=torch.float64))
+            stored[name].copy_(rounded)
+    nn.Module.to(transformer, precision)
     transformer.save_pretrained(folder, max_shard_size=max_shard_size)
+    return along / whole if whole else 1.0
+
+
+def _trained(saved: Saved, stored: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Give every weight that a run has trained, by name, in float32."""
+    if saved.lora is None:
+        for name in stored:
+            yield name, saved.weights[name].float()
+        return
+    for name, (a, b) in factors(saved.weights).items():
+        weight = f"{name}.weight"
+        yield weight, stored[weight].float() + delta(a, b, saved.scale)
 
 
 def _write_lora(base: Base, saved: Saved, folder: Path) -> None:

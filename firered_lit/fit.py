@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
@@ -31,14 +31,16 @@ class Run:
     """Where a run lives and how it starts.
 
     dir: the run's folder. start_from: a run, a checkpoint or a diffusers folder whose weights are trained on from, in
-    place of the base's; see `start.start_folder`. resume: "last", "best" or a checkpoint's path; None refuses a folder
-    that holds a run.
+    place of the base's; see `start.start_folder`. start_dtype: precision in which a run's or a checkpoint's weights are
+    handed over; None for that in which the stage keeps them. resume: "last", "best" or a checkpoint's path; None
+    refuses a folder that holds a run.
     validate_every: optimizer steps between validations (None: never). validate_first: also before the first step, so
     that the grid begins with the base model.
     """
 
     dir: str
     start_from: str | None = None
+    start_dtype: Literal["float32", "bfloat16"] | None = None
     resume: str | None = None
     validate_every: int | None = None
     validate_first: bool = True
@@ -83,7 +85,8 @@ def _fit(
     if run.resume is None and any((folder / "checkpoints").glob("*.ckpt")):
         raise UserError(f"{folder}: holds a run already; continue it with run.resume=last or choose another run.dir")
     if run.start_from is not None:
-        stage.start_from(start_folder(run.start_from, folder, stage.base))
+        dtype = run.start_dtype or stage.backbone.dtype
+        stage.start_from(start_folder(run.start_from, folder, stage.base, dtype))
     settings = getattr(trainer, "keywords", {})
     _refuse_settings(settings, stage)
     refuse_rounding(stage.optimizer_factory, [stage.trained_dtype])

@@ -114,7 +114,7 @@ class SemiHard:
         base = self.base
         if self.start_from is not None:
             with in_turn(folder):  # the first one writes it, the others find it
-                base = open_base(str(start_folder(self.start_from, folder, base)))
+                base = open_base(str(start_folder(self.start_from, folder, base, self.dtype)))
         transformer: Any = base.transformer(getattr(torch, self.dtype))
         self.transformer = transformer.eval().requires_grad_(False).to(self.device)
         self.codec, self.config = base.codec(self.device), base.scheduler_config

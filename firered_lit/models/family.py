@@ -75,11 +75,25 @@ class Base:
     def scheduler_config(self) -> dict[str, Any]:
         return _read(self.folder / "scheduler" / "scheduler_config.json")
 
+    @property
+    def precision(self) -> "torch.dtype":
+        """The precision in which the transformer is stored: that of its first weight."""
+        import torch
+        from safetensors import safe_open
+
+        files = sorted((self.folder / "transformer").glob("*.safetensors"))
+        if not files:
+            return torch.float32
+        with safe_open(files[0], framework="pt") as opened:
+            first = next(iter(opened.keys()))
+            return opened.get_tensor(first).dtype
+
     def transformer(self, dtype: "torch.dtype | None" = None) -> "QwenImageTransformer2DModel":
-        """The diffusion transformer, in its stored precision unless `dtype` says otherwise."""
+        """Load the diffusion transformer, in its stored precision unless `dtype` says otherwise."""
         from diffusers import QwenImageTransformer2DModel
 
-        return QwenImageTransformer2DModel.from_pretrained(self.folder / "transformer", dtype=dtype)
+        folder = self.folder / "transformer"
+        return QwenImageTransformer2DModel.from_pretrained(folder, torch_dtype=dtype or self.precision)
 
     def codec(self, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None) -> "Codec | PatchCodec":
         import torch
