@@ -29,7 +29,7 @@ from firered_lit.models.lora import LoRA, add_adapter
 from firered_lit.models.qwen_image import freeze_unused, velocity
 from firered_lit.models.shard import skeleton
 from firered_lit.models.sizes import Sizes
-from firered_lit.optim import adamw8bit, parameter_groups
+from firered_lit.optim import parameter_groups, stochastic_adamw8bit
 
 TINY = {**FULL_SIZE, "num_attention_heads": 4, "attention_head_dim": 32, "axes_dims_rope": [8, 12, 12]}
 
@@ -91,7 +91,7 @@ def expected(config, side, references, lora):
     """Bytes, by the estimate: the same tokens, as one large target."""
     pixels = (1 + references) * side * side
     sizes = Sizes(target_area=pixels, reference_area=pixels)
-    trained = {"lora": lora} if lora else {"optimizer": "firered_lit.optim.adamw8bit"}
+    trained = {"lora": lora} if lora else {"optimizer": "firered_lit.optim.stochastic_adamw8bit"}
     t = Training(
         config, sizes, weights="bfloat16", autocast=True, checkpointing=True, preview=False, max_batch=1, **trained
     )
@@ -111,7 +111,7 @@ def measure(config, device, mode, compiled, references, given):
     try:
         transformer = built(config, device, lora, compiled)
         groups = parameter_groups(transformer.named_parameters())
-        optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if lora else adamw8bit(groups, lr=1e-5)
+        optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True) if lora else stochastic_adamw8bit(groups, lr=1e-5)
         x_0, eps, condition = sample(config, given.side, references, device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

@@ -10,13 +10,19 @@ from firered_lit.memory import GB, estimate, training_of
 from firered_lit.recipe import load
 
 CARDS, COUNTS = (80, 141), (1, 8, 32, 128)
-LIGHT = ["stage.optimizer={_target_: firered_lit.optim.adamw8bit, _partial_: true}", "stage.backbone.dtype=bfloat16"]
+ONE = [
+    "stage.backbone.dtype=bfloat16",
+    "stage.optimizer={_target_: firered_lit.optim.stochastic_adamw8bit, _partial_: true}",
+    "trainer.strategy=auto",
+    "trainer.precision=bf16-mixed",
+    "trainer.accumulate_grad_batches=1",
+    "callbacks.ema=null",
+]
 ROWS = {
     "LoRA, `sft_lora.yaml`": ("sft_lora", []),
-    "full, bf16, 8-bit AdamW, not sharded, `sft.yaml`": ("sft", []),
-    "full, bf16, 8-bit AdamW, sharded": ("sft_fsdp", [*LIGHT, "callbacks.ema=null"]),
+    "full, bf16 rounded stochastically, 8-bit moments, no average": ("sft", ONE),
     "full, float32, AdamW, sharded, no average": ("sft_fsdp", ["callbacks.ema=null"]),
-    "full, float32, AdamW, sharded, `sft_fsdp.yaml`": ("sft_fsdp", []),
+    "full, float32, AdamW, sharded, `sft.yaml`, `sft_fsdp.yaml`": ("sft_fsdp", []),
     "the same, HSDP of 8 shards": ("sft_fsdp", ["HSDP"]),
 }
 

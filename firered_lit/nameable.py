@@ -53,6 +53,7 @@ OURS = (
     "firered_lit.models.sampling.Preview",
     "firered_lit.models.sizes.Sizes",
     "firered_lit.optim.adamw8bit",
+    "firered_lit.optim.stochastic_adamw8bit",
     "firered_lit.optim.constant",
     "firered_lit.optim.cosine",
     "firered_lit.optim.wsd",
