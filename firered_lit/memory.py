@@ -233,10 +233,7 @@ def _advice(t: Training) -> str:
     if t.checkpointing is not True:
         return "set stage.backbone.gradient_checkpointing=true"
     if not t.sharded and not t.lora:
-        return (
-            "shard it: 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}' (recipes/sft.yaml),"
-            " or train a LoRA"
-        )
+        return "shard it: 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}' (recipes/sft.yaml), or train a LoRA"
     if t.sharded and t.shards < t.gpus:
         return "fewer replicas, or more GPUs"
     if t.group and t.batch > 1:

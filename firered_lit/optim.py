@@ -112,7 +112,7 @@ def refuse_rounding(factory: Any, dtypes: Iterable[torch.dtype]) -> None:
     name = getattr(made, "__name__", type(made).__name__)
     raise UserError(
         f"stage.backbone.dtype: {name} rounds every step of {half[0]} weights to the nearest and loses the small ones;"
-        " set stage.backbone.dtype=float32 (trainer.strategy={_target_: firered_lit.strategy.FSDP2} shards it), or on"
+        " set stage.backbone.dtype=float32 ('trainer.strategy={_target_: firered_lit.strategy.FSDP2}' shards it), or on"
         " one device stage.optimizer._target_=firered_lit.optim.stochastic_adamw8bit"
     )
 
