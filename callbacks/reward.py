@@ -48,6 +48,7 @@ class RewardCallback(L.Callback):
         check_range(name, self.range)
         self.name = name
         self.patience = patience
+        self.missing_in_validation = 0  # images of all validations of this process's run that have no score
         self.reasons: Counter[str] = Counter()  # why scores were missing, since the start of this process
         self._lock = threading.Lock()
         self._asked: list[tuple[Future[Scores], Tensor]] = []
@@ -123,6 +124,7 @@ class RewardCallback(L.Callback):
             if stranger is not None:
                 sums.outside = stranger
         means = sums.over_ranks(trainer)
+        self.missing_in_validation += int(means.get("/missing", 0))
         if sums.outside is not None:
             refuse_outside({self.name: sums.outside}, {self.name: limits})
         for key, value in means.items():

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from .dialect import dump
 from .errors import UserError, naming
 from .files import write_json, write_text
 from .optim import refuse_eight_bit, refuse_rounding
+from .rewards.protocol import Reward
 from .stages.base import Stage
 from .start import start_folder
 from .steps import log_by_optimizer_steps
@@ -126,7 +127,12 @@ def _fit(
         return next((c.exit_code for c in every if getattr(c, "exit_code", None)), 0)
     if engine.global_step == 0:
         checkpoint.save(engine)  # a run of no steps hands on its base
-    _say(folder, engine)
+    reason = stage.learnt_nothing()
+    _say(folder, engine, [*_missing(stage, every), *stage.remarks()])
+    if reason is not None:
+        for recorder in engine.loggers:
+            recorder.finalize("failed")
+        raise UserError(f"{folder}: nothing was learnt: {reason}")
     return 0
 
 
@@ -206,8 +212,24 @@ def _write_run(folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] 
     write_json(path, known)
 
 
+def _missing(stage: Stage, callbacks: Iterable[L.Callback]) -> list[str]:
+    """Return a line for every reward that some edits have not got, in training and in validation."""
+    in_training = getattr(stage, "missing", {})
+    lines = []
+    for callback in callbacks:
+        if isinstance(callback, Reward):
+            counts = {
+                "training": in_training.get(callback.name, 0),
+                "validation": getattr(callback, "missing_in_validation", 0),
+            }
+            said = ", ".join(f"{count} in {where}" for where, count in counts.items() if count)
+            if said:
+                lines.append(f"rewards of {callback.name!r} are missing: {said}")
+    return lines
+
+
 @rank_zero_only
-def _say(folder: Path, engine: L.Trainer) -> None:
+def _say(folder: Path, engine: L.Trainer, remarks: Sequence[str]) -> None:
     """The last lines of a finished run, kept as summary.txt: where it is, what it reached, how to look at it."""
     lines = [f"run         {folder}", f"steps       {engine.global_step}"]
     metrics = {k: float(v) for k, v in engine.callback_metrics.items()}
@@ -216,6 +238,7 @@ def _say(folder: Path, engine: L.Trainer) -> None:
     lines += [f"{name:<11} {metrics[name]:.4f}" for name in shown]
     grids = sorted((folder / "samples").glob("*.png"))
     lines += [f"grid        {grids[-1]}"] if grids else []
+    lines += [f"note        {remark}" for remark in remarks]
     stores = [logger.uri for logger in engine.loggers if hasattr(logger, "uri")]
     if stores:
         from .tracking import ui_command

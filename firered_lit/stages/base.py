@@ -180,6 +180,18 @@ class Stage(L.LightningModule):
         accumulated = self._trainer is not None and self.trainer.accumulate_grad_batches > 1
         return accumulated or not self.automatic_optimization
 
+    def learnt_nothing(self) -> str | None:
+        """Return why the steps of this process have taught the model nothing at all; None when they have."""
+        if self.guard.asked and not self.guard.taken:
+            return f"none of {self.guard.asked} steps had a finite loss and gradient; look at the data and the rate"
+        return None
+
+    def remarks(self) -> list[str]:
+        """Return what a user should know of the steps of this process, for the last lines of a run."""
+        if self.guard.taken and not self.guard.moved:
+            return [f"the gradient of all {self.guard.taken} steps was 0: nothing was learnt from them"]
+        return []
+
     def flops(self, batch: Any) -> float:
         """Operations of the transformer in training on a batch; see `training_flops` for what counts."""
         return len(batch) * training_flops(*self.sample(batch), self.backbone.lora)

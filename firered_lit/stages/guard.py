@@ -36,6 +36,7 @@ class Guard:
         self.norms: deque[float] = deque(maxlen=window)
         self.skipped = self.in_a_row = 0
         self.left_out = False  # the last step
+        self.asked = self.taken = self.moved = 0  # steps of this process: all, those not left out, those of a gradient
         self._seen: list[tuple[Sequence[str], Tensor]] = []  # samples and losses since the last step
 
     def saw(self, ids: Sequence[str], loss: Tensor) -> None:
@@ -49,6 +50,9 @@ class Guard:
         """
         problem = self._problem(norm)
         self.left_out = problem is not None
+        self.asked += 1
+        self.taken += problem is None
+        self.moved += problem is None and norm > 0
         if problem is None:
             self.in_a_row = 0
             self.norms += [norm] if norm > 0 else []

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -27,8 +28,9 @@ from ..models.shadow import Shadow
 from ..models.shard import grad_norm
 from ..optim import HALF, OptimizerFactory, ScheduleFactory
 from ..rewards.collect import answered, ask, range_of, rewards_of
+from ..rewards.mix import applies_to
 from ..rewards.names import check_scored
-from ..rewards.protocol import Reward
+from ..rewards.protocol import Reward, Scores
 from ..rewards.scale import refuse_outside
 from ..rewards.statistics import Scored, statistics
 from .base import Stage
@@ -93,6 +95,8 @@ class NFT(Stage):
         self.patience, self.capacity, self.gradient_clip = patience, capacity, gradient_clip
         self.rewards: dict[str, Reward] = {}
         self.said: set[tuple[str, str]] = set()
+        self.edits = self.scored = 0  # of this process's steps, over all processes: drawn, and with a reward
+        self.missing: Counter[str] = Counter()  # edits without their score, by the reward's name, of this process
         self.reference: dict[str, Shadow] = {}  # in a dict: a new start has it again, so no checkpoint holds it
         self._check()
 
@@ -153,6 +157,8 @@ class NFT(Stage):
             decay = self.decay(self.global_step)
             self.old.follow(self.transformer, decay)
         everyone = Scored.join(verdicts.everyone())
+        self.edits += len(everyone.valid)
+        self.scored += int(everyone.valid.sum())
         refuse_outside(everyone.outside, {name: range_of(reward) for name, reward in self.rewards.items()})
         numbers |= statistics(everyone, *self.judge(everyone)) | clock.shares() | {"train/old_decay": decay}
         self.log_dict(numbers, rank_zero_only=True, batch_size=1)
@@ -226,11 +232,36 @@ class NFT(Stage):
         def score(rollout: Rollout) -> Scored:
             scores = answered(rollout.asked, weights, self.routes, until)
             self.say(rollout.asked.failures)
+            self.count_missing(rollout, scores, weights)
             groups = torch.zeros(len(scores), dtype=torch.long)
             given = (scores.value, scores.valid, scores.terms, rollout.distance, rollout.asked.outside)
             return Scored(rollout.asked.tasks, groups, *given)
 
         return score
+
+    def count_missing(self, rollout: Rollout, scores: Scores, weights: Mapping[str, float]) -> None:
+        """Count the edits of a group that a reward should have scored and has not, by the reward's name."""
+        for name, weight in weights.items():
+            due = applies_to(name, rollout.asked.tasks, self.routes, rollout.asked.able) & (weight > 0)
+            self.missing[name] += int((due & scores.terms[name].isnan()).sum())
+
+    def on_train_end(self) -> None:
+        if self.trainer.world_size > 1:
+            everyone: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(everyone, self.missing)
+            self.missing = sum(everyone, Counter())
+
+    def learnt_nothing(self) -> str | None:
+        if self.edits and not self.scored:
+            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.said)[:3])
+            return f"none of {self.edits} edits got a reward ({reasons or 'no reason was given'})"
+        return super().learnt_nothing()
+
+    def remarks(self) -> list[str]:
+        if self.guard.taken and not self.guard.moved:
+            why = "within each group their rewards were equal, or above stage.max_mean"
+            return [f"nothing was learnt from {self.edits} edits: {why}"]
+        return super().remarks()
 
     def say(self, failures: Mapping[str, str]) -> None:
         """Why rewards are missing, each reason once."""
