@@ -8,17 +8,20 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from .crops import Cropped
-from .instruction import reindex
+from .instruction import keeps_order, reindex
 
 T = TypeVar("T")
 
 
 def canonical(cropped: Cropped) -> Cropped:
-    """The same edit with its references sorted by (height, width), those of one shape as they are.
+    """Return the same edit with its references sorted by (height, width), those of one shape as they are.
 
-    `order` tells which of the record's own references, counted from 1, stands at each place; () when all are at theirs.
+    `order` tells which of the record's own references, counted from 1, stands at each place; () when all are at theirs,
+    as they are where a prompt may name one in words that are not understood.
     """
     n = len(cropped.references)
+    if keeps_order(cropped.record.instructions.values(), n):
+        return cropped
     shapes = [(crop.height, crop.width) for crop in cropped.references]
     order = tuple(sorted(range(1, n + 1), key=lambda number: shapes[number - 1]))
     if order == tuple(range(1, n + 1)):

@@ -20,7 +20,7 @@ from .canonical import canonical
 from .chunks import Sample
 from .crops import Cropped, from_png
 from .faces import Faces
-from .instruction import choices, droppable_references, reworded
+from .instruction import choices, droppable_references, keeps_order, reworded
 from .reading import Reader, layout_of
 from .records import Record, Refusal
 
@@ -111,8 +111,9 @@ class Encoder:
             "cluster": record.cluster,
             "target_text": record.target_text,
             "held_out": cropped.held_out,
-            "droppable": self._droppable(record, cropped.held_out),
+            "droppable": self._droppable(record, cropped.held_out, cropped.order),
         }
+        meta |= {"fixed": True} if self._fixed(record, cropped.held_out) else {}
         meta |= {name: text for name in ("replaced_text", "requirement") if (text := getattr(record, name))}
         meta |= {"order": cropped.order} if cropped.order else {}
         meta |= {"captions": record.captions} if self.aligned and any(record.captions) else {}
@@ -139,7 +140,9 @@ class Encoder:
         """The instructions by order of the references: their own first, then all that training may draw."""
         record = cropped.record
         own: dict[Order, Instructions] = {(): record.instructions}
-        return own if cropped.held_out else own | _reindexed(record, self._droppable(record, False), self.orders)
+        if cropped.held_out or self._fixed(record, False):
+            return own
+        return own | _reindexed(record, self._droppable(record, False, cropped.order), self.orders)
 
     def _texts(
         self, some: Sequence[Cropped], prompts: Sequence[dict[Order, Instructions]]
@@ -171,10 +174,19 @@ class Encoder:
         rows = iter(self.conditioner.encode(texts, shown, self.sizes.condition_area))
         return [{f"text.{key}": next(rows).to(self.dtype).cpu().clone() for key in own} for own in prompts]
 
-    def _droppable(self, record: Record, held_out: bool) -> Order:
+    def _fixed(self, record: Record, held_out: bool) -> bool:
+        """Return whether training shows the references in the order in which they are stored, and no other."""
+        if not self.aligned or held_out:
+            return False
+        return keeps_order(record.instructions.values(), len(record.references))
+
+    def _droppable(self, record: Record, held_out: bool, order: Order = ()) -> Order:
+        """Return the places of the references that may be dropped; `order` tells which reference stands at each."""
         if not self.aligned or held_out:
             return ()
-        return droppable_references(record.instructions.values(), len(record.references), record.captions)
+        prompts = list(record.instructions.values())
+        edited = order.index(1) + 1 if order else 1
+        return droppable_references(prompts, len(record.references), record.captions, edited)
 
     def estimate(self, records: Sequence[Record], keep_images: bool = True) -> float:
         """Bytes that these records will take, roughly: crops at full area, a token for three characters."""
@@ -185,7 +197,10 @@ class Encoder:
             area += len(record.references) * self.sizes.reference_area
             own = tuple(range(1, len(record.references) + 1))
             tokens = 0.0
-            for order in (own, *_reindexed(record, self._droppable(record, False), self.orders)):
+            orders = [own]
+            if not self._fixed(record, False):
+                orders += _reindexed(record, self._droppable(record, False), self.orders)
+            for order in orders:
                 seen = len(order) * self.sizes.condition_area / VL_PATCH
                 tokens += sum(seen + 30 + len(text) / 3 for text in (*record.instructions.values(), UNCONDITIONAL))
             total += area * 16 / 64 * item + tokens * width * item + (2.0 * area if keep_images else 0)

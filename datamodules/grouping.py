@@ -95,7 +95,8 @@ def _bucket(meta: Mapping[str, Any]) -> tuple[Any, ...]:
     """What decides over a sample's bucket; held-out samples are read by themselves."""
     references = tuple(map(tuple, meta["references"]))
     held_out, droppable = bool(meta.get("held_out")), tuple(meta.get("droppable", ()))
-    return held_out, meta["task"], len(references), tuple(meta["target"]), references, droppable
+    fixed = bool(meta.get("fixed"))
+    return held_out, meta["task"], len(references), tuple(meta["target"]), references, droppable, fixed
 
 
 def _write(folder: Path, first: int, samples: Iterable[dict[str, Any]], chunk_bytes: int) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from firered_lit.files import replacing
 from firered_lit.models.sizes import Shape, tokens
 
 FILE = "index.safetensors"
-VERSION = "1"
+VERSION = "2"
+READABLE = ("1", "2")  # buckets of "1" do not say whether their references keep their order
 PIECE = 1 << 16  # rows handled at a time: memory does not grow with the data
 DTYPES: dict[str, Any] = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
 
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     position: int  # sample number in the LitData data set
     cluster: str = ""
     droppable: tuple[int, ...] = ()  # 1-based numbers of the references that may be left out
+    fixed: bool = False  # the references keep the order in which they are stored
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Bucket:
     start: int
     count: int
     droppable: tuple[int, ...] = ()
+    fixed: bool = False
 
     @property
     def tokens(self) -> int:
@@ -54,8 +57,9 @@ class Bucket:
 
     def __str__(self) -> str:
         images = [f"{w}x{h}" for h, w in (self.target, *self.references)]
-        droppable = f" (droppable {','.join(map(str, self.droppable))})" if self.droppable else ""
-        return f"{self.task} {' <- '.join([images[0], ' + '.join(images[1:]) or 'text'])}{droppable}"
+        marks = f" (droppable {','.join(map(str, self.droppable))})" if self.droppable else ""
+        marks += " (fixed order)" if self.fixed else ""
+        return f"{self.task} {' <- '.join([images[0], ' + '.join(images[1:]) or 'text'])}{marks}"
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,9 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         end = max(spec["data_offsets"][1] for name, spec in header.items() if name != "__metadata__")
     except (ValueError, KeyError, MemoryError, OverflowError) as error:
         raise UserError(f"{path} is not an index, or is cut short: run prepare again") from error
-    if version != VERSION:
-        raise UserError(f"{path} is an index of format {version}, this program reads {VERSION}: run prepare again")
+    if version not in READABLE:
+        known = " and ".join(READABLE)
+        raise UserError(f"{path} is an index of format {version}, this program reads {known}: run prepare again")
     if path.stat().st_size != begin + end:
         raise UserError(f"{path} has {path.stat().st_size} bytes, its header says {begin + end}: run prepare again")
     return header, begin
@@ -121,13 +126,24 @@ def _column(path: Path, spec: dict[str, Any], begin: int) -> np.ndarray:
 
 def _buckets(specs: list[list[Any]]) -> tuple[Bucket, ...]:
     starts = np.cumsum([0] + [spec[-1] for spec in specs])
-    return tuple(
-        Bucket(task, tuple(target), tuple(map(tuple, references)), int(start), count, tuple(droppable))
-        for (task, target, references, droppable, count), start in zip(specs, starts)
-    )
+    buckets = []
+    for spec, start in zip(specs, starts):
+        task, target, references, droppable, *fixed, count = spec  # `fixed` is in no index of format 1
+        bucket = Bucket(
+            task=task,
+            target=tuple(target),
+            references=tuple(map(tuple, references)),
+            start=int(start),
+            count=count,
+            droppable=tuple(droppable),
+            fixed=bool(fixed and fixed[0]),
+        )
+        buckets.append(bucket)
+    return tuple(buckets)
 
 
-Key = tuple[str, int, Shape, tuple[Shape, ...], tuple[int, ...]]  # sorts by task, number of references, shapes
+# (task, number of references, target, references, droppable, fixed): sorts by task, number of references, shapes
+Key = tuple[str, int, Shape, tuple[Shape, ...], tuple[int, ...], bool]
 
 
 class Column(Protocol):
@@ -148,7 +164,10 @@ def save(
     folder: str | Path, buckets: Sequence[tuple[Key, int]], clusters: Sequence[str], columns: Mapping[str, Column]
 ) -> None:
     """Write sorted columns and the (key, rows) of each bucket to `folder`, piece by piece, and put them in place."""
-    specs = [[task, target, references, drop, count] for (task, _, target, references, drop), count in buckets]
+    specs = [
+        [task, target, references, droppable, fixed, count]
+        for (task, _, target, references, droppable, fixed), count in buckets
+    ]
     header: dict[str, Any] = {
         "__metadata__": {"version": VERSION, "buckets": json.dumps(specs), "clusters": json.dumps(list(clusters))}
     }

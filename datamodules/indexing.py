@@ -66,7 +66,9 @@ def _spill(rows: Iterable[Row], path: Path) -> dict[tuple[Key, str], int]:
     with path.open("wb") as file:
         while some := list(islice(rows, index.PIECE // 8)):
             out = np.empty(len(some), SPILL)
-            keys = [((r.task, len(r.references), r.target, r.references, r.droppable), r.cluster) for r in some]
+            keys = [
+                ((r.task, len(r.references), r.target, r.references, r.droppable, r.fixed), r.cluster) for r in some
+            ]
             out["segment"] = [numbers.setdefault(key, len(numbers)) for key in keys]
             out["position"] = [row.position for row in some]
             out.tofile(file)

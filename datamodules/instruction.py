@@ -1,13 +1,15 @@
 """Stochastic instruction alignment (FireRed report, 3.2): references are permuted and dropped, the prompt follows."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from math import comb, factorial
 
-from datamodules.mentions import ORDINALS, Mention, find, spell
+from datamodules.mentions import Mention
+from datamodules.numerals import LAST, ORDINALS, spell
+from datamodules.references import find, read
 from firered_lit.draws import chooser
 from firered_lit.errors import UserError
 
@@ -15,16 +17,23 @@ Captions = Sequence[str | None] | Mapping[int, str]  # of every reference, in th
 
 
 def mentions(prompt: str, n: int) -> set[int]:
-    """Which of the references 1 to n the prompt names."""
+    """Return which of the references 1 to n the prompt names."""
     return {value for mention in find(prompt, n) for value in mention.values if value <= n}
 
 
 def reindex(prompt: str, order: Sequence[int], captions: Captions | None = None, *, n: int | None = None) -> str:
-    """The prompt for references in a new order: every mention follows its image, all at once.
+    """Return the prompt for references in a new order: every mention follows its image, all at once.
 
-    order[i] is the old 1-based number of the reference that now stands at place i + 1; dropped numbers are absent.
-    captions: what to say instead of naming a dropped reference. n: references there were; by default the largest
-    number in `order` or with a caption. UserError when a dropped reference is named and has no caption.
+    What is not understood stays as it is: ask `keeps_order` first.
+
+    Args:
+        prompt: What names references 1 to n.
+        order: order[i] is the old number of the reference that now stands at place i + 1; dropped ones are absent.
+        captions: What to say instead of naming a dropped reference.
+        n: The number of references there were; by default the largest in `order` or with a caption.
+
+    Raises:
+        UserError: When a dropped reference is named and has no caption.
     """
     known = range(1, len(captions) + 1) if isinstance(captions, Sequence) else list(captions or ())
     n = n or max([*order, *known])
@@ -72,7 +81,7 @@ def _rewrite(prompt: str, mention: Mention, new: dict[int, int], captions: Mappi
     out, at = [], mention.start
     for (start, end), (value, place) in zip(mention.tokens, ends):
         token = prompt[start:end]
-        unchanged = place is None or (place == len(new) if token.lower() in ("last", "最后一") else place == value)
+        unchanged = place is None or (place == len(new) if token.lower() in LAST else place == value)
         out += [prompt[at:start], token if unchanged else spell(place or value, token)]
         at = end
     return "".join([*out, prompt[at : mention.end]])
@@ -102,13 +111,56 @@ def orders(n: int, droppable: Sequence[int] = ()) -> list[tuple[int, ...]]:
     return [order for rest in map(sorted, kept) for order in permutations(rest)]
 
 
+def keeps_order(prompts: Iterable[str], n: int) -> bool:
+    """Return whether a sample's references must stay as they are.
+
+    So it is where any of its prompts, in whatever language and caption, may name a reference in words that are not
+    understood: "the former", "the left image", "put 2 on 1".
+
+    Args:
+        prompts: All instructions of the sample.
+        n: The number of its references.
+    """
+    return n > 1 and any(read(prompt, n).unclear for prompt in prompts)
+
+
 def droppable_references(
-    prompts: Iterable[str], n: int, captions: Captions | Sequence[Mapping[str, str]] | None = None
+    prompts: Collection[str],
+    n: int,
+    captions: Captions | Sequence[Mapping[str, str]] | None = None,
+    edited: int = 1,
 ) -> tuple[int, ...]:
-    """Which references may be dropped: those that no prompt names, and those with a caption to stand for them."""
+    """Return which references may be dropped, because no prompt of the sample needs them.
+
+    None may where a prompt names none, names several at once ("both images"), leans one mention on another ("image 1
+    ... 2"), or must keep its order. A reference that prompts name may go where it has a caption, which then stands in
+    the place of the mention. The picture that is edited may go only where every prompt names it, so that each says
+    its caption.
+
+    Args:
+        prompts: All instructions of the sample, which number its references as they are stored.
+        n: The number of references.
+        captions: Of every reference, in the stored order; or by number.
+        edited: The number of the picture that is edited, the record's first reference.
+    """
+    readings = [read(prompt, n) for prompt in prompts]
+    if n < 2 or not readings:
+        return ()
+    if any(reading.unclear or not reading.mentions or reading.needs_all for reading in readings):
+        return ()
     texts = dict(enumerate(captions, 1)) if isinstance(captions, Sequence) else dict(captions or {})
-    named = set().union(*(mentions(prompt, n) for prompt in prompts))
-    return tuple(number for number in range(1, n + 1) if n > 1 and (number not in named or texts.get(number)))
+    named = [mentions(prompt, n) for prompt in prompts]
+    droppable = []
+    for number in range(1, n + 1):
+        everywhere = all(number in numbers for numbers in named)
+        anywhere = any(number in numbers for numbers in named)
+        if number == edited:
+            may_go = everywhere and texts.get(number)
+        else:
+            may_go = not anywhere or texts.get(number)
+        if may_go:
+            droppable.append(number)
+    return tuple(droppable)
 
 
 @cache

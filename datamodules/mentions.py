@@ -1,22 +1,20 @@
-"""Where a prompt names its references: "Figure 1", "images 1 and 2", "the second photo", 图一, 第二张图, 图1-3.
+"""Where a prompt names its references with a noun: "Figure 1", "images 1 and 2", "the second photo", 图一, 第二张图, 图B.
 
 The grammar of a mention is head, numbers, tail. Numbers carry what may not follow them, because most of what only
 looks like a mention shows itself there: "image 1920x1080", "image 2 times larger", 图一样, 图四周, 图片二维码.
+Numbers without a noun are for `datamodules.bare`; `datamodules.references` puts both together.
 """
 
 import re
 from dataclasses import dataclass
 from functools import cache
 
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
-HAN = "一二三四五六七八九十"
-CIRCLED, FULL = "①②③④⑤⑥⑦⑧⑨⑩", "０１２３４５６７８９"
+from datamodules.numerals import CIRCLED, FULL, HAN, LETTER, NUMBER, ORDINALS, STEMS, WORDS, value
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A place in the prompt that names references."""
+    """A stretch of a prompt that names references."""
 
     start: int
     end: int
@@ -27,35 +25,42 @@ class Mention:
     span: bool  # written as its two ends, or as "the first two images"
 
 
-def _any(words: str) -> str:
+def either(words: str) -> str:
+    """Return a regular expression for any of the words, which are parted by spaces."""
     return "(?:" + "|".join(words.split()) + ")"
 
 
 # -- English --
-NOUN = _any(r"figure fig\.? image img picture pic photograph photo reference ref\.?")
-NOUNS = _any(r"figures figs\.? images imgs pictures pics photographs photos references refs\.?")
+NOUN = either(r"figure fig\.? image img\.? picture pic\.? photograph photo reference ref\.?")
+NOUNS = either(r"figures figs\.? images imgs\.? pictures pics\.? photographs photos references refs\.?")
+INPUT = either("input source")
 HEAD = r"(?<![A-Za-z0-9_])(?:the[ ])?(?:(?:reference|ref|input|source|uploaded|provided|given|attached)[ ])*"
 SIGN = r"[ \t_-]*(?:(?:no\.|number|num\.|№|#)[ ]?)?"
 AND = r"(?:\s*,\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+|\s*[&+]\s*)#?"
+OPEN = r"[\[({<（【《〈]"
+CLOSE = r"[\])}>）】》〉]"
 DASH = r"\s*[-–—~～]\s*#?"
-UNITS = _any(
+UNITS = either(
     "times px pixels? percent degrees? inch(?:es)? feet cm mm meters? people persons stops? shades? levels? steps? "
     "seconds? minutes? hours? days? weeks? years? megapixels?"
 )
-FILES = _any("png jpe?g webp gif bmp tiff? heic pdf svg psd mp4")
-COMPOUNDS = _any("tone dimensional d point colou?r(?:ed)? way bit step sided to by up")
-COUNTED = _any(r"张(?![开力]) \s?倍 个(?![人性]) 寸 厘米 毫米 像素 米(?![色白黄]) 度(?!假) 次(?!要) 秒 岁")
+FILES = either("png jpe?g webp gif bmp tiff? heic pdf svg psd mp4")
+COMPOUNDS = either("tone dimensional d point colou?r(?:ed)? way bit step sided to by up")
+COUNTED = either(r"张(?![开力]) \s?倍 个(?![人性]) 寸 厘米 毫米 像素 米(?![色白黄]) 度(?!假) 次(?!要) 秒 岁")
 NUMERAL = rf"(?:0?[1-9]|10|[{FULL}]{{1,2}}|[{CIRCLED}])(?![0-9A-Za-z_{FULL}])"
 DIGIT = NUMERAL + (
     rf"(?!\.\d|,\d{{3}}|[ ]?[x×*][ ]?\d|:\d|/\d|[ ]?[%％°]|\.{FILES}\b|[ ]+{UNITS}\b|-{COMPOUNDS}\b|{COUNTED})"
 )
 # What may follow a number that could as well begin a phrase of its own: "image two cats", "image 1, 2 dogs".
-ON = _any(
+ON = either(
     "and or with without to onto on in into inside from for at over under behind beside near next is are was were as "
     "but while so using together side should must can will has have shows? contains? depicts? features? becomes? that "
-    "which who where wearing instead respectively then than like via through merged combined after before the"
+    "which who where wearing instead respectively then than like via through merged combined after before the "
+    "gives provides serves wears holds"
 )
 GOES_ON = rf"(?=\s*(?:$|[^\w\s]|[\u4e00-\u9fff]|{ON}\b))"
+# Capital letters alone: "image a" may go on with "bit larger". "Image A-line" and "Image A4" are other words.
+LETTERED = rf"(?-i:[A-H])(?![A-Za-z0-9]|-\w){GOES_ON}"
 WORD = rf"(?:{'|'.join(WORDS)})\b{GOES_ON}"
 ORDINAL = rf"(?:{'|'.join(ORDINALS)}|[1-9](?:st|nd|rd|th))\b"
 ORDINAL_LIST = rf"{ORDINAL}(?:{AND}(?:the\s+)?{ORDINAL})*"
@@ -72,7 +77,7 @@ RANKED = (
 
 # -- Chinese --
 PICTURE = r"(?:[图圖]片|[图圖]像|照片|相片|(?<![地企试試意力妄构構视視版蓝藍拼])[图圖])"
-NAME = rf"(?:(?:参考|參考|输入|輸入|素材)?{PICTURE}|参考|參考)(?:编号|序号)?[ ]?#?[ ]?"
+NAME = rf"(?:(?:参考|參考|输入|輸入|素材)?{PICTURE}|参考|參考)(?:编号|序号)?[ ]?[#_-]?[ ]?"
 NO_NAME = "书書纸紙标標案表形层層章腾鉴"  # 图书, 图纸, 图标 ...
 HE = r"\s*(?:、|和|与|與|及|跟|或|以及|[&+])\s*"
 TO = r"\s*(?:[-–—~～]|至|到)\s*"
@@ -100,75 +105,164 @@ HAN_NUMBER = rf"[{HAN}]" + "".join(
     rf"(?!(?<=[{numerals}])(?:{'|'.join(words.split())}))" for numerals, words in AFTER_HAN.items()
 )
 ZH = rf"(?:{DIGIT}|{HAN_NUMBER})"
-ZH_TOO = rf"{ZH}(?![只条位名件种片朵棵辆本杯把])"  # 图1和2, but 图1和2只猫
+ZH_TOO = rf"{ZH}(?![个個只条位名件种片朵棵辆本杯把]|人(?![物像脸体群]))"  # 图1和2, but 图1和2只猫
 PLAIN = rf"(?:{NUMERAL}|[{HAN}](?![{HAN}]))"  # the number in 第N张图 may be followed by its measure
-NTH = rf"{PLAIN}(?:\s?[张張幅个個副份]?{HE}第?{PLAIN})*"
-ALONE = r"(?=\s*(?:$|[^\w\s]|的|中|里|裡|内|內|上|和|与|跟|及|作|为|是|换|換|放|当|當|做))"
+NTH = rf"{PLAIN}(?:\s?[张張幅个個副份]?(?:{HE}|\s*[,，]\s*)第?{PLAIN})*"
+ALONE = r"(?=\s*(?:$|[^\w\s]|的|中|里|裡|内|內|上|和|与|與|跟|及|作|为|為|是|换|換|放|当|當|做))"
+ZH_LAST = rf"{ZH_TOO}(?=\s*(?:$|[^\w\s]|[的中里裡内內上和与與跟及作为為是换換放当當做合拼左右组叠融]))"  # 图1,2合成
+ZH_LETTER = rf"(?:[A-H](?![A-Za-z0-9位字型级座面])|[{STEMS[:5]}](?![醇醛酮烷烯苯]))"
 
-LISTS = [  # regular expressions with the groups head, numbers and tail
-    rf"(?P<head>{HEAD}{NOUNS}{SIGN})(?P<numbers>{DIGIT}(?:{AND}{DIGIT})*|{WORD}(?:{AND}{WORD})*)(?P<tail>)",
-    rf"(?P<head>(?<!this )(?<!that )(?<!\ba )(?<!\ban ){HEAD}{NOUN}{SIGN})"
-    rf"(?P<numbers>{DIGIT}(?:{AND}{DIGIT}{GOES_ON})*|{WORD}(?:{AND}{WORD})*)(?P<tail>)",
-    rf"(?P<head>{HEAD}{NOUN}[ ]?\()(?P<numbers>{DIGIT})(?P<tail>\))",
-    rf"(?P<head>{NO_ARTICLE}{THE})(?P<numbers>{ORDINAL_LIST}|last)(?P<tail>{KINDS}\s+(?:{NOUNS}|{NOUN})\b){INSIDE}",
-    rf"(?P<head>{NO_ARTICLE}{THE})(?P<numbers>{ORDINAL_LIST}|last)(?P<tail>\s+of\s+the\s+(?:\w+\s+)?{NOUNS}\b)",
-    rf"(?P<head>{RANKED}(?<![\w#&])#[ ]?)(?P<numbers>{DIGIT})(?P<tail>)"
-    r"(?![ -]+(?:fan|dad|mom|best|seller|choice|rank|rated|pencil|hit|team|boss)\b)",
-    rf"(?P<head>{NAME})(?P<numbers>{ZH}(?:{HE}{ZH_TOO})*)(?P<tail>)",
-    rf"(?P<head>第\s?)(?P<numbers>{NTH})(?P<tail>\s?[张張幅个個副份]?\s?的?(?:参考|參考|输入|輸入)?{PICTURE}(?![{NO_NAME}]))",
-    rf"(?P<head>第\s?)(?P<numbers>{NTH})(?P<tail>\s?[张張幅]){ALONE}",
-    rf"(?P<head>)(?P<numbers>最后一)(?P<tail>[张張幅]的?(?:参考|參考|输入|輸入)?{PICTURE}(?![{NO_NAME}]))",
-    rf"(?P<head>)(?<![第{HAN}\d])(?P<numbers>{PLAIN})(?P<tail>[号號]{PICTURE}(?![{NO_NAME}]))",
+ZH_TAIL = rf"的?(?:参考|參考|输入|輸入)?{PICTURE}(?![{NO_NAME}])"
+LAST_ZH = r"最[后後]一|首|末"
+
+# -- The forms of a mention --
+# What a prompt must hold for a form: a quick look, because most prompts name no reference.
+ENGLISH = r"fig|image|img|pic|photo|ref|input|source"
+CHINESE = r"[图圖照相参參张張幅]"
+DIGITS = rf"[0-9{FULL}{CIRCLED}]"
+NUMERALS = rf"[0-9{FULL}{CIRCLED}]|\b(?:{'|'.join(WORDS)})\b"
+RANKS = r"(?:st|nd|rd|th)\b|\blast\b"
+CAPITALS = r"(?<![A-Za-z])(?-i:[A-H])(?![A-Za-z])"
+NUMERALS_ZH = rf"[0-9{FULL}{CIRCLED}{HAN}]"
+LETTERS_ZH = rf"(?<![A-Za-z])[A-H](?![A-Za-z])|[{STEMS[:5]}]"
+# (kind, what a prompt must hold, its regular expression with the groups head, numbers and tail)
+FORMS: list[tuple[str, tuple[str, ...], str]] = [
+    (  # "the first two images"
+        "count",
+        (ENGLISH, r"first|last"),
+        rf"(?P<head>{THE})(?P<numbers>(?:first|last)\s+(?:{'|'.join(WORDS[1:])}|[2-9]))(?P<tail>{KINDS}\s+{NOUNS}\b)",
+    ),
+    (  # "images 1-3"
+        "span",
+        (ENGLISH, DIGITS),
+        rf"(?P<head>{HEAD}{NOUNS}{SIGN})(?P<numbers>{DIGIT}(?:{DASH}|\s+(?:to|through)\s+#?){DIGIT})(?P<tail>)",
+    ),
+    (
+        "span",
+        (ENGLISH, DIGITS, r"[-–—~～]"),
+        rf"(?P<head>{HEAD}{NOUN}{SIGN})(?P<numbers>{DIGIT}{DASH}{DIGIT})(?P<tail>)",
+    ),
+    (  # "images 1 and 2"
+        "list",
+        (ENGLISH, NUMERALS),
+        rf"(?P<head>{HEAD}{NOUNS}{SIGN})(?P<numbers>{DIGIT}(?:{AND}{DIGIT})*|{WORD}(?:{AND}{WORD})*)(?P<tail>)",
+    ),
+    (  # "image 1", "image one and two"
+        "list",
+        (ENGLISH, NUMERALS),
+        rf"(?P<head>(?<!this )(?<!that )(?<!\ba )(?<!\ban ){HEAD}{NOUN}{SIGN})"
+        rf"(?P<numbers>{DIGIT}(?:{AND}{DIGIT}{GOES_ON})*|{WORD}(?:{AND}{WORD})*)(?P<tail>)",
+    ),
+    (  # "image (1)"
+        "list",
+        (ENGLISH, DIGITS, OPEN),
+        rf"(?P<head>{HEAD}{NOUN}[ ]?{OPEN})(?P<numbers>{DIGIT})(?P<tail>{CLOSE})",
+    ),
+    (  # "input 1", "source 2"
+        "list",
+        (r"input|source", DIGITS),
+        rf"(?P<head>(?<!light )(?<!power )(?<!heat )(?<!text )(?<!user )(?<!to ){HEAD}{INPUT}s?{SIGN})"
+        rf"(?P<numbers>{DIGIT}{GOES_ON}(?:{AND}{DIGIT}{GOES_ON})*)(?P<tail>)",
+    ),
+    (  # "the first and second photo"
+        "list",
+        (ENGLISH, RANKS),
+        rf"(?P<head>{NO_ARTICLE}{THE})(?P<numbers>{ORDINAL_LIST}|last)"
+        rf"(?P<tail>{KINDS}\s+(?:{NOUNS}|{NOUN}|{INPUT}s?{GOES_ON})\b){INSIDE}",
+    ),
+    (  # "the first of the two images"
+        "list",
+        (ENGLISH, RANKS, r"\bof\b"),
+        rf"(?P<head>{NO_ARTICLE}{THE})(?P<numbers>{ORDINAL_LIST}|last)"
+        rf"(?P<tail>(?:\s+one)?\s+of\s+the\s+(?:\w+\s+)?{NOUNS}\b)",
+    ),
+    (  # "images A and B"
+        "letter",
+        (ENGLISH, CAPITALS),
+        rf"(?P<head>{HEAD}(?:{NOUNS}|{NOUN}){SIGN})(?P<numbers>{LETTERED}(?:{AND}{LETTERED})*)(?P<tail>)",
+    ),
+    (  # "image (A)"
+        "letter",
+        (ENGLISH, CAPITALS, OPEN),
+        rf"(?P<head>{HEAD}{NOUN}[ ]?{OPEN})(?P<numbers>(?-i:[A-H]))(?P<tail>{CLOSE})",
+    ),
+    (  # "#1"
+        "list",
+        ("#",),
+        rf"(?P<head>{RANKED}(?<![\w#&])#[ ]?)(?P<numbers>{DIGIT})(?P<tail>)"
+        r"(?![ -]+(?:fan|dad|mom|best|seller|choice|rank|rated|pencil|hit|team|boss)\b)",
+    ),
+    (  # 前两张图
+        "count",
+        (CHINESE, "[前后後]"),
+        rf"(?P<head>)(?P<numbers>[前后後][两兩{HAN[1:]}2-9])(?P<tail>[张張幅]{ZH_TAIL})",
+    ),
+    (  # 图1到图3
+        "span",
+        (CHINESE, NUMERALS_ZH, "[-–—~～至到]"),
+        rf"(?P<head>{NAME})(?P<numbers>{ZH}{TO}(?:{NAME})?{ZH})(?P<tail>)",
+    ),
+    (  # 第1-3张图
+        "span",
+        ("第", NUMERALS_ZH, "[-–—~～至到]"),
+        rf"(?P<head>第)(?P<numbers>{PLAIN}{TO}第?{PLAIN})(?P<tail>[张張幅]的?{PICTURE})",
+    ),
+    (  # 图1和2
+        "list",
+        (CHINESE, NUMERALS_ZH),
+        rf"(?P<head>{NAME})(?P<numbers>{ZH}(?:{HE}{ZH_TOO}|[,，]{ZH_LAST})*)(?P<tail>)",
+    ),
+    (  # 图【1】
+        "list",
+        (CHINESE, NUMERALS_ZH, OPEN),
+        rf"(?P<head>{NAME}{OPEN})(?P<numbers>(?:{DIGIT}|{HAN_NUMBER}))(?P<tail>{CLOSE})",
+    ),
+    (  # 第一和第二张图
+        "list",
+        ("第", NUMERALS_ZH),
+        rf"(?P<head>第\s?)(?P<numbers>{NTH})(?P<tail>\s?[张張幅个個副份]?\s?{ZH_TAIL})",
+    ),
+    (  # 第一张
+        "list",
+        ("第", NUMERALS_ZH),
+        rf"(?P<head>第\s?)(?P<numbers>{NTH})(?P<tail>\s?[张張幅]){ALONE}",
+    ),
+    (  # 最后一张图, 首张图
+        "list",
+        (LAST_ZH,),
+        rf"(?P<head>)(?P<numbers>{LAST_ZH})(?P<tail>[张張幅]{ZH_TAIL})",
+    ),
+    (  # 最后一张, 首张
+        "list",
+        (LAST_ZH,),
+        rf"(?P<head>)(?<![周期岁年])(?P<numbers>{LAST_ZH})(?P<tail>[张張]){ALONE}",
+    ),
+    (  # 1号图
+        "list",
+        ("[号號]",),
+        rf"(?P<head>)(?<![第{HAN}\d])(?P<numbers>{PLAIN})(?P<tail>[号號]{PICTURE}(?![{NO_NAME}]))",
+    ),
+    (  # 1图的
+        "list",
+        (rf"{DIGITS}[图圖]",),
+        rf"(?P<head>)(?<![第{HAN}\dA-Za-z.])(?P<numbers>{NUMERAL})(?P<tail>[图圖])(?=[的中里裡内內上])",
+    ),
+    (  # 图A和B
+        "letter",
+        (CHINESE, LETTERS_ZH),
+        rf"(?P<head>{NAME})(?P<numbers>{ZH_LETTER}(?:{HE}{ZH_LETTER})*)(?P<tail>)",
+    ),
+    (  # 图(A)
+        "letter",
+        (CHINESE, LETTERS_ZH, OPEN),
+        rf"(?P<head>{NAME}{OPEN})(?P<numbers>{ZH_LETTER})(?P<tail>{CLOSE})",
+    ),
+    (  # A图, 甲图
+        "letter",
+        (CHINESE, LETTERS_ZH),
+        rf"(?P<head>)(?<![A-Za-z0-9指装盔铠])(?P<numbers>[A-H{STEMS[:5]}])(?P<tail>{PICTURE}(?![{NO_NAME}]))",
+    ),
 ]
-SPANS = [
-    rf"(?P<head>{HEAD}{NOUNS}{SIGN})(?P<numbers>{DIGIT}(?:{DASH}|\s+(?:to|through)\s+#?){DIGIT})(?P<tail>)",
-    rf"(?P<head>{HEAD}{NOUN}{SIGN})(?P<numbers>{DIGIT}{DASH}{DIGIT})(?P<tail>)",
-    rf"(?P<head>{NAME})(?P<numbers>{ZH}{TO}(?:{NAME})?{ZH})(?P<tail>)",
-    rf"(?P<head>第)(?P<numbers>{PLAIN}{TO}第?{PLAIN})(?P<tail>[张張幅]的?{PICTURE})",
-]
-COUNTS = [
-    rf"(?P<head>{THE})(?P<numbers>(?:first|last)\s+(?:{'|'.join(WORDS[1:])}|[2-9]))(?P<tail>{KINDS}\s+{NOUNS}\b)",
-    rf"(?P<head>)(?P<numbers>[前后後][两兩{HAN[1:]}2-9])(?P<tail>[张張幅]的?(?:参考|參考|输入|輸入)?{PICTURE}(?![{NO_NAME}]))",
-]
-# "the first image onto the second.": an ordinal that goes without its noun, once a mention has set the subject
-SECOND = rf"(?P<head>(?<=\b)(?:(?<=in )|(?<=of )|(?<=to )|(?<=from )|(?<=onto )|(?<=into )|(?<=with )|(?<=and )|(?<=on ))the\s+)(?P<numbers>{ORDINAL})(?P<tail>)(?=(?:\s+one)?\s*(?:$|[.,;!?)]|'s\b))"  # noqa: E501
-NUMBER = re.compile(
-    rf"[0-9]+(?:st|nd|rd|th)?|[{FULL}]+|[{CIRCLED}]|{'|'.join(ORDINALS + WORDS)}|last|最后一|[{HAN}]", re.IGNORECASE
-)
-
-
-def value(text: str, n: int) -> int:
-    """The number that a token stands for; "last" is n."""
-    text = text.lower()
-    for names in (WORDS, ORDINALS, list(HAN), list(CIRCLED)):
-        if text in names:
-            return names.index(text) + 1
-    return n if text in ("last", "最后一") else int(re.sub(r"\D", "", text.translate(_ASCII)))
-
-
-def spell(number: int, like: str) -> str:
-    """A number in the style of the token `like`: digits, words, ordinals, Chinese numerals; its case and its zeros."""
-    old = like.lower()
-    if like in CIRCLED:
-        return CIRCLED[number - 1]
-    if like[0] in FULL:
-        return str(number).translate({ord(a): b for a, b in zip("0123456789", FULL)})
-    if like in HAN or like == "最后一":
-        return ("第" if like not in HAN else "") + HAN[number - 1]
-    if old in WORDS:
-        return _cased(WORDS[number - 1], like)
-    if old in ORDINALS or old == "last":
-        return _cased(ORDINALS[number - 1], like)
-    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number, "th") if not like.isdigit() else ""
-    return str(number).zfill(len(like) if like[0] == "0" else 1) + suffix
-
-
-_ASCII = {ord(a): b for a, b in zip(FULL, "0123456789")}
-
-
-def _cased(word: str, like: str) -> str:
-    return word.upper() if like.isupper() else word.capitalize() if like[0].isupper() else word
-
 
 QUOTED = re.compile(r"\"[^\"\n]+\"|“[^”]+”|「[^」]+」|『[^』]+』|‘[^’]+’|(?<!\w)'[^'\n]+'(?!\w)")
 WRITTEN = re.compile(
@@ -182,8 +276,8 @@ INSTEAD = re.compile(
 )
 
 
-def _literals(prompt: str) -> list[tuple[int, int]]:
-    """Quoted stretches that are text to be painted, so nothing in them names a reference."""
+def painted(prompt: str) -> list[tuple[int, int]]:
+    """Return the (start, end) of quotes that are text to be painted: nothing in them names a reference."""
     found: list[tuple[int, int]] = []
     for quote in QUOTED.finditer(prompt):
         before, after = prompt[: quote.start()], prompt[quote.end() :]
@@ -198,49 +292,76 @@ def _literals(prompt: str) -> list[tuple[int, int]]:
 
 
 def _enumerated(prompt: str, end: int) -> bool:
-    """Whether the number that ends at `end` is item 1 of a list: "Edit the image 1. add a hat 2. remove the man"."""
-    if not re.match(r"[.)、．]\s*\S", prompt[end:]):
+    """Return whether the number that ends at `end` is item 1 of a list: "Edit the image 1. add a hat 2. remove it"."""
+    if not re.match(r"[.)、．]\s*\S", prompt[end:]) or prompt.count("(", 0, end) > prompt.count(")", 0, end):
         return False
-    return any(
-        not re.search(rf"(?:{NOUN}s?|{PICTURE}|第)[\s#]*$", prompt[: item.start(1)], re.IGNORECASE)
-        for item in re.finditer(r"(?<!\d)(2)[.)、．](?!\d)", prompt)
-    )
+    labels = [
+        item[1]
+        for item in re.finditer(r"(?<!\d)([12])[.)、．](?!\d)", prompt)
+        if not re.search(rf"(?:{NOUN}s?|{PICTURE}|第)[\s#]*$", prompt[: item.start(1)], re.IGNORECASE)
+    ]
+    return "2" in labels and "1" not in labels
 
 
 @cache
-def _patterns() -> list[tuple[str, re.Pattern[str]]]:
-    kinds = {"count": COUNTS, "span": SPANS, "list": LISTS, "second": [SECOND]}
-    return [(kind, re.compile(pattern, re.IGNORECASE)) for kind, patterns in kinds.items() for pattern in patterns]
+def _compiled() -> tuple[list[re.Pattern[str]], list[tuple[str, tuple[int, ...], re.Pattern[str]]]]:
+    """Return the quick looks, and (kind, numbers of its quick looks, pattern) of every form; compiled once."""
+    hints = list(dict.fromkeys(hint for _, needed, _ in FORMS for hint in needed))
+    forms = [
+        (kind, tuple(hints.index(hint) for hint in needed), re.compile(form, re.IGNORECASE))
+        for kind, needed, form in FORMS
+    ]
+    return [re.compile(hint, re.IGNORECASE) for hint in hints], forms
 
 
-def find(prompt: str, n: int) -> list[Mention]:
-    """All mentions of references 1 to n, from left to right, none overlapping; the longest where several begin."""
-    literals = _literals(prompt)
+def named(prompt: str, n: int) -> list[Mention]:
+    """Return the mentions with a noun of references 1 to n, from left to right, none overlapping.
+
+    Where several begin at one place, the longest counts.
+    """
+    hints, forms = _compiled()
+    held = [hint.search(prompt) is not None for hint in hints]
+    matches = [
+        (kind, match)
+        for kind, needed, form in forms
+        if all(held[number] for number in needed)
+        for match in form.finditer(prompt)
+    ]
+    if not matches:
+        return []
+    literals = painted(prompt)
     found: list[Mention] = []
-    for kind, pattern in _patterns():
-        for match in pattern.finditer(prompt):
-            inside = any(a <= match.start() and match.end() <= b for a, b in literals)
-            if not inside and (kind != "second" or found) and (mention := _read(match, kind, prompt, n)):
-                found.append(mention)
+    for kind, match in matches:
+        if any(start <= match.start() and match.end() <= end for start, end in literals):
+            continue
+        mention = _read(match, kind, prompt, n)
+        if mention is not None:
+            found.append(mention)
     found.sort(key=lambda mention: (mention.start, -mention.end))
     return [m for i, m in enumerate(found) if all(m.start >= other.end for other in found[:i])]
 
 
 def _read(match: re.Match[str], kind: str, prompt: str, n: int) -> Mention | None:
-    """The mention that a match is, or None when it names nothing of 1 to n."""
+    """Return the mention that a match is, or None when it names nothing of 1 to n."""
     begin = match.start("numbers")
-    tokens = tuple((begin + t.start(), begin + t.end()) for t in NUMBER.finditer(match["numbers"]))
+    number = LETTER if kind == "letter" else NUMBER
+    tokens = tuple((begin + t.start(), begin + t.end()) for t in number.finditer(match["numbers"]))
     if kind == "count":
-        k = 2 if match["numbers"].endswith(("两", "兩")) else value(prompt[slice(*tokens[-1])], n)
-        leading = match["numbers"].lower().startswith(("first", "前"))
-        values = tuple(range(1, k + 1) if leading else range(n - k + 1, n + 1)) if k <= n else ()
+        # "the first two images": the numbers from an end.
+        counted = match["numbers"].lower()
+        k = 2 if counted.endswith(("两", "兩")) else value(prompt[slice(*tokens[-1])], n)
+        first = 1 if counted.startswith(("first", "前")) else n - k + 1
+        values = tuple(range(first, first + k)) if k <= n else ()
         tokens = ((begin, match.end("numbers")),)
+    elif kind == "span":
+        # "images 3-1": all numbers between its ends.
+        first, last = (value(prompt[slice(*token)], n) for token in tokens)
+        step = 1 if first < last else -1
+        values = tuple(range(first, last + step, step)) if max(first, last) <= n else ()
     else:
         values = tuple(value(prompt[slice(*token)], n) for token in tokens)
-        if kind == "span":
-            step = 1 if values[0] < values[1] else -1
-            values = tuple(range(values[0], values[1] + step, step)) if max(values) <= n else ()
-    if not any(1 <= v <= n for v in values) or _enumerated(prompt, match.end("numbers")):
+    if not any(1 <= v <= n for v in values) or _enumerated(prompt, match.end()):
         return None
-    span = kind == "count" or (kind == "span" and len(values) > 2)  # two ends that are neighbours are a list of two
+    # The two ends of a span that are neighbours are a list of two.
+    span = kind == "count" or (kind == "span" and len(values) > 2)
     return Mention(match.start(), match.end(), match["head"], tokens, match["tail"], values, span)

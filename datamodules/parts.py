@@ -116,8 +116,16 @@ class Parts:
     def _rows(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         for position, sample in enumerate(self.samples()):
             references = tuple(map(tuple, sample["references"]))
-            drop = tuple(sample.get("droppable", ()))
-            yield Row(sample["task"], tuple(sample["target"]), references, position, sample["cluster"], drop), sample
+            row = Row(
+                task=sample["task"],
+                target=tuple(sample["target"]),
+                references=references,
+                position=position,
+                cluster=sample["cluster"],
+                droppable=tuple(sample.get("droppable", ())),
+                fixed=bool(sample.get("fixed")),
+            )
+            yield row, sample
 
     def _counts(self, header: dict[str, Any]) -> dict[str, Any]:
         """What data.json says of the samples. The fingerprint is of everything that decides what a plan shows."""
@@ -129,7 +137,8 @@ class Parts:
             captions.update(sample["captions"])
             held_out += sample["held_out"]
             pairs += sample.get("pair", False)
-            marks.update({name: int(sample.get(name, 0)) for name in ("prompt", "regions", "left_crop", "mask")})
+            names = ("prompt", "regions", "left_crop", "mask", "fixed")
+            marks.update({name: int(sample.get(name, 0)) for name in names})
             digest.update(json.dumps(sample).encode())
         return {
             "samples": tasks.total(),
@@ -143,6 +152,7 @@ class Parts:
             "regions": marks["regions"],
             "regions_left_crop": marks["left_crop"],
             "masks": marks["mask"],
+            "fixed": marks["fixed"],
             "fingerprint": digest.hexdigest(),
         }
 
@@ -157,6 +167,7 @@ def _noting(samples: Iterable[Sample], noted: list[dict[str, Any]]) -> Iterator[
         kept |= {"regions": len(sample.meta["regions"])} if sample.meta.get("regions") else {}
         kept |= {"left_crop": sample.meta["left_crop"]} if sample.meta.get("left_crop") else {}
         kept |= {"droppable": sample.meta["droppable"]} if sample.meta.get("droppable") else {}
+        kept |= {"fixed": True} if sample.meta.get("fixed") else {}
         noted.append({"id": sample.id, **kept, "captions": list(sample.meta["instructions"])})
         yield sample
 

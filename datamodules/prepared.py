@@ -98,7 +98,15 @@ class Prepared:
             for row in rows[np.isin(self.index.positions[rows], positions)]:
                 position, cluster = int(self.index.positions[row]), clusters[row] if clusters is not None else 0
                 named = self.index.clusters[cluster] if self.index.clusters else ""
-                yield Row(bucket.task, bucket.target, bucket.references, position, named, bucket.droppable)
+                yield Row(
+                    task=bucket.task,
+                    target=bucket.target,
+                    references=bucket.references,
+                    position=position,
+                    cluster=named,
+                    droppable=bucket.droppable,
+                    fixed=bucket.fixed,
+                )
 
     def _clusters(self) -> np.ndarray | None:
         """The cluster's number of every row of the index; None when there is one at most."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.instruction import draw, mentions, orders, reindex
-from datamodules.mentions import HAN, ORDINALS, WORDS
+from datamodules.numerals import HAN, ORDINALS, WORDS
 from firered_lit.errors import UserError
 
 SWAPPED = [  # two references that change places

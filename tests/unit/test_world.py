@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.mentions import find
+from datamodules.references import find
 from datamodules.records import Record, read
 from datamodules.world.families import FAMILIES, Edit
 from datamodules.world.phrases import KINDS
