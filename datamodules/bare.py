@@ -38,7 +38,8 @@ class Bare:
 # -- What a number is, with the groups head, numbers and tail --
 # Sheets that are no pictures: 第一张桌子.
 FLAT = either(
-    "桌 椅 床 纸 紙 脸 臉 嘴 弓 票 卡 沙发 毯 皮 凳 牌 唱片 地图 名片 网 餐 茶几 贴纸 书桌 课桌 邮票 钞 光盘 专辑 木 小 大 圆 方 办公 长"
+    "桌 椅 床 纸 紙 脸 臉 嘴 弓 票 卡 沙发 毯 皮 凳 牌 唱片 地图 名片 网 餐 茶几 贴纸 书桌 课桌 邮票 钞 光盘 专辑 "
+    "木 小 大 圆 方 办公 长"
 )
 STEM = STEMS[:5]
 FORMS: dict[Style, str] = {
@@ -98,7 +99,8 @@ BEFORE = re.compile(
     rf"\b{PREPOSITION}\s)\s*$",
     re.IGNORECASE,
 )
-AFTER_A_STOP = re.compile(r"[,;，；、。自用从從]\s*$")
+AFTER_A_STOP = re.compile(r"[,;，；、。]\s*$")
+FROM_ZH = re.compile(r"[自从從]\s*$")
 SENTENCE_START = re.compile(r"(?:^|[.;:!?\n,]|\b(?:and|then|but))\s*$", re.IGNORECASE)
 MONTH = r"(?:jan\w*|feb\w*|mar\w*|apr\w*|may|june?|july?|aug\w*|sep\w*|oct\w*|nov\w*|dec\w*)"
 # Words that carry a number: "version 2", 版本2.
@@ -123,12 +125,8 @@ LABELS = re.compile(rf"(?P<number>[{CIRCLED}]|(?<![^\s;；,，。.:：、(（])\
 NO_ORDER_BEFORE = re.compile(
     rf"(?:\b{either('at a an one per each every half split ladies')}|\d|\b{MONTH})[ -]*$", re.IGNORECASE
 )
-NO_ORDER_AFTER = re.compile(
-    rf"\s+(?:of\s+all\b|to\s+none\b|but\s+not\s+least\b|of\s+{MONTH}\b)", re.IGNORECASE
-)
-OF_A_ROW = re.compile(
-    rf"\s+(?:of\b|from\s+(?:the\s+)?{either('left right top bottom front back')}\b)", re.IGNORECASE
-)
+NO_ORDER_AFTER = re.compile(rf"\s+(?:of\s+all\b|to\s+none\b|but\s+not\s+least\b|of\s+{MONTH}\b)", re.IGNORECASE)
+OF_A_ROW = re.compile(rf"\s+(?:of\b|from\s+(?:the\s+)?{either('left right top bottom front back')}\b)", re.IGNORECASE)
 OF_A_ROW_ZH = re.compile(r"[左右上下前后](?:边|侧|面|方)?(?:起|数|往.)?的?\s*$|[排行列]\s*$")
 PAINTING = re.compile(r"(?:油|壁|插|漫)?画|海报")  # a reference, or a picture that hangs in one
 
@@ -145,9 +143,7 @@ OTHER_THINGS = re.compile(  # "two dogs"
     rf"(?!(?:\w+\s+)?(?:{NOUNS}|inputs|sources)\b)(?:of\s+)?[a-z]{{3,}}",
     re.IGNORECASE,
 )
-OTHER_THINGS_ZH = re.compile(
-    r"(?<!第)[两兩二三四五几幾多2-9][个個只隻条條位名件人匹朵棵辆](?!的?(?:参考)?[图圖照])"
-)
+OTHER_THINGS_ZH = re.compile(r"(?<!第)[两兩二三四五几幾多2-9][个個只隻条條位名件人匹朵棵辆](?!的?(?:参考)?[图圖照])")
 
 
 @cache
@@ -189,18 +185,18 @@ def styles_of(prompt: str, mentions: Sequence[Mention]) -> set[str]:
     """Return the styles in which mentions write their numbers."""
     found = set()
     for mention in mentions:
-        token = prompt[slice(*mention.tokens[0])].lower()
-        if token in WORDS:
+        written = prompt[slice(*mention.tokens[0])].lower()
+        if written in WORDS:
             found.add("word")
-        elif token in ORDINALS or token == "last" or token[-2:] in ("st", "nd", "rd", "th"):
+        elif written in ORDINALS or written.endswith(("st", "nd", "rd", "th")):
             found.add("ordinal")
-        elif LETTER.fullmatch(token):
+        elif LETTER.fullmatch(written):
             found.add("letter")
-        elif token[0].isdigit():
+        elif written[0].isdigit():
             found.add("digit")
-        elif token in HAN and not mention.head.startswith("第"):
+        elif written in HAN and not mention.head.startswith("第"):
             found.add("numeral")
-        if (mention.head + token).startswith(("第", "最", "首", "末")):
+        if (mention.head + written).startswith(("第", "最", "首", "末")):
             found.add("nth")
     return found
 
@@ -251,21 +247,22 @@ class Context:
         known = "digit" in self.styles
         if ALONE.match(rest) or self._parallel(rest):
             return "mention" if known and self._in_place(before, rest) else "unclear"
-        label = known and self.labelling and AFTER_A_STOP.search(before) and not COUNTED_ZH.match(rest)
-        return "unclear" if label else "other"
+        label = self.labelling and AFTER_A_STOP.search(before)
+        named = known and (label or FROM_ZH.search(before)) and not COUNTED_ZH.match(rest)
+        return "unclear" if named else "other"
 
     def _ordinal(self, number: Bare, before: str, rest: str) -> Verdict:
         """Judge "the second", "2nd" and "the first and third"."""
         adverb = len(number.tokens) == 1 and not number.head and rest.lstrip().startswith((",", "，"))
         if adverb and SENTENCE_START.search(before):
             return "other"
-        if NO_ORDER_BEFORE.search(before) or NO_ORDER_AFTER.match(rest):
+        if NO_ORDER_BEFORE.search(self.free[: number.start]) or NO_ORDER_AFTER.match(rest):
             return "other"
         if OF_A_ROW.match(rest):
             return "unclear"
         known = "ordinal" in self.styles or SETS.search(self.prompt) is not None
         if ALONE.match(rest) or self._parallel(rest):
-            return "mention" if known and not OTHER_THINGS.search(self.prompt) else "unclear"
+            return "mention" if known and not OTHER_THINGS.search(before) else "unclear"
         verb = known and number.head and THIRD_PERSON.match(rest)
         return "unclear" if verb else "other"
 
@@ -281,7 +278,7 @@ class Context:
         if not sheet and (not follows or OF_A_ROW_ZH.search(before)):
             return "other"
         known = "nth" in self.styles or SETS_ZH.search(self.prompt) is not None
-        other_things = not sheet and OTHER_THINGS_ZH.search(self.prompt)
+        other_things = not sheet and OTHER_THINGS_ZH.search(before)
         return "mention" if known and not other_things else "unclear"
 
     def _letter(self, number: Bare, before: str, rest: str) -> Verdict:

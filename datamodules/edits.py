@@ -22,6 +22,7 @@ from .encode import DTYPES
 from .instruction import Alignment
 from .loader import EditLoader, Visits, collate, pictured
 from .online import Online
+from .references import GRAMMAR
 from .remote import open_root
 
 
@@ -160,6 +161,7 @@ class EditDataModule(L.LightningDataModule):
         self.captions.refuse_absent(self.summary["captions"])
         self.capacity, self.max_batch, self.weights, self.left_out = capacity, max_batch, weights, left_out
         self.alignment, self.online = _alignment(alignment, reference_drop, self.summary, root)
+        self.earlier = self.summary.get("mentions", 1) < GRAMMAR
         self.loader: EditLoader | None = None
         self.workers, self.seed, self.held_out_max, self.plan_ranks = workers, seed, held_out_max, plan_ranks
 
@@ -178,7 +180,12 @@ class EditDataModule(L.LightningDataModule):
         identity |= {"capacity": self.capacity, "max_batch": self.max_batch, "left_out": self.left_out}
         identity["weights"] = json.dumps(self.weights, default=dict, sort_keys=True)
         identity["alignment"] = self.alignment and asdict(self.alignment)
-        visits = Visits(self.chunks(), self.captions, self.seed, online=self.online)
+        visits = Visits(self.chunks(), self.captions, self.seed, online=self.online, checked=self.earlier)
+        if self.alignment and self.earlier and any(len(bucket.references) > 1 for bucket in plan.index.buckets):
+            rank_zero_info(
+                f"data: {self.root} was prepared by an earlier version, which misread some prompts: none of its "
+                "references is dropped, and batches with such a prompt show theirs as stored; prepare again for more"
+            )
         self.loader = EditLoader(
             visits,
             plan,

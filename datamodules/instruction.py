@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
+from itertools import pairwise, permutations
 from math import comb, factorial
 
 from datamodules.mentions import Mention
@@ -68,20 +68,31 @@ def _said(caption: Mapping[str, str], language: str) -> str | None:
 
 
 def _rewrite(prompt: str, mention: Mention, new: dict[int, int], captions: Mapping[int, str | None], n: int) -> str:
+    """Return a mention of references that stand at new places; those that stand nowhere are dropped."""
     moved = [new.get(value) for value in mention.values]
     for value, place in zip(mention.values, moved):
         if value <= n and place is None and not captions.get(value):
             raise UserError(f"reference {value} is dropped, but the prompt names it and it has no caption: {prompt!r}")
-    if mention.span and sorted(filter(None, moved)) == sorted(mention.values):
-        return prompt[mention.start : mention.end]  # the same images, whatever their order
     dropped = any(value <= n and value not in new for value in mention.values)
-    if dropped or (mention.span and (len(mention.tokens) == 1 or moved != [*range(moved[0], moved[-1] + 1)])):
+    ends = list(zip(mention.values, moved))
+
+    # "images 1-3" names the same three in any order; of others each is named by itself.
+    if mention.span and not dropped:
+        pair = len(mention.tokens) == 2 and len(moved) == 2
+        if not pair and sorted(moved) == sorted(mention.values):
+            return prompt[mention.start : mention.end]
+        steps = {abs(b - a) if pair else b - a for a, b in pairwise(moved)}
+        if len(mention.tokens) == 1 or steps != {1}:
+            return _listed(prompt, mention, new, captions, n)
+        ends = [ends[0], ends[-1]]
+    if dropped:
         return _listed(prompt, mention, new, captions, n)
-    ends = [(mention.values[i], moved[i]) for i in ((0, -1) if mention.span else range(len(moved)))]
+
+    # Every number in the style in which it is written.
     out, at = [], mention.start
     for (start, end), (value, place) in zip(mention.tokens, ends):
         token = prompt[start:end]
-        unchanged = place is None or (place == len(new) if token.lower() in LAST else place == value)
+        unchanged = place is None or place == (len(new) if token.lower() in LAST else value)
         out += [prompt[at:start], token if unchanged else spell(place or value, token)]
         at = end
     return "".join([*out, prompt[at : mention.end]])
@@ -150,17 +161,15 @@ def droppable_references(
         return ()
     texts = dict(enumerate(captions, 1)) if isinstance(captions, Sequence) else dict(captions or {})
     named = [mentions(prompt, n) for prompt in prompts]
-    droppable = []
-    for number in range(1, n + 1):
-        everywhere = all(number in numbers for numbers in named)
-        anywhere = any(number in numbers for numbers in named)
+    everywhere = set.intersection(*named)
+    anywhere = set.union(*named)
+
+    def may_go(number: int) -> bool:
         if number == edited:
-            may_go = everywhere and texts.get(number)
-        else:
-            may_go = not anywhere or texts.get(number)
-        if may_go:
-            droppable.append(number)
-    return tuple(droppable)
+            return number in everywhere and bool(texts.get(number))
+        return number not in anywhere or bool(texts.get(number))
+
+    return tuple(number for number in range(1, n + 1) if may_go(number))
 
 
 @cache

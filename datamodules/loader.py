@@ -24,7 +24,7 @@ from .buckets import BatchPlan, Bucket
 from .captions import Captions
 from .chunks import Chunks, Sample
 from .encode import from_png
-from .instruction import Alignment
+from .instruction import Alignment, keeps_order, reworded
 from .online import Online
 
 SPARES = 16  # samples that may stand in for those of a micro-batch that cannot be read
@@ -58,13 +58,22 @@ class Failure:
 class Visits(Dataset[EditBatch | Failure]):
     """Micro-batches by address, with the captions of this visit; with `images`, also the pictures.
 
-    online: the texts for an order of references are not read from the chunks, but left to the text encoder.
+    online: the texts for an order of references are not read from the chunks, but left to the text encoder. checked:
+    the chunks are of an earlier version, whose texts for an order may not follow it: a micro-batch with such a text
+    shows its references as they are stored.
     """
 
     def __init__(
-        self, chunks: Chunks, captions: Captions, seed: int, images: bool = False, online: Online | None = None
+        self,
+        chunks: Chunks,
+        captions: Captions,
+        seed: int,
+        images: bool = False,
+        online: Online | None = None,
+        checked: bool = False,
     ) -> None:
         self.chunks, self.captions, self.seed, self.images, self.online = chunks, captions, seed, images, online
+        self.checked = checked
 
     def __getitem__(self, address: Address) -> tuple[EditBatch | Failure, tuple[str, ...]]:
         """A micro-batch, of preference pairs when the samples are pairs; and what of it could not be read."""
@@ -73,7 +82,7 @@ class Visits(Dataset[EditBatch | Failure]):
 
     def _batch(self, address: Address, unread: list[str]) -> EditBatch | Failure:
         try:
-            order, spares = address.order, iter(address.spares)
+            order, spares = self._order(address), iter(address.spares)
             samples = [self._read(position, order, spares, unread) for position in address.positions]
             texts = [
                 self.captions.draw(sample.meta["instructions"], self.seed, address.step, slot)
@@ -87,6 +96,26 @@ class Visits(Dataset[EditBatch | Failure]):
             return collate(samples, texts, address.step, address.slots, address.num_slots, order, **more)
         except UserError as problem:
             return Failure(str(problem))
+
+    def _order(self, address: Address) -> tuple[int, ...]:
+        """Return the order in which a micro-batch shows its references."""
+        order = address.order
+        if not order or not self.checked:
+            return order
+        return order if all(self._follows(position, order) for position in address.positions) else ()
+
+    def _follows(self, position: int, order: tuple[int, ...]) -> bool:
+        """Return whether the texts of a sample that an earlier version stored for an order are what they should be."""
+        try:
+            meta = self.chunks.read(position).meta
+            shown = self._sample(position, order).meta["instructions"]
+        except UserError:
+            return True  # what cannot be read is for `_read` to report
+        texts = meta["instructions"]
+        count = len(meta["references"])
+        if keeps_order(texts.values(), count):
+            return False
+        return shown == reworded(texts, order, meta.get("captions", ()), count)
 
     def _read(self, position: int, order: tuple[int, ...], spares: Iterator[int], unread: list[str]) -> Sample:
         """A sample, or the first of the spares that can be read in its place."""
@@ -292,9 +321,14 @@ class EditLoader:
         return (*others, *positions)  # the last resort is to show one of the batch twice
 
     def _order(self, epoch: int, step: int, bucket: Bucket) -> tuple[int, ...]:
-        if self.alignment is None:
+        if self.alignment is None or bucket.fixed:
             return ()
-        return self.alignment.order(self.visits.seed, epoch, step, len(bucket.references), bucket.droppable)
+        count = len(bucket.references)
+        order = self.alignment.order(self.visits.seed, epoch, step, count, bucket.droppable)
+        # An earlier version let go of the picture that is edited: nothing of what it stored is dropped.
+        if self.visits.checked and len(order) < count:
+            return ()
+        return order
 
     def _batches(self) -> Generator[EditBatch, None, None]:
         waiting: deque[Address] = deque()

@@ -1,4 +1,4 @@
-"""Where a prompt names its references with a noun: "Figure 1", "images 1 and 2", "the second photo", 图一, 第二张图, 图B.
+"""Where a prompt names references with a noun: "Figure 1", "images 1 and 2", "the second photo", 图一, 第二张图, 图B.
 
 The grammar of a mention is head, numbers, tail. Numbers carry what may not follow them, because most of what only
 looks like a mention shows itself there: "image 1920x1080", "image 2 times larger", 图一样, 图四周, 图片二维码.
@@ -297,7 +297,7 @@ def _enumerated(prompt: str, end: int) -> bool:
         return False
     labels = [
         item[1]
-        for item in re.finditer(r"(?<!\d)([12])[.)、．](?!\d)", prompt)
+        for item in re.finditer(r"(?<![A-Za-z0-9/.#])([12])[.)、．](?!\d)", prompt)
         if not re.search(rf"(?:{NOUN}s?|{PICTURE}|第)[\s#]*$", prompt[: item.start(1)], re.IGNORECASE)
     ]
     return "2" in labels and "1" not in labels
@@ -360,8 +360,9 @@ def _read(match: re.Match[str], kind: str, prompt: str, n: int) -> Mention | Non
         values = tuple(range(first, last + step, step)) if max(first, last) <= n else ()
     else:
         values = tuple(value(prompt[slice(*token)], n) for token in tokens)
-    if not any(1 <= v <= n for v in values) or _enumerated(prompt, match.end()):
+    if not any(1 <= v <= n for v in values):
         return None
-    # The two ends of a span that are neighbours are a list of two.
-    span = kind == "count" or (kind == "span" and len(values) > 2)
+    if values[-1] == 1 and not match["tail"] and _enumerated(prompt, match.end()):
+        return None
+    span = kind in ("count", "span")
     return Mention(match.start(), match.end(), match["head"], tokens, match["tail"], values, span)

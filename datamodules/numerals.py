@@ -1,4 +1,4 @@
-"""Numbers as prompts write them: digits, words, ordinals, letters, Chinese numerals; read and written in their style."""
+"""Numbers as prompts write them, read and written in their style: digits, words, ordinals, letters, 二, 乙, ②."""
 
 import re
 
@@ -33,15 +33,15 @@ def value(token: str, n: int) -> int:
         token: A number as written: "2", "two", "Second", "2nd", "B", "二", "②", "乙", "last".
         n: The number of references, which "last" stands for.
     """
-    token = token.lower()
+    text = token.lower()
     for names in (WORDS, ORDINALS, list(HAN), list(CIRCLED), list(STEMS), list(LETTERS.lower())):
-        if token in names:
-            return names.index(token) + 1
-    if token in LAST:
+        if text in names:
+            return names.index(text) + 1
+    if text in LAST:
         return n
-    if token == "首":
+    if text == "首":
         return 1
-    return int(re.sub(r"\D", "", token.translate(_TO_ASCII)))
+    return int(re.sub(r"\D", "", text.translate(_TO_ASCII)))
 
 
 def spell(number: int, like: str) -> str:

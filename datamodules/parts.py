@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -184,19 +184,33 @@ def at_work(folder: Path, shard: int = 0, shards: int = 1) -> Iterator[None]:
             raise UserError(f"{folder}: the disk is full; make room and run again, it goes on from there") from None
 
 
-def made_from(folder: Path, options: dict[str, Any]) -> None:
-    """Note in prepare.json what a folder is made from; refuse to go on with anything else."""
+def made_from(folder: Path, options: dict[str, Any], inherited: Sequence[str] = ()) -> dict[str, Any]:
+    """Note in prepare.json what a folder is made from, and return it.
+
+    Args:
+        folder: What prepare writes.
+        options: What it is to be made from.
+        inherited: Options that a folder keeps as it was begun with them, or without them.
+
+    Raises:
+        UserError: When the folder was begun with other options.
+    """
     path, options = folder / "prepare.json", json.loads(json.dumps(options))
     if not path.exists():
         strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         if strangers:
             raise UserError(f"{folder}: not empty ({strangers[0]}) and not begun by prepare; choose another out")
         write_json(path, options, indent=1)
-        return
+        return options
     before = read_object(path)
+    for name in inherited:
+        options.pop(name, None)
+        if name in before:
+            options[name] = before[name]
     for name in options.keys() | before.keys():
         if options.get(name) != before.get(name):
             change = "" if name == "source" else f" ({before.get(name)}, now {options.get(name)})"
             raise UserError(
                 f"{folder}: made with another {name}{change}; choose another out, or remove it to begin again"
             )
+    return options

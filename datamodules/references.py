@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 
 from datamodules.bare import AFTER, ENDS, Bare, Context, bare
 from datamodules.mentions import ALONE, NO_NAME, NOUN, NOUNS, ON, PICTURE, QUOTED, Mention, either, named
+from datamodules.numerals import WORDS
 
 GRAMMAR = 2  # raised when prompts are read in another way; `prepare` notes it
 
@@ -53,7 +54,8 @@ PLACES = [
     # this image ... that image
     r"\bthis\s+(?:image|picture|photo|one)\b.*\bthat\s+(?:image|picture|photo|one)\b",
 ]
-NUMBERED = [  # image 1/2, Fig. 1a, image II, image b
+NUMBERED = [  # image 1/2, Fig. 1a, image II, image b; image one woman, but not "in the image one woman"
+    rf"(?<!\bthe )(?<!\bthis )(?<!\bthat )(?<!\ban )(?<!\ba )\b{NOUN}\s(?:{'|'.join(WORDS)})\b",
     rf"\b{NOUN}\s?(?:[1-9]/[1-9](?!\d)|[1-9](?-i:[a-h])\b|(?-i:[IVX]{{2,}})\b|(?-i:[b-h])\b{THEN})",
 ]
 PLACES_ZH = [

@@ -23,6 +23,7 @@ from .images import MAX_PIXELS
 from .parts import Parts, at_work, made_from
 from .reading import Reader
 from .records import Record, Refusal, rows
+from .references import GRAMMAR
 from .tables import survey
 from .work import Row, Tally, Work
 
@@ -87,10 +88,11 @@ def prepare(
     if mode == "online" and not keep_images:
         raise UserError("alignment=online: training shows the pictures to the text encoder; set keep_images=true")
     options |= {"dtype": dtype, "seed": seed, "alignment": mode, "orders": max_orders if mode == "cached" else 1}
+    options["mentions"] = GRAMMAR  # a folder begun by an earlier version is checked where it is loaded
     parts, every = Parts(folder), range(-(-count // part_rows))
     with at_work(folder, shard, num_shards):
         with in_turn(folder):
-            made_from(folder, options)
+            options = made_from(folder, options, inherited=["mentions"])
         if (folder / "data.json").exists():
             print(f"{folder}: finished already, nothing to do")
             return
@@ -137,6 +139,9 @@ def _say_content(content: dict[str, Any], folder: Path) -> None:
     if content["regions"] or content["regions_left_crop"] or content["masks"]:
         lost = f"{content['regions_left_crop']} others left the crop"
         print(f"regions  {content['regions']:>8}, {lost}; {content['masks']} samples have a mask")
+    if content["fixed"]:
+        named = "their prompts may name one in words that are not understood"
+        print(f"fixed    {content['fixed']:>8} keep the order of their references, because {named}")
     if content["prompts"]:
         print(f"prompts  {content['prompts']:>8} without a target, for reinforcement learning alone")
     if not content["held_out"]:

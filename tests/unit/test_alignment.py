@@ -11,12 +11,13 @@ from PIL import Image
 
 from datamodules import loader as loading
 from datamodules.buckets import Index
-from datamodules.chunks import Chunks
+from datamodules.chunks import Chunks, Sample
 from datamodules.crops import Opening
 from datamodules.edits import EditDataModule
 from datamodules.encode import Encoder, from_png
 from datamodules.instruction import Alignment, choices, draw, droppable_references, orders, reindex
 from datamodules.loader import EditLoader
+from datamodules.parts import Parts
 from datamodules.records import Record
 from datamodules.write import prepare
 from firered_lit.batch import Condition, Text
@@ -28,28 +29,32 @@ from firered_lit.models.qwen_image import velocity
 from firered_lit.models.sizes import Sizes
 
 SIZES = Sizes(target_area=64 * 64, reference_area=64 * 64, condition_area=56 * 56)
-PROMPTS = {  # by kind of row: a reference that no prompt names may be dropped
-    "both": ("Put the hat of image 1 on image 2, {}", "把图1的帽子戴到图2上{}"),
-    "first": ("Brighten image 1 {}", "提亮图1{}"),
-    "none": ("Merge them {}", ""),
-    "three": ("image 3 beside image 1 {}", ""),
+PROMPTS = {  # by kind of row
+    "both": ("Put the hat of image 1 on image 2, v{}", "把图1的帽子戴到图2上，v{}"),
+    "first": ("Brighten image 1, v{}", "提亮图1，v{}"),
+    "captioned": ("Put the hat of image 1 on image 2, v{}", "把图1的帽子戴到图2上，v{}"),
+    "three": ("image 3 beside image 1, v{}", ""),
+    "none": ("Merge them, v{}", ""),
+    "unclear": ("Put the former on image 2, v{}", "把图1放到图2上，v{}"),
 }
-DROPPABLE = {"both": (), "first": (2,), "none": (1, 2), "three": (2,)}
+CAPTIONS = {"captioned": ["a cat", "a dog"]}
+DROPPABLE = {"both": (), "first": (2,), "captioned": (1, 2), "three": (2,), "none": (), "unclear": ()}
 
 
-def write_world(folder, count=40):
+def write_world(folder, count=60):
     """Rows of two or three references of different shapes, one kind after the other."""
     for i, size in enumerate([(96, 64), (64, 96), (80, 80)]):
         Image.linear_gradient("L").resize(size).rotate(90 * i).convert("RGB").save(folder / f"s{i}.png")
     rows = []
     for i in range(count):
-        kind = [*PROMPTS][i % 4]
-        Image.new("RGB", (64, 64), (5 * i, 90, 200 - 4 * i)).save(folder / f"t{i}.png")
+        kind = [*PROMPTS][i % len(PROMPTS)]
+        Image.new("RGB", (64, 64), (4 * i, 90, 200 - 3 * i)).save(folder / f"t{i}.png")
         en, cn = (text.format(i) for text in PROMPTS[kind])
         row = {
-            "source_image": [f"s{(i // 4 + j) % 3}.png" for j in range(3 if kind == "three" else 2)],
+            "source_image": [f"s{(i // len(PROMPTS) + j) % 3}.png" for j in range(3 if kind == "three" else 2)],
             "id": f"{kind}{i}",
         }
+        row |= {"reference_captions": CAPTIONS[kind]} if kind in CAPTIONS else {}
         rows.append(row | {"target_image": f"t{i}.png", "instruction": en, "instruction_cn": cn, "task": "a"})
     (folder / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "edits.jsonl"
@@ -87,13 +92,49 @@ def kind_of(name):
     return name.rstrip("0123456789")
 
 
-def test_droppability_is_in_the_buckets_key(root):
+def test_droppability_and_fixed_order_are_in_the_buckets_key(root):
     index, chunks = Index.open(root / "index" / "train"), Chunks(root / "chunks")
     assert {bucket.droppable for bucket in index.buckets} == {(), (1,), (2,), (3,), (1, 2)}
     for bucket in index.buckets:
         for sample in (chunks.read(int(i)) for i in index.positions[bucket.start : bucket.start + bucket.count]):
             own = sample.meta.get("order", range(1, 1 + len(bucket.references)))  # as stored, in the order of shapes
             assert {own[place - 1] for place in bucket.droppable} == set(DROPPABLE[kind_of(sample.id)])
+            assert bucket.fixed == (kind_of(sample.id) == "unclear")
+    assert json.loads((root / "data.json").read_text())["fixed"] == 10
+
+
+def test_a_sample_that_is_not_understood_keeps_its_order_everywhere(source, root):
+    """As it is stored, in the index, in every batch; one unclear prompt is enough, the other language is clear."""
+    rows = {row["id"]: row for row in map(json.loads, source.read_text().splitlines())}
+    kept = {name: sample for name, sample in stored(root).items() if kind_of(name) == "unclear"}
+    assert len(kept) == 10
+    for name, sample in kept.items():
+        assert "order" not in sample.meta
+        assert sample.meta["instructions"]["original/en"] == rows[name]["instruction"]
+        assert sample.meta["instructions"]["original/cn"] == rows[name]["instruction_cn"]
+        sizes = [Image.open(source.parent / picture).size for picture in rows[name]["source_image"]]
+        stored_wide = [width > height for height, width in sample.meta["references"]]
+        assert stored_wide == [width > height for width, height in sizes]
+    edits = loader(root)
+    shown = 0
+    for address, batch in zip(edits.addresses(0), islice(edits, 4 * len(edits))):
+        for name, text in zip(batch.ids, batch.instructions):
+            if name in kept:
+                shown += 1
+                assert address.order == ()
+                assert text in ("", *kept[name].meta["instructions"].values())
+    assert shown > 10
+
+
+def test_the_picture_that_is_edited_is_never_dropped_without_its_caption(root):
+    """Wherever it stands; where it goes, every prompt says its caption."""
+    gone = Counter()
+    for batch in islice(loader(root), 40 * len(loader(root))):
+        for name, order, text in zip(batch.ids, batch.orders, batch.instructions):
+            if 1 not in order:
+                gone[kind_of(name)] += 1
+                assert not text or "a cat" in text
+    assert set(gone) == {"captioned"}
 
 
 @pytest.mark.parametrize(
@@ -101,13 +142,38 @@ def test_droppability_is_in_the_buckets_key(root):
     [
         (["image 1 on image 2"], 2, (), ()),
         (["image 1 on image 2"], 2, ("", "a red hat"), (2,)),
+        (["image 1 on image 2"], 2, ("a head", "a red hat"), (1, 2)),
         (["brighten image 1", "提亮图2"], 3, (), (3,)),
-        (["merge them"], 2, (), (1, 2)),
+        (["brighten image 1"], 3, (), (2, 3)),
+        # the picture that is edited is needed, though no prompt names it
+        (["Dress the person in the jacket from image 2"], 2, (), ()),
+        (["Dress the person in the jacket from image 2"], 2, ("a man", ""), ()),
+        (["Dress the person in the jacket from image 2"], 2, ("a man", "a red jacket"), (2,)),
+        (["Dress the person in the jacket from image 2"], 3, (), (3,)),
+        (["Dress the person of image 1", "给人穿上图2的衣服"], 2, ("a man", ""), ()),
+        # all are, where none is named
+        (["Put the woman on the beach"], 2, (), ()),
+        (["Put the woman on the beach"], 2, ("a woman", "a beach"), ()),
+        (["Put the woman of image 1 on the beach", "把女人放到海滩上"], 3, (), ()),
+        (["merge them"], 3, (), ()),
         (["merge them"], 1, (), ()),
+        # or several at once, one by its part, one after another, one in words that are not understood
+        (["Combine both images, with the light of image 1"], 2, ("", "a dog"), ()),
+        (["用图1的光线合成两张图"], 2, ("", "一只狗"), ()),
+        (["Match image 1 to the reference image"], 2, ("", "a dog"), ()),
+        (["Image 1: person; 2: dress"], 2, ("a man", "a dress"), ()),
+        (["Put image 1 into the left image"], 2, ("a man", "a room"), ()),
+        ([], 2, (), ()),
     ],
 )
 def test_a_reference_may_be_dropped_when_no_prompt_needs_it(prompts, n, captions, expected):
     assert droppable_references(prompts, n, captions) == expected
+
+
+def test_the_picture_that_is_edited_is_known_wherever_it_is_stored():
+    prompt = ["Brighten image 2"]  # stored second, because of its shape
+    assert droppable_references(prompt, 3, (), edited=2) == (1, 3)
+    assert droppable_references(["Brighten image 3"], 3, (), edited=2) == (1,)
 
 
 def check(batch, samples, base, conditioner):
@@ -118,7 +184,8 @@ def check(batch, samples, base, conditioner):
         places = [next(i for i, latents in enumerate(own, 1) if latents.equal(x[row])) for x in
                   (images for images in batch.condition.references)]  # fmt: skip
         text = batch.instructions[row]
-        expected = {reindex(prompt, places, n=n) for prompt in sample.meta["instructions"].values()}
+        captions = [caption.get("en") for caption in sample.meta.get("captions", [])]
+        expected = {reindex(prompt, places, captions, n=n) for prompt in sample.meta["instructions"].values()}
         assert text in expected or not text, "the prompt does not follow the references"
         crops = [from_png(sample.images[f"reference.{i - 1}"]) for i in places]
         (embedding,) = conditioner.encode([text or UNCONDITIONAL], [crops], base.sizes.condition_area)
@@ -193,7 +260,9 @@ def test_orders_come_as_often_as_they_should(root):
     found = {bucket.droppable: Counter() for bucket in edits.plan.index.buckets if len(bucket.references) == 2}
     for address in islice(edits.addresses(0), 300 * len(edits)):
         bucket = edits.plan[divmod(address.step, len(edits))][0]
-        if len(bucket.references) == 2:
+        if bucket.fixed:
+            assert not address.order
+        elif len(bucket.references) == 2:
             found[bucket.droppable][address.order or (1, 2)] += 1
     shares = {key: {order: count / counts.total() for order, count in counts.items()} for key, counts in found.items()}
     assert shares[()] == pytest.approx({(1, 2): 0.5, (2, 1): 0.5}, abs=0.05)
@@ -252,6 +321,67 @@ def test_validation_and_data_without_orders_show_references_as_they_are(source, 
     off = loader(tmp_path / "aligned", alignment=False)
     with pytest.raises(UserError, match=r"data\.alignment"):
         off.load_state_dict(loader(tmp_path / "aligned").state_dict())
+
+
+EARLIER = {  # by kind: a prompt, what an earlier version made of it for the order 2, 1, and what it let go
+    "clear": ("Put image 1 on image 2", "Put image 2 on image 1", ()),
+    "half": ("Image 1: person; 2: dress", "Image 2: person; 2: dress", (2,)),
+    "none": ("Put the woman on the beach", "Put the woman on the beach", (1, 2)),
+    "unclear": ("Put the former into the latter", "Put the former into the latter", (1, 2)),
+}
+
+
+def of_an_earlier_version(folder, each=6):
+    """Write a folder as versions did that understood fewer mentions; they did not note how they read them."""
+    samples = []
+    for kind, (prompt, moved, droppable) in EARLIER.items():
+        for i in range(each):
+            meta = {"task": "a", "cluster": "", "held_out": False, "target": [64, 64], "references": [[64, 64]] * 2}
+            meta |= {"instructions": {"original/en": prompt}, "droppable": list(droppable)}
+            meta |= {"reindexed": {"2,1": {"original/en": moved}}} if moved != prompt else {}
+            tensors = {name: torch.full((16, 8, 8), float(i)) for name in ("target", "reference.0", "reference.1")}
+            texts = {f"text.{key}": torch.ones(5, 64) for key in ("original/en", "unconditional")}
+            orders = {",".join(map(str, order)): texts for order in choices(2, droppable, 16)[1:]}
+            samples.append(Sample(f"{kind}{i}", meta, tensors | texts, {}, orders))
+    parts = Parts(folder)
+    parts.write(0, len(samples), samples, [])
+    header = {"fingerprints": {"vae": "v", "text_encoder": "t"}, "model": "tiny", "orders": 16, "keep_images": False}
+    parts.finish(header | {"sizes": SIZES.as_dict()})
+
+
+def test_data_of_an_earlier_version_drops_nothing_and_shows_no_prompt_that_it_misread(tmp_path, caplog):
+    """One misread sample keeps the order of its whole micro-batch, on whichever process that is shown."""
+    of_an_earlier_version(tmp_path)
+    with caplog.at_level("INFO"):
+        edits = loader(tmp_path, capacity=96, text_drop=0.0)
+    assert sum("prepared by an earlier version" in record.message for record in caplog.records) == 1
+    seen = Counter()
+    for batch in islice(edits, 30 * len(edits)):
+        assert len(batch.condition.references) == 2
+        kept = any(kind_of(name) in ("half", "unclear") for name in batch.ids)
+        for name, order, text in zip(batch.ids, batch.orders, batch.instructions):
+            prompt, moved, _ = EARLIER[kind_of(name)]
+            seen[kind_of(name), order] += 1
+            assert order == (1, 2) or not kept
+            assert text == (prompt if order == (1, 2) else moved)
+    assert {("clear", (2, 1)), ("none", (2, 1))} < set(seen)
+    again = [(batch.ids, batch.orders) for batch in islice(loader(tmp_path, capacity=96), 20)]
+    alone = [loader(tmp_path, capacity=96, rank=rank, world=2) for rank in range(2)]
+    shared = [(batch.ids, batch.orders) for pair in zip(*(islice(one, 10) for one in alone)) for batch in pair]
+    assert again == shared
+
+
+def test_an_unfinished_folder_of_an_earlier_version_goes_on_as_one(source, tmp_path):
+    """What it is made from does not say how mentions are read, and says so no more when it is finished."""
+    prepare(str(source), str(tmp_path / "out"), "tiny", SIZES, held_out=0.0, device="cpu", max_orders=2, part_rows=30)
+    made = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    del made["mentions"]
+    (tmp_path / "out" / "prepare.json").write_text(json.dumps(made))
+    for path in (tmp_path / "out" / "data.json", tmp_path / "out" / "parts" / "00001.json"):
+        path.unlink()
+    prepare(str(source), str(tmp_path / "out"), "tiny", SIZES, held_out=0.0, device="cpu", max_orders=2, part_rows=30)
+    assert "mentions" not in json.loads((tmp_path / "out" / "data.json").read_text())
+    assert EditDataModule(str(tmp_path / "out"), capacity=256).earlier
 
 
 def test_a_certain_drop_is_refused():

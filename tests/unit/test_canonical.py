@@ -1,6 +1,7 @@
 """References are stored in a canonical order of shapes: fewer buckets, the same edit, the source found again."""
 
 import json
+from dataclasses import replace
 from itertools import islice, permutations
 
 import pytest
@@ -108,3 +109,17 @@ def test_references_of_one_shape_and_single_ones_stay(source):
     assert moved.order == (2, 1)
     assert moved.record.instructions == {"original/en": "image 1 on image 2"}
     assert moved.record.references == ("2.png", "1.png")
+
+
+@pytest.mark.parametrize(
+    "unclear",
+    [{"original/en": "Put the left image on image 2"}, {"original/en": "image 1", "structured/cn": "1穿2的衣服"}],
+)
+def test_what_is_not_understood_keeps_the_order_of_its_row(source, unclear):
+    """In one of its prompts is enough; no byte of any changes."""
+    images = [Image.new("RGB", size, "red") for size in [(64, 32), (32, 32)]]
+    record = Record("x", "a", "t.png", ("1.png", "2.png"), unclear, "f:1")
+    crops = {f"reference.{i}": image for i, image in enumerate(images)} | {"target": images[0]}
+    cropped = Cropped(record, False, crops, (32, 64), [], None, {})
+    assert canonical(cropped) is cropped
+    assert canonical(replace(cropped, record=replace(record, instructions={"original/en": "image 1"}))).order == (2, 1)

@@ -1,5 +1,6 @@
 """The columnar index: sorted, compact, atomic, and honest about a broken file."""
 
+import json
 import pickle
 
 import numpy as np
@@ -9,19 +10,20 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from datamodules import index as index_module
-from datamodules.index import FILE, Index, Row
+from datamodules.index import FILE, Bucket, Index, Row
 from datamodules.indexing import write_index
 from firered_lit.errors import UserError
 
 SHAPES = st.sampled_from([(64, 64), (64, 96), (96, 64)])
 ROWS = st.lists(
     st.builds(
-        lambda task, target, references, cluster, drop: (task, target, tuple(references), cluster, drop),
+        lambda task, target, references, *rest: (task, target, tuple(references), *rest),
         st.sampled_from(["add", "remove", "水"]),
         SHAPES,
         st.lists(SHAPES, max_size=2),
         st.sampled_from(["", "a", "b"]),
         st.sampled_from([(), (1,)]),
+        st.booleans(),
     ),
     min_size=1,
     max_size=60,
@@ -30,7 +32,7 @@ ROWS = st.lists(
 
 def rows_of(specs, seed):
     positions = np.random.default_rng(seed).permutation(len(specs)) * 3
-    return [Row(t, s, r, int(p), c, d) for (t, s, r, c, d), p in zip(specs, positions)]
+    return [Row(t, s, r, int(p), c, d, f) for (t, s, r, c, d, f), p in zip(specs, positions)]
 
 
 @settings(deadline=None, max_examples=50)
@@ -48,12 +50,12 @@ def test_rows_are_sorted_by_bucket_then_position_and_none_is_lost(tmp_path_facto
         assert bucket.start == end
         end += bucket.count
         own = [by_position[p] for p in index.positions[bucket.start : end].tolist()]
-        key = (bucket.task, bucket.target, bucket.references, bucket.droppable)
-        assert {(r.task, r.target, r.references, r.droppable) for r in own} == {key}
+        key = (bucket.task, bucket.target, bucket.references, bucket.droppable, bucket.fixed)
+        assert {(r.task, r.target, r.references, r.droppable, r.fixed) for r in own} == {key}
         assert [r.position for r in own] == sorted(r.position for r in own)
         assert index.blocks(bucket)[0] == 0
     assert end == len(rows) == len(index)
-    assert len({(b.task, b.target, b.references, b.droppable) for b in index.buckets}) == len(index.buckets)
+    assert len({(b.task, b.target, b.references, b.droppable, b.fixed) for b in index.buckets}) == len(index.buckets)
     if len(index.clusters) > 1:
         starts = [*index.columns["segment_start"].tolist(), len(rows)]
         for a, b, cluster in zip(starts, starts[1:], index.columns["segment_cluster"].tolist()):
@@ -123,9 +125,24 @@ def test_a_missing_index_and_another_format_are_refused(tmp_path):
         Index.open(tmp_path)
     write_index(tmp_path, [Row("add", (64, 64), (), 0)])
     data = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(data.replace(b'"version": "1"', b'"version": "9"'))
+    (tmp_path / FILE).write_bytes(data.replace(b'"version": "2"', b'"version": "9"'))
     with pytest.raises(UserError, match="format 9"):
         Index.open(tmp_path)
+
+
+def test_an_index_of_the_first_format_opens(tmp_path):
+    """Its buckets do not say whether their references keep their order."""
+    write_index(tmp_path, [Row("add", (64, 64), ((32, 32),) * 2, i, droppable=(2,)) for i in range(10)])
+    data = (tmp_path / FILE).read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    buckets = [[*spec[:4], spec[-1]] for spec in json.loads(header["__metadata__"]["buckets"])]
+    header["__metadata__"] |= {"version": "1", "buckets": json.dumps(buckets)}
+    text = json.dumps(header).encode()
+    (tmp_path / FILE).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    index = Index.open(tmp_path)
+    assert index.buckets == (Bucket("add", (64, 64), ((32, 32),) * 2, 0, 10, (2,), fixed=False),)
+    assert index.positions.tolist() == list(range(10))
 
 
 def test_a_pickled_index_maps_the_file_again(tmp_path):
@@ -140,3 +157,12 @@ def test_a_bucket_counts_the_tokens_of_all_its_images(tmp_path):
     bucket = Index.open(tmp_path).buckets[0]
     assert bucket.tokens == 4 * 6 + 2 * 2 + 4 * 4
     assert str(bucket) == "add 96x64 <- 32x32 + 64x64 (droppable 2)"
+
+
+def test_whether_references_keep_their_order_is_in_the_buckets_key(tmp_path):
+    rows = [Row("add", (64, 64), ((64, 64),) * 2, i, fixed=i % 3 == 0) for i in range(9)]
+    write_index(tmp_path, rows)
+    index = Index.open(tmp_path)
+    assert [(bucket.fixed, bucket.count) for bucket in index.buckets] == [(False, 6), (True, 3)]
+    assert index.positions.tolist() == [1, 2, 4, 5, 7, 8, 0, 3, 6]
+    assert str(index.buckets[1]).endswith("(fixed order)")

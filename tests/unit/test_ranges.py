@@ -12,6 +12,7 @@ from datamodules.chunks import Sample
 from datamodules.edits import EditDataModule
 from datamodules.instruction import choices
 from datamodules.parts import Parts
+from datamodules.references import GRAMMAR
 from firered_lit.errors import UserError
 
 
@@ -35,6 +36,7 @@ def many(tmp_path):
     for number in range(4):
         parts.write(number, 5, samples[5 * number : 5 * number + 5], [])
     header = {"fingerprints": {"vae": "v", "text_encoder": "t"}, "model": "tiny", "sizes": {}, "orders": 16}
+    header["mentions"] = GRAMMAR
     parts.finish(header)
     return tmp_path / "aligned"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.references import find
 from datamodules.records import Record, read
+from datamodules.references import find
 from datamodules.world.families import FAMILIES, Edit
 from datamodules.world.phrases import KINDS
 from datamodules.world.sample import edit, held_out
