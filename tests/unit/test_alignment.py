@@ -28,7 +28,7 @@ from firered_lit.models.family import open_base
 from firered_lit.models.qwen_image import velocity
 from firered_lit.models.sizes import Sizes
 
-SIZES = Sizes(target_area=64 * 64, reference_area=64 * 64, condition_area=56 * 56)
+SIZES = Sizes(target_area=64 * 64, reference_area=80 * 80, condition_area=56 * 56)
 PROMPTS = {  # by kind of row
     "both": ("Put the hat of image 1 on image 2, v{}", "把图1的帽子戴到图2上，v{}"),
     "first": ("Brighten image 1, v{}", "提亮图1，v{}"),

@@ -17,7 +17,7 @@ from datamodules.records import Record
 from datamodules.write import prepare
 from firered_lit.models.sizes import Sizes
 
-SIZES = Sizes(target_area=64 * 64, reference_area=64 * 64, condition_area=56 * 56)
+SIZES = Sizes(target_area=64 * 64, reference_area=80 * 80, condition_area=56 * 56)
 SHAPES = [(96, 64), (64, 96), (80, 80)]  # width, height
 
 

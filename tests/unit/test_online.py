@@ -19,7 +19,7 @@ from firered_lit.models.backbone import Backbone
 from firered_lit.models.sizes import Sizes
 from firered_lit.stages.sft import SFT
 
-SIZES = Sizes(target_area=64 * 64, reference_area=64 * 64, condition_area=56 * 56)
+SIZES = Sizes(target_area=64 * 64, reference_area=80 * 80, condition_area=56 * 56)
 
 
 @pytest.fixture(scope="module")
