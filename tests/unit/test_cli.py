@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from firered_lit import check, cli
+from firered_lit import check, cli, nameable
 from firered_lit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -291,6 +291,26 @@ def test_check_takes_overrides_for_a_named_recipe(stub, capsys):
     assert "steps: expected int" in capsys.readouterr().out
     assert cli.main(["check", "steps=x"]) == 2
     assert one_line(capsys) == "error: check: steps=x: say with --recipe which recipe it changes"
+
+
+def test_check_takes_overrides_behind_the_recipes_that_they_change(stub, capsys, tmp_path):
+    assert cli.main(["check", "--allow", "stubs", "--recipe", "r.yaml", "steps=3", "dir=a"]) == 0
+    assert capsys.readouterr().out == "r.yaml: fits `fit`\n"
+    assert cli.main(["check", "--allow", "stubs", "--recipe", "r.yaml", "steps=x", "--debug"]) == 2
+    assert "error: r.yaml (command line): steps: expected int, got text 'x'" in capsys.readouterr().out
+    assert cli.main(["check", "--recipe", "steps=x"]) == 2
+    assert one_line(capsys) == "error: check: steps=x: say with --recipe which recipe it changes"
+    (tmp_path / "a=b.yaml").write_text((tmp_path / "r.yaml").read_text())
+    assert cli.main(["check", "--allow", "stubs", "--recipe", "a=b.yaml", "dir=a"]) == 0
+    assert capsys.readouterr().out == "a=b.yaml: fits `fit`\n"
+
+
+def test_check_prints_what_a_recipe_may_name(capsys):
+    assert cli.main(["check", "--names", "--allow", "mine"]) == 0
+    words = capsys.readouterr().out.split()
+    assert nameable.NAMES <= set(words)
+    assert "mine" in words
+    assert "os.system" not in words
 
 
 def test_every_recipe_is_found_and_fragments_are_not(tmp_path, monkeypatch):
