@@ -214,7 +214,7 @@ class Checkpoint(LightningCheckpoint):
         """The validation after a checkpoint is not in it, but in the record beside it."""
         record = None
         if trainer.is_global_zero and (self.folder / BEST).exists():
-            record = read_object(self.folder / BEST, "name", "step", "monitor", "score")
+            record = _read_record(self.folder / BEST)
         record = trainer.strategy.broadcast(record)
         if record and record["monitor"] == self.monitor and record["step"] <= trainer.global_step:
             self.best_score, self.best_name = record["score"], record["name"]
@@ -235,6 +235,15 @@ class Checkpoint(LightningCheckpoint):
             if path.name != self.best_name:
                 trainer.strategy.remove_checkpoint(path)
                 rank_zero_info(f"removed {path.name}: checkpoint.keep={self.keep}")
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """Return what best.json says; None, with a warning, when it is damaged: the next best one is written again."""
+    try:
+        return read_object(path, "name", "step", "monitor", "score")
+    except UserError as error:
+        rank_zero_warn(f"{error}; what was the best so far is not known")
+        return None
 
 
 def _stops_now(trainer: L.Trainer) -> bool:

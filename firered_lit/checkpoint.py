@@ -4,7 +4,6 @@ A run keeps them as `RUN/checkpoints/step_00000020.ckpt`, and beside them `best.
 sharded training they are folders (see sharded.py).
 """
 
-import json
 import pickle
 import re
 import shutil
@@ -12,14 +11,18 @@ import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from firered_lit import lineage
 from firered_lit.errors import UserError
 from firered_lit.files import put_in_place, replacing
+from firered_lit.integrity import SealedFile, damage_of_file, read_manifest
 from firered_lit.textfiles import read_object
 
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoints"
 BEST = "best.json"
-COMPLETE = "complete.json"  # in a sharded checkpoint's folder: the size of every file in it
 _NAME = re.compile(r"step_(\d{8,})\.ckpt")
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, torch.Size, torch.dtype, torch.device}
 _TENSORS = {torch.Tensor, nn.Parameter}
@@ -61,9 +63,9 @@ def incomplete(path: Path) -> str | None:
     if not path.is_dir():
         return None if zipfile.is_zipfile(path) else "not a checkpoint file, or cut short"
     try:
-        sizes = json.loads((path / COMPLETE).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"no {COMPLETE}: not a checkpoint's folder, or half copied"
+        sizes = read_manifest(path)["files"]
+    except ValueError as error:
+        return str(error)
     wrong = [name for name, size in sizes.items() if not (path / name).exists() or (path / name).stat().st_size != size]
     return f"{wrong[0]} is missing or cut short" if wrong else None
 
@@ -81,12 +83,16 @@ def resolve(run_dir: Path | str, resume: str | None) -> Path | None:
     """The checkpoint that `run.resume` means: null | "last" | "best" | a path (as given, or inside the run).
 
     "last" in a run without any is None: a job that was stopped before its first checkpoint starts again from scratch.
+    Looks at sizes alone; `sound` reads every byte.
+
+    Raises:
+        UserError: there is no such checkpoint, or none of those that are there is whole.
     """
     if resume is None:
         return None
-    if resume == "last":
-        return newest(run_dir)
     folder = Path(run_dir) / FOLDER
+    if resume == "last":
+        return _last(folder)
     choices = [best(run_dir)] if resume == "best" else [Path(resume), Path(run_dir) / resume, folder / resume]
     found = next((path for path in choices if path is not None and path.exists()), None)
     if found is None:
@@ -95,30 +101,96 @@ def resolve(run_dir: Path | str, resume: str | None) -> Path | None:
     return newest(found) or found if found.is_dir() else found
 
 
-class _Sink:
-    """A file that remembers why a write failed: `torch.save` reports only that it did."""
+def _last(folder: Path) -> Path | None:
+    """The newest whole checkpoint; a line says which later ones are not whole."""
+    cut: list[str] = []
+    for path in reversed(listed(folder)):
+        problem = incomplete(path)
+        if problem is None:
+            if cut:
+                rank_zero_warn(f"{'; '.join(cut)}; {path.name} is taken instead")
+            return path
+        cut.append(f"{path}: {problem}")
+    if cut:
+        raise UserError(f"{'; '.join(cut)}; no checkpoint of this run is whole: choose another run.dir")
+    return None
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.error = file, None  # type: tuple[IO[bytes], OSError | None]
 
-    def write(self, data: bytes) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
+def damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
+    """Read a checkpoint's bytes and return what is wrong with them; None when they are those that were written.
 
-    def flush(self) -> None:
-        self.file.flush()
+    Args:
+        path: a file or a sharded checkpoint's folder.
+        rank, world: each of `world` processes reads its share of a folder.
+    """
+    if problem := incomplete(path):
+        return problem
+    try:
+        if path.is_dir():
+            from .sharded import damage_of_folder
+
+            return damage_of_folder(path, rank, world)
+        return damage_of_file(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+
+
+def sound(path: Path, fall_back: bool = False) -> Path:
+    """Return the checkpoint to read once all its bytes are checked. The processes of a training call it together.
+
+    Args:
+        path: the checkpoint that is meant.
+        fall_back: take the one before it in its folder where it is damaged, and say so.
+
+    Raises:
+        UserError: it is damaged, and there is no other to take.
+    """
+    while (problem := _first_of_all(damage(path, *_place()))) is not None:
+        earlier = _before(path) if fall_back else None
+        if earlier is None:
+            raise UserError(f"{path}: the checkpoint is damaged ({problem}); choose another, or a copy of it")
+        rank_zero_warn(f"{path}: the checkpoint is damaged ({problem}); {earlier.name} is taken instead")
+        path = earlier
+    return path
+
+
+def _before(path: Path) -> Path | None:
+    """The newest whole checkpoint of the same folder with fewer steps; the same for all processes."""
+    step = step_of(path)
+    older = [other for other in listed(path.parent) if step is not None and (step_of(other) or 0) < step]
+    found = [next((other for other in reversed(older) if incomplete(other) is None), None)]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _place() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+
+def _first_of_all(problem: str | None) -> str | None:
+    """The first problem that any process has found."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return problem
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((found for found in problems if found is not None), None)
 
 
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's reading and writing of checkpoint files, made safe. Local files only.
 
-    background: writes a copy beside the training, where the host has the memory for it; None: at once.
+    background: writes a copy beside the training, where the host has the memory for it; None: at once. fall_back: of a
+    damaged checkpoint, read the one before it.
     """
 
     background: "Background | None" = None
+
+    def __init__(self, fall_back: bool = False) -> None:
+        super().__init__()
+        self.fall_back = fall_back
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
         """Write, sync, rename. A full disk is one `UserError`; what was there before stays as it was."""
@@ -133,11 +205,12 @@ class AtomicCheckpointIO(CheckpointIO):
         self._write(checkpoint, path)
 
     def _write(self, checkpoint: dict[str, Any], path: Path | str) -> None:
-        sink: _Sink | None = None
+        sink: SealedFile | None = None
         try:
             with replacing(path, "wb") as file:
-                sink = _Sink(file)
+                sink = SealedFile(file)
                 torch.save(checkpoint, sink)  # type: ignore[arg-type]
+                sink.seal()
         except (OSError, RuntimeError) as error:
             cause = error if isinstance(error, OSError) else None
             if cause is None and sink is not None:
@@ -152,18 +225,20 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Path | str, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain values; a file that holds code, is cut short or is something else is refused.
+        """Read tensors and plain values; a file that holds code, is damaged or is something else is refused.
 
         A sharded checkpoint is read whole, so that one process goes on from what many have written.
         """
-        if Path(path).is_dir():
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such checkpoint file")
+        path = sound(Path(path), self.fall_back)
+        if path.is_dir():
             from .sharded import read
 
-            checkpoint = read(Path(path))
+            checkpoint = read(path)
         else:
-            checkpoint = read_safely(Path(path), map_location)
-        if "state_dict" not in checkpoint:
-            raise UserError(f"{path}: not a training checkpoint: it has no `state_dict`")
+            checkpoint = _read_file(path, map_location)
+        checkpoint.setdefault(lineage.KEY, lineage.recorded(path))
         return checkpoint
 
     def remove_checkpoint(self, path: Path | str) -> None:
@@ -171,13 +246,36 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def read_weights(path: Path, also: Sequence[str] = ()) -> dict[str, Any]:
-    """A checkpoint, file or folder, without its optimizer's state. also: further keys that may hold tensors."""
+    """A checkpoint, file or folder, without its optimizer's state.
+
+    Args:
+        path: one whose bytes are checked: what `sound` has returned.
+        also: further keys that may hold tensors.
+    """
     if path.is_dir():
         from .sharded import read
 
         return read(path, ["state_dict", *also])
-    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
-    return {key: value for key, value in checkpoint.items() if key != "optimizer_states"}
+    return {key: value for key, value in _read_file(path).items() if key != "optimizer_states"}
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """What is known of the base that a checkpoint was trained over, by itself or by its run's record."""
+    if path.is_dir():
+        from .sharded import read_meta
+
+        content = read_meta(path)
+    else:
+        content = _read_file(path)
+    return content.get(lineage.KEY) or lineage.recorded(path)
+
+
+def _read_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A training checkpoint in one file."""
+    checkpoint = read_safely(path, map_location)
+    if "state_dict" not in checkpoint:
+        raise UserError(f"{path}: not a training checkpoint: it has no `state_dict`")
+    return checkpoint
 
 
 def read_safely(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import read_weights, resolve
+from . import lineage
+from .checkpoint import read_weights, resolve, sound
 from .errors import UserError
 from .files import appearing
-from .models.family import Base, Variant, open_base
+from .models.family import Base, Variant
 from .models.lora import delta, factors
 from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
 from .models.sizes import Sizes
@@ -38,6 +39,7 @@ class Saved:
     weights: dict[str, Tensor]  # by diffusers' names; with LoRA, the adapter's alone
     step: int
     lora: dict[str, Any] | None  # rank, alpha, targets
+    base: dict[str, Any] | None  # what it says of the base that it was trained over
 
     @property
     def scale(self) -> float:
@@ -103,14 +105,15 @@ def _open(run: Path, checkpoint: str, ema: bool) -> Saved:
     path = resolve(run, checkpoint)
     if path is None:
         raise UserError(f"{run}: has no checkpoint yet")
-    return load_weights(path, ema)
+    return load_weights(sound(path, fall_back=checkpoint == "last"), ema)
 
 
 def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bool, dtype: str) -> Base:
     """Everything that an export holds. Returns the base that the run started from."""
     facts = read_object(run / "run.json", "base")
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
-    base, lora = open_base(facts["base"]), None if merge else saved.lora
+    base = lineage.base_of(saved.path, saved.base, run)
+    lora = None if merge else saved.lora
     if lora:
         _write_lora(base, saved, folder)
     else:
@@ -126,7 +129,10 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
 
 
 def load_weights(path: Path, ema: bool = False) -> Saved:
-    """The transformer's weights in a checkpoint, or with `ema` their running average where there is one."""
+    """The transformer's weights in a checkpoint, or with `ema` their running average where there is one.
+
+    path: a checkpoint whose bytes are checked, see `checkpoint.sound`.
+    """
     checkpoint = read_weights(path, ["ema"] if ema else [])
     state = dict(checkpoint["state_dict"])
     if ema:
@@ -134,7 +140,8 @@ def load_weights(path: Path, ema: bool = False) -> Saved:
             raise UserError(f"{path}: --ema, but the run kept no average (callbacks.ema was not in its recipe)")
         state |= checkpoint["ema"]["weights"]
     weights = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
-    return Saved(path, weights, int(checkpoint["global_step"]), checkpoint.get("lora"))
+    lora, base = checkpoint.get("lora"), checkpoint.get(lineage.KEY)
+    return Saved(path, weights, int(checkpoint["global_step"]), lora, base)
 
 
 def stored_precision(base: Base) -> torch.dtype:

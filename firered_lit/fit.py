@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +15,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import locks, stopping
-from .checkpoint import AtomicCheckpointIO, resolve
+from .checkpoint import AtomicCheckpointIO, read_facts, resolve
 from .dialect import dump
 from .errors import UserError, naming
 from .files import write_json, write_text
+from .lineage import refuse_other_base, run_of
 from .optim import refuse_eight_bit, refuse_rounding
 from .rewards.protocol import Reward
 from .stages.base import Stage
-from .start import start_folder
+from .start import find_start
 from .steps import log_by_optimizer_steps
-from .textfiles import read_object
+from .store import RECORD, read_record
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,18 @@ def _fit(
     recipe: Mapping[str, Any] | None,
 ) -> int:
     """Train in a folder that no other process trains in. The arguments and the result are those of `fit`."""
+    # All that can be refused before anything is loaded. Nothing is written yet.
     start = resolve(folder, run.resume)
     if run.resume is None and any((folder / "checkpoints").glob("*.ckpt")):
         raise UserError(f"{folder}: holds a run already; continue it with run.resume=last or choose another run.dir")
+    if start is not None:
+        stage.go_on_in(run_of(start))
+    origin = None
     if run.start_from is not None:
         dtype = run.start_dtype or stage.backbone.dtype
-        stage.start_from(start_folder(run.start_from, folder, stage.base, dtype))
+        origin = find_start(run.start_from, folder, stage.base, dtype, begun=start is not None)
+    if start is not None and origin is None:
+        _refuse_other_base(start, stage)
     settings = getattr(trainer, "keywords", {})
     _refuse_settings(settings, stage)
     refuse_rounding(stage.optimizer_factory, [stage.trained_dtype])
@@ -98,13 +105,14 @@ def _fit(
         if not isinstance(callback, L.Callback | None):
             raise UserError(f"callbacks.{name}: expected a callback, named by _target_, got {callback!r}")
     every = [c for c in (callbacks or {}).values() if c is not None]
+    accepted = _Accepted(lambda: _record(engine, folder, stage, data, recipe))
     with naming("trainer", settings):
         engine = trainer(
             default_root_dir=str(folder),
-            callbacks=[*every, checkpoint],
+            callbacks=[*every, accepted, checkpoint],
             logger=logger or False,
             enable_progress_bar=any(isinstance(c, ProgressBar) for c in every),
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(fall_back=run.resume == "last")],
             use_distributed_sampler=False,
             **_validation(run, trainer, start),
         )
@@ -113,9 +121,10 @@ def _fit(
     if refuse:
         processes = engine.num_devices * engine.num_nodes
         refuse(stage, processes, engine.precision, engine.accumulate_grad_batches)
-    _write_run(folder, stage, data, recipe)
-    if recipe is not None and engine.logger is not None:
-        engine.logger.log_hyperparams(dict(recipe))
+
+    # The training itself. `accepted` writes the record once the checkpoint is loaded and the data is planned.
+    if origin is not None:
+        stage.start_from(origin.make())
     rank_zero_info(f"{'continuing from ' + str(start) if start else 'starting'} in {folder}")
     log_by_optimizer_steps(engine)
     stopping.launching(lambda: getattr(engine.strategy.launcher, "procs", ()))
@@ -182,6 +191,45 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", "You have overridden `on_after_batch_transfer` in `LightningModule`")  # meant
 
 
+class _Accepted(L.Callback):
+    """Calls `record` once, when nothing is left that can refuse the run: its checkpoint is loaded, its data is planned.
+
+    A new run begins with a validation, if it has one, and its record then holds the first grid.
+    """
+
+    def __init__(self, record: Callable[[], None]) -> None:
+        self.record: Callable[[], None] | None = record
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._once()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._once()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._once()  # a run of no steps
+
+    def _once(self) -> None:
+        record, self.record = self.record, None
+        if record is not None:
+            record()
+
+
+def _refuse_other_base(checkpoint: Path, stage: Stage) -> None:
+    """Refuse to go on over another base before any weight is loaded; a damaged file is dealt with where it is read."""
+    facts = None
+    with suppress(UserError):
+        facts = read_facts(checkpoint)
+    refuse_other_base(facts, stage.base, checkpoint)
+
+
+def _record(engine: L.Trainer, folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] | None) -> None:
+    """Write recipe.yaml and run.json, and begin or continue the logger's record with the recipe."""
+    _write_run(folder, stage, data, recipe)
+    if recipe is not None and engine.logger is not None:
+        engine.logger.log_hyperparams(dict(recipe))
+
+
 def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None) -> dict[str, Any]:
     """Trainer arguments for validation counted in optimizer steps; Lightning counts micro-batches."""
     given = getattr(trainer, "keywords", {})
@@ -200,16 +248,14 @@ def _write_run(folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] 
     """recipe.yaml, as resolved, and what `export` needs to know in run.json (other keys there are kept)."""
     if recipe is not None:
         write_text(folder / "recipe.yaml", dump(dict(recipe)))
-    path = folder / "run.json"
-    known = read_object(path) if path.exists() else {}
-    known |= {
+    known = read_record(folder) | {
         "stage": type(stage).__name__,
         "base": stage.backbone.name,
         "base_folder": str(stage.base.folder),
         "sizes": asdict(getattr(data, "sizes", stage.base.sizes)),
         "data": getattr(data, "summary", {}),
     }
-    write_json(path, known)
+    write_json(folder / RECORD, known)
 
 
 def _missing(stage: Stage, callbacks: Iterable[L.Callback]) -> list[str]:

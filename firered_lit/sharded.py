@@ -1,11 +1,10 @@
 """Sharded checkpoints: a folder that every process writes its part of, whole or not at all, read without running code.
 
 `step_00000020.ckpt/` holds the files of torch.distributed.checkpoint (`.metadata`, `*.distcp`), `meta.pt` with all that
-is no sharded tensor, and `complete.json`, written last, with the size of every file. All processes must see the same
-folder.
+is no sharded tensor, and `complete.json`, written last, with the size and the CRC-32 of every file. All processes must
+see the same folder.
 """
 
-import json
 import os
 import pickle
 import shutil
@@ -27,9 +26,10 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.tensor import DTensor
 
 from .background import Background, fits_on_host, on_host
-from .checkpoint import COMPLETE, incomplete, read_safely, refuse_objects, remove
+from .checkpoint import incomplete, read_safely, refuse_objects, remove
 from .errors import UserError
 from .files import put_in_place, replacing, write_text
+from .integrity import COMPLETE, crc_of, damage_of_file, damage_of_slice, manifest, read_manifest
 
 META, WEIGHTS, OPTIMIZER = "meta.pt", "state_dict", "optimizer_"
 Place = Callable[[str, TensorStorageMetadata], Tensor]
@@ -62,7 +62,8 @@ def _write(tensors: dict[str, Any], rest: Mapping[str, Any], path: Path, group: 
             if alone:
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(staged), process_group=group)
-        _on_first(lambda: _finish(rest, staged, path), group)
+        sums = _sums(staged, group)
+        _on_first(lambda: _finish(rest, staged, path, sums), group)
     except (OSError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise UserError(
@@ -71,12 +72,31 @@ def _write(tensors: dict[str, Any], rest: Mapping[str, Any], path: Path, group: 
         ) from error
 
 
-def _finish(rest: Mapping[str, Any], staged: Path, path: Path) -> None:
+def _sums(staged: Path, group: Any) -> dict[str, int]:
+    """The CRC-32 of every file of sharded tensors, each summed by the process that has written it."""
+    rank = dist.get_rank(group) if dist.is_initialized() else 0
+    try:
+        own: dict[str, int] | OSError = {path.name: crc_of(path) for path in staged.glob(f"__{rank}_*.distcp")}
+    except OSError as error:
+        own = error
+    everyone = [own]
+    if dist.is_initialized():
+        everyone *= dist.get_world_size(group)
+        dist.all_gather_object(everyone, own, group=group)
+    sums: dict[str, int] = {}
+    for part in everyone:
+        if isinstance(part, OSError):
+            raise part
+        sums |= part
+    return sums
+
+
+def _finish(rest: Mapping[str, Any], staged: Path, path: Path, sums: dict[str, int]) -> None:
     with replacing(staged / META, "wb") as file:
         torch.save(dict(rest), file)
-    record = {"processes": dist.get_world_size() if dist.is_initialized() else 1}
-    sizes = {file.name: file.stat().st_size for file in sorted(staged.iterdir())}
-    write_text(staged / COMPLETE, json.dumps({**record, "files": sizes}, indent=1))
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    others = {file.name: crc_of(file) for file in staged.iterdir() if file.name not in sums}
+    write_text(staged / COMPLETE, manifest(staged, processes, sums | others))
     remove(path)
     put_in_place(staged, path)
 
@@ -216,6 +236,39 @@ def read(path: Path, parts: Sequence[str] | None = None) -> dict[str, Any]:
     names = sorted((k for k in state if k.startswith(OPTIMIZER)), key=lambda name: int(name.removeprefix(OPTIMIZER)))
     states = [_numbered(state.pop(name)) for name in names]
     return {**read_meta(path), **state, **({"optimizer_states": states} if states else {})}
+
+
+def damage_of_folder(path: Path, rank: int = 0, world: int = 1) -> str | None:
+    """Read a whole checkpoint's files and return what is wrong with one of them; None when nothing is.
+
+    Args:
+        path: the checkpoint's folder.
+        rank, world: each of `world` processes reads its share of the files.
+    """
+    content = read_manifest(path)
+    if "crc32" not in content:
+        return _damage_of_items(path) if rank == 0 else None
+    sizes = content["files"]
+    largest_first = sorted(sizes, key=lambda name: (-sizes[name], name))
+    for name in largest_first[rank::world]:
+        if crc_of(path / name) != content["crc32"][name]:
+            return f"the checksum of {name} is wrong"
+    return None
+
+
+def _damage_of_items(path: Path) -> str | None:
+    """Of an earlier version's folder: each tensor and value is an archive of its own inside a file."""
+    if problem := damage_of_file(path / META):
+        return f"{META}: {problem}"
+    try:
+        stored = Reader(path).read_metadata().storage_data.values()
+    except UserError as error:
+        return str(error)
+    for item in sorted(stored, key=lambda item: (item.relative_path, item.offset)):
+        with (path / item.relative_path).open("rb") as file:
+            if problem := damage_of_slice(file, item.offset, item.length):
+                return f"{item.relative_path}: {problem}"
+    return None
 
 
 def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def alone(uri: str) -> Iterator[None]:
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """What `run.json` holds; nothing when it is not there."""
+    """What `run.json` holds; nothing when it is not there. UserError when it is damaged."""
     path = run_dir / RECORD
     return read_object(path) if path.exists() else {}
 

@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
-from . import sharded
+from . import lineage, sharded
 from .background import Background
-from .checkpoint import check_architecture, read_safely
+from .checkpoint import check_architecture, read_safely, sound
 from .errors import UserError
 from .models.shard import Sharding, mesh_shape, placed_like, synchronise
 from .optim import HALF, eight_bit, refuse_without_torchao
@@ -130,7 +130,10 @@ class FSDP2(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Weights and optimizer state, from a folder of any number of processes or from a single file."""
         path = Path(self.broadcast(str(checkpoint_path)))
-        return self._load_folder(path) if path.is_dir() else self._load_file(path)
+        path = sound(path, getattr(self.checkpoint_io, "fall_back", False))
+        checkpoint = self._load_folder(path) if path.is_dir() else self._load_file(path)
+        checkpoint.setdefault(lineage.KEY, lineage.recorded(path))
+        return checkpoint
 
     def _load_folder(self, path: Path) -> dict[str, Any]:
         reader = sharded.Reader(path)

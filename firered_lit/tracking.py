@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class MLflow(MLFlowLogger):
         self.uri = uri
         self.stopped_from_outside = False  # set by whoever handles signals: the run then ends as KILLED
         self._resume = resume is not None
+        self._answered = False
         self._session = uuid.uuid4().hex
         self._pending: list[Metric] = []
         self._flushed = time.monotonic()
@@ -79,10 +81,22 @@ class MLflow(MLFlowLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> MlflowClient:
-        """The client; the first use begins or continues the run. Processes but the first get a dummy."""
-        if not self._initialized:
-            self._open()
+        """The client, of a store that answers. Processes but the first get a dummy.
+
+        The run itself begins, or goes on, with the first thing that is recorded or with `run_id`: a training that is
+        refused before leaves no trace in it.
+        """
+        if not self._answered:
+            with self._refusing():
+                self._mlflow_client.search_experiments(max_results=1)
+            self._answered = True
         return self._mlflow_client
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, which begins the run. None in processes but the first."""
+        self._begin()
+        return self._run_id
 
     @property
     def save_dir(self) -> str:
@@ -133,9 +147,13 @@ class MLflow(MLFlowLogger):
             self._mlflow_client.set_terminated(self._run_id, "KILLED")
             self._dismiss_watchdog()
 
-    def _open(self) -> None:
-        client = self._mlflow_client
-        try:
+    @rank_zero_only
+    def _begin(self) -> None:
+        """Begin or continue the run, once."""
+        if self._initialized:
+            return
+        client = self.experiment
+        with self._refusing():
             with alone(self.uri):
                 self._run_id = self._known_run() if self._resume else None
                 self._run_id = self._run_id or self._new_run()
@@ -144,13 +162,18 @@ class MLflow(MLFlowLogger):
             self._watch()
             before_the_end(self._stopped_at_once)
             client.update_run(run_id, status="RUNNING")
-        except MlflowException as error:
-            raise UserError(
-                f"logger.uri={self.uri}: cannot record a run there: {str(error).splitlines()[0]}"
-            ) from error
         self._initialized = True
         update_record(self.dir, mlflow_uri=self.uri, mlflow_run_id=run_id)
         self._later(lambda: _log_surroundings(client, run_id, self.dir))
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """What the store does not do is bad input: its address is the recipe's."""
+        try:
+            yield
+        except MlflowException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"logger.uri={self.uri}: cannot record a run there: {reason}") from error
 
     def _new_run(self) -> str:
         client = self._mlflow_client
@@ -176,6 +199,8 @@ class MLflow(MLFlowLogger):
 
     def _flush(self) -> None:
         batch, self._pending, self._flushed = self._pending, [], time.monotonic()
+        if not batch:
+            return
         client, run_id = self.experiment, self.run_id
         for start in range(0, len(batch), 1000):
             part = batch[start : start + 1000]

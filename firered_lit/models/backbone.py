@@ -1,7 +1,8 @@
 """The transformer as a stage trains it: which base, in which precision, what is frozen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
@@ -47,6 +48,12 @@ class Backbone:
     @cached_property
     def base(self) -> Base:
         return open_base(self.name)
+
+    def at(self, folder: Path) -> "Backbone":
+        """Return the same choice with its base in `folder`, whatever the name means from here."""
+        moved = replace(self)
+        moved.__dict__["base"] = replace(open_base(str(folder)), name=self.name)  # where cached_property keeps it
+        return moved
 
     def load(
         self, seed: int = 0, device: "torch.device | str" = "cpu", sharding: "Sharding | None" = None

@@ -121,7 +121,11 @@ class Base:
     @property
     def fingerprints(self) -> dict[str, str]:
         """What made the cached latents and embeddings: a hash of each frozen component's config and weights."""
-        return {part: _fingerprint(self.folder / part) for part in ("vae", "text_encoder")}
+        return {part: self.fingerprint(part) for part in ("vae", "text_encoder")}
+
+    def fingerprint(self, part: str) -> str:
+        """Return a hash of one component's config and weights."""
+        return _fingerprint(self.folder / part)
 
     def resized(self, sizes: Sizes) -> "Base":
         """The same model at other sizes."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from .. import lineage
 from ..batch import Condition, EditBatch, Unencoded
 from ..checkpoint import check_architecture
 from ..draws import gaussian, seed_of
@@ -21,6 +23,7 @@ from ..losses.flow_matching import flow_matching_loss
 from ..models import qwen_image
 from ..models.backbone import Backbone
 from ..models.codec import Codec
+from ..models.family import Base
 from ..models.flops import training_flops
 from ..models.lora import is_adapter
 from ..models.online import encoded
@@ -48,14 +51,13 @@ class Stage(L.LightningModule):
         guard: Guard | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.base = backbone, backbone.base
+        self.backbone = backbone
         self.optimizer_factory, self.schedule_factory = optimizer, schedule
         self.preview, self.seed = preview, seed
         self.guard, self._ids = guard or Guard(), ()
         self.recipe_options: list[dict[str, Any]] = []  # of the optimizer, before a checkpoint is loaded
         self._saved_optimizer: SavedOptimizer | None = None
         self.strict_loading = backbone.lora is None  # an adapter's checkpoint has none of the frozen weights
-        self.scheduler_config = self.base.scheduler_config
         self.frozen: dict[str, Any] = {}  # VAE and text encoder, in a dict: no submodules, and in no checkpoint
         self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "psnr", "ssim")})
 
@@ -66,6 +68,21 @@ class Stage(L.LightningModule):
             self.transformer = self.backbone.load(self.seed, device, getattr(strategy, "sharding", None))
 
     @property
+    def base(self) -> Base:
+        """The model that is trained over."""
+        return self.backbone.base
+
+    @cached_property
+    def scheduler_config(self) -> dict[str, Any]:
+        """The base's."""
+        return self.base.scheduler_config
+
+    @cached_property
+    def _base_facts(self) -> dict[str, Any]:
+        """What every checkpoint says of the base."""
+        return lineage.facts_of(self.base)
+
+    @property
     def trained_dtype(self) -> torch.dtype:
         """The precision in which what is trained is kept; an adapter's is float32 over any base."""
         return torch.float32 if self.backbone.lora is not None else getattr(torch, self.backbone.dtype)
@@ -73,7 +90,12 @@ class Stage(L.LightningModule):
     def start_from(self, folder: Path) -> None:
         """Begin with the weights of a diffusers folder in place of the base's."""
         self.backbone = replace(self.backbone, name=str(folder))
-        self.base = self.backbone.base
+
+    def go_on_in(self, run: Path) -> None:
+        """Go on over the base that a run began with, where its name means another folder, or none, from here."""
+        folder = lineage.folder_of(run, self.backbone.name)
+        if folder is not None:
+            self.backbone = self.backbone.at(folder)
 
     def kept(self, state: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds of a state dict: everything, or with LoRA the adapter alone."""
@@ -84,13 +106,15 @@ class Stage(L.LightningModule):
         checkpoint["guard"] = self.guard.state_dict()
         if self._trainer is not None and self.trainer.optimizers:
             checkpoint["optimizer"] = name_of(self.trainer.optimizers[0])
+        checkpoint[lineage.KEY] = self._base_facts
         if self.backbone.lora is not None:
             checkpoint["lora"] = self.backbone.lora.as_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another architecture, and an adapter of another scale: its tensors would fit."""
+        """Refuse what would fit and yet be wrong: another base's weights, and an adapter of another scale."""
         if "state_dict" in checkpoint:  # a sharded one is read by its strategy
             check_architecture(self.kept(self.state_dict()), checkpoint["state_dict"])
+        lineage.refuse_other_base(checkpoint.get(lineage.KEY), self.base, "run.resume")
         if "guard" in checkpoint:
             self.guard.load_state_dict(checkpoint["guard"])
         saved, lora = checkpoint.get("lora"), self.backbone.lora

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from firered_lit import sharded
 from firered_lit.checkpoint import AtomicCheckpointIO, incomplete, newest, resolve
 from firered_lit.errors import UserError
+from firered_lit.integrity import crc_of, manifest
 from firered_lit.strategy import FSDP2
 
 
@@ -114,9 +115,9 @@ class Bomb:
 def rewrite(path, content):
     """Another content under the same record, as one who means harm would write it."""
     path.write_bytes(content)
-    record = json.loads((path.parent / "complete.json").read_text())
-    record["files"][path.name] = len(content)
-    (path.parent / "complete.json").write_text(json.dumps(record))
+    names = json.loads((path.parent / "complete.json").read_text())["files"]
+    sums = {name: crc_of(path.parent / name) for name in names}
+    (path.parent / "complete.json").write_text(manifest(path.parent, 1, sums))
 
 
 def test_code_in_the_index_is_refused_and_does_not_run(saved, tmp_path):

@@ -223,7 +223,7 @@ def test_the_watchdog_of_a_dead_process_leaves_a_run_alone_that_goes_on(place):
 
 def test_the_waiting_watchdog_is_cheap(place):
     logger = MLflow(dir=str(place / "cheap"))
-    _ = logger.experiment
+    assert logger.run_id
     time.sleep(0.5)
     status = Path(f"/proc/{logger._watchdog.pid}/status").read_text()
     kilobytes = int(status.split("VmRSS:")[1].split()[0])
@@ -233,7 +233,7 @@ def test_the_waiting_watchdog_is_cheap(place):
 
 def test_a_store_that_fails_costs_a_warning_not_the_training(place, monkeypatch):
     logger = MLflow(dir=str(place / "broken"))
-    _ = logger.experiment
+    assert logger.run_id
 
     def broken(*_, **__):
         raise OSError("planted: the server is away")
@@ -329,7 +329,7 @@ def test_pictures_go_where_the_logger_keeps_them(tmp_path):
 
 def test_an_export_is_kept_with_its_run_on_demand(place, tmp_path):
     logger = MLflow(dir=str(place / "exported"))
-    _ = logger.experiment
+    assert logger.run_id
     logger.finalize("success")
     (tmp_path / "model_index.json").write_text("{}")
     assert log_folder(place / "exported", tmp_path) == logger.run_id
