@@ -22,7 +22,7 @@ from torch import nn
 from firered_lit import lineage
 from firered_lit.errors import UserError
 from firered_lit.files import put_in_place, replacing
-from firered_lit.integrity import SealedFile, damage_of_file, read_manifest
+from firered_lit.integrity import SealedFile, damage_of_file, is_archive, read_manifest
 from firered_lit.textfiles import read_object
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def newest(run_dir: Path | str) -> Path | None:
 def incomplete(path: Path) -> str | None:
     """Why a checkpoint cannot be whole; None when it looks so. Reads no more than a few bytes and the files' sizes."""
     if not path.is_dir():
-        return None if zipfile.is_zipfile(path) else "not a checkpoint file, or cut short"
+        return None if is_archive(path) else "not a checkpoint file, or cut short"
     try:
         sizes = read_manifest(path)["files"]
     except ValueError as error:
@@ -282,7 +282,7 @@ def read_safely(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """A file of tensors and plain values, as torch.save writes it; nothing in it can run."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise UserError(f"{path}: not a checkpoint, or cut short: choose another with run.resume=PATH")
     try:  # mapped, so that the ranks of one machine share the pages that they read
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=True)

@@ -61,6 +61,14 @@ class SealedFile:
         self.file.write(_SEAL_SIZE.to_bytes(2, "little") + _SEAL.format(self.crc).encode())
 
 
+def is_archive(path: Path) -> bool:
+    """Return whether a file looks like a whole archive, by a few bytes at its end."""
+    try:
+        return zipfile.is_zipfile(path)
+    except (zipfile.BadZipFile, ValueError, OSError):  # its end is there, and says what cannot be
+        return False
+
+
 def damage_of_file(path: Path) -> str | None:
     """Read an archive whole and return what is wrong with it; None when its bytes are those that were written."""
     size = path.stat().st_size
