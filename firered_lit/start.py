@@ -86,7 +86,12 @@ def start_folder(start_from: str, run: Path, base: Base, dtype: str | None = Non
 
 def _started_from(folder: Path) -> str | None:
     """Return what RUN/start was made from; None where it is not there, or being replaced."""
-    return read_object(folder / NOTE, "start_from")["start_from"] if (folder / NOTE).exists() else None
+    try:
+        return read_object(folder / NOTE, "start_from")["start_from"]
+    except UserError:
+        if (folder / NOTE).exists():
+            raise
+        return None
 
 
 def _checkpoint(start_from: str) -> Path:

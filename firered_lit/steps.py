@@ -17,7 +17,7 @@ def log_by_optimizer_steps(engine: L.Trainer) -> None:
         engine: a trainer that has not begun. Metrics that are given a step of their own keep it.
     """
     connector = engine._logger_connector
-    log, end_of_validation = connector.log_metrics, connector.update_eval_epoch_metrics
+    log, end_of_validation = connector.log_metrics, connector.log_eval_end_metrics
 
     def at_the_step(metrics: Mapping[str, Any], step: int | None = None) -> None:
         if metrics and step is None and "step" not in metrics:
@@ -25,10 +25,10 @@ def log_by_optimizer_steps(engine: L.Trainer) -> None:
             step = engine.global_step
         log(metrics, step)  # type: ignore[arg-type]
 
-    def before_the_first_step_too() -> Any:
+    def before_the_first_step_too(metrics: Any) -> None:
         if engine.sanity_checking and math.isinf(engine.num_sanity_val_steps):  # of all samples, as later ones
             at_the_step(connector.metrics["log"])
-        return end_of_validation()
+        end_of_validation(metrics)
 
     connector.log_metrics = at_the_step  # type: ignore[method-assign]
-    connector.update_eval_epoch_metrics = before_the_first_step_too  # type: ignore[method-assign]
+    connector.log_eval_end_metrics = before_the_first_step_too  # type: ignore[method-assign]
