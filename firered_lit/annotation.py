@@ -16,6 +16,11 @@ _NEVER = {
     "dtype",
     "type",
     "Type",
+    "Profiler",
+    "Accelerator",
+    "Strategy",
+    "Logger",
+    "timedelta",
 }  # no plain value
 _SEQUENCES = {"list", "List", "Sequence", "Iterable", "Collection", "set", "Set", "frozenset", "tuple", "Tuple"}
 _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}

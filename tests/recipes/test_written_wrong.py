@@ -45,6 +45,7 @@ WRONG = {
     "trainer.devices=0": "trainer",
     "trainer.accelerator=abacus": "trainer.accelerator",
     "trainer.strategy=abacus": "trainer.strategy",
+    "trainer.profiler=1": "trainer.profiler",
     "trainer.max_steps=-5": "trainer.max_steps",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val",
     "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches",
