@@ -127,7 +127,9 @@ class Chunks:
         except Exception as problem:  # safetensors, JSON and stores each fail in their own ways
             reason = " ".join(str(problem).split()) or type(problem).__name__
             passing = self.remote and isinstance(problem, OSError) and not isinstance(problem, Gone)
-            then = "run again when the store answers" if passing else "restore it or prepare again"
+            then = (
+                "run again when the store answers" if passing else "restore the chunk, or remove it and prepare again"
+            )
             raise UserError(f"{self.where(position)}: cannot be read: {reason}; {then}") from problem
 
     def _check(self, number: int) -> None:

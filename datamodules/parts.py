@@ -29,9 +29,9 @@ from firered_lit.textfiles import read_object
 
 from .chunks import Sample
 from .grouping import write_chunks
-from .index import Row
+from .index import Index, Row
 from .indexing import write_index
-from .listing import INDEX, write_listing
+from .listing import INDEX, Listing, write_listing
 from .records import Refusal
 
 SPLITS = {"train": False, "held_out": True}
@@ -44,16 +44,35 @@ class Parts:
     folder: Path
 
     def read(self, number: int) -> dict[str, Any] | None:
-        """A finished part's manifest; None when it is not there, or when one of its chunks is not."""
+        """A finished part's manifest; None when it is not there or damaged, or when one of its chunks is."""
         path = self.folder / "parts" / f"{number:05d}.json"
-        if not path.exists():
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            chunks = [(chunk["filename"], chunk["chunk_bytes"]) for chunk in manifest["chunks"]]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        for chunk in manifest["chunks"]:
-            file = self.folder / "chunks" / chunk["filename"]
-            if not file.exists() or file.stat().st_size != chunk["chunk_bytes"]:
-                return None
-        return manifest
+        return None if any(self._lost_chunk(*chunk) for chunk in chunks) else manifest
+
+    def lost(self) -> str | None:
+        """Return what a finished folder has lost of what loading needs; None when all is there, in its full size."""
+        try:
+            count = json.loads((self.folder / "data.json").read_text(encoding="utf-8"))["samples"]
+            listing = Listing(self.folder / "chunks")
+            for split in SPLITS:
+                Index.open(self.folder / "index" / split)
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            return f"{self.folder / 'data.json'}: cannot be read ({problem})"
+        except UserError as problem:
+            return str(problem).partition(":")[0]
+        if not (self.folder / "chunks" / INDEX).exists() or listing.samples != count:
+            return f"the list of chunks in {self.folder / 'chunks'}"
+        chunks = ((listing.name(number), listing.bytes(number)) for number in range(len(listing)))
+        return next((f"the chunk {name}" for name, size in chunks if self._lost_chunk(name, size)), None)
+
+    def _lost_chunk(self, name: str, size: int) -> bool:
+        """Return whether a chunk is missing, or not of its size."""
+        file = self.folder / "chunks" / name
+        return not file.exists() or file.stat().st_size != size
 
     def write(self, number: int, rows: int, samples: Iterable[Sample], refused: list[Refusal]) -> None:
         """Encode a part by running through `samples`, which adds to `refused` on the way, and put it in place."""

@@ -70,7 +70,8 @@ def prepare(
     rewards, see `datamodules.reading`.
     shard, num_shards: this process makes every num_shards-th part, from part `shard` on; others, on any machine that
     shares `out`, make the rest, and the last one to finish merges all.
-    Run again, it goes on; a finished folder is left as it is. Raises UserError.
+    Run again, it goes on; a finished folder is left as it is, but files that it has lost are made again.
+    Raises UserError.
     """
     _check(dtype, max_refused, held_out, part_rows, max_orders, batch)
     if not 0 <= shard < num_shards:
@@ -93,6 +94,9 @@ def prepare(
     with at_work(folder, shard, num_shards):
         with in_turn(folder):
             options = made_from(folder, options, inherited=["mentions"])
+            if (folder / "data.json").exists() and (lost := parts.lost()):
+                print(f"{folder}: lost or damaged since it was finished: {lost}; what belongs to it is made again")
+                (folder / "data.json").unlink()
         if (folder / "data.json").exists():
             print(f"{folder}: finished already, nothing to do")
             return

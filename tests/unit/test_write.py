@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -164,6 +165,36 @@ def files_of(out):
     files = [p for p in out.rglob("*") if p.is_file() and not p.name.startswith(".lock")]
     found = {str(p.relative_to(out)): p.read_bytes() for p in files}
     return {name: content for name, content in found.items() if not name.startswith("prepare.json")}
+
+
+LOST = {
+    "a chunk": lambda out: sorted((out / "chunks").glob("*.bin"))[1].unlink(),
+    "half a chunk": lambda out: os.truncate(sorted((out / "chunks").glob("*.bin"))[0], 100),
+    "the table": lambda out: os.truncate(out / "chunks" / "table.npy", 50),
+    "LitData's list": lambda out: (out / "chunks" / "index.json").unlink(),
+    "an index": lambda out: (out / "index" / "held_out" / "index.safetensors").unlink(),
+    "half of data.json": lambda out: os.truncate(out / "data.json", 40),
+    "all chunks and a manifest": lambda out: (shutil.rmtree(out / "chunks"), (out / "parts" / "00000.json").unlink()),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_what_a_finished_folder_has_lost_is_made_again(made, tmp_path, capsys, lost):
+    """The same bytes again; what is there is not made anew."""
+    source, out = made
+    shutil.copytree(out, tmp_path / "out")
+
+    def content(folder):
+        files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+        return {path.relative_to(folder): path.read_bytes() for path in files}
+
+    before = content(tmp_path / "out")
+    LOST[lost](tmp_path / "out")
+    make(source, tmp_path / "out")
+    assert "is made again" in capsys.readouterr().out
+    assert content(tmp_path / "out") == before
+    make(source, tmp_path / "out")
+    assert "finished already" in capsys.readouterr().out
 
 
 def test_a_finished_folder_is_left_as_it_is(made, capsys):
