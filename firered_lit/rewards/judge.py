@@ -20,7 +20,7 @@ GOES_ON = re.compile(r"[.,]?\d|\s*[-\u2013~]\s*\d")  # a number or a range of wh
 
 
 def check_scale(tokens: Iterable[str]) -> None:
-    """Raise ValueError unless each score is told from all others by its first token.
+    """Raise ValueError unless the first token of each score distinguishes it from all others.
 
     Where one score begins another ("1" and "10"), a server's probability of the first is that of both.
     """

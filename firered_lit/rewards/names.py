@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 
+from rapidfuzz.distance import OSA
+
 from firered_lit.errors import UserError
 
 # The tasks of REDEdit-Bench (FireRed-Image-Edit, 2602.13344): a route may name them whatever the data holds.
@@ -43,7 +45,10 @@ def check_routes(
     tasks: Collection[str] | None = None,
     place: str = "stage",
 ) -> None:
-    """Raise UserError for a route of no reward, or to a task that is neither the data's nor one of the report's.
+    """Raise UserError for a route of no reward, to a misspelt task, or to no task of the data at all.
+
+    A route may name tasks beside the data's: a recipe is written for several data sets. One that is one letter, or the
+    order of two, away from a task of the data is taken for a misspelling.
 
     Args:
         routes: reward -> the tasks that it scores.
@@ -53,15 +58,24 @@ def check_routes(
     """
     for name, routed in routes.items():
         if name not in names:
-            raise UserError(
-                f"{place}.routes: no such reward: {name!r}{_nearest(name, names)}; there are {sorted(names)}"
-            )
+            known = f"{_nearest(name, names)}; there are {sorted(names)}"
+            raise UserError(f"{place}.routes: no such reward: {name!r}{known}")
         if isinstance(routed, str) or not all(isinstance(task, str) for task in routed):
             raise UserError(f"{place}.routes: {name} takes a list of tasks, as [text], not {routed!r}")
-        for task in routed:
-            if tasks is not None and task not in tasks and task not in REPORT_TASKS:
-                known = f"{_nearest(task, tasks)}; the data has {sorted(tasks)}"
-                raise UserError(f"{place}.routes: {name}: no such task: {task!r}{known}")
+        if tasks is None:
+            continue
+        strange = [task for task in routed if task not in tasks and task not in REPORT_TASKS]
+        misspelt = [task for task in strange if any(OSA.distance(task, known) == 1 for known in tasks)]
+        if not misspelt and len(strange) == len(routed):
+            misspelt = strange
+        for task in misspelt:
+            known = f"{_nearest(task, tasks)}; the data has {sorted(tasks)}"
+            raise UserError(f"{place}.routes: {name}: no such task: {task!r}{known}")
+
+
+def absent_tasks(routes: Mapping[str, Collection[str]], tasks: Collection[str]) -> list[str]:
+    """Return the tasks that routes name and the data does not have."""
+    return sorted({task for routed in routes.values() for task in routed} - set(tasks))
 
 
 def check_scored(routes: Mapping[str, Collection[str]], names: Collection[str], tasks: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from ..batch import EditBatch, PromptBatch
@@ -29,7 +30,7 @@ from ..models.shard import grad_norm
 from ..optim import HALF, OptimizerFactory, ScheduleFactory
 from ..rewards.collect import answered, ask, range_of, rewards_of
 from ..rewards.mix import applies_to
-from ..rewards.names import check_scored
+from ..rewards.names import absent_tasks, check_scored
 from ..rewards.protocol import Reward, Scores
 from ..rewards.scale import refuse_outside
 from ..rewards.statistics import Scored, statistics
@@ -120,9 +121,18 @@ class NFT(Stage):
             data = getattr(self.trainer, "datamodule", None)
             tasks = (getattr(data, "summary", None) or {}).get("tasks")
             self.rewards = rewards_of(self.trainer.callbacks, self.weights, self.routes, tasks)
-            every_task_is_drawn = not getattr(data, "weights", None) and not getattr(data, "mined", None)
-            if tasks is not None and every_task_is_drawn:
-                check_scored(self.routes or {}, self.rewards, tasks)
+            if tasks is not None:
+                self._hold_routes_against(tasks, data)
+
+    def _hold_routes_against(self, tasks: Collection[str], data: Any) -> None:
+        """Refuse a task of the data that no reward scores; say which tasks are routed and not in the data."""
+        routes = self.routes or {}
+        every_task_is_drawn = not getattr(data, "weights", None) and not getattr(data, "mined", None)
+        if every_task_is_drawn:
+            check_scored(routes, self.rewards, tasks)
+        absent = absent_tasks(routes, tasks)
+        if absent:
+            rank_zero_info(f"stage.routes: not among the data's tasks: {', '.join(absent)}")
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -16,7 +16,7 @@ from firered_lit.errors import UserError
 from firered_lit.models.backbone import Backbone
 from firered_lit.recipe import load
 from firered_lit.reward_check import reward_problems
-from firered_lit.rewards.names import check_name, check_routes
+from firered_lit.rewards.names import absent_tasks, check_name, check_routes
 from firered_lit.rewards.protocol import Scores
 from firered_lit.rewards.scale import on_unit, refuse_outside
 from firered_lit.rewards.statistics import Scored
@@ -75,8 +75,12 @@ def test_a_route_of_no_reward_or_to_no_task_is_refused(routes, message):
     assert "\n" not in str(refused.value)
 
 
-def test_a_route_may_name_what_the_report_names_and_anything_where_tasks_are_not_known():
+def test_a_route_may_name_tasks_of_other_data_beside_its_own_and_anything_where_tasks_are_not_known():
     check_routes({"ocr": ["text", "poster"], "pixel": ["portrait", "viewpoint"]}, ["ocr", "pixel"], TASKS)
+    shipped = {"ocr": ["text"], "pixel": ["colour", "flip", "text_to_image"]}  # a recipe for several data sets
+    check_routes(shipped, ["ocr", "pixel"], TASKS)
+    assert absent_tasks(shipped, TASKS) == ["flip", "text_to_image"]
+    check_routes({"ocr": ["subject-replace", "subject-remove"]}, ["ocr"], ["subject-replace"])
     check_routes({"ocr": ["anything"]}, ["ocr"])
 
 
