@@ -3,7 +3,7 @@
 A single file is the ZIP archive that torch writes; its seal, a CRC-32 of all its other bytes, is the archive's comment,
 which every reader skips. A sharded checkpoint is a folder whose complete.json has the size and the CRC-32 of each file,
 and one of itself. A CRC-32 finds every flipped bit and every damaged stretch of up to four bytes, and misses one in
-four thousand million of other damages; it is computed at some 4 GB/s.
+four thousand million of other damages; one core computes it at 2 to 4 GB/s.
 
 Earlier versions wrote no seals. Of their files the CRC-32 that the archive has of each record is checked, so a flip
 in the archive's own bookkeeping that changes nothing that is read stays unnoticed.
