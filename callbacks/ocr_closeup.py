@@ -1,13 +1,17 @@
-"""Scores of images, each read no further than its score needs: first close up, where the text should stand."""
+"""Scores of images, each read no further than its score needs.
 
+First close up, where the text should stand; then the whole image; where the words are still not
+found, once or twice more, enlarged.
+"""
+
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
+from typing import Any
 
 from callbacks.ocr_engine import Picture
-from callbacks.ocr_layout import Layout, Reader, Region, cut, moved
+from callbacks.ocr_layout import Layout, Reader, Reading, Region, cut, moved
 from firered_lit.rewards.layout_ocr import (
     Char,
     LayoutOCRScore,
@@ -23,13 +27,22 @@ from firered_lit.rewards.layout_ocr import (
 EDGE = 0.5  # of its height: a character so near to the border of a close-up may go on behind it
 
 
+FOUND = 0.5  # R_text from which the words count as found
+LOOKS = ((480, 2), (320, 3))  # px of a tile's side, and how many times it is enlarged: finer and finer
+OVERLAP = 0.25  # share of a tile that the next one shows too
+
+
 @dataclass(frozen=True)
 class Scored:
-    """The score of an image, what was read for it, and on what part of it: None for all."""
+    """The score of an image, what was read for it, and on what part of it: None for all.
+
+    looks: how many times it was read again, enlarged, because its words were not found.
+    """
 
     score: LayoutOCRScore
     chars: Sequence[Char]
     region: Region | None
+    looks: int = 0
 
 
 def score_where_due(
@@ -37,40 +50,130 @@ def score_where_due(
     images: Sequence[Picture],
     texts: Sequence[str],
     layouts: Sequence[Layout | None],
+    *,
+    fold_case: Sequence[bool] | None = None,
+    looks: Sequence[tuple[int, int]] = LOOKS,
     **weights: float,
 ) -> list[Scored | str]:
-    """Scores of images, each read no further than its score needs; for one that could not be read, why.
+    """Score images, each read no further than its score needs.
 
-    Where a layout tells the text's place, that is read first, close up. The whole image is read only when the close-up
+    Where a layout knows the text's place, that is read first, close up. The whole image is read only when the close-up
     may be cut (a line in the text's place touches its border), or when the text could earn more where it does not
-    belong.
+    belong. Where the words are not found, the place (or the whole image, in tiles) is read again, enlarged.
+
+    Args:
+        read: reads images.
+        images: (n) pictures to score.
+        texts: (n) what each should show.
+        layouts: (n) where that should stand, where known.
+        fold_case: (n) whether upper and lower case count as one; all true when None.
+        looks: the sizes of tiles that are read when words are not found, and how many times each
+            is enlarged; none for a single look.
+        weights: see `layout_ocr_reward`.
+
+    Returns:
+        (n) scores; for an image that could not be read, why.
     """
-    regions = [layout and layout.region(text, image.shape[:2]) for image, text, layout in zip(images, texts, layouts)]
-    first = read([cut(image, region) for image, region in zip(images, regions)])
-    enough = layout_floor(**weights)
-    found: list[Scored | str] = []
-    for image, text, layout, region, reading in zip(images, texts, layouts, regions, first):
-        if isinstance(reading, str):
-            found.append(reading)
-            continue
-        chars = moved(reading, region)
-        found.append(Scored(score_reading(chars, image.shape[:2], text, layout, **weights), chars, region))
-    again = [
-        i
-        for i, one in enumerate(found)
-        if isinstance(one, Scored)
-        and one.region
-        and (float(one.score) < enough or cut_off(one, images[i].shape[:2], texts[i], layouts[i]))
+    fold_case = fold_case or [True] * len(images)
+    asked = [
+        _Asked(image, text, layout, {**weights, "fold_case": fold})
+        for image, text, layout, fold in zip(images, texts, layouts, fold_case)
     ]
-    for i, reading in zip(again, read([images[i] for i in again]) if again else ()):
-        found[i] = reading if isinstance(reading, str) else _whole(reading, images[i], texts[i], layouts[i], weights)
+    enough = layout_floor(**weights)
+
+    # First look: close up, where a layout knows the place.
+    regions = [one.region for one in asked]
+    readings = read([cut(one.image, region) for one, region in zip(asked, regions)])
+    found = [one.scored(reading, region) for one, reading, region in zip(asked, readings, regions)]
+
+    # The whole image.
+    again = [i for i, one in enumerate(found) if _may_earn_more(one, asked[i], enough)]
+    if again:
+        for i, reading in zip(again, read([images[i] for i in again])):
+            found[i] = asked[i].scored(reading, None)
+
+    # Enlarged, where the words are not found.
+    for number, (side, times) in enumerate(looks, start=1):
+        for i, one in enumerate(found):
+            if isinstance(one, Scored) and one.score.text < FOUND:
+                found[i] = _look_closer(read, asked[i], one, side, times, number)
     return found
 
 
-def _whole(
-    reading: list[Char], image: Picture, text: str, layout: Layout | None, weights: Mapping[str, float]
-) -> Scored:
-    return Scored(score_reading(reading, image.shape[:2], text, layout, **weights), reading, None)
+@dataclass(frozen=True)
+class _Asked:
+    """An image, and how it is to be scored."""
+
+    image: Picture
+    text: str
+    layout: Layout | None
+    rule: Mapping[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def region(self) -> Region | None:
+        """Where the text should stand."""
+        return None if self.layout is None else self.layout.region(self.text, self.size)
+
+    def scored(self, reading: Reading, region: Region | None, looks: int = 0) -> Scored | str:
+        """Score what was read on a part of the image; a reason in place of a reading stays one."""
+        if isinstance(reading, str):
+            return reading
+        chars = moved(reading, region)
+        return Scored(score_reading(chars, self.size, self.text, self.layout, **self.rule), chars, region, looks)
+
+
+def _may_earn_more(one: Scored | str, asked: _Asked, enough: float) -> bool:
+    """Return whether the whole image could give another score than its close-up gave."""
+    if isinstance(one, str) or one.region is None:
+        return False
+    return float(one.score) < enough or cut_off(one, asked.size, asked.text, asked.layout)
+
+
+def _look_closer(read: Reader, asked: _Asked, before: Scored, side: int, times: int, number: int) -> Scored:
+    """Read the text's place, or the image tile by tile, enlarged; return the score where it finds the words.
+
+    Scraps of other words do not count: of many tiles, one is always a little like the text.
+    """
+    place = asked.region or (0, 0, asked.size[1], asked.size[0])
+    best = replace(before, looks=number)
+    parts = tiles(place, side)
+    for part, reading in zip(parts, read([enlarged(cut(asked.image, part), times) for part in parts])):
+        if isinstance(reading, str):
+            continue
+        chars = [replace(c, x=c.x / times, y=c.y / times, w=c.w / times, h=c.h / times) for c in reading]
+        closer = asked.scored(chars, part, number)
+        if isinstance(closer, Scored) and closer.score.text >= max(FOUND, best.score.text):
+            best = closer
+    return best
+
+
+def tiles(region: Region, side: int) -> list[Region]:
+    """Return tiles of at most `side` px that cover a region, each sharing a quarter with the next one."""
+    left, top, right, bottom = region
+    return [
+        (x, y, min(x + side, right), min(y + side, bottom))
+        for y in _starts(top, bottom, side)
+        for x in _starts(left, right, side)
+    ]
+
+
+def _starts(low: int, high: int, side: int) -> list[int]:
+    """Return where spans of `side` begin that cover (low, high)."""
+    if high - low <= side:
+        return [low]
+    count = 1 + math.ceil((high - low - side) / (side * (1 - OVERLAP)))
+    return [low + round(i * (high - low - side) / (count - 1)) for i in range(count)]
+
+
+def enlarged(image: Picture, times: int) -> Picture:
+    """Return an image (H, W, 3) so many times as large."""
+    import cv2
+
+    return cv2.resize(image, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
 
 
 def score_reading(
@@ -114,18 +217,26 @@ def touches(chars: Sequence[Char], region: Region, size: tuple[int, int]) -> boo
     )
 
 
-def glyphs(scored: Scored, size: tuple[int, int], layout: Layout | None) -> tuple[float, float]:
-    """Median height of the characters, over the image's and over the reference's there; NaN where there is none."""
-    if not scored.chars:
-        return torch.nan, torch.nan
-    height = statistics.median(char.h for char in scored.chars) / size[0]
+def glyphs(scored: Scored, size: tuple[int, int], text: str, layout: Layout | None) -> tuple[float, float]:
+    """Return how large the letters of `text` stand on an image.
+
+    Args:
+        scored: what was read.
+        size: height and width of the image, in px.
+        text: the words that are asked for; where they are not found, all letters count.
+        layout: where and how large they should stand.
+
+    Returns:
+        The median height of the letters over the image's height, and over the height that the
+        layout gives them; NaN where there is none.
+    """
+    shown = Layout(scored.chars, size).places(text)[0] or scored.chars
+    if not shown:
+        return math.nan, math.nan
+    height = statistics.median(char.h for char in shown) / size[0]
     if layout is None:
-        return height, torch.nan
-    known = layout.chars
-    if scored.region is not None:
-        left, top, right, bottom = scored.region
-        y, x = size[0] / layout.size[0], size[1] / layout.size[1]
-        known = [c for c in known if left <= c.centre[0] * x <= right and top <= c.centre[1] * y <= bottom]
-    if not known:
-        return height, torch.nan
-    return height, height / (statistics.median(char.h for char in known) / layout.size[0])
+        return height, math.nan
+    wanted = layout.places(text)[0]
+    if not wanted:
+        return height, math.nan
+    return height, height / (statistics.median(char.h for char in wanted) / layout.size[0])

@@ -80,14 +80,20 @@ class PaddleEngine:
         found = list(self._threads.map(self._detect, images))
         crops = [crop for lines in found for _, crop in lines]
         read = iter(self._recognise_either_way(crops))
-        return [_characters([(quad, *next(read)) for quad, _ in lines], self.least) for lines in found]
+        return [self._in_order([(quad, *next(read)) for quad, _ in lines]) for lines in found]
+
+    def _in_order(self, lines: Sequence[tuple[Quad, Line, bool]]) -> list[Char]:
+        """Return the characters of all lines of an image, in reading order."""
+        turned = [upside_down for _, _, upside_down in lines]
+        order = reading_order([quad for quad, _, _ in lines], turned)
+        return _characters([lines[i] for i in order], self.least)
 
     def _detect(self, image: Picture) -> list[tuple[Quad, Picture]]:
-        """Lines in reading order: corners, and the upright crop."""
+        """Return the lines in the detector's order: corners, and the upright crop."""
         bgr = np.ascontiguousarray(image[:, :, ::-1])
         quads = next(iter(self._detector([bgr])))["dt_polys"]
         lines = []
-        for quad in reading_order([_corners(np.asarray(quad)) for quad in quads]):
+        for quad in [_corners(np.asarray(quad)) for quad in quads]:
             crop = _cut(bgr, quad)
             if crop.shape[0] >= UPRIGHT * crop.shape[1]:
                 quad, crop = np.roll(quad, -1, axis=0), np.rot90(crop)  # the right side becomes the top
@@ -140,27 +146,82 @@ def alike(widths: Sequence[int], most: int) -> list[list[int]]:
     return [group[start : start + most] for group in same for start in range(0, len(group), most)]
 
 
-def reading_order(quads: Sequence[Quad]) -> list[Quad]:
-    """Top to bottom, and along a row from left to right, in the direction that most of the lines run.
+def reading_order(quads: Sequence[Quad], turned: Sequence[bool] | None = None) -> list[int]:
+    """Return the lines' indices in the order in which a person reads them.
 
-    Lines are in one row when their middles differ by less than half of the lower one's height.
+    Rows are read from top to bottom, and along a row from left to right, in the direction that most
+    of the lines run. Two lines are in one row when their middles differ by less than half of the
+    lower one's height. Columns beside each other are one block, which stands among the rows by its
+    top: columns that run downwards are read from right to left, as Chinese is, and columns that run
+    upwards, on a page that lies on its side, from left to right.
+
+    Args:
+        quads: (n) corners of each line, as it was cut out.
+        turned: (n) whether the line was read upside down; none when None.
+
+    Returns:
+        A permutation of 0 to n - 1.
     """
-    if not quads:
-        return []
-    along, height = (np.stack([q[i] - q[0] for q in quads]) for i in (1, 3))
-    tilt = np.arctan2(along[:, 1], along[:, 0])
-    tilt = float(np.median(np.where(np.abs(tilt) < np.pi / 4, tilt, 0.0)))
-    middle = np.stack([q.mean(0) for q in quads])
-    x = middle @ np.array([np.cos(tilt), np.sin(tilt)])
-    y = middle @ np.array([-np.sin(tilt), np.cos(tilt)])
-    heights = np.hypot(*height.T)
-    rows: list[list[int]] = []
-    for i in np.argsort(y, kind="stable"):
-        if rows and y[i] - y[rows[-1][0]] < min(heights[i], heights[rows[-1][0]]) / 2:
-            rows[-1].append(i)
+    turned = turned or [False] * len(quads)
+    upright = [i for i, quad in enumerate(quads) if not _is_column(quad)]
+    columns = [i for i, quad in enumerate(quads) if _is_column(quad)]
+    along, across = _along_and_across(quads, upright)
+    if sum(turned[i] for i in upright) > len(upright) / 2:
+        # The page stands on its head.
+        along = [-x for x in along]
+        across = [-y for y in across]
+
+    # Rows, each with its place down the page.
+    height = [float(np.hypot(*(quad[3] - quad[0]))) for quad in quads]
+    blocks: list[tuple[float, list[int]]] = []
+    for i in sorted(upright, key=lambda i: across[i]):
+        last = blocks[-1][1][-1] if blocks else i
+        if blocks and across[i] - across[last] < min(height[i], height[last]) / 2:
+            blocks[-1][1].append(i)
         else:
-            rows.append([i])
-    return [quads[i] for row in rows for i in sorted(row, key=lambda i: x[i])]
+            blocks.append((across[i], [i]))
+    blocks = [(place, sorted(row, key=lambda i: along[i])) for place, row in blocks]
+
+    # Blocks of columns.
+    for block in _side_by_side(columns, quads):
+        upwards = sum(turned[i] for i in block) > len(block) / 2
+        top = min(float(quads[i][:, 1].min()) for i in block)
+        blocks.append((top, sorted(block, key=lambda i: quads[i][:, 0].mean(), reverse=not upwards)))
+    return [i for _, block in sorted(blocks, key=lambda block: block[0]) for i in block]
+
+
+def _is_column(quad: Quad) -> bool:
+    """Return whether a line runs down or up rather than across."""
+    x, y = quad[1] - quad[0]
+    return bool(abs(y) > abs(x))
+
+
+def _along_and_across(quads: Sequence[Quad], upright: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Return the lines' middles (n,) along and across the direction that most upright lines run."""
+    if not quads:
+        return [], []
+    directions = [quads[i][1] - quads[i][0] for i in upright]
+    tilt = float(np.median([np.arctan2(y, x) for x, y in directions])) if directions else 0.0
+    middle = np.stack([quad.mean(0) for quad in quads])
+    along = middle @ np.array([np.cos(tilt), np.sin(tilt)])
+    across = middle @ np.array([-np.sin(tilt), np.cos(tilt)])
+    return along.tolist(), across.tolist()
+
+
+def _side_by_side(columns: Sequence[int], quads: Sequence[Quad]) -> list[list[int]]:
+    """Group columns that share at least half of the shorter one's height with one of their group."""
+    groups: list[list[int]] = []
+    for i in sorted(columns, key=lambda i: float(quads[i][:, 1].min())):
+        beside = [group for group in groups if any(_share_height(quads[i], quads[k]) for k in group)]
+        groups = [group for group in groups if group not in beside]
+        groups.append([i, *(k for group in beside for k in group)])
+    return groups
+
+
+def _share_height(one: Quad, other: Quad) -> bool:
+    low = max(one[:, 1].min(), other[:, 1].min())
+    high = min(one[:, 1].max(), other[:, 1].max())
+    return bool(high - low >= min(np.ptp(one[:, 1]), np.ptp(other[:, 1])) / 2)
 
 
 def _characters(lines: Sequence[tuple[Quad, Line, bool]], least: float) -> list[Char]:

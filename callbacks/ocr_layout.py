@@ -12,11 +12,11 @@ from callbacks.ocr_engine import Picture
 from firered_lit.rewards.layout_ocr import (
     Box,
     Char,
-    bounds,
-    cells,
     fold,
     grow,
+    in_place_of,
     layout_ocr_reward,
+    lines,
     locate,
 )
 from firered_lit.rewards.layout_ocr import characters as folded
@@ -129,13 +129,13 @@ def reference_layout(
 def replaced_layout(source: Sequence[Char], replaced: str, text: str) -> list[Char] | None:
     """Where `text` belongs when it takes the place of the words `replaced` in what was read on the source.
 
-    Equal cells of that line; None when the source does not show those words.
+    Equal cells, on as many lines as those words stood on; None when the source does not show them.
     """
     found = locate(folded(source, case=True, space=True), plainly(replaced))
-    if not (places := [char for char in found if char is not None]):
+    places = [char for char in found if char is not None]
+    if not places:
         return None
-    left, top, right, bottom = bounds(places)
-    return cells((left, top, right - left, bottom - top), text)
+    return in_place_of(lines(places), text)
 
 
 def enclosing(boxes: Sequence[Box]) -> Box:

@@ -4,6 +4,7 @@ What is read where is `ocr_engine`'s, the arithmetic `firered_lit.rewards.layout
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.image_statistics import image_statistics
-from callbacks.ocr_closeup import glyphs, score_where_due
+from callbacks.ocr_closeup import LOOKS, glyphs, score_where_due
 from callbacks.ocr_engine import Engine, PaddleEngine, Picture
 from callbacks.ocr_layout import Layout, Layouts, Reading, plainly, read_layouts, reference_layout
 from callbacks.ocr_models import model, offline_models
@@ -31,6 +32,11 @@ from firered_lit.models.tiny import cache_folder
 from firered_lit.rewards.layout_ocr import Char, LayoutOCRScore, fold, layout_ocr_reward
 from firered_lit.rewards.protocol import Scores
 
+CASES = ("folded", "kept", "as_asked")
+SPEAKS_OF_CASE = re.compile(
+    r"\b(?:(?:upper|lower|title)[\s-]?case|all[\s-]caps|capital(?:s|i[sz]e[sd]?|i[sz]ing|\s+letters?))\b|大写|小写",
+    re.IGNORECASE,
+)
 Shown = Image.Image | Tensor | Picture  # PIL, (3, H, W) in [-1, 1], or (H, W, 3) uint8
 Reference = Shown | Sequence[Char]  # an image that shows the text as it should be, or the layout itself
 
@@ -44,12 +50,28 @@ def score_images(
     text_weight: float = 0.5,
     layout_weight: float = 0.5,
     gate: float = 0.5,
+    fold_case: bool = True,
+    look_again: bool = True,
 ) -> list[LayoutOCRScore]:
-    """How well each image shows its text, in [0, 1]: `float(score)`; `.text` and `.layout` are its terms.
+    """Score how well each image shows its text, in [0, 1].
 
-    references: for each image one that shows the text as it should stand (the target image), or its characters in that
-    image's pixels; None, or an image without that text, scores the text alone. engine: the offline one when None.
-    Raises UserError for lists of other lengths, an empty text, and a text with characters that the engine cannot read.
+    Args:
+        images: (n) images, as PIL, (3, H, W) tensors in [-1, 1] or (H, W, 3) uint8.
+        target_texts: (n) what each should show.
+        references: (n) for each image one that shows the text as it should stand (the target
+            image), or its characters in that image's pixels; None, or an image without that text,
+            scores the text alone.
+        engine: what reads; the offline one when None.
+        text_weight, layout_weight, gate: see `layout_ocr_reward`.
+        fold_case: upper and lower case count as one.
+        look_again: read an image again, enlarged, where its words are not found.
+
+    Returns:
+        (n) scores; `float(score)` is the total, `.text` and `.layout` are its terms.
+
+    Raises:
+        UserError: lists of other lengths, an empty text, or a text with characters that the engine
+            cannot read.
     """
     references = references if references is not None else [None] * len(images)
     if not len(images) == len(target_texts) == len(references):
@@ -68,7 +90,16 @@ def score_images(
         for r, text, image in zip(references, target_texts, shown)
     ]
     weights = {"text_weight": text_weight, "layout_weight": layout_weight, "gate": gate}
-    return [one.score for one in score_where_due(engine.read, shown, target_texts, layouts, **weights)]
+    scored = score_where_due(
+        engine.read,
+        shown,
+        target_texts,
+        layouts,
+        fold_case=[fold_case] * len(images),
+        looks=LOOKS if look_again else (),
+        **weights,
+    )
+    return [one.score for one in scored]
 
 
 def refusal(text: str | None, characters: Collection[str]) -> str | None:
@@ -81,6 +112,20 @@ def refusal(text: str | None, characters: Collection[str]) -> str | None:
     ):
         return f"the OCR model cannot read {''.join(lacking[:8])!r} of {text!r}: choose a model of that language"
     return None
+
+
+def asks_for_case(text: str, replaced: str | None, instruction: str | None) -> bool:
+    """Return whether an edit is about upper and lower case.
+
+    Args:
+        text: the words that the edit should show.
+        replaced: the words whose place they take, where known.
+        instruction: the edit's instruction, where known.
+    """
+    exact = partial(fold, case=False, space=True)
+    if replaced and plainly(text) == plainly(replaced) and exact(text) != exact(replaced):
+        return True
+    return bool(SPEAKS_OF_CASE.search(instruction or ""))
 
 
 def picture(image: Shown) -> Picture:
@@ -115,12 +160,16 @@ class OCRReward(RewardCallback):
     `batch.pixels` (the true target) where that shows the text; else, for batches that name `replaced_texts`, the place
     of those words in the first source; else the text alone counts.
     A sample whose engine failed, that has no target text, or whose text the model cannot read has no score.
-    Beside `text` and `layout` its terms are the statistics that show hacking: `dark`, `edges`, `entropy`,
-    `glyph_height` (of the image's) and `glyph_ratio` (to the reference's).
+    Beside `text` and `layout` its terms are `looks`, how many times an image was read again, enlarged, because its
+    words were not found, and the statistics that show hacking: `dark`, `edges`, `entropy`, `glyph_height` (the text's
+    letters over the image's height) and `glyph_ratio` (over the reference's letters of that text).
 
     Args:
         name: what it is called in the log and in `stage.weights`.
         text_weight, layout_weight, gate: see `layout_ocr_reward`.
+        case: whether upper and lower case count: "folded" (as one), "kept" (as two), or "as_asked": kept where the
+            text differs from the replaced words by case alone or the instruction speaks of case, folded elsewhere.
+        look_again: read an image again, enlarged, where its words are not found.
         tasks: samples of these tasks must have a target text; all that have one are scored when null.
         detection, recognition: folder or name of a PaddleOCR model; those of the rapidocr wheel when null.
         threads: cores at work in the engine; null takes this process's share, 8 at most.
@@ -135,6 +184,8 @@ class OCRReward(RewardCallback):
         text_weight: float = 0.5,
         layout_weight: float = 0.5,
         gate: float = 0.5,
+        case: str = "as_asked",
+        look_again: bool = True,
         tasks: Collection[str] | None = None,
         detection: str | None = None,
         recognition: str | None = None,
@@ -147,6 +198,9 @@ class OCRReward(RewardCallback):
     ) -> None:
         super().__init__(name, patience)
         layout_ocr_reward([], "x", text_weight=text_weight, layout_weight=layout_weight, gate=gate)  # refuses early
+        if case not in CASES:
+            raise UserError(f"case={case!r}: choose one of {', '.join(CASES)}")
+        self.case, self.looks = case, LOOKS if look_again else ()
         self.weights = {"text_weight": text_weight, "layout_weight": layout_weight, "gate": gate}
         self.tasks = None if tasks is None else frozenset(tasks)
         self.detection, self.recognition = detection, recognition
@@ -183,6 +237,7 @@ class OCRReward(RewardCallback):
             list(batch.replaced_texts or nothing),
             nothing if batch.source is None else _pictures(batch.source),
             [plain and Layout.of(plain) for plain in batch.layouts or nothing],
+            list(batch.instructions or nothing),
             image_statistics(images),
         )
         return self.opened(self._pool.submit(self._score, asked))
@@ -193,21 +248,38 @@ class OCRReward(RewardCallback):
         known, refused = self._readable(engine, asked)
         layouts = self._reference_layouts(engine, asked, known)
         images, texts = [asked.images[i] for i in known], [asked.texts[i] or "" for i in known]
-        scored = score_where_due(partial(self._read, engine), images, texts, layouts, **self.weights)
+        scored = score_where_due(
+            partial(self._read, engine),
+            images,
+            texts,
+            layouts,
+            fold_case=[self._folds_case(asked, i) for i in known],
+            looks=self.looks,
+            **self.weights,
+        )
         values = [torch.nan] * len(asked.images)
-        terms = {name: list(values) for name in ("text", "layout", "glyph_height", "glyph_ratio")}
+        terms = {name: list(values) for name in ("text", "layout", "looks", "glyph_height", "glyph_ratio")}
         for i, one, layout in zip(known, scored, layouts):
             if isinstance(one, str):
                 refused.append(one)
                 continue
             values[i], terms["text"][i] = one.score.total, one.score.text
+            terms["looks"][i] = float(one.looks)
             terms["layout"][i] = torch.nan if one.score.layout is None else one.score.layout
-            terms["glyph_height"][i], terms["glyph_ratio"][i] = glyphs(one, asked.images[i].shape[:2], layout)
+            terms["glyph_height"][i], terms["glyph_ratio"][i] = glyphs(
+                one, asked.images[i].shape[:2], asked.texts[i] or "", layout
+            )
         for reason, times in Counter(refused).items():
             self.count(reason, times)
         value = torch.tensor(values)
         given = {name: torch.tensor(numbers) for name, numbers in terms.items()} | asked.statistics
         return Scores(value.nan_to_num(0.0), ~value.isnan(), given)
+
+    def _folds_case(self, asked: "Asked", i: int) -> bool:
+        """Return whether upper and lower case count as one for sample `i`."""
+        if self.case != "as_asked":
+            return self.case == "folded"
+        return not asks_for_case(asked.texts[i] or "", asked.replaced[i], asked.instructions[i])
 
     def _readable(self, engine: EngineProcess, asked: "Asked") -> tuple[list[int], list[str]]:
         """Samples whose text the engine can read, and why the others have no score."""
@@ -260,4 +332,5 @@ class Asked:
     replaced: list[str | None]
     sources: list[Picture | None]
     layouts: list[Layout | None]
+    instructions: list[str | None]
     statistics: dict[str, Tensor]

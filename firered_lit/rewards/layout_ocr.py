@@ -6,6 +6,8 @@ The reader is elsewhere: characters come as `Char`s in reading order, boxes in t
 """
 
 import math
+import re
+import statistics
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +39,8 @@ class Char:
 Chars = Sequence[Char]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
+_WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"  # scripts that break anywhere
+_WORDS = re.compile(rf"(?:[{_WIDE}]|[^\s{_WIDE}]+)\s*")
 COVERS = 0.9  # share of the place under a line that stands there: all for enlarged text, less for text moved aside
 
 
@@ -246,11 +250,147 @@ def cells(box: tuple[float, float, float, float], text: str) -> list[Char]:
     return [Char(c, x + i * w / len(text), y, w / len(text), h, line=0) for i, c in enumerate(text)]
 
 
+# One form for each mark that fonts draw and readers read in several; bullets are ornaments, and
+# no part of the words.
+_ONE_FORM = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+        **dict.fromkeys("\u2044\u2215", "/"),
+        **dict.fromkeys("\u2022\u2023\u25e6\u2219\u22c5\u00b7\u30fb\u25cf\u25cb\u25aa\u25a0\u25a1", ""),
+    }
+)
+
+
 def fold(text: str, *, case: bool, space: bool) -> str:
-    """NFKC; then case folded and white space taken out, as asked."""
+    """Return `text` in the form that is compared.
+
+    Args:
+        text: any text.
+        case: fold upper and lower case into one.
+        space: take out white space.
+
+    Returns:
+        The text after NFKC, with one form for each of quotes, dashes and fraction slashes, and
+        without bullets.
+    """
+    text = unicodedata.normalize("NFKC", text).translate(_ONE_FORM)
+    if case:
+        text = unicodedata.normalize("NFKC", text.casefold())
+    if space:
+        text = "".join(text.split())
+    return text
+
+
+def laid_along(row: Chars, text: str) -> list[Char]:
+    """Divide the line of `row` into equal cells, one for each code point of `text` after NFKC.
+
+    The cells follow the line's own direction, so a turned line and a column keep theirs.
+
+    Args:
+        row: the characters of one line, in reading order, at least one.
+        text: what takes their place.
+
+    Returns:
+        As many cells as `text` has code points, as high as the line's characters.
+    """
+    first, last = row[0], row[-1]
+    gap = math.dist(first.centre, last.centre)
+    step = (1.0, 0.0)
+    if gap > 0:
+        step = ((last.centre[0] - first.centre[0]) / gap, (last.centre[1] - first.centre[1]) / gap)
+    length = _length(row)
+    height = statistics.median(char.h for char in row)
+
     text = unicodedata.normalize("NFKC", text)
-    text = unicodedata.normalize("NFKC", text.casefold()) if case else text
-    return "".join(text.split()) if space else text
+    width = length / max(len(text), 1)
+    placed = []
+    for i, char in enumerate(text):
+        along = (i + 0.5) * width - first.w / 2
+        x = first.centre[0] + along * step[0]
+        y = first.centre[1] + along * step[1]
+        placed.append(Char(char, x - width / 2, y - height / 2, width, height, row[0].line))
+    return placed
+
+
+def in_place_of(rows: Sequence[Chars], text: str) -> list[Char]:
+    """Lay `text` out in place of lines of other words.
+
+    Args:
+        rows: the lines whose place it takes, each with at least one character.
+        text: the new words.
+
+    Returns:
+        Cells on as many lines as before; a text of fewer words stands in the middle of them.
+    """
+    pieces = divided(text, [_length(row) for row in rows])
+    above = (len(rows) - len(pieces)) / 2
+    placed: list[Char] = []
+    for number, piece in enumerate(pieces):
+        row = rows[math.floor(number + above)]
+        cells_of_line = laid_along(row, piece)
+        if above % 1:
+            # Between two lines.
+            below = rows[math.floor(number + above) + 1]
+            x = (_middle(below)[0] - _middle(row)[0]) / 2
+            y = (_middle(below)[1] - _middle(row)[1]) / 2
+            cells_of_line = [replace(c, x=c.x + x, y=c.y + y) for c in cells_of_line]
+        placed += [replace(c, line=number) for c in cells_of_line]
+    return placed
+
+
+def _length(row: Chars) -> float:
+    return math.dist(row[0].centre, row[-1].centre) + (row[0].w + row[-1].w) / 2
+
+
+def _middle(row: Chars) -> tuple[float, float]:
+    left, top, right, bottom = bounds(row)
+    return (left + right) / 2, (top + bottom) / 2
+
+
+def divided(text: str, widths: Sequence[float]) -> list[str]:
+    """Break `text` into lines whose lengths go as `widths`.
+
+    Lines break at white space, and anywhere beside a Chinese, Japanese or Korean character.
+
+    Args:
+        text: one line, or lines of its own choice.
+        widths: (n,) of the lines to fill, in any unit.
+
+    Returns:
+        At most n lines, fewer when the text has fewer words; the text's own lines where it has
+        several and they are no more than n.
+    """
+    own = [line.strip() for line in text.splitlines() if line.strip()]
+    if 1 < len(own) <= len(widths):
+        return own
+    words = _WORDS.findall(text)
+    count = min(len(widths), len(words))
+    if count < 2:
+        return ["".join(words).strip()]
+
+    # least[k][j]: how full the fullest of k lines is that hold the first j words.
+    least = [[0.0 if j == 0 else math.inf for j in range(len(words) + 1)]]
+    start = [[0] * (len(words) + 1)]
+    for k in range(1, count + 1):
+        least.append([math.inf] * (len(words) + 1))
+        start.append([0] * (len(words) + 1))
+        for j in range(k, len(words) + 1):
+            for i in range(k - 1, j):
+                fullness = len("".join(words[i:j]).strip()) / widths[k - 1]
+                fullest = max(least[k - 1][i], fullness)
+                if fullest < least[k][j]:
+                    least[k][j] = fullest
+                    start[k][j] = i
+
+    # The lines, last one first.
+    rows = []
+    end = len(words)
+    for k in range(count, 0, -1):
+        rows.append("".join(words[start[k][end] : end]).strip())
+        end = start[k][end]
+    return rows[::-1]
 
 
 def characters(chars: Chars, *, case: bool, space: bool) -> list[Char]:

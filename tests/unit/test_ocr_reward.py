@@ -277,7 +277,8 @@ def test_reading_order_follows_the_tilt_of_the_page():
         return np.array([(cos * a - sin * b, sin * a + cos * b) for a, b in corners])
 
     page = [quad(0, 0), quad(80, 0), quad(0, 20), quad(80, 20)]
-    found = reading_order([page[3], page[1], page[2], page[0]])
+    shuffled = [page[3], page[1], page[2], page[0]]
+    found = [shuffled[i] for i in reading_order(shuffled)]
     assert all(np.array_equal(a, b) for a, b in zip(found, page))
     assert reading_order([]) == []
 
@@ -340,7 +341,7 @@ def test_submit_does_not_wait_and_gives_what_the_notebook_gives(reward):
     assert scores.value.tolist() == pytest.approx(expected, abs=1e-6)
     assert reward._layouts.read == 1, "five edits of one group, one reference"
     assert scores.terms["layout"][0] > 0.9 > 0.3 > scores.terms["layout"][1]
-    assert set(scores.terms) == {"text", "layout", "dark", "edges", "entropy", "glyph_height", "glyph_ratio"}
+    assert set(scores.terms) == {"text", "layout", "looks", "dark", "edges", "entropy", "glyph_height", "glyph_ratio"}
     assert scores.terms["glyph_ratio"][1] > 2 > scores.terms["glyph_ratio"][0]
 
 
