@@ -307,7 +307,7 @@ def test_statistics_show_dark_empty_and_grey_images():
 def batch(texts, images=None, pixels=None, **more):
     count = len(texts)
     given = {"tasks": ("text",) * count, "weight": None, "sources": (), "ids": tuple(map(str, range(count)))}
-    given |= {"layouts": (), "replaced_texts": ()}
+    given |= {"layouts": (), "replaced_texts": (), "instructions": ()}
 
     class Batch(SimpleNamespace):
         def __len__(self):
