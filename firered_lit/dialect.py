@@ -13,6 +13,8 @@ from firered_lit.errors import UserError
 MISSING = "???"  # a value that the command line must give
 DEEPEST = 50  # levels of mappings and lists inside each other
 
+_HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
+
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+|0o[0-7]+", "-+0123456789"),
@@ -94,7 +96,7 @@ def parse(text: str, where: str) -> Any:
 
 def is_text(value: str) -> bool:
     """Return whether a file can hold `value` as text: no NUL, and no half of a surrogate pair."""
-    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+    return "\0" not in value and (value.isascii() or not _HALVES.search(value))
 
 
 def dump(content: Any) -> str:

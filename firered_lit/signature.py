@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from firered_lit.source import Found, NotFoundError, resolve
@@ -30,6 +31,7 @@ class Signature:
     open: bool = False  # accepts names beyond `parameters` (**kwargs)
 
 
+@cache
 def signature(target: str) -> Signature:
     """The signature of the class or function at the dotted name `target`. Raises NotFoundError."""
     found = resolve(target)
@@ -70,18 +72,22 @@ def _of_line(line: list[Found], complete: bool) -> tuple[tuple[Parameter, ...], 
 def _base_call(maker: ast.FunctionDef) -> ast.Call | None:
     """Return `super().__init__(..., **kwargs)`, when that is all that becomes of a class's `**kwargs`."""
     uses = _uses(maker)
+    if len(uses) != 1:
+        return None
     calls = [node for node in ast.walk(maker) if isinstance(node, ast.Call)]
     for call in calls:
         passed = [keyword.value for keyword in call.keywords if keyword.arg is None]
         plain = not any(isinstance(argument, ast.Starred) for argument in call.args)
-        if plain and passed == uses and len(uses) == 1 and ast.unparse(call.func) == "super().__init__":
+        if plain and passed == uses and ast.unparse(call.func) == "super().__init__":
             return call
     return None
 
 
 def _uses(function: ast.FunctionDef) -> list[ast.Name]:
     """Return where a function's body names its `**kwargs`."""
-    name = function.args.kwarg.arg if function.args.kwarg else ""
+    if function.args.kwarg is None:
+        return []
+    name = function.args.kwarg.arg
     return [node for node in ast.walk(function) if isinstance(node, ast.Name) and node.id == name]
 
 
