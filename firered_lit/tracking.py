@@ -269,13 +269,17 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _log_params(client: MlflowClient, run_id: str, flat: dict[str, str]) -> None:
-    known = client.get_run(run_id).data.params
-    new = [Param(key, value) for key, value in flat.items() if key not in known]
+    """Log what is new as parameters, which MLflow never changes, and what has changed since as tags, first to last."""
+    run = client.get_run(run_id).data
+    new = [Param(key, value) for key, value in flat.items() if key not in run.params]
     for start in range(0, len(new), _BATCH):
         client.log_batch(run_id, params=new[start : start + _BATCH])
-    for key, value in flat.items():
-        if known.get(key, value) != value:
-            client.set_tag(run_id, f"changed.{key}"[:250], f"{known[key]} -> {value}")
+    for key, first in run.params.items():
+        tag = f"changed.{key}"[:250]
+        history = run.tags.get(tag, first)
+        now = flat.get(key, "removed")
+        if history != now and not history.endswith(f" -> {now}"):
+            client.set_tag(run_id, tag, f"{history} -> {now}"[-_PARAM_LENGTH:])
 
 
 def _log_surroundings(client: MlflowClient, run_id: str, run_dir: Path) -> None:

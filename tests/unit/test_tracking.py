@@ -167,6 +167,22 @@ def test_a_signal_marks_it_killed_and_resuming_continues_the_same_run(place, pha
     assert steps[-1] == 99
 
 
+def test_every_change_of_the_recipe_is_kept_and_what_was_set_back_is_not_called_changed(place):
+    """A parameter of MLflow stays what it was first: the tag's last value is what the run goes on with."""
+    folder = str(place / "resumed-often")
+    first = MLflow(dir=folder)
+    first.log_hyperparams({"lr": 1, "steps": 6, "spike": 10})
+    first.finalize("success")
+    for settings in ({"lr": 2, "steps": 6, "spike": 10}, {"lr": 2, "steps": 6}, {"lr": 1, "steps": 6, "spike": 10}):
+        again = MLflow(dir=folder, resume="last")
+        again.log_hyperparams(settings)
+        again.finalize("success")
+    tags = run_of(first).data.tags
+    assert tags["changed.lr"] == "1 -> 2 -> 1"
+    assert tags["changed.spike"] == "10 -> removed -> 10"
+    assert "changed.steps" not in tags
+
+
 def test_starting_over_in_a_folder_is_a_new_run(place):
     first = MLflow(dir=str(place / "over"))
     old = first.run_id
