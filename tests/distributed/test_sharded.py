@@ -169,6 +169,13 @@ EIGHT_BIT = [
     AVERAGE,
     "stage.optimizer={_target_: firered_lit.optim.adamw8bit, _partial_: true, lr: 1.0e-3, weight_decay: 0.01}",
 ]
+STOCHASTIC = [
+    AVERAGE,
+    "stage.backbone.dtype=bfloat16",
+    "stage.optimizer={_target_: firered_lit.optim.stochastic_adamw8bit, _partial_: true, lr: 2.0e-5}",
+]
+FINE = "stage.optimizer={_target_: torch.optim.AdamW, _partial_: true, lr: 2.0e-5}"
+HALF_FORWARD = [AVERAGE, FINE, "trainer.strategy.compute=bfloat16"]
 FEW, KILLED = 6, 14
 SHORT = {  # run -> (processes, accumulation, further arguments), each against one process with as many micro-batches
     "lora": (2, 1, [LORA, AVERAGE, "trainer.gradient_clip_val=0.001"]),
@@ -207,12 +214,14 @@ def two(data, runs, one):
         replicated = [*SHORT[name][2], "trainer.strategy=ddp"]
         commands += [arguments(runs / f"{name}_ddp", data, 2, 1, *replicated, recipe=ONE, steps=FEW)]
     single = []
-    for name, more in (("whole", [AVERAGE]), ("eight_bit", EIGHT_BIT)):
+    for name, more in (("whole", [AVERAGE]), ("eight_bit", EIGHT_BIT), ("stochastic", STOCHASTIC)):
         single += [arguments(runs / name, data, 2, 1, *more, steps=FEW)]
         cut = f"run.resume={half_of(runs / name, FEW)}"
         single += [arguments(runs / f"{name}_resumed", data, 2, 1, *more, cut, steps=FEW)]
     cut = f"run.resume={half_of(runs / 'whole', FEW)}"
     single += [arguments(runs / "whole_then_eight_bit", data, 2, 1, *EIGHT_BIT, cut, steps=FEW)]
+    single += [arguments(runs / "fine", data, 2, 1, AVERAGE, FINE, steps=FEW)]
+    single += [arguments(runs / "half_forward", data, 2, 1, *HALF_FORWARD, steps=FEW)]
     torchrun(runs, 2, commands, single)
     return runs / "two"
 
@@ -301,9 +310,9 @@ def test_a_folder_is_exported_and_averaged_by_one_process(runs, two):
         assert torch.allclose(tensor, (saved["state_dict"][name] + half["state_dict"][name]) / 2)
 
 
-@pytest.mark.parametrize("name", ["whole", "eight_bit"])
+@pytest.mark.parametrize("name", ["whole", "eight_bit", "stochastic"])
 def test_resumed_is_bit_exact(name, runs, two):
-    """In float32, weights, average and moments, which are 8-bit codes in one of them."""
+    """Weights, average and moments: in float32, as 8-bit codes, and of bfloat16 weights that are rounded at random."""
     alike(runs / f"{name}_resumed", runs / name)
 
 
@@ -312,6 +321,23 @@ def alike(first, second):
     assert same(first["state_dict"], second["state_dict"])
     assert same(first["ema"]["weights"], second["ema"]["weights"])
     assert same(first["optimizer_states"][0]["state"], second["optimizer_states"][0]["state"])
+
+
+@pytest.mark.parametrize("name", ["half_forward", "stochastic"])
+def test_sharded_weights_move_as_float32_would_move_them(name, runs, two, one):
+    """At the rate of fine-tuning, to what a forward in bfloat16 adds to Adam's first steps, which follow signs."""
+    from firered_lit.models.family import open_base
+
+    start = open_base("tiny").transformer(torch.float32).state_dict()
+    states = [read(newest(runs / kind))["state_dict"] for kind in ("fine", name)]
+    moves = [
+        torch.cat([(state[f"transformer.{key}"].float() - value).flatten() for key, value in start.items()])
+        for state in states
+    ]
+    exact, found = moves
+    projection = float(found @ exact / (exact @ exact))
+    print(f"{name}: {projection:.3f}")
+    assert projection > 0.9
 
 
 def test_moments_in_8_bits_go_where_float32_goes_and_change_into_each_other(data, runs, two):
