@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -285,7 +286,7 @@ def read_safely(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not is_archive(path):
         raise UserError(f"{path}: not a checkpoint, or cut short: choose another with run.resume=PATH")
     try:  # mapped, so that the ranks of one machine share the pages that they read
-        content = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        content = _mapped(path, map_location)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused, it holds Python objects (code could run): {_named(error)}") from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
@@ -293,6 +294,18 @@ def read_safely(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a training checkpoint: it has no `state_dict`")
     return content
+
+
+def _mapped(path: Path, map_location: Any) -> Any:
+    """Read a file of tensors and plain values; torchao tells torch that its 8-bit moments are safe when it is there."""
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        if "torchao.optim" not in str(error) or find_spec("torchao") is None:
+            raise
+    import torchao.optim  # noqa: F401
+
+    return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
 
 
 def remove(path: Path) -> None:

@@ -1,5 +1,7 @@
 """Small steps reach the weights: float32 masters, stochastic rounding, and what would lose them is refused."""
 
+import subprocess
+import sys
 from functools import cache, partial
 from tempfile import TemporaryDirectory
 
@@ -99,6 +101,17 @@ def test_half_weights_that_round_stochastically_are_resumed_bit_for_bit(tmp_path
     states = engine.optimizers[0].state.values()
     assert {type(held["exp_avg"]).__name__ for held in states} == {"Tensor", "OptimState8bit"}
     assert {held["exp_avg"].dtype for held in states} == {torch.float32}
+
+
+def test_another_process_reads_moments_in_8_bits(tmp_path):
+    """`export`, `average` and a resumed run open the file before anything else has imported torchao."""
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    torch.save({"state_dict": {}, "moment": OptimState8bit.zeros((64, 64))}, tmp_path / "step.ckpt")
+    read = "import sys; from pathlib import Path; from firered_lit.checkpoint import read_safely"
+    command = f"{read}; print(type(read_safely(Path(sys.argv[1]))['moment']).__name__)"
+    done = subprocess.run([sys.executable, "-c", command, str(tmp_path / "step.ckpt")], capture_output=True, text=True)
+    assert done.stdout.strip() == "OptimState8bit", done.stderr
 
 
 def test_a_run_that_rounded_stochastically_goes_on_in_float32(tmp_path):
