@@ -280,6 +280,7 @@ class Scoring:
         mean: How the official code averages.
         digits: Decimals to which a category's mean is rounded; None: not rounded.
         drops_empty: The official macro mean leaves out a category without a scored item; otherwise it does not exist.
+        requests: How many answers an attempt has.
     """
 
     name: str
@@ -290,6 +291,7 @@ class Scoring:
     mean: Mean
     digits: int | None = None
     drops_empty: bool = True
+    requests: int = 1
 
     @property
     def headline(self) -> str:
@@ -370,7 +372,7 @@ def _numpy_mean(values: Sequence[float]) -> float:
 REDEDIT = line_scoring("rededit", strips=True)
 IMGEDIT = line_scoring("imgedit", strips=False)
 GEDIT = Scoring(
-    "gedit", ("SC", "PQ", "O"), 0.0, _gedit_official, _gedit_strict, _numpy_mean, digits=None, drops_empty=False
+    "gedit", ("SC", "PQ", "O"), 0.0, _gedit_official, _gedit_strict, _numpy_mean, drops_empty=False, requests=2
 )
 
 
@@ -395,8 +397,16 @@ def judged_items(categories: Mapping[str, str], answers: Mapping[str, object]) -
 
 
 def score_item(scoring: Scoring, item: JudgedItem, mode: Mode) -> ItemScore:
-    """Score one item by its first attempt that has a score in this mode."""
+    """Score one item by its first attempt that has a score in this mode.
+
+    Raises:
+        UserError: There is no such mode, or an attempt has not one answer per request of the benchmark.
+    """
     read = scoring.reader(mode)
+    for answers in item.attempts:
+        if len(answers) != scoring.requests:
+            wrong = f"{len(answers)} answers in an attempt, where {scoring.requests} belong"
+            raise UserError(f"item {item.id} of {scoring.name}: {wrong}")
     answered = [answers for answers in item.attempts if all(isinstance(answer, str) for answer in answers)]
     for answers in answered:
         values = read(answers)

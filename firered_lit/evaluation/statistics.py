@@ -95,6 +95,7 @@ def estimate_means(scores: CategoryScores, *, seed: int, draws: int = 2000, leve
     Raises:
         UserError: There is no score, or one is not finite.
     """
+    _check_settings(draws, level)
     columns = _columns(scores)
     resampled = {}
     for category, values in columns.items():
@@ -120,6 +121,13 @@ def _columns(scores: CategoryScores) -> dict[str, Array]:
     if not columns:
         raise UserError("no item has a score: nothing can be estimated")
     return columns
+
+
+def _check_settings(draws: int, level: float) -> None:
+    if draws < 1:
+        raise UserError(f"draws {draws}: at least 1 is needed, 1000 or more are useful")
+    if not 0 < level < 1:
+        raise UserError(f"level {level}: a share between 0 and 1 is needed, such as 0.95")
 
 
 def _generator(*key: object) -> np.random.Generator:
@@ -262,6 +270,7 @@ def compare_models(
     """
     if len(models) < 2:
         raise UserError(f"{len(models)} model to compare: at least two are needed")
+    _check_settings(draws, level)
     settings = _Settings(seed, draws, level, power)
     comparisons = []
     for first, second in combinations(models, 2):
@@ -551,20 +560,21 @@ def bradley_terry(duels: Iterable[Duel], *, seed: int, draws: int = 500, level: 
     Raises:
         UserError: There is no duel, a winner took no part, or two groups of models never met.
     """
+    _check_settings(draws, level)
     duels = list(duels)
     names = _linked_models(duels)
     pairs = list(combinations(range(len(names)), 2))
     item_counts = _item_counts(duels, names, pairs)
 
     # The data as they are, then with items drawn anew.
-    items = len(item_counts)
-    rng = _generator("duels", seed)
-    drawn = rng.multinomial(items, np.full(items, 1 / items), size=draws)
-    multiplicity = np.concatenate([np.ones((1, items)), drawn])
-    counts = (multiplicity @ item_counts.reshape(items, -1)).reshape(-1, len(pairs), 3)
-    parameters = _davidson(counts, pairs, len(names))
+    seen = item_counts.sum(axis=0)
+    drawn = _drawn_counts(item_counts, draws, _generator("duels", seed))
+    parameters = _davidson(np.concatenate([seen[None], drawn]), pairs, len(names))
 
-    tail = (1 - level) / 2
+    # Percentiles widened for few items, as those of means.
+    items = len(item_counts)
+    widening = math.sqrt(items / (items - 1)) if items > 1 else 1.0
+    tail = NORMAL.cdf(-widening * student_quantile((1 + level) / 2, max(items - 1, 1)))
     models = {}
     for index in np.argsort(-parameters[0, :-1], kind="stable"):
         low, high = np.quantile(parameters[1:, index], [tail, 1 - tail])
@@ -574,6 +584,8 @@ def bradley_terry(duels: Iterable[Duel], *, seed: int, draws: int = 500, level: 
             models[names[index]] = Estimate(value, None, None, fought)
         else:
             models[names[index]] = Estimate(value, float(low), float(high), fought)
+
+    # The bias of position.
     decided = [duel for duel in duels if duel.winner is not None]
     left_share = None
     if decided:
@@ -619,6 +631,19 @@ def _item_counts(duels: Sequence[Duel], names: Sequence[str], pairs: Sequence[tu
             outcome = 0 if index_of[duel.winner] == first else 2
         counts[item_of[duel.item], pair_of[first, second], outcome] += 1
     return counts
+
+
+def _drawn_counts(item_counts: Array, draws: int, rng: np.random.Generator) -> Array:
+    """Sum the counts of items drawn with replacement: (draws, pairs, 3)."""
+    items = len(item_counts)
+    flat = item_counts.reshape(items, -1)
+    sums = np.empty((draws, flat.shape[1]))
+    rows = max(1, CHUNK // items)
+    for start in range(0, draws, rows):
+        stop = min(start + rows, draws)
+        multiplicity = rng.multinomial(items, np.full(items, 1 / items), size=stop - start)
+        sums[start:stop] = multiplicity @ flat
+    return sums.reshape(draws, *item_counts.shape[1:])
 
 
 def _davidson(counts: Array, pairs: Sequence[tuple[int, int]], models: int) -> Array:
@@ -706,6 +731,7 @@ def agreement(
         raise UserError(f"{len(judge)} verdicts of the judge and {len(people)} of people: as many of both are needed")
     if not {*judge, *people} <= {-1, 0, 1}:
         raise UserError("a preference is 1 (first), 0 (tie) or -1 (second)")
+    _check_settings(draws, level)
     judged = np.array(judge)
     wanted = np.array(people)
     same = judged == wanted

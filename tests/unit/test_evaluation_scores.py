@@ -120,6 +120,7 @@ JSON = {
     "a trailing comma": ('{"score": [7, 8],}', None),
     "a carriage return within text": ('{"score": [7, 8], "reasoning": "a\r\nb"}', None),
     "a newline within text": ('{"score": [7, 8], "reasoning": "a\nb"}', [7, 8]),
+    "a newline within a number": ('{"score": [1\n0, 8]}', [10, 8]),
     "another key": ('{"scores": [7, 8]}', None),
     "two objects": ('{"score": [7, 8]} {"score": [1, 1]}', None),
     "cut short": ('{"score": [7, 8], "reasoning": "it', [7, 8]),
@@ -183,6 +184,8 @@ def test_an_item_of_gedit_takes_the_first_attempt_whose_two_answers_can_be_read(
     late = JudgedItem("a", "text", (("sorry", '{"score": [9, 9]}'), (good, '{"score": [2, 2]}')))
     score = score_item(GEDIT, late, "official")
     assert score.values == {"SC": 6, "PQ": 2, "O": math.sqrt(12)}
+    twice = JudgedItem("a", "text", ((good, good), ('{"score": [9, 9]}',) * 2))
+    assert score_item(GEDIT, twice, "official").values["O"] == 6
     again = JudgedItem("a", "text", (("sorry", good),) * 3)
     assert score_item(GEDIT, again, "official").state == "unparsed"
 
@@ -229,9 +232,11 @@ def test_an_item_without_a_score_says_why() -> None:
     assert scored(REDEDIT, "strict").values == {"score": 1.0}
 
 
-def test_another_mode_is_refused_in_one_line() -> None:
+def test_another_mode_and_an_answer_too_many_are_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="official, strict"):
         scored(REDEDIT, "lenient")
+    with pytest.raises(UserError, match="item a of gedit: 1 answers"):
+        scored(GEDIT, "official", '{"score": [8, 9]}')
 
 
 def test_a_rubric_of_ones_own_has_its_scale_and_its_number_of_criteria() -> None:

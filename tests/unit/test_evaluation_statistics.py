@@ -67,7 +67,7 @@ def test_an_interval_depends_on_its_seed_and_on_its_own_category_alone() -> None
     add, text = graded(rng, 40), graded(rng, 30)
     both = estimate_means({"add": add, "text": text}, seed=3)
     assert both == estimate_means({"add": add, "text": text}, seed=3)
-    assert both.categories["add"] == estimate_means({"add": add}, seed=3).categories["add"]
+    assert both.categories["text"] == estimate_means({"text": text}, seed=3).categories["text"]
     assert both.categories["add"] != estimate_means({"add": add}, seed=4).categories["add"]
 
 
@@ -96,6 +96,10 @@ def test_nothing_to_estimate_is_refused_in_one_line() -> None:
             estimate_means(scores, seed=0)
     with pytest.raises(UserError, match="category add"):
         estimate_means({"add": {"1": math.nan}}, seed=0)
+    with pytest.raises(UserError, match="draws 0"):
+        estimate_means({"add": {"1": 1}}, seed=0, draws=0)
+    with pytest.raises(UserError, match="level 95"):
+        bradley_terry([Duel("1", "A", "B", "A")], seed=0, level=95)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.975, 0.995])
