@@ -89,7 +89,9 @@ def test_every_term_is_logged_and_validated(pairs, tuned, tmp_path):
         assert len(column(rows, f"train/{name}")) == 2
     for name in (*terms, "psnr", "ssim"):
         assert math.isfinite(column(rows, f"val/{name}")[0])
-    assert column(rows, "val/preference")[0] != pytest.approx(LN2, abs=1e-6)
+    at_the_start, *_, at_the_end = column(rows, "val/preference")
+    assert at_the_start == pytest.approx(LN2, abs=1e-6)
+    assert at_the_end != pytest.approx(LN2, abs=1e-6)
     assert (tmp_path / "run" / "samples" / "step_00000002.png").exists()
 
 

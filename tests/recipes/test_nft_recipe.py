@@ -78,7 +78,7 @@ REFUSED = {
     "callbacks.reward=null": "needs a reward",
     "stage.group_size=1": "at least 2",
     "stage.weights={ocr: 1.0}": "name each reward once",
-    "data.groups=0": "data.groups=0",
+    "data.groups=0": "data.groups: expected a number >= 1, got 0",
     "trainer.gradient_clip_val=1.0": "trainer.gradient_clip_val: this stage clips by itself",
 }
 
