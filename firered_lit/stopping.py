@@ -207,12 +207,29 @@ def _workers() -> Sequence[Any]:
     return module.active_children() if module else ()
 
 
+_mask = threading.local()  # of a thread that forks: the signals that it had blocked before
+
+
+def _hold_signals() -> None:
+    """Let no signal reach a forked process before it has its own handlers: it would be lost there."""
+    if _watch is not None:
+        _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+def _release_signals() -> None:
+    """Let through the signals that came while a process was forked."""
+    before = _mask.__dict__.pop("before", None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _forget() -> None:
     """Leave the signals to a forked process itself: a data worker is none of the run's."""
     global _watch
     if _watch is not None:
         _watch.reset()
         _watch = None
+    _release_signals()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_forget)

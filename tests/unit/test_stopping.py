@@ -20,6 +20,7 @@ def wait():
     while True:
         time.sleep(0.1)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts behind it
 with stopping.watching():
     {body}
 """
