@@ -31,7 +31,7 @@ CHUNK = 64  # rows of a chunk: about 256 MB of latents at this size
 def synthesise(folder: Path, rows: int) -> None:
     """An index of `rows` rows in 360 uneven buckets (ten tasks, zero to three references, nine shapes)."""
     keys = sorted(
-        (f"task{task}", n, shape, (shape,) * n, ())
+        (f"task{task}", n, shape, (shape,) * n, (), False)
         for task in range(10)
         for n in range(4)
         for shape in shape_table(AREA)

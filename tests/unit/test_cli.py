@@ -213,10 +213,11 @@ def test_edit_and_export_pass_on_what_they_were_given(monkeypatch):
     assert cli.main(["average", "--run", "R", "--last", "2", "--out", "F.ckpt"]) == 0
     given = {"model": "M", "images": ["A", "B"], "prompt": "T", "out": "F", "steps": 2, "seed": 0}
     given |= {"width": 128, "height": 96, "guidance": 1.0, "stock": True, "loras": ["L"]}
+    base = {"dtype": "base"}
     assert calls == [
         ("edit", given),
-        ("export", {"run": "R", "out": "D", "checkpoint": "last", "merge": False, "ema": False, "log": False}),
-        ("export", {"run": "R", "out": "D", "checkpoint": "best", "merge": True, "ema": True, "log": True}),
+        ("export", {"run": "R", "out": "D", "checkpoint": "last", "merge": False, "ema": False, "log": False, **base}),
+        ("export", {"run": "R", "out": "D", "checkpoint": "best", "merge": True, "ema": True, "log": True, **base}),
         ("average", {"run": "R", "out": "F.ckpt", "last": 2}),
     ]
 
