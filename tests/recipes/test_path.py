@@ -107,6 +107,28 @@ def test_killed_at_a_random_step_and_resumed_is_bit_exact(
     assert same(run, uninterrupted)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_and_resumed_is_bit_exact_where_weights_are_rounded_at_random(
+    world: Path, launch, tmp_path: Path
+) -> None:
+    """Stochastic rounding of bfloat16 weights draws by seed and step, so that it goes on as it began."""
+    rounded = ["stage.backbone.dtype=bfloat16", f"data.root={world}"]
+    rounded += ["stage.optimizer={_target_: firered_lit.optim.stochastic_adamw8bit, _partial_: true, lr: 1.0e-3}"]
+    straight = launch(*FIT, *rounded, f"run.dir={tmp_path / 'straight'}", *KILLED)
+    assert straight.wait(400) == 0, straight.output
+
+    run = tmp_path / "run"
+    process = launch(*FIT, *rounded, f"run.dir={run}", *KILLED)
+    process.until(lambda: steps(run) >= 5)
+    process.send(signal.SIGKILL)
+    process.wait()
+    assert 0 < steps(run) < 14, "killed too late to show anything"
+    again = launch(*FIT, *rounded, f"run.dir={run}", *KILLED, "run.resume=last")
+    assert again.wait(400) == 0, again.output
+    assert same(run, tmp_path / "straight")
+
+
 def test_the_comparison_can_fail(world: Path, uninterrupted: Path, launch, tmp_path: Path) -> None:
     """Another seed gives other weights."""
     process = launch(*FIT, f"data.root={world}", f"run.dir={tmp_path / 'run'}", *KILLED, "stage.seed=1")
