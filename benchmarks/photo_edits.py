@@ -57,7 +57,7 @@ def is_right(edited: Picture, source: Picture, answer: Picture) -> bool:
 
 @dataclass(frozen=True)
 class Judged:
-    """How many edits are right, of how many, and their mean PSNR to the exact answers in dB."""
+    """The count of right edits, of all edits, and their mean PSNR to the exact answers in dB."""
 
     right: int
     count: int

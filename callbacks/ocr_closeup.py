@@ -76,7 +76,7 @@ def score_where_due(
     """
     fold_case = fold_case or [True] * len(images)
     asked = [
-        _Asked(image, text, layout, {**weights, "fold_case": fold})
+        _ToScore(image, text, layout, {**weights, "fold_case": fold})
         for image, text, layout, fold in zip(images, texts, layouts, fold_case)
     ]
     enough = layout_floor(**weights)
@@ -101,7 +101,7 @@ def score_where_due(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ToScore:
     """An image, and how it is to be scored."""
 
     image: Picture
@@ -126,14 +126,14 @@ class _Asked:
         return Scored(score_reading(chars, self.size, self.text, self.layout, **self.rule), chars, region, looks)
 
 
-def _may_earn_more(one: Scored | str, asked: _Asked, enough: float) -> bool:
+def _may_earn_more(one: Scored | str, asked: _ToScore, enough: float) -> bool:
     """Return whether the whole image could give another score than its close-up gave."""
     if isinstance(one, str) or one.region is None:
         return False
     return float(one.score) < enough or cut_off(one, asked.size, asked.text, asked.layout)
 
 
-def _look_closer(read: Reader, asked: _Asked, before: Scored, side: int, times: int, number: int) -> Scored:
+def _look_closer(read: Reader, asked: _ToScore, before: Scored, side: int, times: int, number: int) -> Scored:
     """Read the text's place, or the image tile by tile, enlarged; return the score where it finds the words.
 
     Scraps of other words do not count: of many tiles, one is always a little like the text.

@@ -202,7 +202,7 @@ def styles_of(prompt: str, mentions: Sequence[Mention]) -> set[str]:
 
 
 class Context:
-    """What a prompt says about its bare numbers.
+    """The reading of a prompt's bare numbers.
 
     Args:
         prompt: What is read.

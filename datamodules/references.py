@@ -21,7 +21,7 @@ BLANK = "\x00"  # in the place of what is read already: it is no word and no num
 
 @dataclass(frozen=True)
 class Reading:
-    """What a prompt says of its references."""
+    """The reading of a prompt: what it says of its references."""
 
     mentions: tuple[Mention, ...]  # from left to right, none overlapping
     unclear: tuple[str, ...]  # words that may name a reference and are not understood
@@ -30,7 +30,7 @@ class Reading:
 
     @property
     def needs_all(self) -> bool:
-        """Whether it speaks of several references at once, or of one without its number."""
+        """Return whether it speaks of several references at once, or of one without its number."""
         return self.elliptical or bool(_found(self.rest, [*ROLES, *SEVERAL]))
 
 

@@ -26,7 +26,7 @@ ADAM_MORE = {"step", "max_exp_avg_sq"}
 
 @dataclass(frozen=True)
 class SavedOptimizer:
-    """What a checkpoint says of its optimizer.
+    """The record that a checkpoint has of its optimizer.
 
     Args:
         name: its class, with the module; None in checkpoints of earlier versions.

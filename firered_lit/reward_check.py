@@ -54,7 +54,7 @@ def _uses(recipe: Recipe, place: str, settings: dict[str, Any], names: Collectio
 
 
 def _refusal(check: Any, *arguments: Any) -> UserError | None:
-    """What a check refuses."""
+    """Return what a check refuses."""
     try:
         check(*arguments)
     except UserError as problem:
@@ -70,7 +70,7 @@ def _at(node: Any, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _is_judged(node: Any) -> bool:
-    """Whether a callback's name as a reward is known, or that it is none."""
+    """Return whether a callback's name as a reward is known, or that it is none."""
     if node is None:
         return True
     target = node.get(TARGET) if isinstance(node, dict) else None

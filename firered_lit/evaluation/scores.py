@@ -269,7 +269,7 @@ Mean = Callable[[Sequence[float]], float]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How one benchmark turns answers into tables.
+    """The rules by which one benchmark turns answers into tables.
 
     Attributes:
         name: The benchmark's.

@@ -198,7 +198,7 @@ def student_quantile(share: float, freedom: float) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """What the first model scores above the second, on the items that both have.
+    """The margin of the first model over the second, on the items that both have.
 
     Attributes:
         estimate: Mean difference with its interval.
@@ -226,7 +226,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What `compare_models` was asked for."""
+    """The settings of a call of `compare_models`."""
 
     seed: int
     draws: int
@@ -435,7 +435,7 @@ def _worded(difference: Difference, adjusted_p: float, names: tuple[str, str], l
 
 @dataclass(frozen=True)
 class JudgeNoise:
-    """How far a judge moves when it is asked the same again.
+    """The distance that a judge moves when it is asked the same again.
 
     Attributes:
         deviation: Standard deviation of one score around its item's mean, pooled over items.
@@ -689,7 +689,7 @@ def _davidson(counts: Array, pairs: Sequence[tuple[int, int]], models: int) -> A
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a judge prefers what people prefer.
+    """The share of pairs in which a judge prefers what people prefer.
 
     Attributes:
         all_pairs: The share of pairs with the same verdict of three: first, tie, second.

@@ -45,7 +45,7 @@ class TextMatch:
 
     @property
     def complete(self) -> bool:
-        """Whether the text was read exactly."""
+        """Return whether the text was read exactly."""
         return self.edit_distance == 0
 
     @property

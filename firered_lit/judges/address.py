@@ -43,12 +43,12 @@ class Address:
 
     @property
     def in_clear(self) -> bool:
-        """Whether the key travels over a network without encryption."""
+        """Return whether the key travels over a network without encryption."""
         return self.key is not None and self.url.startswith("http:") and not is_loopback(_host(self.url)[0])
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine itself."""
+    """Return whether a host is this machine itself."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -302,7 +302,7 @@ class _Worker:
             return response.status, response.headers, bytes(raw)
 
     def _refusal(self, status: int, headers: Any, raw: bytes) -> tuple[Reply, bool]:
-        """What an HTTP status other than 200 means, and whether it may pass."""
+        """Return what an HTTP status other than 200 means, and whether it may pass."""
         address = self.client.address
         body = raw.decode(errors="replace")
         reason = f"HTTP {status} {one_line(body)}".strip()
@@ -406,7 +406,7 @@ def _answer(raw: bytes) -> tuple[Reply, bool]:
 
 
 def _network_reason(problem: Exception) -> str:
-    """What went wrong on the way, in one line."""
+    """Return what went wrong on the way, in one line."""
     system = getattr(problem, "os_error", problem)  # of a connection that aiohttp could not make
     if isinstance(system, ssl.SSLError):
         return one_line(f"no secure connection: {system}")

@@ -36,7 +36,7 @@ FINAL = frozenset({Kind.ANSWERED, Kind.REFUSED, Kind.CUT, Kind.UNPARSED})
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of one request.
+    """The outcome of one request.
 
     Args:
         kind: the kind.
@@ -69,12 +69,12 @@ class Reply:
 
     @property
     def declines(self) -> bool:
-        """Whether the words begin as models do that decline to answer."""
+        """Return whether the words begin as models do that decline to answer."""
         return DECLINED.match(self.words) is not None
 
 
 class NoAnswerError(Exception):
-    """What a server sent is no chat completion."""
+    """The error of an answer that is no chat completion."""
 
 
 def read(response: Any) -> Reply:
@@ -117,7 +117,7 @@ def read(response: Any) -> Reply:
 
 
 def is_filter(body: str) -> bool:
-    """Whether the body of an HTTP error says that a content filter stopped the request."""
+    """Return whether the body of an HTTP error says that a content filter stopped the request."""
     text = body.lower().replace(" ", "_")
     return any(word in text for word in FILTERED)
 

@@ -33,7 +33,7 @@ class Picture:
         return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
 
     def label(self) -> str:
-        """What stands for the data URL where a request is hashed or written down."""
+        """Return what stands for the data URL where a request is hashed or written down."""
         return f"{self.mime};sha256,{self.digest}"
 
 
