@@ -1,4 +1,4 @@
-"""The house as described is the house as built. `python tests/test_architecture.py` rewrites the README's tree."""
+"""The house as described is the house as built. `python tests/test_architecture.py` writes docs/tree.md."""
 
 import ast
 import importlib
@@ -44,9 +44,24 @@ def tree() -> str:
     return "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```"
 
 
-def test_the_readmes_tree_is_the_tree() -> None:
+def page() -> str:
+    """docs/tree.md: the tree under a headline."""
+    return f"# Every file\n\nWritten by `python tests/test_architecture.py`.\n\n{tree()}\n"
+
+
+def test_the_page_of_the_tree_is_the_tree() -> None:
+    written = (ROOT / "docs/tree.md").read_text(encoding="utf-8")
+    assert written == page(), "run `python tests/test_architecture.py` to write docs/tree.md"
+
+
+def test_the_readmes_map_names_the_rooms_that_there_are() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert tree() in readme, "run `python tests/test_architecture.py` to rewrite the README's tree"
+    drawing = readme.split("## The map")[1].split("```")[1]
+    rooms = re.findall(r"[\w]+/", drawing)
+    assert {"firered_lit/", "datamodules/", "callbacks/", "recipes/"} <= set(rooms)
+    homes = (ROOT, ROOT / "firered_lit", ROOT / "recipes")
+    missing = [room for room in rooms if not any((home / room).is_dir() for home in homes)]
+    assert missing == []
 
 
 def test_the_readmes_links_lead_somewhere() -> None:
@@ -101,8 +116,4 @@ def test_nothing_of_this_machine_or_of_an_index_is_committed() -> None:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split("## The tree\n\n")
-    after = rest[rest.index("\n## ") :]
-    readme.write_text(f"{before}## The tree\n\n{tree()}\n{after}", encoding="utf-8")
+    (ROOT / "docs/tree.md").write_text(page(), encoding="utf-8")
