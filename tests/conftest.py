@@ -1,6 +1,7 @@
 """Set before anything heavy is imported: no network, no telemetry, one thread per process."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", MLFLOW_DISABLE_T
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests" / "support"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,181 @@
+"""A user's copy of a benchmark, held against the published one before anything is drawn or asked."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from firered_lit.errors import UserError
+from firered_lit.evaluation.protocols import Item
+from firered_lit.textfiles import MEGABYTE, read_bytes
+
+Version = Literal["published", "any"]
+LARGEST_PICTURE = 256 * MEGABYTE
+
+
+def read_file(path: Path, hint: str) -> bytes:
+    """Return the content of one file of a benchmark.
+
+    Args:
+        path: The file.
+        hint: What to do where it is missing.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return read_bytes(path, LARGEST_PICTURE)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {hint}") from None
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+
+
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object in a text.
+
+    Args:
+        text: The text.
+        where: The file, and the line in it.
+
+    Raises:
+        UserError: It is no JSON object.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{where}: not valid JSON ({problem})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: expected a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def text_of(row: Mapping[str, Any], name: str, where: str) -> str:
+    """Return the text in a column of a row.
+
+    Raises:
+        UserError: There is none.
+    """
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {name}: expected a text, got {value!r}")
+    return value
+
+
+def path_below(name: str, where: str) -> str:
+    """Return a path that leads to nothing outside of the folder that it is joined to.
+
+    Raises:
+        UserError: It is absolute, or climbs by "..".
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name or not path.parts:
+        raise UserError(f"{where}: {name!r} does not lie below the benchmark's folder")
+    return str(path)
+
+
+def file_name(name: str, where: str) -> str:
+    """Return a name that can be a file's: one part of a path.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if len(PurePosixPath(path_below(name, where)).parts) != 1 or len(name.encode()) > 200:
+        raise UserError(f"{where}: {name!r} cannot be a file's name")
+    return name
+
+
+def unique(ids: Iterable[str], where: str) -> None:
+    """Refuse ids of which two are the same.
+
+    Raises:
+        UserError: Two are the same.
+    """
+    for name, count in Counter(ids).items():
+        if count > 1:
+            raise UserError(f"{where}: the id {name!r} stands there {count} times")
+
+
+def check_version(
+    where: str,
+    categories: Iterable[str],
+    published: Mapping[str, int],
+    *,
+    version: Version,
+    digest: str = "",
+    published_digest: str = "",
+) -> None:
+    """Refuse an index that is not the published one.
+
+    Args:
+        where: The index.
+        categories: The category of each row.
+        published: Category -> how many rows the published index has.
+        version: "any" takes every index.
+        digest: SHA-256 of the index; "" where there is none to compare.
+        published_digest: SHA-256 of the published index, or its beginning.
+
+    Raises:
+        UserError: Rows are missing or too many, or the index has another hash.
+    """
+    if version == "any":
+        return
+    found = Counter(categories)
+    wrong = []
+    for category in {**published, **found}:
+        expected = published.get(category, 0)
+        if found[category] != expected:
+            wrong.append(f"{category} {found[category]} of {expected}")
+    other = digest and published_digest and not digest.startswith(published_digest)
+    if not wrong and not other:
+        return
+    parts = []
+    if wrong:
+        more = "" if len(wrong) <= 3 else f" and {len(wrong) - 3} more"
+        rows = f"{found.total()} rows, the published version has {sum(published.values())}"
+        parts.append(f"{rows} ({', '.join(wrong[:3])}{more})")
+    if other:
+        parts.append(f"SHA-256 {digest[:16]}..., the published version's begins with {published_digest[:16]}")
+    remedy = "take the published file, or score this one as it is by `version: any` in the recipe's benchmark"
+    raise UserError(f"{where}: {'; '.join(parts)}; {remedy}")
+
+
+def check_pictures(folder: Path, names: Iterable[str], hint: str) -> None:
+    """Refuse a folder in which pictures are missing.
+
+    Args:
+        folder: What the names lie below.
+        names: The files.
+        hint: Where they come from.
+
+    Raises:
+        UserError: Some are missing.
+    """
+    names = list(dict.fromkeys(names))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} of {len(names)} pictures are missing, first {missing[0]}; {hint}")
+
+
+def first_of_each(items: Sequence[Item], each: int | None) -> list[Item]:
+    """Return the first `each` items of every suite and category, in their order; all where `each` is None."""
+    if each is None:
+        return list(items)
+    seen: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for item in items:
+        seen[item.suite, item.category] += 1
+        if seen[item.suite, item.category] <= each:
+            kept.append(item)
+    return kept
+
+
+def sha256(*contents: bytes) -> str:
+    """Return the SHA-256 of several contents, each told apart from the next by its length."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()

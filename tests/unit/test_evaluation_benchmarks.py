@@ -1,0 +1,230 @@
+"""A benchmark is read as it was published, or refused in one line before anything is drawn."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import standin
+from PIL import Image
+
+from firered_lit.errors import UserError
+from firered_lit.evaluation.benchmarks import rededit
+from firered_lit.evaluation.benchmarks.gedit import GEdit
+from firered_lit.evaluation.benchmarks.imgedit import ImgEdit
+from firered_lit.evaluation.benchmarks.rededit import REDEdit
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copies")
+    standin.write_rededit(folder / "rededit", each=2)
+    standin.write_imgedit(folder / "imgedit", each=2)
+    standin.write_imgedit(folder / "repack", each=2, parquet=True)
+    standin.write_gedit(folder / "gedit", each=2)
+    return folder
+
+
+def opened(picture: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(picture))
+
+
+def test_rededit_has_every_row_in_both_languages_with_its_own_source(copies: Path) -> None:
+    benchmark = REDEdit(str(copies / "rededit"), version="any")
+    items = benchmark.items()
+    english = [item for item in items if item.suite == "rededit_en"]
+    assert list(benchmark.suites()) == ["rededit_en", "rededit_cn"]
+    assert Counter(item.category for item in english) == dict.fromkeys(standin.REDEDIT, 2)
+    assert [item.id for item in english] == [str(i + 1) for i in range(30)]
+    assert len(items) == 60
+    portrait = next(item for item in english if item.category == "portrait")
+    assert portrait.sources[0].startswith("redbench/id/portrait-")
+    assert portrait.output == f"portrait/portrait-{portrait.id}.png"
+    chinese = next(item for item in items if item.suite == "rededit_cn" and item.id == portrait.id)
+    assert (chinese.language, chinese.sources) == ("zh", portrait.sources)
+    assert chinese.instruction != portrait.instruction
+    assert benchmark.sources(portrait) == [(copies / "rededit" / portrait.sources[0]).read_bytes()]
+    assert "<edit_prompt>" in benchmark.prompt(portrait)
+
+
+def test_imgedit_reads_the_same_items_as_json_and_as_parquet(copies: Path) -> None:
+    both = [ImgEdit(str(copies / name), version="any") for name in ("imgedit", "repack")]
+    items = [benchmark.items() for benchmark in both]
+    told = [[(item.id, item.category, item.instruction, item.output) for item in found] for found in items]
+    assert told[0] == told[1]
+    assert Counter(item.category for item in items[0]) == dict.fromkeys(standin.IMGEDIT, 2)
+    assert both[0].fingerprint() == both[1].fingerprint()
+    for first, second in zip(*items, strict=True):
+        pictures = [opened(benchmark.sources(item)[0]) for benchmark, item in zip(both, (first, second), strict=True)]
+        assert pictures[0].format == "JPEG"
+        assert pictures[0].tobytes() == pictures[1].tobytes()
+
+
+def test_gedit_keeps_two_rows_of_one_key_apart(copies: Path) -> None:
+    benchmark = GEdit(str(copies / "gedit"), version="any")
+    items = benchmark.items()
+    assert Counter(item.suite for item in items) == {"gedit_en": 22, "gedit_cn": 22}
+    assert len({(item.suite, item.id) for item in items}) == 44
+    assert len({(item.suite, item.output) for item in items}) == 44
+    twins = [item for item in items if item.suite == "gedit_en" and item.category == "subject-remove"]
+    assert twins[1].id == f"{twins[0].id}-2"
+    assert benchmark.sources(twins[0]) != benchmark.sources(twins[1])
+    assert sum(item.facts["intersection"] for item in items) == 22
+    rows = [row for path in sorted((copies / "gedit/data").iterdir()) for row in pq.read_table(path).to_pylist()]
+    for item in items:
+        assert benchmark.sources(item) == [rows[item.facts["row"]]["input_image"]["bytes"]]
+
+
+def test_prompts_in_python_are_read_and_never_run(copies: Path) -> None:
+    prompts = GEdit(str(copies / "gedit"), version="any").prompts
+    assert set(prompts) == {
+        "_context_no_delimit",
+        "_prompts_0shot_two_image_edit_rule",
+        "_prompts_0shot_tie_rule_SC",
+        "_prompts_0shot_rule_PQ",
+    }
+
+
+def test_the_first_items_of_each_category_can_be_asked_for(copies: Path) -> None:
+    items = REDEdit(str(copies / "rededit"), version="any", each=1, languages=["cn"]).items()
+    assert [item.category for item in items] == list(standin.REDEDIT)
+
+
+def test_the_published_rededit_is_taken_as_it_is(shared_data: Path, tmp_path: Path) -> None:
+    index = shared_data / "rededit_bench" / "redbench.jsonl"
+    if not index.exists():
+        pytest.skip("the index of REDEdit-Bench is not here")
+    content = index.read_bytes()
+    (tmp_path / "redbench.jsonl").write_bytes(content)
+    rows = [json.loads(line) for line in content.decode().splitlines()]
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    for row in rows:
+        path = tmp_path / row["source"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture.getvalue())
+    items = REDEdit(str(tmp_path)).items()
+    assert len(items) == 2 * sum(rededit.PUBLISHED.values()) == 3084
+    assert len({(item.suite, item.output) for item in items}) == 3084
+    assert all(item.output == f"{item.category}/{item.category}-{item.id}.png" for item in items)
+
+    # A row less: the message names the task.
+    short = [line for line in content.splitlines(keepends=True) if b'"id": "1500"' not in line]
+    (tmp_path / "redbench.jsonl").write_bytes(b"".join(short))
+    with pytest.raises(UserError, match=r"1541 rows, the published version has 1542 \(\w+ \d+ of \d+\); SHA-256"):
+        REDEdit(str(tmp_path)).items()
+
+
+class Damage:
+    """What can be wrong with a folder, and what the one line says."""
+
+    @staticmethod
+    def no_index(folder: Path) -> str:
+        (folder / "redbench.jsonl").unlink()
+        return r"redbench\.jsonl: missing; .*REDEdit_Bench\.tar"
+
+    @staticmethod
+    def no_pictures(folder: Path) -> str:
+        for path in (folder / "redbench").rglob("*.png"):
+            path.unlink()
+        return r"15 of 15 pictures are missing, first redbench/add/add-1\.png; .*REDEdit_Bench\.tar"
+
+    @staticmethod
+    def one_picture_less(folder: Path) -> str:
+        (folder / "redbench/id/portrait-10.png").unlink()
+        return r"1 of 15 pictures are missing, first redbench/id/portrait-10\.png"
+
+    @staticmethod
+    def half_a_line(folder: Path) -> str:
+        index = folder / "redbench.jsonl"
+        index.write_text(index.read_text(encoding="utf-8") + '{"id": "1', encoding="utf-8")
+        return r"redbench\.jsonl:16: not valid JSON"
+
+    @staticmethod
+    def no_object(folder: Path) -> str:
+        (folder / "redbench.jsonl").write_text("[1]\n", encoding="utf-8")
+        return r"redbench\.jsonl:1: expected a JSON object, not a list"
+
+    @staticmethod
+    def no_text(folder: Path) -> str:
+        _change(folder, a_to_b_instructions=7)
+        return r"redbench\.jsonl:1: a_to_b_instructions: expected a text, got 7"
+
+    @staticmethod
+    def an_id_twice(folder: Path) -> str:
+        _change(folder, id="2")
+        return r"the id '2' stands there 2 times"
+
+    @staticmethod
+    def a_way_out(folder: Path) -> str:
+        _change(folder, source="redbench/../../outside.png")
+        return r"redbench\.jsonl:1: 'redbench/\.\./\.\./outside\.png' does not lie below"
+
+    @staticmethod
+    def a_task_with_a_way_out(folder: Path) -> str:
+        _change(folder, task="../add")
+        return r"'\.\./add' does not lie below"
+
+    @staticmethod
+    def other_text(folder: Path) -> str:
+        (folder / "redbench.jsonl").write_bytes(b"\xff\xfe")
+        return r"redbench\.jsonl: not UTF-8 text"
+
+
+def _change(folder: Path, **columns: object) -> None:
+    """Change columns of the first row."""
+    index = folder / "redbench.jsonl"
+    first, *rest = index.read_text(encoding="utf-8").splitlines(keepends=True)
+    index.write_text(json.dumps(json.loads(first) | columns) + "\n" + "".join(rest), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Damage) if not name.startswith("_")])
+def test_a_damaged_rededit_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    folder = standin.write_rededit(tmp_path, each=1)
+    message = getattr(Damage, name)(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        REDEdit(str(folder), version="any").items()
+    assert "\n" not in str(caught.value)
+
+
+def test_another_version_is_refused_with_its_hash_and_taken_on_request(copies: Path) -> None:
+    with pytest.raises(UserError, match=r"30 rows, the published version has 1542 .*SHA-256 [0-9a-f]{16}"):
+        REDEdit(str(copies / "rededit")).items()
+    with pytest.raises(UserError, match=r"18 rows, the published version has 737 .*SHA-256 [0-9a-f]{16}"):
+        ImgEdit(str(copies / "imgedit")).items()
+    with pytest.raises(UserError, match=r"gedit \(en\): 22 rows, the published version has 606"):
+        GEdit(str(copies / "gedit")).items()
+
+
+@pytest.mark.parametrize("kind", [ImgEdit, GEdit])
+def test_an_empty_folder_is_refused_in_one_line(kind: type, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="parquet files"):
+        kind(str(tmp_path)).items()
+
+
+def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1, and then nothing")
+    with pytest.raises(UserError, match=r"train\.parquet: cannot be read as parquet"):
+        GEdit(str(tmp_path)).items()
+    pq.write_table(pq.read_table(standin.write_gedit(tmp_path / "whole", 1) / "data/train-00000-of-00002.parquet")
+                   .drop_columns(["key"]), tmp_path / "train.parquet")  # fmt: skip
+    with pytest.raises(UserError, match=r"train\.parquet: no column 'key'"):
+        GEdit(str(tmp_path)).items()
+
+
+@pytest.mark.parametrize("key", ["../../out", "/etc/passwd", "a/b", "..\\x", "", "x" * 300])
+def test_a_key_that_is_no_files_name_is_refused(key: str, tmp_path: Path) -> None:
+    folder = standin.write_imgedit(tmp_path, each=1)
+    index = json.loads((folder / "basic_edit.json").read_text(encoding="utf-8"))
+    index[key] = index.pop("7")
+    (folder / "basic_edit.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(UserError):
+        ImgEdit(str(folder), version="any").items()
+
+
+def test_a_missing_prompt_is_named_with_the_file(copies: Path) -> None:
+    benchmark = REDEdit(str(copies / "rededit"), version="any", prompts=str(copies / "nowhere.json"))
+    with pytest.raises(UserError, match=r"nowhere\.json: missing; .*`prompts`"):
+        benchmark.prompt(benchmark.items()[0])
