@@ -4,7 +4,7 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,19 @@ class Sample:
     tensors: dict[str, Tensor]
     images: dict[str, bytes]
     orders: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Packed(Sample):
+    """A sample with the leaves that LitData stores, so that one that cannot be stored is known with its row."""
+
+    leaves: dict[str, Any] = field(default_factory=dict)
+
+
+def packed(sample: Sample) -> Packed:
+    """Return a sample with its leaves."""
+    parts = {part.name: getattr(sample, part.name) for part in fields(Sample)}
+    return Packed(**parts, leaves=pack(sample))
 
 
 def pack(sample: Sample) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 from PIL import Image
@@ -11,7 +12,7 @@ from firered_lit.models.sizes import Shape, Sizes
 
 from . import images, masks
 from .records import Record, Refusal, named_images
-from .refusals import Refuse
+from .refusals import Refuse, guarded
 from .regions import Region, check_inside, through
 
 
@@ -47,11 +48,14 @@ class Opening:
         """A row's records with their crops, or why it cannot be used. Records of one row share crops."""
         if isinstance(row, Refusal):
             return row
-        try:
-            loaded, crops = self.load(row), {}
-            return [self.crop(record, loaded, self.held_out(row), crops) for record in row]
-        except Refuse as problem:
-            return Refusal(row[0].where, *problem.args)
+        return guarded(partial(self._cropped, row), row[0].where)
+
+    def _cropped(self, row: list[Record]) -> list[Cropped]:
+        """Return a row's records with their crops."""
+        loaded = self.load(row)
+        held_out = self.held_out(row)
+        crops: dict[tuple[str, Shape], Image.Image] = {}
+        return [self.crop(record, loaded, held_out, crops) for record in row]
 
     def load(self, row: Sequence[Record]) -> dict[str, Image.Image]:
         """The images of a row's records by path, each opened once; two that ought to differ do."""

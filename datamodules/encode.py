@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +18,13 @@ from firered_lit.models.family import Base
 
 from . import masks
 from .canonical import canonical
-from .chunks import Sample
+from .chunks import Sample, packed
 from .crops import Cropped, from_png
 from .faces import Faces
 from .instruction import choices, droppable_references, keeps_order, reworded
 from .reading import Reader, layout_of
-from .records import Record, Refusal
+from .records import Record
+from .refusals import Refusal, ends_the_work, guarded
 
 __all__ = ["DTYPES", "Encoder", "from_png"]
 
@@ -67,6 +69,18 @@ class Encoder:
         Held-out samples are for validation, which shows references as they are. What a sample becomes depends on the
         others beside it by rounding alone.
         """
+        try:
+            return self._together(some)
+        except Exception as problem:  # of one of them; each alone says which
+            if ends_the_work(problem):
+                raise
+            return [guarded(partial(self._alone, cropped), cropped.record.where) for cropped in some]
+
+    def _alone(self, cropped: Cropped) -> Sample | Refusal:
+        (found,) = self._together([cropped])
+        return found
+
+    def _together(self, some: Sequence[Cropped]) -> list[Sample | Refusal]:
         some = [self._placed(self._with_faces(cropped)) for cropped in some]
         prompts = [self._prompts(cropped) for cropped in some]
         latents, texts = self._latents(some), self._texts(some, prompts)
@@ -89,7 +103,8 @@ class Encoder:
         named = {",".join(map(str, order)): order for order in prompts if order}
         changed = {name: prompts[order] for name, order in named.items() if prompts[order] != record.instructions}
         meta = self._meta(cropped) | ({"reindexed": changed} if changed else {})
-        return Sample(record.id, meta, tensors, cropped.pictures, {name: texts[o] for name, o in named.items()})
+        orders = {name: texts[order] for name, order in named.items()}
+        return packed(Sample(record.id, meta, tensors, cropped.pictures, orders))
 
     def _with_faces(self, cropped: Cropped) -> Cropped:
         if self.faces is None or cropped.record.regions:
@@ -154,13 +169,13 @@ class Encoder:
             try:
                 texts = self._encoded([(prompts[i][order], _ordered(some[i], order)) for i, order in part])
             except UserError:  # of one of them; each alone says which
-                texts = [self._alone(some[i], prompts[i][order], order) for i, order in part]
+                texts = [self._texts_alone(some[i], prompts[i][order], order) for i, order in part]
             for (i, order), own in zip(part, texts, strict=True):
                 if isinstance(before := found[i], dict):
                     found[i] = own if isinstance(own, Refusal) else before | {order: own}
         return found
 
-    def _alone(self, cropped: Cropped, instructions: Instructions, order: Order) -> Texts | Refusal:
+    def _texts_alone(self, cropped: Cropped, instructions: Instructions, order: Order) -> Texts | Refusal:
         try:
             return self._encoded([(instructions, _ordered(cropped, order))])[0]
         except UserError as problem:

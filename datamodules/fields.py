@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .refusals import Refuse
@@ -10,15 +11,72 @@ from .refusals import Refuse
 CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
-def path_of(name: str, value: Any, many: bool = False) -> str:
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        wanted = "a path, a list of paths or null" if many else "a path"
-        raise Refuse(name, "wrong type", f"expected {wanted}, got {shown(value)}")
+@dataclass(frozen=True)
+class Unreadable:
+    """A value that its table cannot give, and why. It refuses the row only where somebody asks for it."""
+
+    why: str
+
+
+class Fields(dict[str, Any]):
+    """A row. It remembers which column was asked for last, so that whatever goes wrong then can name it.
+
+    Bytes that lie in a column of text are UTF-8 text. Raises Refuse where they are none, and for an `Unreadable`.
+    """
+
+    asked = "row"
+
+    def last_asked(self) -> str:
+        """Return the column that was asked for last; "row" before the first."""
+        return self.asked
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked = name
+        return _plain(name, super().__getitem__(name))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked = name
+        return _plain(name, super().get(name, default))
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a value that is no bytes."""
+    if isinstance(value, Unreadable):
+        raise Refuse(name, "unreadable value", f"its value cannot be read ({value.why})")
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise Refuse(name, "invalid UTF-8", f"expected text, got {len(value)} bytes that are not UTF-8") from None
+    if isinstance(value, list) and any(isinstance(item, bytes) for item in value):
+        return [_plain(name, item) for item in value]
     return value
 
 
+def path_of(name: str, value: Any, many: bool = False) -> str:
+    wanted = "a path, a list of paths or null" if many else "a path"
+    if not isinstance(value, str):
+        raise Refuse(name, "wrong type", f"expected {wanted}, got {shown(value)}")
+    if not value.strip():
+        raise Refuse(name, "wrong type", f"expected {wanted}, got an empty path")
+    if "\0" in value or not _is_utf8(value):
+        raise Refuse(
+            name, "wrong type", f"expected {wanted}, got {ascii(value)[:60]}, which no file here can be called"
+        )
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(value: Any) -> str:
-    return "an empty path" if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)[:60]
+    """Return a value as a refusal shows it, cut after 60 characters."""
+    return json.dumps(value, ensure_ascii=False, default=repr)[:60]
 
 
 def text_of(row: dict[str, Any], name: str) -> str:

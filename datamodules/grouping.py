@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from litdata.streaming.writer import BinaryWriter
 
-from .chunks import Sample, pack
+from .chunks import Packed, Sample, pack
 from .listing import INDEX
 
 CHUNK_BYTES = 64 << 20
@@ -32,7 +32,7 @@ def write_chunks(
     with scratch.open("w+b") as file:
         waiting = Waiting(file)
         for sample in samples:
-            waiting.add(pack(sample))
+            waiting.add(sample.leaves if isinstance(sample, Packed) else pack(sample))
             keys.append(_bucket(sample.meta))
         groups = grouped(keys, waiting.sizes, chunk_bytes)
         for group in groups:

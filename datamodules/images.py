@@ -4,20 +4,21 @@ import contextlib
 import io
 import os
 import re
-import stat
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from firered_lit.models.sizes import Shape, Sizes, assign, cover, crop_box, shape_table
+from firered_lit.textfiles import open_regular
 
 from .parquet import Embedded
+from .refusals import ends_the_work, said
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # none that runs other programs
 SMALLEST_SIDE = 32
@@ -52,34 +53,39 @@ def load(
     where the image is white or transparent. Raises BadImageError.
     """
     name = os.fspath(path)
-    with _open(name, allow_urls, url_seconds, url_bytes) as file:
-        try:
-            with _header(file, name, max_pixels) as image:
-                image.load()
-                upright = (_white if mask else _rgb)(ImageOps.exif_transpose(image), name)
-                upright.info["turned"] = image.getexif().get(ORIENTATION) in range(2, 9)
-                return upright
-        except UnidentifiedImageError:
-            raise BadImageError("unreadable image", f"{name} is not an image of a known format") from None
-        except Image.DecompressionBombError as problem:
-            raise BadImageError("too many pixels", f"{name}: {problem}") from None
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, MemoryError) as problem:
-            reason = "truncated image" if "truncat" in str(problem).lower() else "unreadable image"
-            raise BadImageError(reason, f"{name}: {problem or type(problem).__name__}") from problem
+    opened = _open(name, allow_urls, url_seconds, url_bytes)
+    with opened as file, _refusing(name), _header(file, name, max_pixels) as image:
+        image.load()
+        upright = (_white if mask else _rgb)(ImageOps.exif_transpose(image), name)
+        upright.info["turned"] = image.getexif().get(ORIENTATION) in range(2, 9)
+        return upright
 
 
 def size(path: str | os.PathLike[str]) -> Shape:
     """(height, width) of a local image as `load` would give it, by its header alone. Raises BadImageError."""
     name = os.fspath(path)
-    with _open(name, False, URL_SECONDS, URL_BYTES) as file:
-        try:
-            with _header(file, name, MAX_PIXELS) as image:
-                turned = image.getexif().get(ORIENTATION, 1) >= 5
-                return (image.width, image.height) if turned else (image.height, image.width)
-        except UnidentifiedImageError:
-            raise BadImageError("unreadable image", f"{name} is not an image of a known format") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-            raise BadImageError("unreadable image", f"{name}: {problem}") from None
+    opened = _open(name, False, URL_SECONDS, URL_BYTES)
+    with opened as file, _refusing(name), _header(file, name, MAX_PIXELS) as image:
+        turned = image.getexif().get(ORIENTATION) in range(5, 9)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Have whatever a decoder raises be a BadImageError; a damaged file may raise anything, out of memory included."""
+    try:
+        yield
+    except BadImageError:
+        raise
+    except UnidentifiedImageError:
+        raise BadImageError("unreadable image", f"{name} is not an image of a known format") from None
+    except Image.DecompressionBombError as problem:
+        raise BadImageError("too many pixels", f"{name}: {problem}") from None
+    except Exception as problem:
+        if ends_the_work(problem) and not isinstance(problem, MemoryError):
+            raise
+        reason = "truncated image" if "truncat" in str(problem).lower() else "unreadable image"
+        raise BadImageError(reason, f"{name}: {said(problem)}") from problem
 
 
 def shape_of(image: Image.Image, area: int, sizes: Sizes, like: Image.Image | None = None) -> Shape:
@@ -126,16 +132,17 @@ def _open(name: str, allow_urls: bool, seconds: float, limit: int) -> IO[bytes]:
             raise BadImageError("URL", f"{name}: URLs are not fetched unless allow_urls is true")
         return io.BytesIO(_fetch(name, seconds, limit))
     try:
-        status = os.stat(name)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImageError("unreadable image", f"{name} is not a file")
-        if status.st_size == 0:
-            raise BadImageError("empty image", f"{name} has zero bytes")
-        return Path(name).open("rb")
+        file = open_regular(name)
     except (FileNotFoundError, NotADirectoryError):
         raise BadImageError("missing image", f"{name} does not exist") from None
-    except (OSError, ValueError) as problem:
-        raise BadImageError("unreadable image", f"{name}: {problem}") from None
+    except OSError as problem:
+        if ends_the_work(problem):
+            raise
+        raise BadImageError("unreadable image", f"{name}: {problem.strerror}") from None
+    if os.fstat(file.fileno()).st_size == 0:
+        file.close()
+        raise BadImageError("empty image", f"{name} has zero bytes")
+    return file
 
 
 def _header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:

@@ -3,6 +3,7 @@
 A text whose language its column does not say is Chinese when Chinese is written in it.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -125,7 +126,17 @@ LAYOUTS = (
         "`source_img` is the source, `target_img` the target", group="img_id", mask="mask_img",
     ),
 )  # fmt: skip
+IMAGES = frozenset(
+    name for columns in LAYOUTS for name in (*columns.images, columns.mask)
+)  # columns that hold an image, or a list of them, in some layout
+NUMBERED = re.compile(r"(.+)_\d+")
 NAMES = tuple(dict.fromkeys(columns.name for columns in LAYOUTS))
+
+
+def names_image(column: str) -> bool:
+    """Return whether a column of this name is an image in some layout."""
+    numbered = NUMBERED.fullmatch(column)
+    return column in IMAGES or (numbered is not None and numbered[1] in IMAGES)
 
 
 def named(layout: str) -> tuple[Columns, ...]:

@@ -1,4 +1,9 @@
-"""Rows of Parquet files, a few in memory at a time (a page of a column is the least), and the images in them."""
+"""Rows of Parquet files, a few in memory at a time (a page of a column is the least), and the images in them.
+
+A column that a layout takes for an image may hold the image's own bytes; bytes in any other column are text. A value
+that cannot be read refuses its row alone, and only where that column is asked for; a damaged page refuses the rest of
+its row group.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,10 +15,15 @@ import pyarrow.parquet as pq
 
 from firered_lit.errors import UserError
 
+from .fields import Unreadable
+from .layouts import names_image
+from .refusals import Refuse, ends_the_work, said
+
 BATCH = 16  # rows at a time, images and all
 BUFFER = 1 << 20  # bytes of a column read ahead; without it Arrow reads a column of a row group at once
 
 Wanted = Callable[[int], bool]  # by its number from 0 in the file: whether a row's embedded images will be looked at
+Row = dict[str, Any] | Refuse
 
 
 class Embedded(str):
@@ -33,55 +43,131 @@ class Embedded(str):
         return Embedded, (str(self), self.data)
 
 
-def rows(path: Path, wanted: Wanted) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row), a few read at a time. Row groups in which none is wanted are read without their embedded images."""
+def rows(path: Path, wanted: Wanted) -> Iterator[tuple[str, Row]]:
+    """Yield (where, row), a few read at a time; every row that the footer counts comes, read or refused.
+
+    Row groups in which none is wanted are read without their embedded images.
+    """
+    with _opened(path) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            last = first + file.metadata.row_group(group).num_rows
+            done = first
+            try:
+                for where, row in _group(file, path, group, range(first, last), wanted):
+                    yield where, row
+                    done += 1
+                problem = "the file holds fewer rows than its footer counts"
+            except Exception as error:
+                if ends_the_work(error) and not isinstance(error, pa.ArrowException):
+                    raise
+                problem = said(error)
+            for number in range(done, last):
+                yield f"{path}:{number + 1}", Refuse("row", "unreadable Parquet", f"its part is damaged ({problem})")
+            first = last
+
+
+def _group(
+    file: pq.ParquetFile, path: Path, group: int, numbers: range, wanted: Wanted
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, row) of a row group, whose rows have these numbers from 0 in the file."""
+    schema = file.schema_arrow
+    images = [field.name for field in schema if names_image(field.name) and _holds_bytes(field.type)]
+    others = [name for name in schema.names if name not in images]
+    here = any(map(wanted, numbers))
+    number = numbers.start
+    for batch in file.iter_batches(BATCH, [group], None if here else others):
+        for row in _values(batch)[: numbers.stop - number]:
+            name = f"{path.name}:{number + 1}"
+            for column in images:
+                row[column] = _embedded(row.get(column, b""), f"{name}:{column}", wanted(number))
+            yield f"{path}:{number + 1}", row
+            number += 1
+
+
+def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return a batch's rows as Python values; one that Python cannot have is `Unreadable`."""
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
-            images = [field.name for field in file.schema_arrow if _holds_bytes(field.type)]
-            texts = [name for name in file.schema_arrow.names if name not in images]
-            first = 0
-            for group in range(file.num_row_groups):
-                last = first + file.metadata.row_group(group).num_rows
-                here = any(map(wanted, range(first, last)))
-                for batch in file.iter_batches(BATCH, [group], None if here else texts):
-                    for row in batch.to_pylist():
-                        name = f"{path.name}:{first + 1}"
-                        row |= {c: _embedded(row.get(c, b""), f"{name}:{c}", wanted(first)) for c in images}
-                        yield f"{path}:{first + 1}", row
-                        first += 1
-    except (pa.ArrowException, OSError) as problem:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(problem).split())}") from None
+        return batch.to_pylist()
+    except Exception as problem:  # of one of its values; each alone says which
+        if ends_the_work(problem):
+            raise
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        return [{name: _value(column, place) for name, column in columns.items()} for place in range(batch.num_rows)]
+
+
+def _value(column: pa.Array, place: int) -> Any:
+    try:
+        return column[place].as_py()
+    except Exception as problem:
+        if ends_the_work(problem):
+            raise
+        return Unreadable(said(problem))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 or any(
-            _holds_bytes(kind.field(i).type) for i in range(kind.num_fields)
-        )
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    """Return whether images can lie in a column of this type: bytes, {bytes, path}, and lists of either."""
+    if pa.types.is_dictionary(kind):
         return _holds_bytes(kind.value_type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and (pa.types.is_null(kind.field(place).type) or _holds_bytes(kind.field(place).type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _holds_bytes(kind.value_type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def _embedded(value: Any, name: str, wanted: bool) -> Any:
-    """An image column's value as a path, or as an image with its bytes (Hugging Face's {bytes, path}, or bytes)."""
+    """Return an image column's value as a path, or as an image with its bytes; anything else as it is."""
     if isinstance(value, list):
         return [_embedded(item, f"{name}[{i}]", wanted) for i, item in enumerate(value)]
-    if isinstance(value, dict):
-        return value.get("path") if value.get("bytes") is None else _embedded(value["bytes"], name, wanted)
-    return value if value is None else Embedded(name, value if wanted else b"")
+    if isinstance(value, dict) and "bytes" in value:
+        return value.get("path") if value["bytes"] is None else _embedded(value["bytes"], name, wanted)
+    if isinstance(value, bytes):
+        return Embedded(name, value if wanted else b"")
+    return value
 
 
 def survey(path: Path, update: Callable[[bytes], None]) -> int:
-    """Rows of a Parquet file; its footer, which holds the sizes and statistics of all columns, is hashed."""
-    try:
-        count = pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as problem:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(problem).split())}") from None
-    with path.open("rb") as file:
-        file.seek(-8, os.SEEK_END)
-        size = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - size, os.SEEK_END)
-        update(file.read(size))
+    """Return the rows of a Parquet file; its footer, which holds all columns' sizes and statistics, is hashed."""
+    with _opened(path) as file:
+        count = file.metadata.num_rows
+    with path.open("rb") as raw:
+        raw.seek(-8, os.SEEK_END)
+        size = int.from_bytes(raw.read(4), "little")
+        raw.seek(-8 - size, os.SEEK_END)
+        update(raw.read(size))
     update(str(path.stat().st_size).encode())
     return count
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file whose footer agrees with itself. Raises UserError."""
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
+        problem = _footer_problem(file)
+    except Exception as error:
+        if ends_the_work(error) and not isinstance(error, pa.ArrowException):
+            raise
+        raise UserError(f"{path}: cannot be read: {said(error)}") from None
+    if problem:
+        file.close()
+        raise UserError(f"{path}: {problem}")
+    return file
+
+
+def _footer_problem(file: pq.ParquetFile) -> str:
+    """Return what a footer contradicts itself in, or what no row can be read from; "" when it is well."""
+    names = file.schema_arrow.names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        return f"two columns are called {twice!r}; keep one"
+    total = 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        values = [group.column(column).num_values for column in range(group.num_columns)]
+        if group.num_rows < 0 or any(count < group.num_rows for count in values):
+            return f"damaged: its footer counts {group.num_rows} rows in a part that holds fewer"
+        total += group.num_rows
+    if total != file.metadata.num_rows:
+        return f"damaged: its footer counts {file.metadata.num_rows} rows and {total} in its parts"
+    return ""

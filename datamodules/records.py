@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from . import tables
-from .fields import captions_of, flag_of, path_of, size_of, text_of, texts_of
+from .fields import Fields, captions_of, flag_of, path_of, size_of, text_of, texts_of
 from .ids import Ids
 from .images import URL
 from .layouts import EDITS, KINDS, Columns, columns_of, named
 from .parquet import Embedded, Wanted
-from .refusals import Refusal, Refuse
+from .refusals import Refusal, Refuse, guarded
 from .regions import Region, regions_of
 
 __all__ = ["Record", "Refusal", "named_images", "read", "rows"]
@@ -78,17 +78,21 @@ def rows(
         place = Place(path if path.is_dir() else path.parent, base)
         for where, row in tables.rows(path, partial(_later, wanted, total)):
             total += 1
-            try:
-                if isinstance(row, Refuse):
-                    raise row
-                records = list(_records(row, place, where, inverse, layout))
-                for record in records:
-                    if not seen.add(record.id):
-                        raise Refuse("id", "duplicate id", f"{record.id!r} stands in an earlier row too")
-            except Refuse as problem:
-                yield Refusal(where, *problem.args)
-            else:
-                yield records
+            if isinstance(row, Refuse):
+                yield Refusal(where, *row.args)
+                continue
+            fields = Fields(row)
+            work = partial(_admitted, fields, place, where, inverse, layout, seen)
+            yield guarded(work, where, fields.last_asked)
+
+
+def _admitted(row: Fields, place: "Place", where: str, inverse: bool, layout: str, seen: Ids) -> list[Record]:
+    """Return a row's records, whose ids are new. Raises Refuse."""
+    records = list(_records(row, place, where, inverse, layout))
+    for record in records:
+        if not seen.add(record.id):
+            raise Refuse("id", "duplicate id", f"{record.id!r} stands in an earlier row too")
+    return records
 
 
 def _later(wanted: Wanted, first: int, number: int) -> bool:
@@ -135,13 +139,14 @@ class Place:
         return name.renamed(path) if isinstance(name, Embedded) else path
 
 
-def _records(row: dict[str, Any], place: Place, where: str, inverse: bool, layout: str) -> Iterator[Record]:
+def _records(row: Fields, place: Place, where: str, inverse: bool, layout: str) -> Iterator[Record]:
     columns = columns_of(row, layout)
     references = [path_of(name, value, many=True) for name, value in _sources(row, columns)]
     listed = [[path_of(*column) for column in edit] for edit in _edits(row, columns)]
     if not references and not columns.target:
         raise Refuse(columns.source, "no source", f"{columns.source} is empty; a prompt's first source gives its shape")
     sources, edits = [*map(place.open, references)], [[*map(place.open, edit)] for edit in listed]
+    _once(columns, sources)
     for edit in edits:
         _different(columns, sources, edit)
     forward, backward = texts_of(row, columns.texts), texts_of(row, columns.inverse)
@@ -216,6 +221,14 @@ def _different(columns: Columns, references: list[str], edits: list[str]) -> Non
         if any(_same(name, edit) for name in references):
             detail = f"{columns.source} and {column} are the same file, {edit}"
             raise Refuse(columns.source, f"source is {role}", detail)
+
+
+def _once(columns: Columns, references: list[str]) -> None:
+    """Refuse a row that names one file twice as its source: the instruction would count what is not there."""
+    for number, name in enumerate(references):
+        if any(_same(name, other) for other in references[:number]):
+            detail = f"{columns.source} names one file twice, {name}; name each picture once"
+            raise Refuse(columns.source, "source named twice", detail)
 
 
 def _same(name: str, other: str) -> bool:

@@ -1,6 +1,24 @@
-"""A row that is left out, and why."""
+"""A row that is left out, and why; and the one guard around all work on a row.
 
-from dataclasses import dataclass
+Whatever is raised while a row is read, opened or encoded is the refusal of this row, whoever raises it: a library may
+raise what no list of exceptions names. What is of the machine, such as a full disk, and what the user has to mend
+before anything goes on, a UserError, ends the work instead.
+"""
+
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+from firered_lit.errors import UserError
+
+LONGEST = 600  # characters of a refusal's line
+MACHINE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS}
+)  # errors that no row is to blame for
+DEVICE = frozenset({"OutOfMemoryError", "AcceleratorError"})  # torch's, by name: reading rows needs no torch
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -12,6 +30,10 @@ class Refusal:
     reason: str
     detail: str
 
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            object.__setattr__(self, part.name, one_line(getattr(self, part.name)))
+
     def __str__(self) -> str:
         return f"{self.where}: {self.field}: {self.detail}"
 
@@ -21,3 +43,62 @@ class Refuse(Exception):  # noqa: N818, it carries a refusal, it is no fault
 
     def __init__(self, field: str, reason: str, detail: str) -> None:
         self.args = (field, reason, detail)
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of bounded length that any file takes; half of a surrogate pair is escaped."""
+    line = " ".join(text.split()) if len(text.splitlines()) > 1 else text
+    line = line.encode("utf-8", "backslashreplace").decode()
+    return line if len(line) <= LONGEST else line[: LONGEST - 4] + " ..."
+
+
+def said(problem: BaseException) -> str:
+    """Return what an exception says, and its kind, in one line."""
+    text = one_line(str(problem))
+    return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
+
+
+def ends_the_work(problem: BaseException) -> bool:
+    """Return whether what was raised is of the machine, or for the user to mend, and of no single row."""
+    if isinstance(problem, UserError | MemoryError) or not isinstance(problem, Exception):
+        return True
+    if isinstance(problem, OSError) and problem.errno in MACHINE:
+        return True
+    return type(problem).__name__ in DEVICE
+
+
+@contextlib.contextmanager
+def refusing(field: str | Callable[[], str], reason: str = "unusable row") -> Iterator[None]:
+    """Have whatever is raised be a refusal of the row.
+
+    Args:
+        field: the field that is being worked on, or what says it when something was raised.
+        reason: the category of what is no `Refuse` already.
+
+    Raises:
+        Refuse: something was raised that does not end the work.
+    """
+    try:
+        yield
+    except Refuse:
+        raise
+    except Exception as problem:
+        if ends_the_work(problem):
+            raise
+        name = field if isinstance(field, str) else field()
+        raise Refuse(name, reason, said(problem)) from problem
+
+
+def guarded(work: Callable[[], T], where: str, field: str | Callable[[], str] = "row") -> T | Refusal:
+    """Return what the work on a row returns, or the row's refusal, whatever is raised.
+
+    Args:
+        work: what is done with the row.
+        where: the row, as "file:line".
+        field: as of `refusing`.
+    """
+    try:
+        with refusing(field):
+            return work()
+    except Refuse as problem:
+        return Refusal(where, *problem.args)

@@ -24,6 +24,7 @@ Window = tuple[float, float, float, float]  # left, top, right, bottom of what a
 
 FACE, BOX = 5, 2
 LEAST = 2.0  # pixels that a region spans; less is a slip, such as shares of the sides in place of pixels
+LARGEST = 1e9  # pixels; also above what a float holds, and NaN, is no place in a picture
 HINT = 'a region is {"points": [[x, y], ... 5]} or {"box": [left, top, right, bottom]}, in pixels of the target'
 
 
@@ -138,7 +139,7 @@ def _numbers(value: Any, count: int) -> bool:
     """Whether it is a list of `count` finite numbers."""
     if not isinstance(value, list) or len(value) != count:
         return False
-    return all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in value)
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < LARGEST for x in value)
 
 
 def _listed(region: Region) -> str:

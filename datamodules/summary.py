@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from firered_lit.models.sizes import Shape, Sizes, assign, shape_table
@@ -14,7 +14,7 @@ from .buckets import BatchPlan
 from .index import FILE, Index, Row
 from .parquet import Embedded
 from .records import Record, Refusal, named_images, rows
-from .refusals import Refuse
+from .refusals import Refuse, guarded
 from .regions import check_inside
 
 SHAPES = 12  # that are listed
@@ -80,10 +80,9 @@ def summary(
     total = Summary()
     for row in rows(source, layout=layout, wanted=lambda number: number < opened):
         total.rows += 1
-        if not isinstance(row, Refusal) and total.rows <= looked_up:
-            row = _absent(row) or row
         if not isinstance(row, Refusal):
-            row = _shape(row, total) if total.rows <= opened or any(row[0].size) else row
+            looks = partial(_looked_at, row, total, looked_up=looked_up, opened=opened)
+            row = guarded(looks, row[0].where)
         if isinstance(row, Refusal):
             total.refused[row.reason] += 1
             total.problems += [row] * (len(total.problems) < shown)
@@ -101,31 +100,37 @@ def _carried(record: Record) -> dict[str, bool]:
     return marks | kinds | {name: bool(getattr(record, name)) for name in texts}
 
 
-def _absent(row: list[Record]) -> Refusal | None:
+def _looked_at(row: list[Record], total: Summary, looked_up: int, opened: int) -> list[Record]:
+    """Count the shape of a row's target and return the row. Raises Refuse where an image is missing or unusable."""
+    if total.rows <= looked_up:
+        _present(row)
+    if total.rows <= opened or any(row[0].size):
+        _shape(row, total)
+    return row
+
+
+def _present(row: list[Record]) -> None:
+    """Refuse a row that names a file that is not there."""
     named = [image for record in row for image in named_images(record)]
     named += [(row[0].columns.mask, row[0].mask)] if row[0].mask else []
     for name, path in named:
         if not isinstance(path, Embedded) and not images.URL.match(path) and not os.path.exists(path):
-            return Refusal(row[0].where, name, "missing image", f"{path} does not exist")
-    return None
+            raise Refuse(name, "missing image", f"{path} does not exist")
 
 
-def _shape(row: list[Record], total: Summary) -> list[Record] | Refusal:
-    """Count the shape of the row's target; the row, or why the target's header cannot be read."""
+def _shape(row: list[Record], total: Summary) -> None:
+    """Count the shape of the row's target, by what the row says or by its header. Raises Refuse."""
     record = row[0]
     path, shape = record.target or next(iter(record.references), ""), record.size
     if not any(shape) and path and not images.URL.match(path):
         try:
             shape = images.size(path)
         except images.BadImageError as problem:
-            return Refusal(record.where, record.columns.target, problem.reason, problem.detail)
+            column = record.columns.target if record.target else record.columns.source
+            raise Refuse(column, problem.reason, problem.detail) from None
     if any(shape):
+        check_inside(record.regions, shape[::-1], record.region_column)
         total.shapes[shape] += 1
-        try:
-            check_inside(record.regions, shape[::-1], record.region_column)
-        except Refuse as problem:
-            return Refusal(record.where, *problem.args)
-    return row
 
 
 def index_row(record: Record, position: int, sizes: Sizes) -> Row:

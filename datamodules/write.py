@@ -24,6 +24,7 @@ from .parts import Parts, at_work, made_from
 from .reading import Reader
 from .records import Record, Refusal, rows
 from .references import GRAMMAR
+from .refusals import guarded
 from .tables import survey
 from .work import Row, Tally, Work
 
@@ -169,8 +170,9 @@ def _held_out(row: list[Record], share: float, seed: int) -> bool:
 
 
 def _say_sizes(first: Iterable[Row], count: int, estimate: Callable[[list[Record]], float], folder: Path) -> None:
-    some = [row for row in first if not isinstance(row, Refusal)]
-    needed = estimate([record for row in some for record in row]) / max(1, len(some)) * count
+    some = [guarded(partial(estimate, row), row[0].where) for row in first if not isinstance(row, Refusal)]
+    known = [size for size in some if not isinstance(size, Refusal)]
+    needed = sum(known) / max(1, len(known)) * count
     free = shutil.disk_usage(folder).free
     print(f"{count} rows, about {needed / 1e6:,.0f} MB to write; {free / 1e6:,.0f} MB are free in {folder}")
     if needed > free:
