@@ -9,14 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from firered_lit import nameable
+from firered_lit import nameable, shipped
 from firered_lit.build import problems
 from firered_lit.errors import UserError
 from firered_lit.recipe import TARGET, load
 from firered_lit.reward_check import reward_problems
 from firered_lit.textfiles import read_object
 
-HOME = Path(__file__).resolve().parents[1]
 _PIPELINE = "pipelines/qwenimage/pipeline_qwenimage_edit_plus.py"
 
 
@@ -76,15 +75,15 @@ def names(allow: Sequence[str] = ()) -> list[str]:
 
 
 def everything(folder: Path | None = None) -> list[str]:
-    """All recipes under `recipes/` beside this package, else in the current folder; those in `base/` are fragments.
+    """Return all recipes of a folder, by default the shipped ones; those in `base/` are fragments.
 
     Raises UserError when there are none: a check of nothing must not pass.
     """
-    folder = folder or next((place for place in (HOME / "recipes", Path("recipes")) if place.is_dir()), Path("recipes"))
+    folder = folder or shipped.home()
     found = sorted(path for path in folder.rglob("*.y*ml") if "base" not in path.relative_to(folder).parts[:-1])
     if not found:
         raise UserError(f"{folder}: no recipes here; name one with --recipe")
-    return [str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path) for path in found]
+    return [shipped.shown(path) for path in found]
 
 
 def memory(paths: Sequence[str], overrides: Sequence[str], gpus: int, gpu_memory: float) -> Iterator[Finding]:

@@ -76,7 +76,7 @@ def _parse(argv: list[str]) -> Arguments:
 
 
 def _recipe_options(parser: Parser) -> None:
-    parser.add_argument("--recipe", required=True, metavar="PATH", help="a YAML file, as those in recipes/")
+    parser.add_argument("--recipe", required=True, metavar="PATH", help="a YAML file, or a name that `recipes` lists")
     _override_options(parser)
 
 
@@ -88,7 +88,7 @@ def _override_options(parser: Parser) -> None:
 
 
 def _mine_options(parser: Parser) -> None:
-    parser.add_argument("--recipe", metavar="PATH", help="a YAML file, as recipes/mine_semi_hard.yaml")
+    parser.add_argument("--recipe", metavar="PATH", help="a YAML file, or a name that `recipes` lists")
     _override_options(parser)
     parser.usage = "firered_lit mine (--recipe PATH | semi-hard | preferences | evolution) [key.path=value ...]"
 
@@ -144,6 +144,11 @@ def _check_options(parser: Parser) -> None:
     _override_options(parser)
 
 
+def _recipes_options(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="print this one, its bases folded in")
+    parser.add_argument("--out", metavar="FILE", help="write it there in place of printing it")
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
@@ -169,15 +174,12 @@ def _run_recipe(arguments: Arguments) -> int:
 
 def _run_mine(arguments: Arguments) -> int:
     """`mine semi-hard` is `mine --recipe recipes/mine_semi_hard.yaml`."""
-    from pathlib import Path
-
     words = [text for text in arguments.overrides if "=" not in text]
     if len(words) + bool(arguments.recipe) != 1:
         raise UserError("mine: name one recipe, by --recipe PATH or as semi-hard, preferences or evolution")
     if words:
         arguments.overrides.remove(words[0])
-        name = f"mine_{words[0].replace('-', '_')}.yaml"
-        arguments.recipe = os.path.relpath(Path(__file__).resolve().parents[1] / "recipes" / name)
+        arguments.recipe = f"mine_{words[0].replace('-', '_')}"
     return _run_recipe(arguments)
 
 
@@ -229,6 +231,35 @@ def _run_check(arguments: Arguments) -> int:
         needs = check.memory(arguments.recipe, arguments.overrides, arguments.gpus, arguments.gpu_memory)
         return check.report([*lines, *needs])
     return check.report(lines if arguments.recipe else [*lines, *check.environment()])
+
+
+def _run_recipes(arguments: Arguments) -> int:
+    """List the shipped recipes, or print or write one with its bases folded in."""
+    from firered_lit import shipped
+
+    if not arguments.name:
+        if arguments.out:
+            raise UserError(
+                f"recipes --out {arguments.out}: name the recipe to write, as in `recipes sft_lora --out ...`"
+            )
+        rows = shipped.listing()
+        width = max(len(row.name) for row in rows) + 2
+        print("\n".join(f"{row.name:{width}}{row.summary}" for row in rows))
+        return 0
+
+    from firered_lit import recipe
+
+    text = recipe.fold(arguments.name)
+    if not arguments.out:
+        print(text, end="")
+        return 0
+    if os.path.lexists(arguments.out):
+        raise UserError(f"recipes --out {arguments.out}: it exists already; name another file")
+    from firered_lit.files import write_text
+
+    write_text(arguments.out, text)
+    print(f"{arguments.out}: a copy of {arguments.name}; use it by --recipe {arguments.out}")
+    return 0
 
 
 def _part_overrides(arguments: Arguments) -> None:
@@ -297,5 +328,6 @@ VERBS = (
     Verb("edit", "edit an image with a trained model", _edit_options, _run_edit),
     Verb("export", "write a run as a diffusers folder or LoRA files", _export_options, _run_export),
     Verb("average", "average a run's last checkpoints into one", _average_options, _run_average),
+    Verb("recipes", "list the shipped recipes, or copy one", _recipes_options, _run_recipes),
     Verb("check", "hold recipes, data and environment against what they need", _check_options, _run_check),
 )

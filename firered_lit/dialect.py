@@ -3,6 +3,7 @@
 `1e-4` is a float; `no`, `1:30` and `010` are text.
 """
 
+import math
 import re
 from typing import Any
 
@@ -102,6 +103,12 @@ def is_text(value: str) -> bool:
 def dump(content: Any) -> str:
     """Plain values as text that `parse` reads back as they were."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def scalar(value: Any) -> str:
+    """Return a plain scalar as it stands on a line and between brackets, so that `parse` reads it back as it was."""
+    line = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return line.strip()[1:-1]
 
 
 def kind(value: Any) -> str:

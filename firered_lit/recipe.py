@@ -14,13 +14,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from firered_lit import shipped
 from firered_lit.dialect import DEEPEST, MISSING, is_text, kind, parse
 from firered_lit.errors import UserError
 from firered_lit.textfiles import MEGABYTE, read_text
 
 TARGET, PARTIAL = "_target_", "_partial_"
-HOME = Path(__file__).resolve().parents[1]  # what holds recipes/
-
 _LARGEST = MEGABYTE // 4  # bytes of one file
 _MOST_BASES = 20  # that stand on each other
 
@@ -51,9 +50,10 @@ class Recipe:
 def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
     """Read the recipe in `path` over its bases, apply `key.path=value`, and resolve interpolations.
 
+    `path` is a file, or the name of a shipped recipe where no such file is, see `shipped.find`.
     Raises UserError for anything that cannot be read. Whether the arguments fit their targets is `build.validate`'s.
     """
-    path = os.fspath(path)
+    path = shipped.find(os.fspath(path))
     origins: dict[str, str] = {}
     root: dict[str, Any] = {}
     for name, content in _layers(path):
@@ -65,6 +65,24 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
         _mark(origins, key, value, typed)
     missing = tuple(key for key, value in leaves(root) if value == MISSING)
     return Recipe(path, _interpolate(root, Recipe(path, root, origins)), origins, missing)
+
+
+def fold(path: str) -> str:
+    """Return a recipe and all its bases as the text of one file, which reads as they do together.
+
+    Args:
+        path: see `load`.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    path = shipped.find(path)
+    root: dict[str, Any] = {}
+    layers = _layers(path)
+    for _, content in layers:
+        root = lay_over(root, content)
+    texts = [(name, read_text(name, _LARGEST)) for name, _ in layers]
+    return shipped.folded(texts, root, shipped.opening(Path(path)))
 
 
 def _layers(path: str) -> list[tuple[str, dict[str, Any]]]:
@@ -142,10 +160,10 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _neighbours(path: str) -> str:
-    """The nearest match among the recipes that lie in the same folder."""
+    """Return the nearest match among the recipes of the same folder and the shipped ones."""
     folder = Path(path).parent
-    names = [str(folder / p.name) for p in folder.glob("*.yaml")] if folder.is_dir() else []
-    return nearest(path, names)
+    beside = [str(folder / file.name) for file in folder.glob("*.yaml")] if folder.is_dir() else []
+    return nearest(path, beside) or nearest(path, shipped.names())
 
 
 def _bases(path: str, names: Any) -> list[str]:
@@ -157,12 +175,11 @@ def _bases(path: str, names: Any) -> list[str]:
 
 
 def _locate(path: str, name: str) -> str:
-    """Return where a base lies: beside the recipe `path`, else, for recipes/NAME, among the recipes shipped here."""
+    """Return where a base lies: beside the recipe `path`, else, for recipes/NAME, among the shipped recipes."""
     beside = os.path.normpath(os.path.join(os.path.dirname(path), name))
-    shipped = os.path.normpath(HOME / name)
-    if os.path.lexists(beside) or not shipped.startswith(f"{HOME / 'recipes'}{os.sep}"):
+    if os.path.lexists(beside) or not os.path.normpath(name).startswith(f"recipes{os.sep}"):
         return beside
-    return os.path.relpath(shipped) if os.path.isfile(shipped) else beside
+    return shipped.find(name) if shipped.find(name) != name else beside
 
 
 def _mark(origins: dict[str, str], key: str, value: Any, origin: str) -> None:
