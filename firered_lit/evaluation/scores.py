@@ -20,6 +20,7 @@ Neither mode follows the official code where it throws dice or stops with an err
 import json
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ __all__ = [
     "ItemScore",
     "JudgedItem",
     "Mode",
+    "ScoreTable",
     "Scoring",
     "gedit_item",
     "gedit_scores",
@@ -280,7 +282,9 @@ class Scoring:
         mean: How the official code averages.
         digits: Decimals to which a category's mean is rounded; None: not rounded.
         drops_empty: The official macro mean leaves out a category without a scored item; otherwise it does not exist.
-        requests: How many answers an attempt has.
+        requests: How many answers an attempt has; 0 where no judge is asked.
+        order: Categories in the order in which the official code averages them, which decides the last digit; others
+            follow in the order in which they come.
     """
 
     name: str
@@ -292,6 +296,7 @@ class Scoring:
     digits: int | None = None
     drops_empty: bool = True
     requests: int = 1
+    order: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -371,8 +376,29 @@ def _numpy_mean(values: Sequence[float]) -> float:
 
 REDEDIT = line_scoring("rededit", strips=True)
 IMGEDIT = line_scoring("imgedit", strips=False)
+GEDIT_GROUPS = (
+    "background_change",
+    "color_alter",
+    "material_alter",
+    "motion_change",
+    "ps_human",
+    "style_change",
+    "subject-add",
+    "subject-remove",
+    "subject-replace",
+    "text_change",
+    "tone_transfer",
+)
 GEDIT = Scoring(
-    "gedit", ("SC", "PQ", "O"), 0.0, _gedit_official, _gedit_strict, _numpy_mean, drops_empty=False, requests=2
+    name="gedit",
+    dimensions=("SC", "PQ", "O"),
+    lowest=0.0,
+    official=_gedit_official,
+    strict=_gedit_strict,
+    mean=_numpy_mean,
+    drops_empty=False,
+    requests=2,
+    order=GEDIT_GROUPS,
 )
 
 
@@ -424,6 +450,73 @@ def score_item(scoring: Scoring, item: JudgedItem, mode: Mode) -> ItemScore:
 # Tables
 
 
+class ScoreTable:
+    """Scores and counts of every category and of all, gathered item by item: some bytes an item.
+
+    Args:
+        scoring: The rules of the benchmark.
+    """
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
+        self._categories: dict[str, _Column] = {}
+
+    def add(self, score: ItemScore) -> None:
+        """Count an item.
+
+        Raises:
+            UserError: Its category is called "overall".
+        """
+        if score.category == OVERALL:
+            raise UserError(f"category {OVERALL!r}: this name is taken by the row of all categories; rename it")
+        column = self._categories.get(score.category)
+        if column is None:
+            column = _Column(Counter(), {dimension: array("d") for dimension in self.scoring.dimensions})
+            self._categories[score.category] = column
+        column.states[score.state] += 1
+        if score.values:
+            for dimension, values in column.values.items():
+                values.append(score.values[dimension])
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Return the table; see `score_table`."""
+        scoring = self.scoring
+        first = [category for category in scoring.order if category in self._categories]
+        categories = [*first, *(category for category in self._categories if category not in first)]
+        table = {category: self._row(self._categories[category]) for category in categories}
+        overall: dict[str, Any] = {}
+        for name in _columns(scoring).values():
+            overall[name] = _macro(scoring, [row[name] for row in table.values()])
+        overall["macro"] = overall["score"]
+        headlines = array("d")
+        states: Counter[str] = Counter()
+        for category in categories:
+            column = self._categories[category]
+            headlines.extend(column.values[scoring.headline])
+            states.update(column.states)
+        overall["micro"] = scoring.mean(headlines) if headlines else None
+        table[OVERALL] = {**overall, **_counts(states)}
+        return table
+
+    def _row(self, column: "_Column") -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        for dimension, name in _columns(self.scoring).items():
+            values = column.values[dimension]
+            mean = self.scoring.mean(values) if values else None
+            if mean is not None and self.scoring.digits is not None:
+                mean = round(mean, self.scoring.digits)
+            row[name] = mean
+        return {**row, **_counts(column.states)}
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What one category has gathered: how many items are in each state, and the numbers of each dimension."""
+
+    states: Counter[str]
+    values: dict[str, "array[float]"]
+
+
 def score_table(scoring: Scoring, scores: Iterable[ItemScore]) -> dict[str, dict[str, Any]]:
     """Return scores and counts of every category and of all.
 
@@ -435,22 +528,10 @@ def score_table(scoring: Scoring, scores: Iterable[ItemScore]) -> dict[str, dict
     Raises:
         UserError: A category is called "overall".
     """
-    # Categories in the order in which they appear.
-    groups: dict[str, list[ItemScore]] = {}
+    table = ScoreTable(scoring)
     for score in scores:
-        groups.setdefault(score.category, []).append(score)
-    if OVERALL in groups:
-        raise UserError(f"category {OVERALL!r}: this name is taken by the row of all categories; rename it")
-
-    table = {category: _category_row(scoring, rows) for category, rows in groups.items()}
-    everything = [row for rows in groups.values() for row in rows]
-    overall: dict[str, Any] = {}
-    for column in _columns(scoring).values():
-        overall[column] = _macro(scoring, [row[column] for row in table.values()])
-    overall["macro"] = overall["score"]
-    overall["micro"] = _mean_of(scoring, everything, scoring.headline)
-    table[OVERALL] = {**overall, **_counts(everything)}
-    return table
+        table.add(score)
+    return table.rows()
 
 
 def score_tables(scoring: Scoring, items: Iterable[JudgedItem]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -486,21 +567,6 @@ def _columns(scoring: Scoring) -> dict[str, str]:
     return columns
 
 
-def _category_row(scoring: Scoring, rows: Sequence[ItemScore]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for dimension, column in _columns(scoring).items():
-        mean = _mean_of(scoring, rows, dimension)
-        if mean is not None and scoring.digits is not None:
-            mean = round(mean, scoring.digits)
-        row[column] = mean
-    return {**row, **_counts(rows)}
-
-
-def _mean_of(scoring: Scoring, rows: Sequence[ItemScore], dimension: str) -> float | None:
-    values = [row.values[dimension] for row in rows if row.values]
-    return scoring.mean(values) if values else None
-
-
 def _macro(scoring: Scoring, means: Sequence[float | None]) -> float | None:
     known = [mean for mean in means if mean is not None]
     if not known or (len(known) < len(means) and not scoring.drops_empty):
@@ -508,6 +574,5 @@ def _macro(scoring: Scoring, means: Sequence[float | None]) -> float | None:
     return scoring.mean(known)
 
 
-def _counts(rows: Sequence[ItemScore]) -> dict[str, int]:
-    states = Counter(row.state for row in rows)
-    return {"expected": len(rows), **{state: states[state] for state in STATES}}
+def _counts(states: Counter[str]) -> dict[str, int]:
+    return {"expected": states.total(), **{state: states[state] for state in STATES}}

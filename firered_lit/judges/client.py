@@ -23,7 +23,8 @@ from firered_lit.draws import chooser
 from firered_lit.errors import UserError
 from firered_lit.judges.address import Address
 from firered_lit.judges.log import Log
-from firered_lit.judges.reply import FINAL, Kind, NoAnswerError, Reply, is_filter, one_line, read
+from firered_lit.judges.record import reply_of, row_of
+from firered_lit.judges.reply import Kind, NoAnswerError, Reply, is_filter, one_line, read
 from firered_lit.judges.request import Request
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ class Client:
         self._worker: _Worker | None = None
         self._warned = False
 
+    @property
+    def name(self) -> str:
+        """What errors call this judge."""
+        return self.address.url
+
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run a coroutine that awaits `complete` in the client's thread. The future raises what it raises; cancelled,
         what is under way is broken off and what is not is never sent."""
@@ -164,6 +170,15 @@ class Client:
         finally:
             for future in list(waiting):
                 future.cancel()
+
+    def record(self, request: Request, reply: Reply) -> None:
+        """Add a line to the log, where there is one.
+
+        Raises:
+            UserError: the log cannot be written.
+        """
+        if self.log is not None:
+            self.log.add(row_of(request, reply, self.address.url))
 
     def close(self) -> None:
         """Break off what is under way and end the thread. A later request starts another one."""
@@ -239,7 +254,7 @@ class _Worker:
         """Answer a request from the log or by the server, and write down what came of it."""
         client = self.client
         if client.replay and client.log is not None:
-            known = _replayed(client.log.find(request.digest, request.repeat))
+            known = reply_of(client.log.find(request.digest, request.repeat))
             if known is not None:
                 client.kinds[known.kind] += 1
                 return known
@@ -248,8 +263,7 @@ class _Worker:
             reply = await self._patiently(request, request.body())
         reply = replace(reply, seconds=self.loop.time() - begun)
         client.kinds[reply.kind] += 1
-        if client.log is not None:
-            client.log.add(_row(request, reply, client.address.url))
+        client.record(request, reply)
         return reply
 
     async def _patiently(self, request: Request, body: bytes) -> Reply:
@@ -413,35 +427,3 @@ def _network_reason(problem: Exception) -> str:
     if isinstance(system, OSError) and system.errno is not None and system.errno > 0:
         return os.strerror(system.errno).lower()
     return one_line(f"{type(problem).__name__} {problem}")
-
-
-def _row(request: Request, reply: Reply, url: str) -> dict[str, Any]:
-    """A log's line: what was asked, by its hashes, and what came of it."""
-    return {
-        "request": request.digest,
-        "repeat": request.repeat,
-        "prompt": request.prompt_digest,
-        "images": [picture.digest for picture in request.pictures],
-        "model": request.model,
-        "settings": dict(request.settings),
-        "url": url,
-        "kind": reply.kind,
-        "reason": reply.reason,
-        "tries": reply.tries,
-        "seconds": round(reply.seconds, 3),
-        "facts": dict(request.facts),
-        "text": reply.text,
-        "response": reply.response,
-    }
-
-
-def _replayed(row: dict[str, Any] | None) -> Reply | None:
-    """The reply that a log's line holds; None where it is no answer, and the question is asked again."""
-    if row is None or row.get("kind") not in FINAL:
-        return None
-    if not row.get("response"):  # refused by an HTTP error
-        return Reply(Kind(row["kind"]), reason=str(row.get("reason", "")), replayed=True)
-    try:
-        return replace(read(row["response"]), replayed=True)
-    except NoAnswerError:
-        return None

@@ -2,21 +2,26 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from firered_lit.errors import UserError
 from firered_lit.textfiles import open_regular
 
 logger = logging.getLogger(__name__)
+Row = Mapping[str, Any]
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
+def append(path: Path, row: Row) -> None:
     """Add a row as a line of its own. Threads and processes may do so at once; a line is written whole.
 
     A line that a killed process left torn is closed first, so that nothing is lost but that line.
@@ -64,26 +69,29 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 class Log:
-    """Rows by key, found again without holding them: some bytes a row.
+    """Rows by key, found again without holding them: 16 bytes a row.
 
     Args:
         path: the file; it and its folder are made with the first row.
-        key: the columns that tell rows apart. Of equal ones the last counts.
+        key: the columns that tell rows apart; "facts.item" is the entry "item" of column "facts". Of equal ones the
+            last counts.
+        counts: which rows are found; all of them without it.
 
     Raises:
         UserError: the file's name does not end in .jsonl. A recipe names the file and a server the words in it, which
             must not become part of a file that is run.
     """
 
-    def __init__(self, path: str | Path, key: tuple[str, ...]) -> None:
+    def __init__(self, path: str | Path, key: tuple[str, ...], counts: Callable[[Row], bool] | None = None) -> None:
         if Path(path).suffix != ".jsonl":
             raise UserError(f"log {path}: a file of answers is named NAME.jsonl")
         self.path = Path(path)
         self.key = key
+        self.counts = counts
         self._lock = threading.Lock()
-        self._places: dict[tuple[Any, ...], int] | None = None
+        self._index: _Index | None = None
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         """Append a row. From here on it survives the process.
 
         Raises:
@@ -98,19 +106,71 @@ class Log:
     def find(self, *values: object) -> dict[str, Any] | None:
         """Return the row of these values of the key that was there when this object first looked; None without one."""
         with self._lock:
-            if self._places is None:
-                self._places = self._read()
-            place = self._places.get(values)
-        if place is None:
-            return None
+            if self._index is None:
+                self._index = self._read()
+        for offset in self._index.offsets(_hash(values)):
+            row = self._row_at(offset)
+            if row is not None and self._values(row) == values:
+                return row
+        return None
+
+    def _row_at(self, offset: int) -> dict[str, Any] | None:
         with self.path.open("rb") as file:
-            file.seek(place)
+            file.seek(offset)
             return _row(file.readline())
 
-    def _read(self) -> dict[tuple[Any, ...], int]:
+    def _values(self, row: Row) -> tuple[Any, ...]:
+        return tuple(_column(row, name) for name in self.key)
+
+    def _read(self) -> "_Index":
+        index = _Index()
         if not self.path.exists():
-            return {}
+            return index
         try:
-            return {tuple(row.get(name) for name in self.key): place for row, place in _placed(self.path)}
+            for row, offset in _placed(self.path):
+                if self.counts is None or self.counts(row):
+                    index.add(_hash(self._values(row)), offset)
         except OSError as problem:
             raise UserError(f"log {self.path}: cannot be read: {problem.strerror}") from problem
+        index.sort()
+        return index
+
+
+class _Index:
+    """Where lines begin, by a 64-bit hash of their key."""
+
+    def __init__(self) -> None:
+        self._hashes: Any = array("Q")
+        self._offsets: Any = array("Q")
+
+    def add(self, key: int, offset: int) -> None:
+        """Add a line, before `sort`."""
+        self._hashes.append(key)
+        self._offsets.append(offset)
+
+    def sort(self) -> None:
+        """Make ready to be searched."""
+        order = np.argsort(np.asarray(self._hashes), kind="stable")
+        self._hashes = np.asarray(self._hashes)[order]
+        self._offsets = np.asarray(self._offsets)[order]
+
+    def offsets(self, key: int) -> list[int]:
+        """Return where the lines of a key begin, the last one first."""
+        if len(self._hashes) == 0:
+            return []
+        first, last = (int(np.searchsorted(self._hashes, np.uint64(key), side)) for side in ("left", "right"))
+        return [int(offset) for offset in self._offsets[first:last][::-1]]
+
+
+def _hash(values: tuple[Any, ...]) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(values).encode(), digest_size=8).digest(), "little")
+
+
+def _column(row: Row, name: str) -> Any:
+    """Return a row's column, or an entry of it."""
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
