@@ -201,16 +201,16 @@ class StubJudge:
             fault = None
         if fault is not None:
             self.faults[fault] += 1
-        response = await self._planted(request, body, digest, fault)
+        text = self.answer(body, digest)
+        response = await self._planted(request, body, text, fault)
         if response is not None:
             return response
-        return completion(body, self.answer(body, digest))
+        return completion(body, text)
 
     async def _planted(
-        self, request: web.Request, body: Mapping[str, Any], digest: Digest, fault: str | None
+        self, request: web.Request, body: Mapping[str, Any], text: str, fault: str | None
     ) -> web.StreamResponse | None:
         """Return what a fault answers; None where the answer is the plain one."""
-        text = self.answer(body, digest)
         if fault == "limited":
             headers = {"Retry-After": f"{self.retry_after:g}"}
             return web.json_response({"error": {"message": "slow down"}}, status=429, headers=headers)
