@@ -208,6 +208,6 @@ def _gallery(name: str) -> _Folder | _Table:
     path = Path(name).expanduser()
     if path.is_dir():
         return _Folder(path)
-    if not path.is_file() or path.suffix not in tables.ENDINGS:
+    if not path.is_file() or not tables.kind_of(path):
         raise UserError(f"task.candidates: {name}: neither a folder of pictures nor a table of id and image")
     return _Table(path)

@@ -1,6 +1,7 @@
 """The values of a row's columns: each is what it should be, or the row is refused by the column's name."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Any
 
 from .refusals import Refuse
 
+MISSING = frozenset({"", "nan", "none", "null", "<na>"})  # values that are not there, as programs write them
+MOST_PIXELS = 10**6  # of a side
 CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -88,21 +91,40 @@ def text_of(row: dict[str, Any], name: str) -> str:
     return value.strip()
 
 
+def is_missing(text: str) -> bool:
+    """Return whether a text is how a program writes a value that is not there."""
+    return text.strip().casefold() in MISSING
+
+
 def flag_of(row: dict[str, Any], name: str) -> bool | None:
-    value = row.get(name)
-    if value is None or isinstance(value, bool):
-        return value
+    """Return true or false, which may be written as 1 or 0; None when it is missing."""
+    value = number_of(row, name, "true or false")
+    if value is None or value in (0, 1):
+        return None if value is None else bool(value)
     raise Refuse(name, "wrong type", f"expected true or false, got {shown(value)}")
 
 
+def number_of(row: dict[str, Any], name: str, wanted: str = "a number") -> int | float | None:
+    """Return a finite number, or true or false; None when it is missing, as null and NaN are."""
+    value = row.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, int | float) and abs(value) < math.inf:
+        return value
+    raise Refuse(name, "wrong type", f"expected {wanted}, got {shown(value)}")
+
+
 def texts_of(row: dict[str, Any], names: Mapping[str, str]) -> dict[str, str]:
-    """The texts by "kind/language". Of a list the first is the original, the others are paraphrases."""
+    """The texts by "kind/language". Of a list the first is the original, the others are paraphrases.
+
+    A text such as "nan" or "None" is a value that a program did not have, and no text.
+    """
     found: dict[str, str] = {}
     for name, key in names.items():
         listed = name.endswith("_list") and isinstance(row.get(name), list)
         texts = [text_of({name: value}, name) for value in (row[name] if listed else [row.get(name)])]
         kind, _, language = key.partition("/")
-        for number, text in enumerate(filter(None, texts)):
+        for number, text in enumerate(text for text in texts if not is_missing(text)):
             kind = kind if number == 0 else f"paraphrase_{number}"
             found[f"{kind}/{language or ('cn' if CHINESE.search(text) else 'en')}"] = text
     return found
@@ -131,7 +153,9 @@ def size_of(row: dict[str, Any]) -> tuple[int, int]:
 
 def _pixels(row: dict[str, Any], name: str) -> int:
     value = row.get(name)
-    value = int(value) if isinstance(value, str) and value.isdecimal() else value
-    if value is None or (isinstance(value, int) and value >= 0):
-        return int(value or 0)
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        return int(value)
+    pixels = number_of(row, name, "a number of pixels") or 0
+    if 0 <= pixels <= MOST_PIXELS and pixels == int(pixels) and not isinstance(pixels, bool):
+        return int(pixels)
     raise Refuse(name, "wrong type", f"expected a number of pixels, got {shown(value)}")

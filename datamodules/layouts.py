@@ -129,6 +129,7 @@ LAYOUTS = (
 IMAGES = frozenset(
     name for columns in LAYOUTS for name in (*columns.images, columns.mask)
 )  # columns that hold an image, or a list of them, in some layout
+SCORES = frozenset(name for columns in LAYOUTS for name in columns.scores if name)
 NUMBERED = re.compile(r"(.+)_\d+")
 NAMES = tuple(dict.fromkeys(columns.name for columns in LAYOUTS))
 

@@ -28,6 +28,7 @@ from firered_lit.locks import shard_held
 from firered_lit.textfiles import read_object
 
 from .chunks import Sample
+from .folders import PREPARED
 from .grouping import write_chunks
 from .index import Index, Row
 from .indexing import write_index
@@ -214,7 +215,7 @@ def made_from(folder: Path, options: dict[str, Any], inherited: Sequence[str] = 
     Raises:
         UserError: When the folder was begun with other options.
     """
-    path, options = folder / "prepare.json", json.loads(json.dumps(options))
+    path, options = folder / PREPARED, json.loads(json.dumps(options))
     if not path.exists():
         strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         if strangers:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tables
-from .fields import Fields, captions_of, flag_of, path_of, size_of, text_of, texts_of
+from .fields import Fields, captions_of, flag_of, number_of, path_of, size_of, text_of, texts_of
 from .ids import Ids
 from .images import URL
 from .layouts import EDITS, KINDS, Columns, columns_of, named
@@ -187,10 +187,12 @@ def _edits(row: dict[str, Any], columns: Columns) -> list[list[tuple[str, Any]]]
 
 def _preferred(row: dict[str, Any], columns: Columns) -> None:
     """Refuse a pair whose scores, where the row has them, do not say that its winner is the better one."""
-    winner, loser = (row.get(name) for name in columns.scores)
-    if row.get("tie_case") is True and columns.loser:
+    if columns.loser and flag_of(row, "tie_case"):
         raise Refuse("tie_case", "no preference", "a tie says nothing of which image is the better one")
-    if all(isinstance(score, int | float) for score in (winner, loser)) and winner <= loser:
+    if not all(columns.scores):
+        return
+    winner, loser = (number_of(row, name) for name in columns.scores)
+    if winner is not None and loser is not None and winner <= loser:
         detail = f"{winner} for {columns.target} is not above {loser} for {columns.loser}, which it is preferred to"
         raise Refuse(columns.scores[0], "no preference", detail)
 

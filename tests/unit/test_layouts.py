@@ -155,7 +155,7 @@ def test_a_json_array_is_read_piece_by_piece_and_ends_where_it_breaks(tmp_path, 
     assert kinds == ["1", "2", "3", "4", "not an object", "5", "6", "7", "8"]
     path.write_text(path.read_text("utf-8")[:-40], encoding="utf-8")
     *_, last = read(path)
-    assert (last.reason, last.where) == ("invalid JSON", f"{path}:1")
+    assert (last.reason, last.where) == ("invalid JSON", f"{path}:1, row 9")
     path.write_text(json.dumps(items)[:-1])
     assert [isinstance(item, Refusal) for item in read(path)] == [False] * 7 + [True]
 
