@@ -10,7 +10,7 @@ from firered_lit.errors import UserError
 from firered_lit.rewards.judge import check_scale
 from firered_lit.textfiles import MEGABYTE, read_text
 
-FOLDER = Path(__file__).with_name("prompts")
+FOLDER = Path(__file__).with_name("judge_prompts")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ OURS = (
     "callbacks.pixel_reward.PixelReward",
     "callbacks.plain_attention.PlainAttention",
     "callbacks.progress.Progress",
+    "callbacks.prompts.Prompts",
     "callbacks.reward_grid.RewardGrid",
     "callbacks.sample_grid.SampleGrid",
     "callbacks.signals.Signals",

@@ -1,0 +1,301 @@
+"""Prompts of one's own, drawn by the base first and then while it learns: `Prompts`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from PIL import Image, ImageOps
+
+from callbacks.lettering import Lettering
+from callbacks.sample_grid import Row, draw_grid, fitted
+from firered_lit.batch import Condition, Text
+from firered_lit.draws import gaussian
+from firered_lit.errors import UserError
+from firered_lit.files import replacing
+from firered_lit.flow.sampler import schedule
+from firered_lit.models.codec import to_image, to_pixels
+from firered_lit.models.conditioning import UNCONDITIONAL
+from firered_lit.models.sampling import sample
+from firered_lit.models.sizes import calculate_dimensions
+from firered_lit.textfiles import open_regular, read_text
+from firered_lit.tracking import log_image
+
+FOLDER = "prompts"
+KEYS = ("instruction", "images", "width", "height", "seed")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of the file.
+
+    Attributes:
+        instruction: what the model is asked, in any language.
+        images: files of the control pictures; none for text-to-image.
+        width: of the drawn picture, px; None takes the shape of the last control picture.
+        height: likewise.
+        seed: of the noise.
+    """
+
+    instruction: str
+    images: tuple[Path, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the frozen models make of a prompt, on the CPU.
+
+    Attributes:
+        conditions: the instruction, and with guidance the unconditional text, each with the references' latents.
+        noise: (1, C, h, w), a function of the prompt's seed.
+        sources: the control pictures, for the grid.
+    """
+
+    conditions: tuple[Condition, ...]
+    noise: torch.Tensor
+    sources: tuple[Image.Image, ...]
+
+
+class Prompts(L.Callback):
+    """Draw prompts of one's own before the first step, every `every` optimizer steps, and at the end.
+
+    Below the run's folder, in `prompts/`: a grid of all prompts for each step (`step_00000250.png`, in the logger too),
+    each picture by itself (`pictures/step_00000250/01.png`), and for each prompt a strip over the steps
+    (`strip_01.png`). The noise of a prompt is the same at every step. The weights that are trained draw, never their
+    average. What lies there already, as in a resumed run, is not drawn again. Nothing of the training changes.
+
+    Args:
+        file: a .jsonl file, a row per prompt: `instruction`, `images` (paths relative to the file; none for
+            text-to-image), and if wanted `width`, `height`, `seed`. No target is needed.
+        every: optimizer steps between drawings, at least 1.
+        steps: of the solver.
+        guidance: the stock pipelines' `true_cfg_scale`; 1 switches it off.
+        side: height of the pictures in grids and strips, px.
+        font: a font file; one that can draw Chinese is looked for when null.
+
+    Raises:
+        UserError: a number out of range; the file or a row of it cannot be used.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        every: int = 250,
+        steps: int = 20,
+        guidance: float = 4.0,
+        side: int = 256,
+        font: str | None = None,
+    ) -> None:
+        super().__init__()
+        if every < 1 or steps < 1 or side < 16:
+            numbers = f"every={every} steps={steps} side={side}"
+            raise UserError(f"callbacks.prompts: {numbers}: every and steps are at least 1, side at least 16")
+        self.prompts = read_prompts(Path(file))
+        self.every = every
+        self.steps = steps
+        self.guidance = guidance
+        self.side = side
+        self.lettering = Lettering(font)
+        self._encoded: list[Encoded] = []
+        self._seen_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._seen_step = trainer.global_step
+        if trainer.global_step % self.every == 0:
+            self._draw_all(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step == self._seen_step:  # in the middle of an accumulation
+            return
+        self._seen_step = step
+        if step % self.every == 0:
+            self._draw_all(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._draw_all(trainer, pl_module)
+
+    # Drawing
+
+    def _draw_all(self, trainer: L.Trainer, stage: Any) -> None:
+        """Draw every prompt at this step and write the grid, unless the grid is there.
+
+        All processes draw, since sharded weights are gathered by all of them together; the first one writes.
+        """
+        step = trainer.global_step
+        folder = Path(trainer.default_root_dir) / FOLDER
+        grid = folder / f"step_{step:08d}.png"
+        if trainer.strategy.broadcast(grid.exists()):
+            return
+        if not self._encoded:
+            self._encoded = [encode(prompt, stage, self.guidance > 1) for prompt in self.prompts]
+
+        # The mode of the module is put back as it was.
+        training = stage.training
+        stage.eval()
+        pictures = [self._draw(encoded, stage) for encoded in self._encoded]
+        stage.train(training)
+
+        if trainer.is_global_zero:
+            try:
+                self._write(pictures, folder, step)
+            except OSError as error:
+                rank_zero_warn(f"{folder}: the pictures of the prompts could not be written ({error.strerror})")
+                return
+            for logger in trainer.loggers:
+                log_image(logger, FOLDER, Image.open(grid), step)
+
+    @torch.no_grad()
+    def _draw(self, encoded: Encoded, stage: Any) -> Image.Image:
+        """Draw one prompt with the weights as they are."""
+        noise = encoded.noise.to(stage.device)
+        conditions = [condition.to(stage.device) for condition in encoded.conditions]
+        tokens = noise.shape[-2] * noise.shape[-1] // 4
+        sigmas = schedule(self.steps, tokens, stage.scheduler_config)
+        unconditional = conditions[1] if len(conditions) > 1 else None
+        guidance = self.guidance if unconditional is not None else 1.0
+        with torch.autocast(stage.device.type, enabled=stage.device.type != "cpu", dtype=torch.bfloat16):
+            latents = sample(stage.transformer, noise, sigmas, conditions[0], unconditional, guidance)
+        return to_image(stage.codec.decode(latents.float())[0].float())
+
+    # Files
+
+    def _write(self, pictures: Sequence[Image.Image], folder: Path, step: int) -> None:
+        """Write each picture, then the strips, and the grid last: where it stands, all of them do."""
+        own = folder / "pictures" / f"step_{step:08d}"
+        for number, picture in enumerate(pictures, start=1):
+            _save(picture, own / f"{number:02d}.png")
+        for number, prompt in enumerate(self.prompts, start=1):
+            _save(self._strip(prompt, number, folder), folder / f"strip_{number:02d}.png")
+        rows = []
+        for number, (prompt, encoded, picture) in enumerate(zip(self.prompts, self._encoded, pictures, strict=True)):
+            cells = [*self._controls(encoded), (f"step {step}", fitted(picture, self.side))]
+            rows.append(Row((number,), tuple(cells), prompt.instruction))
+        _save(draw_grid(rows, f"step {step}", self.lettering), folder / f"step_{step:08d}.png")
+
+    def _strip(self, prompt: Prompt, number: int, folder: Path) -> Image.Image:
+        """Return one prompt's pictures of all steps so far, side by side behind its control pictures."""
+        cells = self._controls(self._encoded[number - 1])
+        for file in sorted((folder / "pictures").glob(f"step_*/{number:02d}.png")):
+            step = int(file.parent.name.removeprefix("step_"))
+            with Image.open(file) as picture:
+                cells.append((f"step {step}", fitted(picture.convert("RGB"), self.side)))
+        return draw_grid([Row((number,), tuple(cells), prompt.instruction)], f"prompt {number}", self.lettering)
+
+    def _controls(self, encoded: Encoded) -> list[tuple[str, Image.Image]]:
+        single = len(encoded.sources) == 1
+        names = ["control" if single else f"control {n}" for n in range(1, len(encoded.sources) + 1)]
+        return [(name, fitted(picture, self.side)) for name, picture in zip(names, encoded.sources, strict=True)]
+
+
+def encode(prompt: Prompt, stage: Any, guided: bool) -> Encoded:
+    """Return what the stage's frozen text encoder and VAE make of a prompt, at the sizes of training.
+
+    Args:
+        prompt: the prompt.
+        stage: the training module, whose `base`, `codec` and `frozen` are used.
+        guided: whether the unconditional text is encoded too.
+    """
+    base = stage.base
+    pictures = [_open(path) for path in prompt.images]
+    dtype = stage.transformer.dtype if stage.transformer.dtype.is_floating_point else torch.float32
+
+    # The text, by the encoder that training may have loaded already.
+    if "conditioner" not in stage.frozen:
+        stage.frozen["conditioner"] = base.conditioner(stage.device, dtype)
+    words = [prompt.instruction, UNCONDITIONAL] if guided else [prompt.instruction]
+    rows = stage.frozen["conditioner"].encode(words, [pictures] * len(words), base.sizes.condition_area)
+
+    # The references, at their own area.
+    shown = [_to_area(picture, base.sizes.reference_area) for picture in pictures]
+    latents = tuple(stage.codec.encode(to_pixels(picture)[None].to(stage.device)).cpu() for picture in shown)
+    conditions = tuple(Condition(Text.pad([row.to("cpu", dtype)]), latents) for row in rows)
+
+    # The noise, in the shape of the picture that is asked for.
+    ratio = pictures[-1].width / pictures[-1].height if pictures else 1.0
+    width, height = calculate_dimensions(base.sizes.target_area, ratio)
+    width = (prompt.width or width) // 16 * 16
+    height = (prompt.height or height) // 16 * 16
+    factor = stage.codec.factor
+    channels = stage.codec.mean.shape[1]
+    noise = gaussian((channels, height // factor, width // factor), (0,), "prompt", prompt.seed)
+    return Encoded(conditions, noise, tuple(pictures))
+
+
+# The file
+
+
+def read_prompts(file: Path) -> list[Prompt]:
+    """Return the prompts of a .jsonl file.
+
+    Raises:
+        UserError: the file or a row of it cannot be used; the message names the line.
+    """
+    try:
+        lines = read_text(file).splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"callbacks.prompts.file={file}: cannot be read ({problem})") from problem
+    prompts = [_prompt(line, f"{file}:{number}", file.parent) for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise UserError(f"callbacks.prompts.file={file}: no prompts in it; write a line of JSON for each")
+    return prompts
+
+
+def _prompt(line: str, where: str, folder: Path) -> Prompt:
+    """Return the prompt of a line."""
+    try:
+        row = json.loads(line)
+    except ValueError as problem:
+        raise UserError(f"{where}: no JSON ({problem})") from problem
+    if not isinstance(row, Mapping):
+        raise UserError(f'{where}: a prompt is an object, as in {{"instruction": "Make it red", "images": ["a.png"]}}')
+    unknown = [key for key in row if key not in KEYS]
+    if unknown:
+        raise UserError(f"{where}: {unknown[0]!r} is no key of a prompt; they are {', '.join(KEYS)}")
+
+    instruction = row.get("instruction")
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise UserError(f"{where}: instruction: expected text")
+    images = row.get("images", [])
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not all(isinstance(name, str) and name for name in images):
+        raise UserError(f"{where}: images: expected a list of paths")
+    prompt = Prompt(instruction, tuple(folder / name for name in images))
+
+    # Numbers.
+    for key, lowest in (("width", 16), ("height", 16), ("seed", 0)):
+        value = row.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest or value > 2**31:
+            raise UserError(f"{where}: {key}: expected a whole number of at least {lowest}, got {value!r}")
+        prompt = replace(prompt, **{key: value})
+    for path in prompt.images:
+        _open(path, where)
+    return prompt
+
+
+def _open(path: Path, where: str = "") -> Image.Image:
+    """Return a picture as it is looked at."""
+    try:
+        with open_regular(path) as file, Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as problem:
+        raise UserError(f"{where}: images: {path} cannot be read as a picture ({problem})") from problem
+
+
+def _to_area(picture: Image.Image, area: int) -> Image.Image:
+    size = calculate_dimensions(area, picture.width / picture.height)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with replacing(path, "wb") as file:
+        picture.save(file, format="PNG")
