@@ -325,6 +325,13 @@ VERBS = (
     Verb("fit", "train as a recipe says", _recipe_options, _run_recipe, "firered_lit.fit.fit"),
     Verb("prepare", "encode a dataset once, for training", _recipe_options, _run_recipe, "datamodules.write.prepare"),
     Verb("mine", "make pairs and prompts worth learning from", _mine_options, _run_mine, "firered_lit.mine.run.mine"),
+    Verb(
+        "eval",
+        "score models on a benchmark: draw, judge, score, report",
+        _recipe_options,
+        _run_recipe,
+        "firered_lit.evaluation.run.evaluate",
+    ),
     Verb("edit", "edit an image with a trained model", _edit_options, _run_edit),
     Verb("export", "write a run as a diffusers folder or LoRA files", _export_options, _run_export),
     Verb("average", "average a run's last checkpoints into one", _average_options, _run_average),

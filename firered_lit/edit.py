@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +51,177 @@ def edit(
     bad input.
     """
     _check_out(Path(out))
-    adapters = [_lora(text) for text in loras]
-    base = _at_sizes_of(open_base(model), adapters)
+    editor = Editor(open_base(model), loras, stock=stock, keep_encoder=False)
     references = [_open(path) for path in images]
-    if base.variant == Variant.EDIT and len(references) > 1:
+    if editor.base.variant == Variant.EDIT and len(references) > 1:
         raise UserError(f"{model}: takes one --image, not {len(references)}")
-    size = _size(base, references, width, height)
+    size = _size(editor.base, references, width, height)
     begin = time.perf_counter()
-    if stock or base.at_stock_sizes:
-        sampler = "the stock pipeline" + ("" if stock else ", with our prompt embeddings")
-        image = _stock(base, references, prompt, steps, seed, size, guidance, not stock, adapters)
-    else:
-        sampler = "our sampler, at the sizes the model was trained at"
-        image = _own(base, references, prompt, steps, seed, size, guidance, adapters)
+    image = editor.draw(references, prompt, steps, seed, size, guidance)
     image.save(out)
     seconds = time.perf_counter() - begin
-    how = f"{steps} steps, guidance {guidance:g}, seed {seed}, {sampler}, {seconds:.1f} s"
+    how = f"{steps} steps, guidance {guidance:g}, seed {seed}, {editor.sampler}, {seconds:.1f} s"
     print(f"{out}: {image.width}x{image.height}, {how}")
+
+
+class Editor:
+    """A model that is loaded once and edits many photos, on the accelerator that is there.
+
+    The stock pipeline draws where it shows the model what training showed, or when `stock`; else our own sampler does.
+    Unless `stock`, prompts are encoded here, with the positions that the weights know.
+
+    Args:
+        base: The model. Sizes of the last LoRA that names any go before its own.
+        loras: Files, or folders as `export` writes them, merged one after another; `PATH@0.8` for less than full
+            strength.
+        stock: Use the stock pipeline as it is.
+        weights: Loads the transformer, in a precision, from elsewhere than the base's folder.
+        keep_encoder: Keep the text encoder in memory between two edits.
+
+    Raises:
+        UserError: A LoRA cannot be read.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        loras: Sequence[str] = (),
+        *,
+        stock: bool = False,
+        weights: Callable[[torch.dtype], torch.nn.Module] | None = None,
+        keep_encoder: bool = True,
+    ) -> None:
+        self.adapters = [lora_of(text) for text in loras]
+        self.base = _at_sizes_of(base, self.adapters)
+        self.stock = stock
+        self.keep_encoder = keep_encoder
+        self.device, self.dtype = _device()
+        self._weights = weights
+        self._conditioner: Any = None
+        self._codec: Any = None
+        self._transformer: Any = None
+        self._pipelines: dict[bool, Any] = {}  # whether it edits -> the stock pipeline
+
+    @property
+    def sampler(self) -> str:
+        """What draws, in words."""
+        if self.stock:
+            return "the stock pipeline"
+        if self.base.at_stock_sizes:
+            return "the stock pipeline, with our prompt embeddings"
+        return "our sampler, at the sizes the model was trained at"
+
+    def draw(
+        self,
+        references: Sequence[Image.Image],
+        prompt: str,
+        steps: int,
+        seed: int,
+        size: tuple[int, int],
+        guidance: float,
+    ) -> Image.Image:
+        """Return one edit.
+
+        Args:
+            references: RGB pictures; none for text-to-image.
+            prompt: The instruction.
+            steps: Of the sampler.
+            seed: Of the noise, which is drawn on the CPU.
+            size: Width and height, multiples of 16.
+            guidance: The stock pipelines' `true_cfg_scale`; 1 switches it off.
+
+        Raises:
+            UserError: The instruction is too long or holds a vision token, or the model takes one reference only.
+        """
+        if self.stock or self.base.at_stock_sizes:
+            return self._draw_stock(references, prompt, steps, seed, size, guidance)
+        return self._draw_own(references, prompt, steps, seed, size, guidance)
+
+    def size_like(self, references: Sequence[Image.Image]) -> tuple[int, int]:
+        """Return width and height of an edit for which no size is asked: those of the last reference's shape."""
+        return _size(self.base, references, None, None)
+
+    def _draw_stock(
+        self,
+        references: Sequence[Image.Image],
+        prompt: str,
+        steps: int,
+        seed: int,
+        size: tuple[int, int],
+        guidance: float,
+    ) -> Image.Image:
+        call: dict[str, Any] = {"num_inference_steps": steps, "true_cfg_scale": guidance}
+        call["max_sequence_length"] = MAX_TEXT_TOKENS  # what training reads; the pipelines' own default is half of it
+        call |= {"width": size[0], "height": size[1], "generator": torch.Generator().manual_seed(seed)}
+        if references:
+            call["image"] = references[0] if self.base.variant == Variant.EDIT else list(references)
+        if self.stock:
+            if references and loses_text_positions() and not self._pipelines:
+                print(f"note: {LOST_POSITIONS}", file=sys.stderr)
+            call["prompt"] = prompt
+            if guidance > 1:
+                call["negative_prompt"] = UNCONDITIONAL
+        else:
+            texts = self._texts(references, prompt, guidance)
+            for role, text in zip(("prompt", "negative_prompt"), texts):
+                ones = torch.ones(text.embeddings.shape[:2], dtype=torch.long, device=self.device)
+                call |= {f"{role}_embeds": text.embeddings, f"{role}_embeds_mask": ones}
+        return self._pipeline(bool(references))(**call).images[0]
+
+    def _draw_own(
+        self,
+        references: Sequence[Image.Image],
+        prompt: str,
+        steps: int,
+        seed: int,
+        size: tuple[int, int],
+        guidance: float,
+    ) -> Image.Image:
+        # What the transformer is shown.
+        if self._codec is None:
+            self._codec = self.base.codec(self.device, self.dtype)
+        codec = self._codec
+        shown = [image.resize(_reference_size(self.base, image), Image.Resampling.LANCZOS) for image in references]
+        latents = tuple(codec.encode(to_pixels(image)[None]) for image in shown)
+        conditions = [Condition(text, latents) for text in self._texts(references, prompt, guidance)]
+
+        # From noise to latents to pixels.
+        width = size[0] // codec.factor
+        height = size[1] // codec.factor
+        noise = torch.randn((1, codec.mean.shape[1], height, width), generator=torch.Generator().manual_seed(seed))
+        sigmas = schedule(steps, height * width // 4, self.base.scheduler_config)
+        if self._transformer is None:
+            self._transformer = self._load_transformer().to(self.device).eval()
+        negative = conditions[1] if guidance > 1 else None
+        drawn = sample(self._transformer, noise.to(self.device, self.dtype), sigmas, conditions[0], negative, guidance)
+        return to_image(codec.decode(drawn)[0])
+
+    def _texts(self, references: Sequence[Image.Image], prompt: str, guidance: float) -> list[Text]:
+        """Return the prompt and, with guidance, the unconditional text, each a batch of one."""
+        conditioner = self._conditioner or self.base.conditioner(self.device, self.dtype)
+        if self.keep_encoder:
+            self._conditioner = conditioner
+        prompts = [prompt, UNCONDITIONAL] if guidance > 1 else [prompt]
+        rows = conditioner.encode(prompts, [list(references)] * len(prompts), self.base.sizes.condition_area)
+        return [Text.pad([row]) for row in rows]
+
+    def _pipeline(self, edits: bool) -> Any:
+        """Return the stock pipeline, without a text encoder where the prompts are encoded here."""
+        if edits not in self._pipelines:
+            parts: dict[str, Any] = {"transformer": self._load_transformer()}
+            if not self.stock:
+                parts["text_encoder"] = None
+            pipeline = stock_pipeline(self.base, edits, self.dtype, **parts)
+            self._pipelines[edits] = pipeline.to(self.device)
+        return self._pipelines[edits]
+
+    def _load_transformer(self) -> torch.nn.Module:
+        """Return the transformer with the LoRAs in its weights, on the CPU."""
+        load = self._weights or self.base.transformer
+        transformer = load(self.dtype)
+        for file, strength in self.adapters:
+            merge_file(transformer, file, strength)
+        return transformer
 
 
 def _check_out(out: Path) -> None:
@@ -81,8 +235,12 @@ def _check_out(out: Path) -> None:
     writable(out.parent)
 
 
-def _lora(text: str) -> Adapter:
-    """(file, strength) of `PATH` or `PATH@STRENGTH`."""
+def lora_of(text: str) -> Adapter:
+    """Return the file and the strength of `PATH` or `PATH@STRENGTH`.
+
+    Raises:
+        UserError: There is no such LoRA, or the strength is no number.
+    """
     path, at, strength = text.rpartition("@")
     if at and not Path(text).exists():
         try:
@@ -100,11 +258,6 @@ def _at_sizes_of(base: Base, adapters: Sequence[Adapter]) -> Base:
     return base
 
 
-def _merge(transformer: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
-    for file, strength in adapters:
-        merge_file(transformer, file, strength)
-
-
 def _open(path: str) -> Image.Image:
     try:
         with open_regular(path) as file, Image.open(file) as image:
@@ -113,7 +266,7 @@ def _open(path: str) -> Image.Image:
         raise UserError(f"--image {path}: cannot be read as an image ({problem})") from problem
 
 
-def _size(base: Base, references: list[Image.Image], width: int | None, height: int | None) -> tuple[int, int]:
+def _size(base: Base, references: Sequence[Image.Image], width: int | None, height: int | None) -> tuple[int, int]:
     """(width, height): as asked, floored to 16 as the stock pipeline does, else like the last reference."""
     ratio = references[-1].width / references[-1].height if references else 1.0
     best = calculate_dimensions(base.sizes.target_area, ratio)
@@ -130,43 +283,18 @@ def _device() -> tuple[torch.device, torch.dtype]:
     return (torch.device("cuda"), torch.bfloat16) if torch.cuda.is_available() else (torch.device("cpu"), torch.float32)
 
 
-def _texts(base: Base, references: list[Image.Image], prompt: str, guidance: float) -> list[Text]:
-    """The prompt and, with guidance, the unconditional text, each a batch of one; the encoder is freed afterwards."""
-    device, dtype = _device()
-    prompts = [prompt, UNCONDITIONAL] if guidance > 1 else [prompt]
-    rows = base.conditioner(device, dtype).encode(prompts, [references] * len(prompts), base.sizes.condition_area)
-    return [Text.pad([row]) for row in rows]
+def stock_pipeline(base: Base, edits: bool, dtype: torch.dtype = torch.float32, **components: Any) -> Any:
+    """Return the installed diffusers' pipeline for this base.
 
-
-def _stock(
-    base: Base, references: list[Image.Image], prompt: str, steps: int, seed: int, size: tuple[int, int],
-    guidance: float, own_embeddings: bool, adapters: Sequence[Adapter] = (),
-) -> Image.Image:  # fmt: skip
-    device, dtype = _device()
-    call: dict[str, Any] = {"num_inference_steps": steps, "true_cfg_scale": guidance}
-    call["max_sequence_length"] = MAX_TEXT_TOKENS  # what training reads; the pipelines' own default is half of it
-    call |= {"width": size[0], "height": size[1], "generator": torch.Generator().manual_seed(seed)}
-    if references:
-        call["image"] = references[0] if base.variant == Variant.EDIT else references
-    if own_embeddings:
-        texts = _texts(base, references, prompt, guidance)
-        for role, text in zip(("prompt", "negative_prompt"), texts):
-            ones = torch.ones(text.embeddings.shape[:2], dtype=torch.long, device=device)
-            call |= {f"{role}_embeds": text.embeddings, f"{role}_embeds_mask": ones}
-    else:
-        if references and loses_text_positions():
-            print(f"note: {LOST_POSITIONS}", file=sys.stderr)
-        call |= {"prompt": prompt, "negative_prompt": UNCONDITIONAL} if guidance > 1 else {"prompt": prompt}
-    pipeline = stock_pipeline(base, bool(references), dtype)
-    _merge(pipeline.transformer, adapters)
-    return pipeline.to(device)(**call).images[0]
-
-
-def stock_pipeline(base: Base, edits: bool, dtype: torch.dtype = torch.float32) -> Any:
-    """The installed diffusers' pipeline for this base; without references, its text-to-image one."""
+    Args:
+        base: The model.
+        edits: Whether there are references; without, its text-to-image pipeline.
+        dtype: Precision of the weights.
+        components: What takes the place of a component in the folder, by name; None leaves it out.
+    """
     from diffusers import DiffusionPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(base.folder, dtype=dtype)
+    pipeline = DiffusionPipeline.from_pretrained(base.folder, dtype=dtype, **components)
     pipeline.set_progress_bar_config(disable=None)
     parts = {k: v for k, v in pipeline.components.items() if k != "processor"}
     if not edits and base.variant != Variant.TEXT:
@@ -174,27 +302,6 @@ def stock_pipeline(base: Base, edits: bool, dtype: torch.dtype = torch.float32) 
     if edits and base.variant == Variant.TEXT:
         return QwenImageEditPlusPipeline(**parts, processor=base.conditioner().processor)
     return pipeline
-
-
-def _own(
-    base: Base, references: list[Image.Image], prompt: str, steps: int, seed: int, size: tuple[int, int],
-    guidance: float, adapters: Sequence[Adapter] = (),
-) -> Image.Image:  # fmt: skip
-    device, dtype = _device()
-    codec = base.codec(device, dtype)
-    shown = [image.resize(_reference_size(base, image), Image.Resampling.LANCZOS) for image in references]
-    latents = tuple(codec.encode(to_pixels(image)[None]) for image in shown)
-    conditions = [Condition(text, latents) for text in _texts(base, references, prompt, guidance)]
-    width, height = size[0] // codec.factor, size[1] // codec.factor
-    noise = torch.randn((1, codec.mean.shape[1], height, width), generator=torch.Generator().manual_seed(seed))
-    sigmas = schedule(steps, height * width // 4, base.scheduler_config)
-    transformer = base.transformer(dtype)
-    _merge(transformer, adapters)
-    transformer = transformer.to(device).eval()
-    negative = conditions[1] if guidance > 1 else None
-    return to_image(
-        codec.decode(sample(transformer, noise.to(device, dtype), sigmas, conditions[0], negative, guidance))[0]
-    )
 
 
 def _reference_size(base: Base, image: Image.Image) -> tuple[int, int]:

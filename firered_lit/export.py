@@ -182,6 +182,26 @@ def write_transformer(
     Raises:
         UserError: the weights are of another architecture.
     """
+    transformer, kept = trained_transformer(base, saved, precision)
+    transformer.save_pretrained(folder, max_shard_size=max_shard_size)
+    return kept
+
+
+def trained_transformer(base: Base, saved: Saved, precision: torch.dtype | None = None) -> tuple[Any, float]:
+    """Return the base's transformer with the saved weights, or with the saved LoRA merged into its own.
+
+    Args:
+        base: what the weights were trained from.
+        saved: the weights.
+        precision: that they are rounded to; None for that of the base's files.
+
+    Returns:
+        The transformer, and the share of the change, trained minus base, that it keeps: its projection on itself
+        rounded.
+
+    Raises:
+        UserError: the weights are of another architecture.
+    """
     transformer = base.transformer()
     stored = transformer.state_dict()
     trained = factors(saved.weights) if saved.lora else {}
@@ -207,8 +227,7 @@ def write_transformer(
             whole += float(torch.sum(change * change, dtype=torch.float64))
             stored[name].copy_(rounded)
     nn.Module.to(transformer, precision)
-    transformer.save_pretrained(folder, max_shard_size=max_shard_size)
-    return along / whole if whole else 1.0
+    return transformer, along / whole if whole else 1.0
 
 
 def _trained(saved: Saved, stored: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,12 @@ this project, and is admitted by `--allow PACKAGE` when it does not.
 """
 
 # What a verb runs. It stands at the top of a recipe and nowhere below.
-ROOTS = ("firered_lit.fit.fit", "datamodules.write.prepare", "firered_lit.mine.run.mine")
+ROOTS = (
+    "firered_lit.fit.fit",
+    "datamodules.write.prepare",
+    "firered_lit.mine.run.mine",
+    "firered_lit.evaluation.run.evaluate",
+)
 
 OURS = (
     "callbacks.checkpoint.Checkpoint",
@@ -33,7 +38,22 @@ OURS = (
     "datamodules.preferences.PreferenceDataModule",
     "datamodules.prepared.Prepared",
     "datamodules.prompts.PromptDataModule",
+    "datamodules.world.benchmark.WorldRows",
     "datamodules.world.stream.WorldDataModule",
+    "firered_lit.evaluation.benchmarks.exact.Exact",
+    "firered_lit.evaluation.benchmarks.gedit.GEdit",
+    "firered_lit.evaluation.benchmarks.imgedit.ImgEdit",
+    "firered_lit.evaluation.benchmarks.rededit.REDEdit",
+    "firered_lit.evaluation.judge_server.JudgeServer",
+    "firered_lit.evaluation.models.local.Local",
+    "firered_lit.evaluation.models.opening.Drawing",
+    "firered_lit.evaluation.models.pictures.Pictures",
+    "firered_lit.evaluation.models.pipeline.Pipeline",
+    "firered_lit.evaluation.models.planted.Blank",
+    "firered_lit.evaluation.models.planted.Copier",
+    "firered_lit.evaluation.models.planted.RandomCrop",
+    "firered_lit.evaluation.models.planted.RightAnswers",
+    "firered_lit.evaluation.models.server.Server",
     "firered_lit.fit.Run",
     "firered_lit.flow.sampler.dpm_solver_2",
     "firered_lit.flow.sampler.euler",

@@ -21,6 +21,7 @@ RANGES = {
     **dict.fromkeys(("passes", "tries", "parallel", "threads", "ahead", "window", "fall", "replicate"), ">= 1"),
     **dict.fromkeys(("validate_every", "accumulate_grad_batches", "num_nodes", "Preview.steps"), ">= 1"),
     **dict.fromkeys(("SemiHard.steps", "Prompts.steps", "FSDP2.shard", "JudgeReward.least", "Evolution.least"), ">= 1"),
+    **dict.fromkeys(("each", "repeats", "Local.steps", "Drawing.steps", "Pipeline.steps", "WorldRows.side"), ">= 1"),
     **dict.fromkeys(("workers", "held_out_max", "held_out", "warmup", "steps", "start", "shard"), ">= 0"),
     **dict.fromkeys(("retries", "least", "most", "least_valid", "budget", "log_every_n_steps"), ">= 0"),
     **dict.fromkeys(("max_steps", "max_epochs", "min_steps", "min_epochs"), ">= -1"),

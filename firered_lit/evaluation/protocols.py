@@ -96,14 +96,21 @@ class Benchmark(Protocol):
 
 
 class Model(Protocol):
-    """What draws: a run, an export, a pipeline, a server or a folder of pictures made elsewhere."""
+    """What draws: a run, an export, a pipeline, a server or a folder of pictures made elsewhere.
+
+    Attributes:
+        parallel: How many items it draws at once, each in a thread of its own.
+    """
+
+    @property
+    def parallel(self) -> int: ...
 
     def fingerprint(self) -> str:
         """Return what tells this model, its LoRAs and its settings from any other."""
         ...
 
-    def draw(self, item: Item, sources: "Sequence[Image.Image]", seed: int) -> "Image.Image":
-        """Return the edited picture. All randomness comes from `seed`.
+    def draw(self, item: Item, sources: "Sequence[Image.Image]", seed: int) -> "Image.Image | bytes":
+        """Return the edited picture, or its file as it is. All randomness comes from `seed`.
 
         Raises:
             UserError: This item cannot be drawn; the others may.
@@ -130,7 +137,7 @@ class EvaluationFolder:
         return self.out / "pictures" / model / item.suite / item.output
 
     def drawings(self, model: str) -> Path:
-        """Return the folder of `*.jsonl`, a line per item drawn or failed: suite, id, seed, model, sha256, failed."""
+        """Return the folder of `*.jsonl`, a line per item drawn or failed; see `drawing.py`."""
         return self.out / "pictures" / model / "drawn"
 
     @property

@@ -1,0 +1,160 @@
+"""A model of the Qwen-Image family: a training run, an export, a diffusers folder, a hub id or a built-in base."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from firered_lit.errors import UserError
+from firered_lit.evaluation.models import fingerprints
+from firered_lit.evaluation.protocols import Item
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from firered_lit.edit import Editor
+    from firered_lit.models.family import Base
+
+STEPS = 40  # as the official script of REDEdit-Bench draws
+GUIDANCE = 4.0  # its true_cfg_scale
+
+
+class Local:
+    """Draw with a model that is loaded here, once, as `edit` does.
+
+    Args:
+        model: A run's folder, an export's, a diffusers folder, a hub id, or a built-in base as "world".
+        loras: LoRAs over it, as `edit` takes them: PATH or PATH@STRENGTH.
+        checkpoint: Of a run: "last", "best" or a checkpoint's path.
+        ema: Of a run: the averaged weights.
+        stock: Use the stock pipeline as it is.
+        steps: Of the sampler.
+        guidance: The stock pipelines' `true_cfg_scale`; 1 switches it off.
+
+    Raises:
+        UserError: There is no such model.
+    """
+
+    parallel = 1
+
+    def __init__(
+        self,
+        model: str,
+        loras: Sequence[str] = (),
+        checkpoint: str = "last",
+        ema: bool = False,
+        stock: bool = False,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+    ) -> None:
+        if steps < 1:
+            raise UserError(f"model {model}: steps={steps}: at least 1")
+        self.model = model
+        self.loras = tuple(loras)
+        self.checkpoint = checkpoint
+        self.ema = ema
+        self.stock = stock
+        self.steps = steps
+        self.guidance = guidance
+        self._editor: Editor | None = None
+        folder = Path(model).expanduser()
+        self.run = folder if (folder / "run.json").is_file() else None
+        if self.run is None and (folder / "pytorch_lora_weights.safetensors").is_file():
+            raise UserError(f"{model}: a LoRA alone; name its base as the model and this folder among the LoRAs")
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights, the LoRAs, the sizes and the settings of the sampler."""
+        base = self._base
+        parts = {part: base.fingerprint(part) for part in ("transformer", "vae", "text_encoder")}
+        return fingerprints.of_settings(
+            kind="local",
+            parts=parts,
+            sizes=base.sizes.as_dict(),
+            scheduler=base.scheduler_config,
+            checkpoint=None if self._checkpoint is None else _checkpoint_digest(self._checkpoint),
+            ema=self.ema,
+            loras=self._lora_digests(),
+            stock=self.stock,
+            steps=self.steps,
+            guidance=self.guidance,
+        )
+
+    def _lora_digests(self) -> list[tuple[str, float]]:
+        """Return a hash of each LoRA's file, with its strength."""
+        if not self.loras:
+            return []
+
+        from firered_lit.edit import lora_of
+
+        digests = []
+        for text in self.loras:
+            file, strength = lora_of(text)
+            digests.append((fingerprints.of_file(file), strength))
+        return digests
+
+    def draw(self, item: Item, sources: "Sequence[Image.Image]", seed: int) -> "Image.Image":
+        """Return the edited picture, of the shape of the last source; see `Editor.draw`."""
+        editor = self.editor
+        size = editor.size_like(sources)
+        return editor.draw(list(sources), item.instruction, self.steps, seed, size, self.guidance)
+
+    def close(self) -> None:
+        """Forget the weights."""
+        self._editor = None
+
+    @property
+    def editor(self) -> "Editor":
+        """The model, loaded when it is first asked for."""
+        from firered_lit.edit import Editor
+
+        if self._editor is None:
+            weights = None if self._checkpoint is None else self._trained
+            self._editor = Editor(self._base, self.loras, stock=self.stock, weights=weights)
+        return self._editor
+
+    @cached_property
+    def _checkpoint(self) -> Path | None:
+        """The checkpoint of a run; None of any other model."""
+        if self.run is None:
+            return None
+
+        from firered_lit.checkpoint import resolve
+
+        found = resolve(self.run, self.checkpoint)
+        if found is None:
+            raise UserError(f"{self.run}: has no checkpoint yet")
+        return found
+
+    @cached_property
+    def _base(self) -> "Base":
+        """The base at the sizes that it is used at."""
+        from firered_lit.models.family import open_base
+
+        if self.run is None or self._checkpoint is None:
+            return open_base(self.model)
+
+        from firered_lit import lineage
+        from firered_lit.models.sizes import Sizes
+        from firered_lit.textfiles import read_object
+
+        base = lineage.base_of(self._checkpoint, lineage.recorded(self._checkpoint), self.run)
+        record = read_object(self.run / "run.json", "sizes")
+        return base.resized(Sizes(**record["sizes"]))
+
+    def _trained(self, dtype: "torch.dtype") -> Any:
+        """Return the run's transformer: the weights that its export would have, in another precision."""
+        from firered_lit import lineage
+        from firered_lit.checkpoint import sound
+        from firered_lit.export import load_weights, stored_precision, trained_transformer
+
+        assert self._checkpoint is not None  # noqa: S101
+        saved = load_weights(sound(self._checkpoint, fall_back=self.checkpoint == "last"), self.ema)
+        lineage.refuse_other_base(saved.base, self._base, self._checkpoint, lineage.PUT_BACK)
+        transformer, _ = trained_transformer(self._base, saved, stored_precision(self._base))
+        return transformer.to(dtype)
+
+
+def _checkpoint_digest(path: Path) -> str:
+    """Return a hash of a checkpoint: of a sharded one, of the list that has the sum of each of its files."""
+    return fingerprints.of_file(path / "complete.json" if path.is_dir() else path)

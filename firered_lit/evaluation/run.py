@@ -1,0 +1,273 @@
+"""The straight line of an evaluation: draw, judge, score, report. Each step goes on where it was stopped."""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from firered_lit.errors import UserError
+from firered_lit.evaluation.judge_server import JudgeServer
+from firered_lit.evaluation.models.opening import Drawing, name_of, open_models
+from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item, Model
+from firered_lit.files import write_json
+from firered_lit.locks import in_turn, shard_held
+from firered_lit.places import writable
+from firered_lit.textfiles import read_object
+
+if TYPE_CHECKING:
+    from firered_lit.evaluation.report.record import Record
+
+STEPS = ("draw", "judge", "score", "report")
+NOTE = "evaluation.json"  # in OUT: what was evaluated, by fingerprints
+
+
+def evaluate(
+    out: str,
+    benchmarks: Mapping[str, Benchmark],
+    model: str | Model | None = None,
+    models: Mapping[str, str | Model] | None = None,
+    data: str = "",
+    drawing: Drawing | None = None,
+    judge: JudgeServer | None = None,
+    answers: str | None = None,
+    steps: Sequence[str] = STEPS,
+    seed: int = 43,
+    shard: int = 0,
+    num_shards: int = 1,
+    mlflow: "Record | None" = None,
+) -> None:
+    """Evaluate models on benchmarks into the folder `out`; run again, it goes on.
+
+    Args:
+        out: The folder.
+        benchmarks: Name -> a user's copy of a benchmark.
+        model: A run, an export, a hub id, a folder of pictures, or a node of `firered_lit.evaluation.models`.
+        models: Name -> more of them; two or more are compared on the same items.
+        data: The folder of the benchmark, for the recipe's other keys to name.
+        drawing: Settings of the models that are named by a folder or a hub id.
+        judge: The judge's server.
+        answers: A file of answers made elsewhere, as the official scripts write them, in place of drawing and judging.
+        steps: Which of draw, judge, score and report.
+        seed: Of every picture's noise, set anew for each, and of the statistics.
+        shard: Which share of the items this process draws and asks about.
+        num_shards: Into how many shares the items are divided. Each process of torchrun takes a share of its own.
+        mlflow: Where tables and plots are recorded.
+
+    Raises:
+        UserError: A benchmark's copy is not whole, there is no such model, or nothing can go on.
+    """
+    shard, num_shards = _share(shard, num_shards)
+    wanted = _wanted(steps, answers)
+    judge = judge or JudgeServer()
+    folder = EvaluationFolder(Path(out).resolve())
+    suites = _suites(benchmarks)
+    chosen = list(benchmarks.values())
+    opened, names = _models(model, models or {}, drawing or Drawing(), answers)
+    if "judge" in wanted:
+        _check_judge(chosen, judge)
+    writable(folder.out)
+
+    with shard_held(folder.out, "eval", shard, num_shards):
+        _write_note(folder, chosen, opened, seed, judge)
+        if "draw" in wanted:
+            _draw(folder, chosen, opened, seed, shard, num_shards)
+        if "judge" in wanted:
+            _judge(folder, chosen, names, judge, shard, num_shards)
+        if num_shards > 1 and answers is None:
+            missing = _count_missing(folder, chosen, names)
+            if missing:
+                print(f"shard {shard} of {num_shards} is done; {missing} pictures are left to the others")
+                return
+        with in_turn(folder.out):
+            if "score" in wanted:
+                _score(folder, chosen, names, judge, seed, answers)
+                _print_scores(folder, suites, names)
+            if "report" in wanted:
+                _report(folder, chosen, names, seed, mlflow)
+
+
+# Before anything is drawn
+
+
+def _share(shard: int, num_shards: int) -> tuple[int, int]:
+    """Return this process's share: of those that a user divides into, and within it of torchrun's processes."""
+    if not 0 <= shard < num_shards:
+        raise UserError(f"shard={shard}, num_shards={num_shards}: shards are numbered from 0 to num_shards - 1")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    if world > 1:
+        _take_own_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+    return shard * world + rank, num_shards * world
+
+
+def _take_own_gpu(number: int) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def _wanted(steps: Sequence[str], answers: str | None) -> list[str]:
+    """Return the steps in their order."""
+    for step in steps:
+        if step not in STEPS:
+            raise UserError(f"steps: no step {step!r}; there are {', '.join(STEPS)}")
+    if not steps:
+        raise UserError(f"steps: name some of {', '.join(STEPS)}")
+    wanted = [step for step in STEPS if step in steps]
+    if answers is not None:
+        wanted = [step for step in wanted if step in ("score", "report")]
+    return wanted
+
+
+def _suites(benchmarks: Mapping[str, Benchmark]) -> list[str]:
+    """Return the suites of all benchmarks, whose copies are read and checked here."""
+    if not benchmarks:
+        raise UserError("benchmarks: name at least one")
+    suites: list[str] = []
+    for name, benchmark in benchmarks.items():
+        for suite in benchmark.suites():
+            if suite in suites:
+                raise UserError(f"benchmarks.{name}: another benchmark has the suite {suite} too")
+            suites.append(suite)
+        if not benchmark.items():
+            raise UserError(f"benchmarks.{name}: holds no items")
+    return suites
+
+
+def _models(
+    model: str | Model | None, models: Mapping[str, str | Model], settings: Drawing, answers: str | None
+) -> tuple[dict[str, Model], list[str]]:
+    """Return the models, and their names; of answers made elsewhere the name alone."""
+    if answers is None:
+        opened = open_models(model, models, settings)
+        return opened, list(opened)
+    if models:
+        raise UserError("answers: one file of answers is of one model; leave `models` out")
+    return {}, [name_of(model) if isinstance(model, str) else Path(answers).stem]
+
+
+def _check_judge(benchmarks: Sequence[Benchmark], judge: JudgeServer) -> None:
+    """See that every category can be asked about: that prompts are there, and a judge where one is wanted.
+
+    Raises:
+        UserError: They are not.
+    """
+    for benchmark in benchmarks:
+        seen = set()
+        for item in benchmark.items():
+            if item.category in seen:
+                continue
+            seen.add(item.category)
+            if _asks(benchmark, item, judge) and judge.url is None:
+                suites = ", ".join(benchmark.suites())
+                remedy = "give judge.url=http://HOST:PORT/v1, or draw alone by steps=[draw]"
+                raise UserError(f"judge.url: {suites} is scored by a judge; {remedy}")
+
+
+def _asks(benchmark: Benchmark, item: Item, judge: JudgeServer) -> bool:
+    """Return whether a judge is asked about an item, by what would be asked about its own source."""
+    sources = benchmark.sources(item)
+    return bool(sources) and bool(benchmark.requests(item, sources[0], judge.asking))
+
+
+# The steps
+
+
+def _write_note(
+    folder: EvaluationFolder,
+    benchmarks: Sequence[Benchmark],
+    models: Mapping[str, Model],
+    seed: int,
+    judge: JudgeServer,
+) -> None:
+    """Write down what is evaluated, beside what was before in the same folder."""
+    path = folder.out / NOTE
+    with in_turn(folder.out):
+        note: dict[str, Any] = read_object(path) if path.exists() else {}
+        suites = {suite: benchmark.fingerprint() for benchmark in benchmarks for suite in benchmark.suites()}
+        note["suites"] = {**note.get("suites", {}), **suites}
+        note["models"] = {**note.get("models", {}), **{name: one.fingerprint() for name, one in models.items()}}
+        note["seed"] = seed
+        note["judge"] = {"url": judge.url, "model": judge.model, "settings": dict(judge.settings)}
+        note["firered_lit"] = version("firered-lit")
+        write_json(path, note)
+
+
+def _draw(
+    folder: EvaluationFolder,
+    benchmarks: Sequence[Benchmark],
+    models: Mapping[str, Model],
+    seed: int,
+    shard: int,
+    num_shards: int,
+) -> None:
+    from firered_lit.evaluation.drawing import draw
+
+    for name, tally in draw(folder, benchmarks, models, seed, shard, num_shards).items():
+        print(f"draw    {name}: {tally.drawn} drawn, {tally.there} were there, {tally.failed} failed")
+
+
+def _judge(
+    folder: EvaluationFolder,
+    benchmarks: Sequence[Benchmark],
+    names: Sequence[str],
+    judge: JudgeServer,
+    shard: int,
+    num_shards: int,
+) -> None:
+    from firered_lit.evaluation import judging
+
+    if judge.url is None:  # nothing here is scored by a judge
+        return
+    with judge.client(folder.responses) as client:
+        judging.ask(
+            folder, benchmarks, names, client, judge.asking, repeats=judge.repeats, shard=shard, num_shards=num_shards
+        )
+
+
+def _count_missing(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], names: Sequence[str]) -> int:
+    from firered_lit.evaluation.drawing import count_missing
+
+    return count_missing(folder, benchmarks, names)
+
+
+def _score(
+    folder: EvaluationFolder,
+    benchmarks: Sequence[Benchmark],
+    names: Sequence[str],
+    judge: JudgeServer,
+    seed: int,
+    answers: str | None,
+) -> None:
+    from firered_lit.evaluation import scoring
+
+    scoring.score(folder, benchmarks, names, judge.asking, seed, answers=answers)
+
+
+def _print_scores(folder: EvaluationFolder, suites: Sequence[str], names: Sequence[str]) -> None:
+    """Print the headline of each suite and model, with what it rests on."""
+    for suite in suites:
+        for name in names:
+            tables = read_object(folder.model_scores(name)).get(suite, {})
+            parts = []
+            for mode, table in tables.items():
+                score = table["overall"]["score"]
+                parts.append(f"{mode} {'none' if score is None else format(score, '.4f')}")
+            overall = next(iter(tables.values()), {}).get("overall", {})
+            counts = ", ".join(f"{state} {overall[state]}" for state in ("expected", "scored") if state in overall)
+            print(f"score   {suite} {name}: {', '.join(parts)} ({counts})")
+
+
+def _report(
+    folder: EvaluationFolder,
+    benchmarks: Sequence[Benchmark],
+    names: Sequence[str],
+    seed: int,
+    mlflow: "Record | None",
+) -> None:
+    from firered_lit.evaluation import report
+
+    report.write(folder, benchmarks, names, seed, mlflow=mlflow)
+    print(f"report  {folder.report / 'index.html'}")
