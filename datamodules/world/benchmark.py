@@ -8,7 +8,7 @@ from typing import Literal
 from PIL import Image
 
 from firered_lit.errors import UserError
-from firered_lit.evaluation.benchmarks.exact import ExactRow
+from firered_lit.evaluation.benchmarks.exact_rows import ExactRow
 
 from .families import FAMILIES, Edit
 from .sample import edit

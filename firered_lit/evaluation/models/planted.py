@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from firered_lit.draws import chooser
 from firered_lit.errors import UserError
-from firered_lit.evaluation.benchmarks.exact import ExactRows
+from firered_lit.evaluation.benchmarks.exact_rows import ExactRows
 from firered_lit.evaluation.models import fingerprints
 from firered_lit.evaluation.protocols import Item
 
