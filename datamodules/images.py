@@ -53,12 +53,46 @@ def load(
     where the image is white or transparent. Raises BadImageError.
     """
     name = os.fspath(path)
-    opened = _open(name, allow_urls, url_seconds, url_bytes)
-    with opened as file, _refusing(name), _header(file, name, max_pixels) as image:
+    with _open(name, allow_urls, url_seconds, url_bytes) as file:
+        return decode(file, name, max_pixels, mask)[1]
+
+
+def read(path: str | os.PathLike[str], allow_urls: bool = False) -> bytes:
+    """Return the bytes of an image file, of one that lies in a table, or of a URL.
+
+    Raises:
+        BadImageError: There are none, or they cannot be had.
+    """
+    name = os.fspath(path)
+    with _open(name, allow_urls, URL_SECONDS, URL_BYTES) as file:
+        try:
+            return file.read()
+        except OSError as problem:
+            raise BadImageError("unreadable image", f"{name}: {problem}") from None
+
+
+def decode(
+    file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS, mask: bool = False
+) -> tuple[Image.Image, Image.Image]:
+    """Decode an image.
+
+    Args:
+        file: Its file.
+        name: For messages.
+        max_pixels: Held against the header, before anything is decoded.
+        mask: See `load`.
+
+    Returns:
+        The image as its file has it, with all that its header says; and upright in 8-bit RGB, or grey for a mask.
+
+    Raises:
+        BadImageError: It cannot be used.
+    """
+    with _refusing(name), _header(file, name, max_pixels) as image:
         image.load()
         upright = (_white if mask else _rgb)(ImageOps.exif_transpose(image), name)
         upright.info["turned"] = image.getexif().get(ORIENTATION) in range(2, 9)
-        return upright
+        return image, upright
 
 
 def size(path: str | os.PathLike[str]) -> Shape:

@@ -28,7 +28,7 @@ from .parquet import Embedded, Wanted
 from .refusals import Refusal, Refuse, guarded
 from .regions import Region, regions_of
 
-__all__ = ["Record", "Refusal", "named_images", "read", "rows"]
+__all__ = ["Record", "Refusal", "Written", "named_images", "read", "rows", "rows_as_written"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,21 @@ class Record:
     columns: Columns = EDITS  # that named the images
 
 
+@dataclass(frozen=True)
+class Written:
+    """A row as its table has it.
+
+    Args:
+        columns: All of them; none of a row that could not be read.
+        place: Where its paths lead.
+        where: "file:line", of Parquet "file:row".
+    """
+
+    columns: dict[str, Any]
+    place: "Place"
+    where: str
+
+
 def rows(
     source: str | os.PathLike[str],
     *,
@@ -71,6 +86,18 @@ def rows(
     layout: which one, when the columns do not tell. wanted: by the row's number from 0, whether the images that lie in
     the table itself will be looked at. UserError when the source cannot be read at all.
     """
+    for _, found in rows_as_written(source, inverse=inverse, layout=layout, wanted=wanted):
+        yield found
+
+
+def rows_as_written(
+    source: str | os.PathLike[str],
+    *,
+    inverse: bool = True,
+    layout: str = "",
+    wanted: Wanted = lambda number: True,
+) -> Iterator[tuple[Written, list[Record] | Refusal]]:
+    """Yield every row as the table has it, with its records or the refusal of the whole row; see `rows`."""
     base, seen, total = Path(source) if Path(source).is_dir() else Path(source).parent, Ids(), 0
     if layout:
         named(layout)
@@ -79,11 +106,11 @@ def rows(
         for where, row in tables.rows(path, partial(_later, wanted, total)):
             total += 1
             if isinstance(row, Refuse):
-                yield Refusal(where, *row.args)
+                yield Written({}, place, where), Refusal(where, *row.args)
                 continue
             fields = Fields(row)
             work = partial(_admitted, fields, place, where, inverse, layout, seen)
-            yield guarded(work, where, fields.last_asked)
+            yield Written(row, place, where), guarded(work, where, fields.last_asked)
 
 
 def _admitted(row: Fields, place: "Place", where: str, inverse: bool, layout: str, seen: Ids) -> list[Record]:

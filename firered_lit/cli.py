@@ -332,6 +332,13 @@ VERBS = (
         _run_recipe,
         "firered_lit.evaluation.run.evaluate",
     ),
+    Verb(
+        "curate",
+        "make a training set out of raw pictures and pairs",
+        _recipe_options,
+        _run_recipe,
+        "firered_lit.curation.run.curate",
+    ),
     Verb("edit", "edit an image with a trained model", _edit_options, _run_edit),
     Verb("export", "write a run as a diffusers folder or LoRA files", _export_options, _run_export),
     Verb("average", "average a run's last checkpoints into one", _average_options, _run_average),

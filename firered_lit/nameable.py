@@ -11,6 +11,7 @@ ROOTS = (
     "datamodules.write.prepare",
     "firered_lit.mine.run.mine",
     "firered_lit.evaluation.run.evaluate",
+    "firered_lit.curation.run.curate",
 )
 
 OURS = (
@@ -38,8 +39,15 @@ OURS = (
     "datamodules.preferences.PreferenceDataModule",
     "datamodules.prepared.Prepared",
     "datamodules.prompts.PromptDataModule",
+    "datamodules.raw.RawRows",
     "datamodules.world.benchmark.WorldRows",
     "datamodules.world.stream.WorldDataModule",
+    "firered_lit.curation.fit.Clusters",
+    "firered_lit.curation.fit.Duplicates",
+    "firered_lit.curation.hashes.Hashes",
+    "firered_lit.curation.photometric.Photometric",
+    "firered_lit.curation.select.Quota",
+    "firered_lit.curation.words.Words",
     "firered_lit.evaluation.benchmarks.exact.Exact",
     "firered_lit.evaluation.benchmarks.gedit.GEdit",
     "firered_lit.evaluation.benchmarks.imgedit.ImgEdit",

@@ -282,7 +282,7 @@ def test_check_lists_every_problem_and_exits_with_2(stub, capsys, tmp_path):
         "a package of your own is added by --allow PACKAGE",
         "error: worse.yaml:1: not valid YAML: expected the node content, but found '<stream end>'",
         "error: other.yaml: _target_: no verb runs this; one of stubs.run, datamodules.write.prepare, "
-        "firered_lit.mine.run.mine, firered_lit.evaluation.run.evaluate does",
+        "firered_lit.mine.run.mine, firered_lit.evaluation.run.evaluate, firered_lit.curation.run.curate does",
     ]
     assert shown.err == "error: check found 5 problems, each on its line above\n"
 

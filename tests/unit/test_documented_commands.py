@@ -23,7 +23,7 @@ from firered_lit import build, cli, recipe
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("README*.md")), ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 VERBS = {verb.name for verb in cli.VERBS}
-TOOLS = {"exit", "if", "mlflow", "scontrol"}  # of others
+TOOLS = {"exit", "if", "mlflow", "pip", "scontrol"}  # of others
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MISSING = re.compile(
     r"no such file|no folder|no such folder|holds no data|not a run's folder|has 0 checkpoints|no LoRA there|no encoder"

@@ -1,0 +1,1 @@
+"""The corpus engine: from raw pictures and pairs to a training set. Annotate, fit, select, write, report."""

@@ -1,0 +1,236 @@
+"""`curate`: raw rows -> score files -> groups and clusters -> decisions -> the rows that `prepare` reads."""
+
+import errno
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from firered_lit.errors import UserError
+from firered_lit.files import write_json
+from firered_lit.locks import in_turn, shard_held
+from firered_lit.textfiles import read_object
+
+from . import workers as processes
+from .annotator import Annotator
+from .corpus import STATE, Corpus
+from .fit import Clusters, Duplicates, fit
+from .rows import RawRow, RawTable
+from .rules import Rule, read
+from .select import DECISIONS, Quota, Selection, select
+from .shards import OWN, Done, Shards, Work
+from .write import SELECTED, write
+
+Stepname = Literal["annotate", "fit", "select", "write", "report"]
+STEPS: tuple[Stepname, ...] = ("annotate", "fit", "select", "write", "report")
+MADE_FROM, COSTS, SELECTION = "curate.json", "costs", "selection.json"
+_FEW = 64  # items of an annotator, from which on the share that it failed at is looked at
+
+
+def curate(
+    source: str,
+    out: str,
+    rows: RawTable,
+    annotators: Mapping[str, Annotator],
+    rules: Mapping[str, Any] | None = None,
+    duplicates: Duplicates | None = None,
+    clusters: Clusters | None = None,
+    quotas: Sequence[Quota] = (),
+    steps: Sequence[Stepname] = STEPS,
+    shard_rows: int = 256,
+    batch: int = 8,
+    workers: int = 2,
+    patience: float = 300.0,
+    max_failed: float = 0.1,
+    shard: int = 0,
+    num_shards: int = 1,
+    seed: int = 0,
+) -> None:
+    """Curate a raw data set into a folder; run again, it goes on.
+
+    Args:
+        source: Where the rows are from, for messages.
+        out: The folder.
+        rows: The raw rows.
+        annotators: What computes columns, by the name that rules say.
+        rules: What drops rows, by the name that becomes the reason, in their order; see `rules.Threshold`.
+        duplicates: What near duplicates are, and which of them is kept; all are when None.
+        clusters: How pictures are clustered and weighed; not at all when None.
+        quotas: How many rows of a kind are kept, in their order.
+        steps: Which of annotate, fit, select, write and report to run.
+        shard_rows: Rows of a score file, and what a kill can lose.
+        batch: Rows whose pictures are in memory at a time.
+        workers: Processes; 0 works in this one.
+        patience: Seconds after which a process that is at one step is taken to hang.
+        max_failed: Share of an annotator's items that it may fail at before it stops.
+        shard: This process annotates every num_shards-th shard, from this one on; others that share `out` annotate
+            the rest, and the last one to finish goes on with the other steps.
+        num_shards: In how many the work is divided.
+        seed: Of what is chosen at random.
+
+    Raises:
+        UserError: Something is wrong with the recipe, the source or the folder.
+    """
+    if not 0 <= shard < num_shards:
+        raise UserError(f"shard={shard}, num_shards={num_shards}: shards are numbered from 0 to num_shards - 1")
+    _check(steps, annotators, rules)
+    folder = Path(out).resolve()
+    corpus = Corpus(folder, len(rows), shard_rows, annotators)
+    read_rules = {name: read(name, rule, corpus.kinds) for name, rule in (rules or {}).items()}
+    if duplicates is not None:
+        duplicates.check(corpus)
+    work = Shards(folder, rows, annotators, batch)
+    try:
+        with shard_held(folder, "curate", shard, num_shards):
+            with in_turn(folder):
+                _note(folder, {"rows": rows.digest, "count": len(rows), "shard_rows": shard_rows})
+            if "annotate" in steps:
+                own = range(shard, corpus.shards, num_shards)
+                _annotate(work, corpus, own, workers, patience, max_failed, shard)
+                left = sum(bool(work.todo(number)) for number in range(corpus.shards))
+                if left:
+                    print(f"shard {shard} of {num_shards} is done; {left} of {corpus.shards} are left to the others")
+                    return
+            with in_turn(folder):
+                _conclude(corpus, rows, read_rules, duplicates, clusters, quotas, steps, seed)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{folder}: the disk is full; make room and run again, it goes on from there") from None
+
+
+def _check(steps: Sequence[str], annotators: Mapping[str, Annotator], rules: Mapping[str, Any] | None) -> None:
+    for step in steps:
+        if step not in STEPS:
+            raise UserError(f"steps: {step!r} is none of {', '.join(STEPS)}")
+    for name in annotators:
+        if name in OWN:
+            raise UserError(f"annotators.{name}: this name is taken by the engine's own columns; choose another one")
+        if not name.isidentifier():
+            raise UserError(f"annotators.{name}: a name is made of letters, digits and underscores")
+    for name in rules or {}:
+        if ":" in name or not name.isprintable():
+            raise UserError(f"rules.{name}: a rule's name has no colon, and nothing that cannot be printed")
+
+
+def _note(folder: Path, made_from: Mapping[str, Any]) -> None:
+    """Write curate.json, or refuse to go on with anything else.
+
+    Raises:
+        UserError: The folder was made from something else, or holds other things.
+    """
+    path = folder / MADE_FROM
+    if not path.exists():
+        strangers = sorted(place.name for place in folder.iterdir() if not place.name.startswith("."))
+        if strangers:
+            raise UserError(f"{folder}: not empty ({strangers[0]}) and not begun by curate; choose another out")
+        write_json(path, made_from)
+        return
+    before = read_object(path)
+    for name, value in made_from.items():
+        if before.get(name) != value:
+            change = f"({before.get(name)}, now {value})"
+            raise UserError(f"{folder}: made with another {name} {change}; choose another out, or remove it")
+
+
+def _annotate(
+    work: Shards, corpus: Corpus, own: range, workers: int, patience: float, max_failed: float, shard: int
+) -> None:
+    """Make the score files of this process's shards that are not there yet."""
+    todo = {number: names for number in own if (names := work.todo(number))}
+    total = sum(corpus.size(number) for number in todo)
+    if not todo:
+        return
+    items: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    with tqdm(total=total, unit="row", desc="annotate", smoothing=0.05) as bar:
+
+        def done(one: Done) -> None:
+            items.update(one.items)
+            failed.update(one.failed)
+            for name, spent in one.seconds.items():
+                seconds[name] += spent  # type: ignore[assignment]
+            bar.update(corpus.size(one.shard))
+            for name, count in failed.items():
+                if items[name] >= _FEW and count > max_failed * items[name]:
+                    first = one.first_failure.get(name, "")
+                    raise UserError(
+                        f"annotators.{name}: failed at {count} of {items[name]} items, more than max_failed ="
+                        f" {max_failed:g}: {first}"
+                    )
+
+        processes.annotate(work, _works(work.table, todo, corpus.shard_rows), workers, patience, done)
+    _add_costs(corpus.folder / STATE / f"{COSTS}-{shard}.json", items, seconds)
+
+
+def _works(table: RawTable, todo: Mapping[int, tuple[str, ...]], shard_rows: int) -> Iterator[Work]:
+    """Yield the shards with their rows, as the rows are read."""
+    rows: list[RawRow] = []
+    number = -1
+    for row in table.rows(lambda place: place // shard_rows in todo):
+        if rows and row.number // shard_rows != number:
+            yield Work(number, rows, todo[number])
+            rows = []
+        number = row.number // shard_rows
+        rows.append(_without_content(row))
+    if rows:
+        yield Work(number, rows, todo[number])
+
+
+def _without_content(row: RawRow) -> RawRow:
+    """Return a row as annotators see it: the other columns would only be sent to another process and back."""
+    from dataclasses import replace
+
+    return replace(row, content={})
+
+
+def _add_costs(path: Path, items: Mapping[str, int], seconds: Mapping[str, float]) -> None:
+    """Add what was spent to what was spent before."""
+    before = read_object(path) if path.exists() else {}
+    costs = {}
+    for name in {*before, *items}:
+        old = before.get(name, {"items": 0, "seconds": 0.0})
+        costs[name] = {
+            "items": old["items"] + items.get(name, 0),
+            "seconds": round(old["seconds"] + seconds.get(name, 0.0), 3),
+        }
+    write_json(path, dict(sorted(costs.items())))
+
+
+def _conclude(
+    corpus: Corpus,
+    table: RawTable,
+    rules: Mapping[str, Rule],
+    near: Duplicates | None,
+    clusters: Clusters | None,
+    quotas: Sequence[Quota],
+    steps: Sequence[str],
+    seed: int,
+) -> None:
+    """Run the steps that need all shards."""
+    if "fit" in steps:
+        print("\n".join(fit(corpus, near, clusters)) or "fit        nothing to do")
+    if "select" in steps:
+        selection = select(corpus, rules, near, clusters, quotas, seed)
+        write_json(corpus.folder / STATE / SELECTION, json.loads(json.dumps(vars(selection))))
+        print("\n".join(funnel(selection)))
+    if "write" in steps:
+        written, wordless = write(corpus.folder, table)
+        print(f"written    {written:>8} rows, in {corpus.folder / SELECTED}")
+        if wordless:
+            print(f"note: {wordless} of them have no text, and `prepare` refuses those; label them first")
+
+
+def funnel(selection: Selection) -> list[str]:
+    """Return the lines that say what was dropped by which reason, and what is left."""
+    lines = [f"rows       {selection.rows:>8}"]
+    left = selection.rows
+    for reason, count in selection.reasons.items():
+        left -= count
+        lines.append(f"dropped    {count:>8} {reason}, {left} left")
+    share = 100 * selection.kept / selection.rows if selection.rows else 0.0
+    return [*lines, f"kept       {selection.kept:>8} ({share:.1f} %), see {DECISIONS}"]

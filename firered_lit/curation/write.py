@@ -1,0 +1,77 @@
+"""The kept rows as a table that `prepare` reads, each with its licence, its source, its weight and its cluster."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from firered_lit.errors import UserError
+from firered_lit.files import replacing
+
+from .rows import RawTable
+from .select import DECISIONS
+
+SELECTED = "selected.jsonl"
+
+
+def write(folder: Path, table: RawTable) -> tuple[int, int]:
+    """Write selected.jsonl from decisions.parquet.
+
+    Args:
+        folder: OUT.
+        table: The raw rows.
+
+    Returns:
+        How many rows are written, and how many of them have no text, so that `prepare` refuses them.
+
+    Raises:
+        UserError: There are no decisions, or they are of other rows.
+    """
+    decisions = _decisions(folder / DECISIONS)
+    written = wordless = seen = 0
+    kept: dict[int, dict[str, Any]] = {}
+
+    def wanted(number: int) -> bool:
+        """Return whether a row is kept; rows are asked for in order, some more than once."""
+        nonlocal seen
+        while seen <= number:
+            decision = next(decisions, None)
+            if decision is None:
+                raise UserError(f"{folder / DECISIONS}: has fewer rows than the source; run the step select again")
+            if decision["kept"]:
+                kept[seen] = decision
+            seen += 1
+        return number in kept
+
+    with replacing(folder / SELECTED) as file:
+        for row in table.rows(wanted):
+            decision = kept.pop(row.number)
+            if decision["id"] != row.id:
+                raise UserError(f"{folder / DECISIONS}: {row.where} is not {decision['id']}; run the step select again")
+            line = table.line(row, folder)
+            line["weight"] = decision["weight"]
+            if decision["cluster"] is not None:
+                line["cluster"] = str(decision["cluster"])
+            file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+            written += 1
+            wordless += not row.instruction
+    return written, wordless
+
+
+def _decisions(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the decisions in the order of the rows.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(4096, columns=["id", "kept", "cluster", "weight"]):
+                yield from batch.to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run the step select first") from None
+    except (OSError, ValueError) as problem:
+        said = " ".join(str(problem).split())
+        raise UserError(f"{path}: cannot be read ({said}); run the step select again") from None
