@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from firered_lit.colours import as_seen, in_srgb
 from firered_lit.models.sizes import Shape, Sizes, assign, cover, crop_box, shape_table
 from firered_lit.textfiles import open_regular
 
@@ -22,6 +23,8 @@ from .refusals import ends_the_work, said
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # none that runs other programs
 SMALLEST_SIDE = 32
+MASKS = (1, 255, 4095, 65535)  # what white may be in a mask: of labels, and of 8, 12 and 16 bits
+HALF = 128  # from here on a mask lets the edit change the picture
 MAX_PIXELS = 1 << 26  # 8192 x 8192
 ORIENTATION = 0x0112  # of EXIF; from 5 on it swaps the sides
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -48,9 +51,9 @@ def load(
 ) -> Image.Image:
     """The image at a path, or at an http(s) URL when `allow_urls`, upright, in 8-bit RGB.
 
-    Alpha is composited over white; 16 bits are scaled to 8; palettes, CMYK and EXIF rotation are resolved, `info` then
-    says "turned". max_pixels is held against the header, before anything is decoded. mask: 8-bit grey instead, 255
-    where the image is white or transparent. Raises BadImageError.
+    Colours, depth and transparency are as `firered_lit.colours` says; palettes, CMYK and EXIF rotation are resolved,
+    `info` then says "turned". max_pixels is held against the header, before anything is decoded. mask: 8-bit grey
+    instead, 255 where the image is white or transparent. Raises BadImageError.
     """
     name = os.fspath(path)
     with _open(name, allow_urls, url_seconds, url_bytes) as file:
@@ -90,7 +93,7 @@ def decode(
     """
     with _refusing(name), _header(file, name, max_pixels) as image:
         image.load()
-        upright = (_white if mask else _rgb)(ImageOps.exif_transpose(image), name)
+        upright = _white(ImageOps.exif_transpose(image), name) if mask else as_seen(image)
         upright.info["turned"] = image.getexif().get(ORIENTATION) in range(2, 9)
         return image, upright
 
@@ -195,30 +198,43 @@ def _header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode as RGB, 8 bits."""
-    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):
-        raise BadImageError("unreadable image", f"{name}: {image.mode} pixels, 32 bits a channel, have no known range")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
 def _white(image: Image.Image, name: str) -> Image.Image:
     """What is white or transparent, 255, in 8-bit grey; an image with transparency is told by that alone."""
     if not image.has_transparency_data:
-        return _rgb(image, name).convert("L")
+        return _levels(image, name)
     alpha = image.convert("RGBA").getchannel("A")
     if alpha.getextrema()[0] == 255:
-        return _rgb(image, name).convert("L")
+        return _levels(image, name)
     opaque = np.asarray(image.convert("RGBA").convert("L"))[np.asarray(alpha) >= 128]
     if len(opaque) and opaque.min() >= 250:
         raise BadImageError("bad mask", f"{name} is white on transparent: which of them the edit may change is unclear")
     return ImageOps.invert(alpha)
+
+
+def _levels(image: Image.Image, name: str) -> Image.Image:
+    """Return a mask without transparency in 8-bit grey, where white is the largest value of its range.
+
+    Its range is the least that holds its values: 0 to 1, or that of 8, 12 or 16 bits; of real numbers 0 to 1 or 255.
+    Raises BadImageError when it holds something and nothing of it is white.
+    """
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image).astype(np.float64)
+        real = image.mode == "F"
+        if not np.isfinite(values).all() or values.min() < 0 or (real and values.max() > MASKS[1]):
+            raise BadImageError("bad mask", f"{name}: its values have no known range")
+        white = next((white for white in MASKS if values.max() <= white), 0)
+        if not white:
+            raise BadImageError("bad mask", f"{name}: its values have no known range")
+        grey = Image.fromarray(np.rint(values / (white / 255)).astype(np.uint8))
+    else:
+        grey = in_srgb(image).convert("L")
+    brightest = grey.getextrema()[1]
+    if brightest == 1:
+        return grey.point(lambda value: 255 * value)
+    if 0 < brightest < HALF:
+        detail = f"{name}: its brightest value is {brightest} of 255, so what the edit may change is unclear"
+        raise BadImageError("bad mask", f"{detail}; draw it in black and white")
+    return grey
 
 
 def _opener() -> urllib.request.OpenerDirector:

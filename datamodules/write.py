@@ -29,6 +29,7 @@ from .tables import survey
 from .work import Row, Tally, Work
 
 FORMAT = 1
+COLOURS = 1  # raised when pictures are converted in another way; a folder notes what it was begun with
 
 
 def prepare(
@@ -91,10 +92,11 @@ def prepare(
         raise UserError("alignment=online: training shows the pictures to the text encoder; set keep_images=true")
     options |= {"dtype": dtype, "seed": seed, "alignment": mode, "orders": max_orders if mode == "cached" else 1}
     options["mentions"] = GRAMMAR  # a folder begun by an earlier version is checked where it is loaded
+    options["colours"] = COLOURS
     parts, every = Parts(folder), range(-(-count // part_rows))
     with at_work(folder, shard, num_shards):
         with in_turn(folder):
-            options = made_from(folder, options, inherited=["mentions"])
+            options = made_from(folder, options, inherited=["mentions", "colours"])
             if (folder / "data.json").exists() and (lost := parts.lost()):
                 print(f"{folder}: lost or damaged since it was finished: {lost}; what belongs to it is made again")
                 (folder / "data.json").unlink()
@@ -107,6 +109,8 @@ def prepare(
         tally = Tally(count, max_refused)
         for number in set(own).difference(todo):
             tally.add(parts.read(number))
+        if "colours" not in options and len(todo) < len(own):
+            print(f"{folder}: begun before colour profiles were converted to sRGB; its older parts keep their colours")
         with tqdm(total=mine, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05) as tally.bar:
             where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
             encoder = Encoder(base, dtype, where, options["orders"], batch, detector, bool(alignment), reader)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .batch import Condition, Text
 from .check import loses_text_positions
+from .colours import as_seen
 from .errors import UserError
 from .flow.sampler import schedule
 from .models.codec import to_image, to_pixels
@@ -261,8 +262,8 @@ def _at_sizes_of(base: Base, adapters: Sequence[Adapter]) -> Base:
 def _open(path: str) -> Image.Image:
     try:
         with open_regular(path) as file, Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+            return as_seen(image)
+    except Exception as problem:  # a damaged file may raise anything
         raise UserError(f"--image {path}: cannot be read as an image ({problem})") from problem
 
 
