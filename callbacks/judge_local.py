@@ -16,6 +16,7 @@ from firered_lit.draws import generator
 from firered_lit.errors import UserError
 from firered_lit.models.conditioning import show
 from firered_lit.models.family import open_base
+from firered_lit.places import user_path
 from firered_lit.rewards.judge import before_marker, expected_score
 
 QWEN = (  # the chat form of Qwen2-VL and Qwen2.5-VL, for folders whose processor has none
@@ -175,7 +176,7 @@ def _folders(name: str) -> Folders:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if name == "tiny" or (folder / "model_index.json").is_file():
         base = open_base(name)
         if not (base.folder / "processor").is_dir():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firered_lit.errors import UserError
+from firered_lit.places import user_path
 from firered_lit.rewards.judge import check_scale
 from firered_lit.textfiles import MEGABYTE, read_text
 
@@ -55,7 +56,7 @@ def read_prompt(name: str) -> Prompt:
     the text. Raises UserError when a part is missing.
     """
     ours = FOLDER / f"{name}.txt"
-    path = ours if ours.is_file() else Path(name).expanduser()
+    path = ours if ours.is_file() else user_path(name)
     try:
         whole = read_text(path, MEGABYTE)
         head, text = whole.split("\n\n", 1)

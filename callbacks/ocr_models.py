@@ -11,6 +11,7 @@ from typing import Any
 
 from firered_lit.errors import UserError
 from firered_lit.files import appearing
+from firered_lit.places import user_path
 from firered_lit.textfiles import read_text
 
 DETECTION, RECOGNITION = "PP-OCRv6_small_det", "PP-OCRv6_small_rec"
@@ -48,7 +49,7 @@ def model(name: str) -> Model:
     Raises:
         UserError: a folder that is not a model's, or whose file holds a formula where PaddleOCR would evaluate it.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not folder.is_dir():
         if folder.is_absolute() or "/" in name:
             raise UserError(f"{name}: no such folder; give a PaddleOCR model folder or one of its names ({DETECTION})")

@@ -15,6 +15,7 @@ from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.errors import UserError
 from firered_lit.mine.request import Request, Shown
 from firered_lit.models.codec import to_pixels
+from firered_lit.places import user_path
 
 from . import images, tables
 from .images import MAX_PIXELS
@@ -205,7 +206,7 @@ class _Table:
 
 
 def _gallery(name: str) -> _Folder | _Table:
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return _Folder(path)
     if not path.is_file() or not tables.kind_of(path):

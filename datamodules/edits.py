@@ -14,6 +14,7 @@ from firered_lit.batch import EditBatch, Text
 from firered_lit.errors import UserError
 from firered_lit.models.family import Base
 from firered_lit.models.sizes import Sizes
+from firered_lit.textfiles import read_object
 
 from .buckets import BatchPlan, Index
 from .captions import UNCONDITIONAL, Captions
@@ -27,20 +28,32 @@ from .remote import open_root
 
 
 def check_data(root: str | Path, base: Base | None = None) -> dict[str, Any]:
-    """What data.json says of a prepared folder. UserError when it is not finished, or when its latents and embeddings
-    were made by another VAE or text encoder than the base's."""
+    """Return what data.json says of a prepared folder.
+
+    Args:
+        root: the folder.
+        base: whose VAE and text encoder must have made its latents and embeddings. Weights of the hub are downloaded
+            for the comparison only where the folder was made by another commit.
+
+    Raises:
+        UserError: the folder is not finished, or made by another VAE or text encoder.
+    """
     folder = Path(root)
     if not (folder / "data.json").exists():
         begun = (folder / "prepare.json").exists()
         state = "is not finished: run prepare again, it goes on" if begun else "holds no data: make it with prepare"
         raise UserError(f"{folder} {state}")
     try:
-        content = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        made_by = content["fingerprints"]
-    except (ValueError, KeyError, OSError) as problem:
-        raise UserError(f"{folder / 'data.json'}: cannot be read ({problem}); run prepare again") from None
-    for part, fingerprint in (base.fingerprints if base is not None else {}).items():
-        if made_by.get(part) != fingerprint:
+        content = read_object(folder / "data.json", "fingerprints", "sizes")
+    except UserError as problem:
+        raise UserError(f"{problem}; run prepare again") from None
+    Sizes.read(content["sizes"], f"{folder / 'data.json'}: sizes")
+    made_by = content["fingerprints"]
+    if not isinstance(made_by, dict):
+        raise UserError(f"{folder / 'data.json'}: fingerprints: expected a mapping, got {made_by!r}; run prepare again")
+    for part in ("vae", "text_encoder") if base is not None else ():
+        same_commit = base.origin(part) is not None and base.origin(part) == content.get("origin")
+        if not same_commit and made_by.get(part) != base.fingerprint(part):
             raise UserError(f"{folder}: encoded by another {part} than that of {base.name}; prepare it with this model")
     return content
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
+from firered_lit.places import user_path
 
 from .listing import INDEX, TABLE
 
@@ -152,7 +153,7 @@ def open_root(
     try:
         summary = Remote(url, Path()).read("data.json")
         name = hashlib.blake2b(json.dumps(url).encode() + summary, digest_size=8).hexdigest()
-        remote = Remote(url, Path(cache or Path.home() / ".cache" / "firered_lit" / "data").expanduser() / name, limit)
+        remote = Remote(url, user_path(cache or Path.home() / ".cache" / "firered_lit" / "data") / name, limit)
         for part in ("index/train/index.safetensors", "index/held_out/index.safetensors"):
             remote.fetch(part)
         try:

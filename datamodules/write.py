@@ -121,6 +121,8 @@ def prepare(
             work = Work(parts, encoder, tally, opening, workers)
             work.parts_of(partial(rows, source, inverse=inverse, layout=layout), todo, part_rows)
         header = options | {"model": model, "name": Path(source).name, "rows": count}
+        if base.origin("vae") is not None:
+            header["origin"] = base.origin("vae")  # by which `fit` knows the base again without its text encoder
         with in_turn(folder):
             _finish(parts, every, Tally(count, max_refused), header, f"shard {shard} of {num_shards}")
 

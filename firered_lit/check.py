@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from firered_lit import nameable, shipped
 from firered_lit.build import problems
-from firered_lit.errors import UserError
+from firered_lit.errors import UserError, naming
 from firered_lit.recipe import TARGET, load
 from firered_lit.reward_check import reward_problems
 from firered_lit.textfiles import read_object
@@ -94,7 +94,9 @@ def memory(paths: Sequence[str], overrides: Sequence[str], gpus: int, gpu_memory
         recipe = load(path, overrides)
         if recipe.root.get(TARGET) != "firered_lit.fit.fit":
             raise recipe.refusal(TARGET, "the memory of a `fit` recipe can be estimated, of no other")
-        for line, wrong in lines(recipe.root, gpus, gpu_memory):
+        with naming(path):
+            found = list(lines(recipe.root, gpus, gpu_memory))
+        for line, wrong in found:
             yield Finding(f"{path}: {line}" if wrong else line, wrong)
 
 

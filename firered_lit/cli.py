@@ -228,8 +228,10 @@ def _run_check(arguments: Arguments) -> int:
     if arguments.gpus:
         if not arguments.recipe:
             raise UserError("check --gpus: say with --recipe whose memory to estimate")
-        needs = check.memory(arguments.recipe, arguments.overrides, arguments.gpus, arguments.gpu_memory)
-        return check.report([*lines, *needs])
+        found = list(lines)
+        if not any(finding.wrong for finding in found):
+            found += check.memory(arguments.recipe, arguments.overrides, arguments.gpus, arguments.gpu_memory)
+        return check.report(found)
     return check.report(lines if arguments.recipe else [*lines, *check.environment()])
 
 

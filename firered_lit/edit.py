@@ -15,13 +15,14 @@ from .colours import as_seen
 from .errors import UserError
 from .flow.sampler import schedule
 from .models.codec import to_image, to_pixels
+from .models.component import loading
 from .models.conditioning import MAX_TEXT_TOKENS, UNCONDITIONAL
-from .models.family import Base, Variant, open_base
+from .models.family import OWN, Base, Variant, open_base, read_sizes
 from .models.lora_files import find_lora, merge_file
 from .models.sampling import sample
-from .models.sizes import Sizes, calculate_dimensions
+from .models.sizes import calculate_dimensions
 from .places import writable
-from .textfiles import open_regular, read_object
+from .textfiles import open_regular
 
 Adapter = tuple[Path, float]  # a LoRA file and its strength
 LOST_POSITIONS = (
@@ -254,8 +255,9 @@ def lora_of(text: str) -> Adapter:
 def _at_sizes_of(base: Base, adapters: Sequence[Adapter]) -> Base:
     """The base at the sizes that the last LoRA which names any was trained at."""
     for file, _ in reversed(adapters):
-        if (own := file.with_name("firered_lit.json")).exists():
-            return base.resized(Sizes(**read_object(own)["sizes"]))
+        own = file.with_name(OWN)
+        if own.exists():
+            return base.resized(read_sizes(own))
     return base
 
 
@@ -295,7 +297,20 @@ def stock_pipeline(base: Base, edits: bool, dtype: torch.dtype = torch.float32, 
     """
     from diffusers import DiffusionPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(base.folder, dtype=dtype, **components)
+    if base.has_no_weights("vae") or base.has_no_weights("text_encoder"):
+        raise UserError(f"{base.name}: the stock pipeline knows no such VAE or text encoder; leave --stock out")
+    if "transformer" not in components:
+        components["transformer"] = base.transformer(dtype)
+    if "vae" not in components:
+        codec: Any = base.codec(dtype=dtype)
+        components["vae"] = codec.vae
+    if "text_encoder" not in components:
+        conditioner: Any = base.conditioner(dtype=dtype)
+        components["text_encoder"] = conditioner.encoder
+    with loading(base.folder):
+        pipeline = DiffusionPipeline.from_pretrained(
+            base.folder, dtype=dtype, use_safetensors=True, local_files_only=True, **components
+        )
     pipeline.set_progress_bar_config(disable=None)
     parts = {k: v for k, v in pipeline.components.items() if k != "processor"}
     if not edits and base.variant != Variant.TEXT:

@@ -16,6 +16,7 @@ from .checkpoint import read_weights, resolve, sound
 from .errors import UserError
 from .files import appearing
 from .models.family import Base, Variant
+from .models.hub import parse
 from .models.lora import delta, factors
 from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
 from .models.sizes import Sizes
@@ -110,7 +111,8 @@ def _open(run: Path, checkpoint: str, ema: bool) -> Saved:
 
 def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bool, dtype: str) -> Base:
     """Everything that an export holds. Returns the base that the run started from."""
-    facts = read_object(run / "run.json", "base")
+    facts = read_object(run / "run.json", "base", "sizes", "stage")
+    sizes = Sizes.read(facts["sizes"], f"{run / 'run.json'}: sizes")
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
     base = lineage.base_of(saved.path, saved.base, run)
     lora = None if merge else saved.lora
@@ -122,7 +124,7 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
         if kept < KEPT:
             print(f"warning: {lost(kept, precision)}; --dtype float32 keeps all of it")
         _copy_parts(base, folder)
-    _write_sizes(base, Sizes(**facts["sizes"]), folder)
+    _write_sizes(base, sizes, folder)
     card = model_card(base, facts, recipe, saved.path.name, saved.step, lora)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return base
@@ -250,6 +252,8 @@ def _write_lora(base: Base, saved: Saved, folder: Path) -> None:
 def _copy_parts(base: Base, staging: Path) -> None:
     """Everything that was not trained, as it is in the base."""
     for part in PARTS:
+        if part in ("vae", "text_encoder"):
+            base.part(part)
         if (base.folder / part).exists():
             shutil.copytree(base.folder / part, staging / part)
     index = read_object(base.folder / "model_index.json")
@@ -277,9 +281,12 @@ def model_card(
         else "Trained at other sizes than the stock pipeline's constants; they are in `firered_lit.json`, and "
         "`python -m firered_lit edit` keeps to them."
     )
-    load, tags, also = "THIS_FOLDER", "image-editing, qwen-image, firered-lit", _EDIT_TOO
+    of_hub = parse(base.name)
+    name, revision = of_hub or (base.name, None)
+    load, tags, also = '"THIS_FOLDER"', "image-editing, qwen-image, firered-lit", _EDIT_TOO
     if lora is not None:
-        load, tags = base.name, f"{tags}, lora"
+        load = f'"{name}", revision="{revision}"' if revision else f'"{name}"'
+        tags = f"{tags}, lora"
         also = (
             f"`{COMFYUI}` is the same for ComfyUI's LoRA loader, `{DIFFUSERS}` is what diffusers loads; strength 1.0."
         )
@@ -288,7 +295,7 @@ def model_card(
     adapter = '\npipe.load_lora_weights("THIS_FOLDER")' if lora is not None else ""
     return f"""---
 library_name: diffusers
-base_model: {base.name}
+base_model: {name}
 pipeline_tag: image-to-image
 tags: [{tags}]
 ---
@@ -303,7 +310,7 @@ import torch
 from diffusers import {kind}
 from PIL import Image
 
-pipe = {kind}.from_pretrained("{load}", torch_dtype=torch.bfloat16).to("cuda"){adapter}
+pipe = {kind}.from_pretrained({load}, torch_dtype=torch.bfloat16).to("cuda"){adapter}
 image = pipe({image}prompt="...", negative_prompt=" ", true_cfg_scale=4.0).images[0]
 ```
 

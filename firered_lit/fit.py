@@ -19,7 +19,7 @@ from .checkpoint import AtomicCheckpointIO, read_facts, resolve
 from .dialect import dump
 from .errors import UserError, naming
 from .files import write_json, write_text
-from .lineage import refuse_other_base, run_of
+from .lineage import REVISION, refuse_other_base, revision_of, run_of
 from .optim import refuse_eight_bit, refuse_rounding
 from .rewards.protocol import Reward
 from .stages.base import Stage
@@ -125,6 +125,8 @@ def _fit(
     # The training itself. `accepted` writes the record once the checkpoint is loaded and the data is planned.
     if origin is not None:
         stage.start_from(origin.make())
+    for part in ("transformer", "vae"):  # what is not here is downloaded now, not at the first validation
+        stage.base.part(part)
     rank_zero_info(f"{'continuing from ' + str(start) if start else 'starting'} in {folder}")
     log_by_optimizer_steps(engine)
     stopping.launching(lambda: getattr(engine.strategy.launcher, "procs", ()))
@@ -252,6 +254,7 @@ def _write_run(folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] 
         "stage": type(stage).__name__,
         "base": stage.backbone.name,
         "base_folder": str(stage.base.folder),
+        REVISION: revision_of(stage.base),
         "sizes": asdict(getattr(data, "sizes", stage.base.sizes)),
         "data": getattr(data, "summary", {}),
     }

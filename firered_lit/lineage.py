@@ -1,12 +1,11 @@
 """Which base weights were trained over: carried in every checkpoint, and compared wherever one is read.
 
 The facts are the base's name and folder, its revision where it came from the hub, its pipeline class, `zero_cond_t`,
-and a fingerprint of each component: its config and a sample of its weights. Two bases are the same when class,
-`zero_cond_t` and fingerprints agree, whatever they are called. Checkpoints of earlier versions carry none of this; for
-them the run's own record (run.json) is asked.
+and a fingerprint of each component: its config and a sample of its weights; the commit of one whose weights were not
+downloaded. Two bases are the same when class, `zero_cond_t` and fingerprints agree, whatever they are called.
+Checkpoints of earlier versions carry none of this; for them the run's own record (run.json) is asked.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from .errors import UserError
 from .models.family import BUILT_IN, Base, open_base
+from .models.hub import parse, snapshot_of
+from .places import user_path
 from .store import read_record
 
 KEY = "base"  # in a checkpoint
@@ -24,23 +25,33 @@ PARTS = ("transformer", "vae", "text_encoder")
 COMPARED = ("class", "zero_cond_t", *PARTS)
 RESUMING = "set stage.backbone.name={name} to go on, or begin a new run with run.start_from"
 PUT_BACK = "put the model back that was trained over"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+REVISION = "revision"  # in checkpoints and records: the commit of a base that came from the hub
 
 Facts = Mapping[str, Any]
 
 
 def facts_of(base: Base) -> dict[str, Any]:
     """Return what a checkpoint keeps of the base that it is trained over: plain values by name."""
-    folder = base.folder
-    from_hub = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     return {
         "name": base.name,
-        "folder": str(folder),
-        "revision": folder.name if from_hub else None,
+        "folder": str(base.folder),
+        REVISION: revision_of(base),
         "class": base.variant.value,
         "zero_cond_t": base.zero_cond_t,
-        **{part: base.fingerprint(part) for part in PARTS},
+        **{part: base.identity(part) for part in PARTS},
     }
+
+
+def revision_of(base: Base) -> str | None:
+    """Return the commit of a base that came from the hub; None of any other."""
+    snapshot = snapshot_of(base.folder)
+    return None if snapshot is None else snapshot.commit
+
+
+def at_revision(name: str, revision: str | None) -> str | None:
+    """Return `owner/name@commit` for the name that a run's base had and its commit; None where it had none."""
+    found = parse(name)
+    return f"{found[0]}@{revision}" if found is not None and revision else None
 
 
 def refuse_other_base(saved: Facts | None, base: Base, where: Path | str, remedy: str = RESUMING) -> None:
@@ -72,7 +83,14 @@ def differences(saved: Facts | None, other: Facts | None) -> list[str]:
     """Return in words how two bases differ; nothing where one of them is not known."""
     if not _is_known(saved) or not _is_known(other):
         return []
-    return [_difference(fact, saved[fact], other[fact]) for fact in COMPARED if saved[fact] != other[fact]]
+    same_commit = saved.get(REVISION) is not None and saved.get(REVISION) == other.get(REVISION)
+    differing = []
+    for fact in COMPARED:
+        before, after = saved[fact], other[fact]
+        told_apart = fact not in PARTS or _is_commit(before) == _is_commit(after)  # by hashes, or by commits
+        if before != after and told_apart and not (same_commit and fact in PARTS):
+            differing.append(_difference(fact, before, after))
+    return differing
 
 
 def recorded(checkpoint: Path) -> dict[str, Any] | None:
@@ -111,7 +129,8 @@ def base_of(checkpoint: Path, saved: Facts | None, run: Path | None = None, othe
         raise UserError(f"{checkpoint}: says nothing of the base that it was trained over, and lies in no run")
 
     # The first of the places where it may be that holds the same weights.
-    places = [str(run / START), facts.get("folder"), record.get("base_folder"), name]
+    commit = at_revision(str(name), facts.get(REVISION) or record.get(REVISION))
+    places = [str(run / START), facts.get("folder"), record.get("base_folder"), commit, name]
     there = [base for base in (_open_if_there(place, download=other is None) for place in places) if base is not None]
     there += [other] if other is not None else []
     for base in there:
@@ -123,12 +142,18 @@ def base_of(checkpoint: Path, saved: Facts | None, run: Path | None = None, othe
     return there[0]
 
 
-def folder_of(run: Path, name: str) -> Path | None:
-    """Return the folder that `name` meant when a run began; None where it is gone, or the run has another base."""
+def place_of(run: Path, name: str) -> str | None:
+    """Return the folder, or the commit on the hub, that `name` meant when a run began.
+
+    None where neither is known any more, or the run has another base.
+    """
     record = read_record(run)
+    if record.get("base") != name or name in BUILT_IN:
+        return None
     folder = Path(record.get("base_folder", ""))
-    same = record.get("base") == name and name not in BUILT_IN
-    return folder if same and (folder / "model_index.json").is_file() else None
+    if (folder / "model_index.json").is_file():
+        return str(folder)
+    return at_revision(name, record.get(REVISION))
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -140,9 +165,9 @@ def _open_if_there(place: str | None, download: bool) -> Base | None:
     """Open a folder, a built-in base or, with `download`, a hub id; None where there is none of that name."""
     if not place:
         return None
-    folder = Path(place).expanduser()
-    may_be_hub_id = not folder.is_absolute() and folder.parts[0] not in (".", "..") and place.count("/") == 1
-    if place in BUILT_IN or (folder / "model_index.json").is_file() or (download and may_be_hub_id):
+    folder = user_path(place)
+    on_hub = not folder.is_dir() and parse(place) is not None
+    if place in BUILT_IN or (folder / "model_index.json").is_file() or (download and on_hub):
         return open_base(place)
     return None
 
@@ -150,6 +175,11 @@ def _open_if_there(place: str | None, download: bool) -> Base | None:
 def _is_known(facts: Facts | None) -> TypeGuard[Facts]:
     """Return whether facts say more than a name."""
     return facts is not None and all(fact in facts for fact in COMPARED)
+
+
+def _is_commit(identity: str) -> bool:
+    """Return whether what is known of a component is its commit, `owner/name@commit`, and not its fingerprint."""
+    return "@" in identity
 
 
 def _difference(fact: str, saved: Any, own: Any) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .models.family import BUILT_IN, transformer_config
 from .models.sizes import Shape, Sizes, largest_tokens, shape_table, tokens
+from .places import user_path
 from .textfiles import read_object
 
 if TYPE_CHECKING:
@@ -266,7 +267,8 @@ def _torch(name: str) -> Any:
 def _sizes(name: str, root: str | None) -> Sizes:
     """Of the prepared data where there is some, else of the base."""
     if root and (Path(root) / "data.json").exists():
-        return Sizes(**read_object(Path(root) / "data.json")["sizes"])
+        path = Path(root) / "data.json"
+        return Sizes.read(read_object(path, "sizes")["sizes"], f"{path}: sizes")
     from .models.family import open_base
 
-    return open_base(name).sizes if name in BUILT_IN or Path(name).is_dir() else Sizes()
+    return open_base(name).sizes if name in BUILT_IN or user_path(name).is_dir() else Sizes()

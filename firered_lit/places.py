@@ -1,9 +1,15 @@
-"""Where a command writes: made, and tried, before the work that ends there."""
+"""Places that users name: what `~` stands for; where a command writes, made and tried before the work ends there."""
 
+import os
 import tempfile
 from pathlib import Path
 
 from firered_lit.errors import UserError
+
+
+def user_path(name: str | os.PathLike[str]) -> Path:
+    """Return a path with `~` as the user's home; the `~` of a user that nobody knows stays as it is."""
+    return Path(os.path.expanduser(name))
 
 
 def make_folder(folder: Path) -> None:

@@ -74,7 +74,7 @@ def find_start(start_from: str, run: Path, base: Base, dtype: str | None = None,
         return Start(start_from, folder, awaited=True)
     checkpoint = _checkpoint(start_from)
     own = base_of(checkpoint, read_facts(checkpoint), other=base)
-    if own.fingerprints != base.fingerprints:
+    if not (own.same_part("vae", base) and own.same_part("text_encoder", base)):
         raise UserError(f"run.start_from={start_from}: trained over {own.name}, with another VAE or text encoder")
     return Start(start_from, folder, (checkpoint, own), dtype)
 

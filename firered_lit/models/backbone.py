@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
@@ -21,8 +20,9 @@ if TYPE_CHECKING:
 class Backbone:
     """One diffusion transformer, shared by every stage of the chain.
 
-    name: "tiny", a diffusers folder or a hub id. dtype: of the weights in memory: "float32" where they are trained,
-    "bfloat16" where they lie frozen under a LoRA, or with `optim.stochastic_adamw8bit`.
+    name: "tiny", a diffusers folder or a hub id, owner/name or owner/name@revision. dtype: of the weights in memory:
+    "float32" where they are trained, "bfloat16" where they lie frozen under a LoRA, or with
+    `optim.stochastic_adamw8bit`.
     gradient_checkpointing: trade one more forward for activations' memory; "products" keeps the results of matrix
     products and attention and makes only the rest again. compile_blocks: regional `torch.compile`, one graph for all
     blocks. lora: train an adapter over frozen weights. quantize: hold the frozen weights in 8 or 4 bits; only with
@@ -49,10 +49,10 @@ class Backbone:
     def base(self) -> Base:
         return open_base(self.name)
 
-    def at(self, folder: Path) -> "Backbone":
-        """Return the same choice with its base in `folder`, whatever the name means from here."""
+    def at(self, place: str) -> "Backbone":
+        """Return the same choice with its base in another folder, or of a commit, whatever the name means from here."""
         moved = replace(self)
-        moved.__dict__["base"] = replace(open_base(str(folder)), name=self.name)  # where cached_property keeps it
+        moved.__dict__["base"] = replace(open_base(place), name=self.name)  # where cached_property keeps it
         return moved
 
     def load(
@@ -65,10 +65,11 @@ class Backbone:
         """
         import torch
 
-        folder, dtype = self.base.folder / "transformer", getattr(torch, self.dtype)
+        dtype = getattr(torch, self.dtype)
         if sharding is not None:
             from . import shard
 
+            folder = self.base.transformer_folder()
             transformer = shard.skeleton(transformer_config(str(self.base.folder)), dtype).train()
         else:
             transformer = self.base.transformer(dtype).train()

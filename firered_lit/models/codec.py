@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import UserError
+from .component import CONFIG, loading
 from .part_decoder import Part, decode_parts
 
 if TYPE_CHECKING:
@@ -30,11 +32,19 @@ class Codec:
     def __init__(self, base: "Base", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         from diffusers import AutoencoderKLQwenImage
 
-        self.vae = AutoencoderKLQwenImage.from_pretrained(base.folder / "vae", dtype=dtype)
+        folder = base.vae_folder()
+        with loading(folder):
+            self.vae = AutoencoderKLQwenImage.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+        config = self.vae.config
+        for name in ("latents_mean", "latents_std"):
+            if len(config[name]) != config.z_dim:
+                raise UserError(f"{folder / CONFIG}: {name}: expected z_dim={config.z_dim} numbers")
         self.vae.eval().requires_grad_(False).to(device)
-        self.factor = 2 ** len(self.vae.config.temperal_downsample)
-        self.mean = torch.tensor(self.vae.config.latents_mean).view(1, -1, 1, 1).to(device, dtype)
-        self.std = torch.tensor(self.vae.config.latents_std).view(1, -1, 1, 1).to(device, dtype)
+        self.factor = 2 ** len(config.temperal_downsample)
+        self.mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1).to(device, dtype)
+        self.std = torch.tensor(config.latents_std).view(1, -1, 1, 1).to(device, dtype)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

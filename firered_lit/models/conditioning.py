@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from .component import loading, read_config, refuse_quantised
 from .sizes import condition_size
 
 if TYPE_CHECKING:
     from .family import Base
 
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # of what transformers reads
 UNCONDITIONAL = " "  # the stock negative prompt; the references stay
 PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"  # one per reference, before the instruction
 MAX_TEXT_TOKENS = 1024  # of a text-to-image prompt: the stock pipeline takes no more (its `max_sequence_length`)
@@ -59,7 +61,16 @@ class Conditioner:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         self.processor = _processor(base)
-        self.encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(base.folder / "text_encoder", dtype=dtype)
+        folder = base.part("text_encoder")
+        read_config(folder)
+        with loading(folder):
+            self.encoder, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL
+            )
+        refuse_quantised(folder, found["unexpected_keys"])
+        missing = sorted(key for key in found["missing_keys"] if not key.startswith("lm_head."))  # never asked
+        if missing:
+            raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
         self.encoder.eval().requires_grad_(False).to(device)
         self.width = int(self.encoder.config.get_text_config().hidden_size)  # numbers of a token
         self.device = torch.device(device)
@@ -142,11 +153,15 @@ def _processor(base: "Base") -> Any:
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-    if (base.folder / "processor").exists():
-        return Qwen2VLProcessor.from_pretrained(base.folder / "processor")
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 1280),
-        tokenizer=AutoTokenizer.from_pretrained(base.folder / "tokenizer", trust_remote_code=False),
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template="{{messages}}",
-    )
+    folder = base.folder / "processor"
+    if folder.exists():
+        with loading(folder):
+            return Qwen2VLProcessor.from_pretrained(folder, **LOCAL)
+    folder = base.folder / "tokenizer"
+    with loading(folder):
+        return Qwen2VLProcessor(
+            image_processor=Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 1280),
+            tokenizer=AutoTokenizer.from_pretrained(folder, **LOCAL),
+            video_processor=Qwen2VLVideoProcessor(),
+            chat_template="{{messages}}",
+        )

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..places import user_path
 from ..textfiles import read_object
+from . import component
+from .hub import download_configs, download_part, snapshot_of
 from .sizes import Sizes
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ FULL_SIZE = {  # the transformer of Qwen-Image, Qwen-Image-Edit (2509, 2511) and
     "guidance_embeds": False,
 }
 BUILT_IN = ("tiny", "world", "world-untrained")  # built on first use
+OWN = "firered_lit.json"  # in a model folder: the sizes that it was trained at
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -73,50 +77,156 @@ class Base:
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
-        return _read(self.folder / "scheduler" / "scheduler_config.json")
+        """The schedule that the weights were trained with.
+
+        Raises:
+            UserError: an entry is none that a schedule of the Qwen-Image family can have.
+        """
+        from ..flow.sampler import schedule
+
+        path = self.folder / "scheduler" / "scheduler_config.json"
+        config = _read(path)
+        with component.loading(path):
+            sigmas = schedule(4, 256, config)
+        if not bool(((sigmas >= 0) & (sigmas <= 1)).all()):
+            raise UserError(f"{path}: its schedule is {sigmas.tolist()}, not of numbers between 1 and 0")
+        return config
+
+    def part(self, name: str) -> Path:
+        """Return the folder of a component with its weights in it, which are downloaded when they are not.
+
+        Raises:
+            UserError: they are neither here, whole, nor to be had from the hub.
+        """
+        folder = (self.folder / name).resolve()
+        if self.has_no_weights(name):
+            return folder
+        snapshot = snapshot_of(folder.parent)
+        if snapshot is not None and not self._is_here(name):
+            download_part(snapshot, name)
+        component.weight_files(folder)
+        return folder
+
+    def origin(self, part: str) -> str | None:
+        """Return `owner/name@commit` of a component that came from the hub; None of any other."""
+        snapshot = snapshot_of((self.folder / part).resolve().parent)
+        return None if snapshot is None else str(snapshot)
+
+    def _is_here(self, part: str) -> bool:
+        """Return whether the weights of a component are here, and whole."""
+        try:
+            component.weight_files(self.folder / part)
+        except UserError:
+            return False
+        return True
+
+    def has_no_weights(self, part: str) -> bool:
+        """Return whether a component is a config alone."""
+        from . import patches, words
+
+        return self._class_of(part) in (patches.NAME, words.NAME)
 
     @property
     def precision(self) -> "torch.dtype":
         """The precision in which the transformer is stored: that of its first weight."""
-        import torch
         from safetensors import safe_open
 
-        files = sorted((self.folder / "transformer").glob("*.safetensors"))
-        if not files:
-            return torch.float32
-        with safe_open(files[0], framework="pt") as opened:
+        file = min(component.weight_files(self.part("transformer")).values())
+        with safe_open(file, framework="pt") as opened:
             first = next(iter(opened.keys()))
             return opened.get_tensor(first).dtype
+
+    def transformer_folder(self) -> Path:
+        """Return the transformer's folder once its config and the names and shapes of its weights are seen to fit.
+
+        Raises:
+            UserError: they do not.
+        """
+        from diffusers import QwenImageTransformer2DModel
+
+        return self._checked("transformer", QwenImageTransformer2DModel)
 
     def transformer(self, dtype: "torch.dtype | None" = None) -> "QwenImageTransformer2DModel":
         """Load the diffusion transformer, in its stored precision unless `dtype` says otherwise."""
         from diffusers import QwenImageTransformer2DModel
 
-        folder = self.folder / "transformer"
-        return QwenImageTransformer2DModel.from_pretrained(folder, torch_dtype=dtype or self.precision)
+        folder = self.transformer_folder()
+        precision = dtype or self.precision
+        with component.loading(folder):
+            return QwenImageTransformer2DModel.from_pretrained(
+                folder, torch_dtype=precision, use_safetensors=True, local_files_only=True
+            )
+
+    def vae_folder(self) -> Path:
+        """Return the VAE's folder once its config and the names and shapes of its weights are seen to fit.
+
+        Raises:
+            UserError: they do not.
+        """
+        from diffusers import AutoencoderKLQwenImage
+
+        return self._checked("vae", AutoencoderKLQwenImage)
+
+    def _checked(self, part: str, kind: Any) -> Path:
+        """Return the folder of a component of a class of diffusers, its weights held against its config."""
+        import torch
+
+        config = component.read_config(self.folder / part, kind)
+        folder = self.part(part)
+        with component.loading(folder / component.CONFIG), torch.device("meta"):
+            hollow = kind.from_config(config)
+        expected = {name: tuple(value.shape) for name, value in hollow.state_dict().items()}
+        component.refuse_other_keys(folder, component.shapes_of(component.weight_files(folder)), expected)
+        return folder
 
     def codec(self, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None) -> "Codec | PatchCodec":
+        """Load the VAE.
+
+        Raises:
+            UserError: it is damaged, or its latents are not those of the transformer.
+        """
         import torch
 
         from . import patches
         from .codec import Codec
 
         kind = patches.PatchCodec if self._class_of("vae") == patches.NAME else Codec
-        return kind(self, device, dtype or torch.float32)
+        with component.loading(self.folder / "vae"):
+            codec = kind(self, device, dtype or torch.float32)
+        if not bool(((codec.std > 0) & codec.mean.isfinite()).all()):
+            raise UserError(f"{self.folder / 'vae' / component.CONFIG}: latents are divided by numbers above 0 alone")
+        self._refuse_width("vae", "channels", 4 * codec.mean.shape[1], "in_channels")
+        return codec
 
     def conditioner(
         self, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
     ) -> "Conditioner | WordConditioner":
+        """Load the text encoder.
+
+        Raises:
+            UserError: it is damaged, or its embeddings are not those that the transformer reads.
+        """
         import torch
 
         from . import words
         from .conditioning import Conditioner
 
         kind = words.WordConditioner if self._class_of("text_encoder") == words.NAME else Conditioner
-        return kind(self, device, dtype or torch.float32)
+        with component.loading(self.folder / "text_encoder"):
+            conditioner = kind(self, device, dtype or torch.float32)
+        self._refuse_width("text_encoder", "embeddings", conditioner.width, "joint_attention_dim")
+        return conditioner
+
+    def _refuse_width(self, part: str, what: str, width: int, entry: str) -> None:
+        """Refuse a component that makes more or fewer numbers of a token than the transformer reads."""
+        read = _read(self.folder / "transformer" / component.CONFIG).get(entry)
+        if read != width:
+            raise UserError(
+                f"{self.folder}: {part} makes {width} {what} of a token, the transformer reads {read} ({entry})"
+            )
 
     def _class_of(self, part: str) -> str:
-        return str(_read(self.folder / part / "config.json").get("_class_name", ""))
+        return str(_read(self.folder / part / component.CONFIG).get("_class_name", ""))
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -124,8 +234,26 @@ class Base:
         return {part: self.fingerprint(part) for part in ("vae", "text_encoder")}
 
     def fingerprint(self, part: str) -> str:
-        """Return a hash of one component's config and weights."""
-        return _fingerprint(self.folder / part)
+        """Return a hash of one component's config and weights, which are downloaded when they are not here."""
+        return _fingerprint(self.part(part))
+
+    def identity(self, part: str) -> str:
+        """Return the fingerprint of a component whose weights are here, else its commit on the hub.
+
+        Raises:
+            UserError: it is neither here nor on the hub.
+        """
+        origin = self.origin(part)
+        if origin is None or self.has_no_weights(part) or self._is_here(part):
+            return self.fingerprint(part)
+        return origin
+
+    def same_part(self, part: str, other: "Base") -> bool:
+        """Return whether another base has the same component; weights of one commit are not downloaded for it."""
+        origin = self.origin(part)
+        if origin is not None and origin == other.origin(part):
+            return True
+        return self.fingerprint(part) == other.fingerprint(part)
 
     def resized(self, sizes: Sizes) -> "Base":
         """The same model at other sizes."""
@@ -133,30 +261,45 @@ class Base:
 
 
 def open_base(name: str) -> Base:
-    """A base by name: one of `BUILT_IN`, a diffusers folder, or a hub id.
+    """A base by name: one of `BUILT_IN`, a diffusers folder, or a hub id, `owner/name` or `owner/name@revision`.
 
-    Raises UserError when there is no such folder or repository, or when it holds another kind of model.
+    Of a model of the hub the configs are downloaded here, and the weights of a component when it is asked for.
+
+    Raises:
+        UserError: there is no such folder or repository, it holds another kind of model, or a config is damaged.
     """
     folder = _folder(name)
     index = _read(folder / "model_index.json")
     kind = index.get("_class_name")
-    if kind not in PIPELINES:
+    if not isinstance(kind, str) or kind not in PIPELINES:
         raise UserError(f"{folder}/model_index.json: {kind} is not of the Qwen-Image family ({', '.join(PIPELINES)})")
     missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
     if missing:
         raise UserError(f"{folder}: incomplete model folder, missing {', '.join(missing)}")
     variant = PIPELINES[kind]
-    zero_cond_t = bool(_read(folder / "transformer" / "config.json").get("zero_cond_t", False))
+    config = folder / "transformer" / component.CONFIG
+    zero_cond_t = _read(config).get("zero_cond_t", False)
+    if not isinstance(zero_cond_t, bool):
+        raise UserError(f"{config}: zero_cond_t: expected true or false, got {zero_cond_t!r}")
     base = Base(str(name), folder, variant, zero_cond_t, Sizes())
-    own = folder / "firered_lit.json"
-    return base.resized(Sizes(**_read(own)["sizes"]) if own.exists() else base.stock_sizes)
+    own = folder / OWN
+    return base.resized(read_sizes(own) if own.exists() else base.stock_sizes)
+
+
+def read_sizes(path: Path) -> Sizes:
+    """Read the sizes that a model was trained at, in the file beside it.
+
+    Raises:
+        UserError: it holds none, or others than a size can be.
+    """
+    return Sizes.read(read_object(path, "sizes")["sizes"], f"{path}: sizes")
 
 
 def transformer_config(name: str) -> dict[str, Any]:
     """The transformer's config of a base, without loading or downloading: of a hub id, the family's full size."""
-    if name not in BUILT_IN and not Path(name).expanduser().is_dir():
+    if name not in BUILT_IN and not user_path(name).is_dir():
         return dict(FULL_SIZE)
-    return _read(_folder(name) / "transformer" / "config.json")
+    return component.read_config(_folder(name) / "transformer")
 
 
 def _folder(name: str) -> Path:
@@ -168,26 +311,12 @@ def _folder(name: str) -> Path:
         from .world import cached_world
 
         return cached_world(trained=name == "world")
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         if not (folder / "model_index.json").exists():
             raise UserError(f"{folder}: not a diffusers folder (no model_index.json)")
         return folder.resolve()
-    if folder.is_absolute() or name.count("/") != 1:
-        raise UserError(f"{name}: no such folder, and not a hub id (owner/name)")
-    return _download(name)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.txt", "*.jinja", *(f"{part}/*" for part in (*COMPONENTS, "processor"))]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*.bin", "*.pt", "*.ckpt"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise UserError(f"{name}: no folder of that name here, and the hub does not give it: {reason}") from problem
+    return download_configs(name)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from ..draws import generator
 from ..errors import UserError
+from ..places import user_path
 from ..textfiles import read_object
 
 FACE = (112, 112)
@@ -51,7 +52,7 @@ def open_encoder(path: str | Path) -> Encoder:
     """
     if path == "tiny":
         return _tiny().freeze()
-    place = Path(path).expanduser()
+    place = user_path(path)
     if (place / "config.json").is_file():
         return VisionEncoder(place).freeze()
     if place.is_file():

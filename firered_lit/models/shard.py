@@ -14,13 +14,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ..errors import UserError
-from ..textfiles import read_object
+from .component import loading, weight_files
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
     from torch.distributed.device_mesh import DeviceMesh
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 Drawn = Callable[[str, torch.Size], Tensor]
 
 
@@ -41,7 +40,7 @@ def skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> "QwenImageTransfo
     """The transformer that diffusers' config.json describes, without weights: parameters on the meta device."""
     from diffusers import QwenImageTransformer2DModel
 
-    with torch.device("meta"):
+    with loading("the transformer's config"), torch.device("meta"):
         transformer = QwenImageTransformer2DModel.from_config(dict(config))
     nn.Module.to(transformer, dtype)  # diffusers' own `to` warns about the parts that stay in float32; there are none
     rope = transformer.pos_embed  # its tables are plain attributes, which no `to_empty` would ever fill
@@ -89,17 +88,6 @@ def fill(transformer: nn.Module, folder: Path, device: torch.device, drawn: Draw
                 stored = drawn(name, parameter.shape)
             if local(parameter).numel():  # a short tensor leaves nothing for the last processes
                 local(parameter).copy_(stored[own_part(parameter)])
-
-
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Which file of a diffusers component holds which tensor."""
-    index = folder / f"{WEIGHTS}.index.json"
-    if index.exists():
-        return {key: folder / name for key, name in read_object(index)["weight_map"].items()}
-    if not (folder / WEIGHTS).exists():
-        raise UserError(f"{folder}: no {WEIGHTS} there, nor an index of several")
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        return dict.fromkeys(file.keys(), folder / WEIGHTS)
 
 
 def own_part(tensor: Tensor) -> tuple[slice, ...]:

@@ -3,9 +3,13 @@
 import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from typing import Any
+
+from ..errors import UserError
 
 RATIOS = tuple(Fraction(*r) for r in [(2, 1), (16, 9), (3, 2), (4, 3), (1, 1), (3, 4), (2, 3), (9, 16), (1, 2)])
 SIDE = 32  # the stock pipelines round every side to this
+SMALLEST, LARGEST = SIDE * SIDE, 1 << 28  # pixels of an image
 
 Shape = tuple[int, int]  # (height, width) in pixels
 
@@ -31,6 +35,33 @@ class Sizes:
     reference_area: int = 1024 * 1024
     condition_area: int = 384 * 384
     max_upscale: float = 4.0
+
+    @classmethod
+    def read(cls, content: Any, where: str) -> "Sizes":
+        """Return the sizes that a file holds.
+
+        Args:
+            content: name -> number, as `as_dict` returns it; what is left out has its default.
+            where: the file and the entry, for the message.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        defaults = asdict(cls())
+        if not isinstance(content, dict):
+            raise UserError(f"{where}: expected {', '.join(defaults)} by name, got {content!r}")
+        for name, value in content.items():
+            if name not in defaults:
+                raise UserError(f"{where}: no size is called {name!r}; there are {', '.join(defaults)}")
+            whole = isinstance(defaults[name], int)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or (whole and not isinstance(value, int)):
+                raise UserError(f"{where}.{name}: expected a {'whole ' if whole else ''}number, got {value!r}")
+            if whole and not SMALLEST <= value <= LARGEST:
+                raise UserError(f"{where}.{name}: expected pixels from {SMALLEST} to {LARGEST}, got {value}")
+            if not whole and value <= 0:
+                raise UserError(f"{where}.{name}: expected a number above 0, got {value}")
+        return cls(**content)
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

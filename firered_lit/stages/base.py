@@ -92,10 +92,10 @@ class Stage(L.LightningModule):
         self.backbone = replace(self.backbone, name=str(folder))
 
     def go_on_in(self, run: Path) -> None:
-        """Go on over the base that a run began with, where its name means another folder, or none, from here."""
-        folder = lineage.folder_of(run, self.backbone.name)
-        if folder is not None:
-            self.backbone = self.backbone.at(folder)
+        """Go on over the base that a run began with, whatever its name means from here or on the hub by now."""
+        place = lineage.place_of(run, self.backbone.name)
+        if place is not None:
+            self.backbone = self.backbone.at(place)
 
     def kept(self, state: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds of a state dict: everything, or with LoRA the adapter alone."""
