@@ -21,7 +21,7 @@ from .models.lora import delta, factors
 from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
 from .models.sizes import Sizes
 from .places import writable
-from .store import read_record
+from .store import RECORD, read_record
 from .textfiles import read_object
 
 PREFIX = "transformer."
@@ -111,8 +111,9 @@ def _open(run: Path, checkpoint: str, ema: bool) -> Saved:
 
 def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bool, dtype: str) -> Base:
     """Everything that an export holds. Returns the base that the run started from."""
-    facts = read_object(run / "run.json", "base", "sizes", "stage")
-    sizes = Sizes.read(facts["sizes"], f"{run / 'run.json'}: sizes")
+    read_object(run / RECORD, "base", "sizes", "stage")
+    facts = read_record(run)
+    sizes = Sizes.read(facts["sizes"], f"{run / RECORD}: sizes")
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
     base = lineage.base_of(saved.path, saved.base, run)
     lora = None if merge else saved.lora

@@ -131,15 +131,21 @@ def base_of(checkpoint: Path, saved: Facts | None, run: Path | None = None, othe
     # The first of the places where it may be that holds the same weights.
     commit = at_revision(str(name), facts.get(REVISION) or record.get(REVISION))
     places = [str(run / START), facts.get("folder"), record.get("base_folder"), commit, name]
-    there = [base for base in (_open_if_there(place, download=other is None) for place in places) if base is not None]
-    there += [other] if other is not None else []
-    for base in there:
-        if not differences(facts, facts_of(base)):
-            return base if base is other else replace(base, name=name)
-    if not there:
+    first = None
+    for place in places:
+        base = _open_if_there(place, download=other is None)
+        if base is not None and not differences(facts, facts_of(base)):
+            return replace(base, name=str(name))
+        first = first or base
+    if other is not None and not differences(facts, facts_of(other)):
+        return other
+
+    # There is none.
+    first = first or other
+    if first is None:
         raise UserError(f"{checkpoint}: trained over {name}, which is not there any more; {PUT_BACK}")
-    refuse_other_base(facts, there[0], checkpoint, PUT_BACK)
-    return there[0]
+    refuse_other_base(facts, first, checkpoint, PUT_BACK)
+    return first
 
 
 def place_of(run: Path, name: str) -> str | None:

@@ -16,6 +16,10 @@ from firered_lit.files import write_json
 from firered_lit.textfiles import read_object
 
 RECORD = "run.json"
+_ENTRIES = {
+    **dict.fromkeys(("stage", "base", "base_folder", "revision", "mlflow_run_id", "mlflow_uri"), str),
+    **dict.fromkeys(("sizes", "data"), dict),
+}
 _CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _OPTIONS = ("charset", "driver", "encrypt", "sslmode", "trustservercertificate")  # of a database's address
 
@@ -94,9 +98,18 @@ def alone(uri: str) -> Iterator[None]:
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """What `run.json` holds; nothing when it is not there. UserError when it is damaged."""
+    """Return what `run.json` holds; nothing when it is not there.
+
+    Raises:
+        UserError: it is damaged, or an entry is of another type than what is written there.
+    """
     path = run_dir / RECORD
-    return read_object(path) if path.exists() else {}
+    record = read_object(path) if path.exists() else {}
+    for name, kind in _ENTRIES.items():
+        value = record.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{path}: damaged: {name}: expected a {kind.__name__}, got {value!r}")
+    return record
 
 
 def update_record(run_dir: Path, **entries: Any) -> None:

@@ -372,9 +372,22 @@ def test_loading_draws_nothing_from_the_global_random_state(root):
     assert torch.equal(torch.rand(3), expected)
 
 
+class FakeBase:
+    """A base of a folder, of which only the name and the fingerprints are known."""
+
+    name = "b"
+
+    def __init__(self, fingerprints):
+        self.fingerprint = fingerprints.__getitem__
+
+    def origin(self, part):
+        return None
+
+
 def test_data_of_other_models_and_unfinished_data_are_refused(root, tmp_path):
     assert check_data(root)["samples"] == 65
-    same, other = (SimpleNamespace(name="b", fingerprints={"vae": "v", "text_encoder": name}) for name in "tu")
+    same = FakeBase({"vae": "v", "text_encoder": "t"})
+    other = FakeBase({"vae": "v", "text_encoder": "u"})
     EditDataModule(str(root), capacity=64).check(same)
     with pytest.raises(UserError, match="another text_encoder than that of b"):
         EditDataModule(str(root), capacity=64).check(other)
