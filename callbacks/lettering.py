@@ -1,5 +1,6 @@
 """Text in pictures: wrapped to a width, in a font that can draw it, never as boxes."""
 
+import logging
 import re
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from firered_lit.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _FONTS = (  # the first that exists; those that draw Chinese come first
     "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
@@ -26,6 +29,8 @@ _FONTS = (  # the first that exists; those that draw Chinese come first
     "/usr/share/fonts/dejavu-sans-fonts/DejaVuSans.ttf",
 )
 _WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"  # scripts that break between any two characters
+_CHINESE = range(0x4E00, 0xA000)
+FONT_HINT = "install one (Debian, Ubuntu: apt install fonts-noto-cjk) or name a font file with font=FILE"
 _PIECES = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+|\s+")
 _NOTHING = "\U0010fffd"  # a private character: drawn as the font draws what it lacks
 
@@ -76,8 +81,16 @@ class Lettering:
         return [line.rstrip() for line in lines if line.strip()] or [""]
 
     def drawable(self, text: str) -> str:
-        """`text` with what the font lacks written as `\\u4f60`."""
+        """`text` with what the font lacks written as `\\u4f60`; the first such text is warned of."""
+        if any(ord(character) in _CHINESE and not _has(self.path, character) for character in text):
+            _warn_of_no_font()
         return "".join(c if c.isspace() or _has(self.path, c) else c.encode("unicode_escape").decode() for c in text)
+
+
+@cache
+def _warn_of_no_font() -> None:
+    """Say once how pictures get their Chinese words."""
+    logger.warning("Chinese words in pictures are written as \\u codes: no font here draws them; %s", FONT_HINT)
 
 
 @cache

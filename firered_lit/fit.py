@@ -293,5 +293,7 @@ def _say(folder: Path, engine: L.Trainer, remarks: Sequence[str]) -> None:
         from .tracking import ui_command
 
         lines += [f"look        {ui_command(uri)}" for uri in stores]
+    pages = [getattr(logger, "page", None) for logger in engine.loggers]
+    lines += [f"page        {address}" for address in pages if address]
     write_text(folder / "summary.txt", "\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -24,6 +24,7 @@ from PIL import Image
 
 from firered_lit.errors import UserError
 from firered_lit.provenance import git_state, packages
+from firered_lit.run_page import describe, page
 from firered_lit.stopping import before_the_end
 from firered_lit.store import RECORD, alone, artifacts_of, read_record, store_uri, ui_command, update_record
 
@@ -99,6 +100,13 @@ class MLflow(MLFlowLogger):
         return self._run_id
 
     @property
+    def page(self) -> str | None:
+        """The address of the run's page; None before it has begun, and in processes but the first."""
+        if not self._initialized or self._run_id is None:
+            return None
+        return page(self.uri, str(self._experiment_id), self._run_id)
+
+    @property
     def save_dir(self) -> str:
         return str(self.dir)
 
@@ -108,6 +116,7 @@ class MLflow(MLFlowLogger):
         flat = {_clean(key): str(value)[:_PARAM_LENGTH] for key, value in flatten(dict(params))}
         client, run_id = self.experiment, self.run_id
         self._later(lambda: _log_params(client, run_id, flat))
+        self._later(lambda: describe(client, run_id, flat))
         recipe = self.dir / "recipe.yaml"
         if recipe.exists():
             self._later(lambda: client.log_artifact(run_id, str(recipe)))

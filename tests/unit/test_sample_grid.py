@@ -70,6 +70,14 @@ def test_what_the_font_lacks_is_escaped_never_boxes(latin):
     assert drawn.tobytes() == latin.text(r"\u628a", 200, "black", "white").tobytes()
 
 
+def test_where_no_font_draws_chinese_one_line_says_what_to_install(latin, caplog):
+    lettering._warn_of_no_font.cache_clear()
+    for _ in range(3):
+        latin.text(CHINESE, 200, "black", "white")
+    latin.text("plain", 200, "black", "white")
+    assert [record.getMessage().count("fonts-noto-cjk") for record in caplog.records] == [1]
+
+
 def test_chinese_is_drawn_where_a_font_can(tmp_path):
     able = Lettering()
     if able.path is None or able.drawable(CHINESE) != CHINESE:
