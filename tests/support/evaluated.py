@@ -15,8 +15,10 @@ from firered_lit.evaluation.scores import REDEDIT, JudgedItem, Scoring, score_it
 from firered_lit.evaluation.statistics import compare_models, estimate_means
 from firered_lit.files import write_json, write_text
 
-CATEGORIES = tuple("add adjust background beauty color compose extract lowlevel motion portrait remove replace".split())
-CATEGORIES = (*CATEGORIES, "stylize", "text", "viewpoint")
+CATEGORIES = (
+    "add", "adjust", "background", "beauty", "color", "compose", "extract", "lowlevel", "motion", "portrait", "remove",
+    "replace", "stylize", "text", "viewpoint",
+)  # fmt: skip
 JUDGE = {"model": "made-up-judge", "date": "2026-01-31"}
 REFUSAL = "I cannot judge this picture."
 GARBAGE = "I like both of them very much."
@@ -79,7 +81,11 @@ def made_up(count: int, size: tuple[int, int] = (96, 64)) -> MadeUp:
 
 
 def evaluated(
-    out: Path, benchmark: MadeUp, models: Sequence[str] = ("ours", "theirs"), words: str = "", pictures: int | None = None
+    out: Path,
+    benchmark: MadeUp,
+    models: Sequence[str] = ("ours", "theirs"),
+    words: str = "",
+    pictures: int | None = None,
 ) -> EvaluationFolder:
     """Write an evaluation: pictures, items.jsonl, scores.json and statistics.json.
 
@@ -113,7 +119,7 @@ def evaluated(
             entry = JudgedItem(item.id, item.category, attempts, refused=attempts == ((REFUSAL,),))
             judged.setdefault(item.suite, []).append(entry)
             lines.append(_line(folder, model, item, entry))
-        write_text(folder.model_items(model), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_text(folder.model_items(model), "".join(json.dumps(line) + "\n" for line in lines))
         tables[model] = {}
         for suite, entries in judged.items():
             by_mode = {mode: [score_item(REDEDIT, entry, mode) for entry in entries] for mode in ("official", "strict")}

@@ -4,18 +4,26 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from firered_lit.evaluation.report.results import OVERALL, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.projections.polar import PolarAxes
 
 COLORS = ("#2f6fb7", "#d9822b", "#3a9a5b", "#b0446f", "#7a5cc0", "#6b6b6b", "#a8a22b", "#3aa6a6")
 CSS_PIXELS = 96  # an inch
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "firered_lit", "font.family": "sans-serif", "font.size": 9}
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # words stay words, so that the reader's own fonts draw Chinese ones
+    "svg.hashsalt": "firered_lit",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,7 @@ class Plot:
 
 
 def plots(results: Results) -> list[Plot]:
-    """Return all plots of a report, in strict mode.
-
-    Words stay words, so that the reader's own fonts draw Chinese ones.
-    """
+    """Return all plots of a report, in strict mode."""
     import matplotlib
 
     drawn = []
@@ -67,11 +72,11 @@ def _bars(results: Results, suite: str) -> "Figure":
             estimate = results.estimate(suite, model, "strict", name)
             if estimate.get("low") is not None:
                 axes.plot([place, place], [estimate["low"], estimate["high"]], color="#222222", linewidth=1.2)
-    axes.set_xticks(range(len(names)), names, rotation=35, ha="right", parse_math=False)
+    axes.set_xticks(range(len(names)), _short(names), rotation=35, ha="right")
     axes.margins(x=0.01)
     axes.set_ylabel("strict score")
     axes.set_ylim(bottom=results.scorings[suite].lowest)
-    axes.set_title(f"{suite}, judge {results.judges(suite)}", parse_math=False, loc="left")
+    axes.set_title(shorten(f"{suite}, judge {results.judges(suite)}", 90), loc="left")
     _finish(axes)
     return figure
 
@@ -82,16 +87,16 @@ def _radar(results: Results, suite: str) -> "Figure":
     names = results.categories(suite)
     angles = [2 * math.pi * place / len(names) for place in range(len(names))]
     figure = Figure(figsize=(5.6, 5.0), layout="constrained")
-    axes = figure.add_subplot(projection="polar")
+    axes = cast("PolarAxes", figure.add_subplot(projection="polar"))
     for rank, model in enumerate(results.models):
         values = [_value(results, suite, model, name) for name in names]
         axes.plot([*angles, angles[0]], [*values, values[0]], color=_color(rank), label=_label(model))
         axes.fill(angles, values, color=_color(rank), alpha=0.1)
-    axes.set_xticks(angles, names, parse_math=False)
+    axes.set_xticks(angles, _short(names))
     axes.set_rlabel_position(180 / len(names))
     axes.tick_params(axis="y", labelsize=7, labelcolor="#666666")
     axes.set_rmin(results.scorings[suite].lowest)
-    axes.set_title(f"{suite}, strict", parse_math=False, loc="left")
+    axes.set_title(f"{suite}, strict", loc="left")
     _finish(axes)
     return figure
 
@@ -107,16 +112,24 @@ def _color(rank: int) -> str:
 
 def _label(model: str) -> str:
     """Return a model's name for the legend, which would hide one that begins with an underscore."""
-    return f" {model}" if model.startswith("_") else model
+    name = shorten(model)
+    return f" {name}" if name.startswith("_") else name
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    return [shorten(name) for name in names]
+
+
+def shorten(text: str, length: int = 24) -> str:
+    """Return a text of at most so many letters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _finish(axes: "Axes") -> None:
     axes.spines[:].set_alpha(0.2)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def _file_name(suite: str) -> str:

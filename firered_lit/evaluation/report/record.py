@@ -74,14 +74,14 @@ class Record:
             cards: The items of its page.
             seed: Chooses the items whose pictures are recorded.
         """
-        from mlflow.exceptions import MlflowException
-
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         for model in results.models:
             try:
                 self._keep_model(folder, results, tables, cards, seed, model)
-            except MlflowException as problem:
-                reason = str(problem).splitlines()[0]
+            except UserError:
+                raise
+            except Exception as problem:  # whatever a store may throw: the report matters more
+                reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
                 log.warning("MLflow: the evaluation of %s is not recorded: %s", model, reason)
 
     def _keep_model(
@@ -113,7 +113,9 @@ class Record:
         if model in self.runs:
             record = read_record(Path(self.runs[model]))
             if not record.get("mlflow_run_id"):
-                raise UserError(f"{Path(self.runs[model]) / RECORD}: names no MLflow run; leave {model} out of mlflow.runs")
+                raise UserError(
+                    f"{Path(self.runs[model]) / RECORD}: names no MLflow run; leave {model} out of mlflow.runs"
+                )
             return MlflowClient(record["mlflow_uri"]), record["mlflow_run_id"]
 
         # The run of an earlier report.

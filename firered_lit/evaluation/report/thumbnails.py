@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
 from firered_lit.textfiles import MEGABYTE, read_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LARGEST = 256 * MEGABYTE  # of one picture's file
 QUALITY = 85

@@ -14,6 +14,7 @@ from firered_lit.evaluation.report.tables import tables
 from firered_lit.evaluation.report.thumbnails import Thumbnails
 from firered_lit.files import replacing
 
+
 def write(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],

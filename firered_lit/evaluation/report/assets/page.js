@@ -117,9 +117,8 @@ function modelFigure(item, cell, rank) {
   made.append(pictureOf(item, cell, model.name, item.sources.length + rank));
   const caption = element("figcaption");
   caption.append(mark(model.color), element("b", "", model.name), element("br"), numbers(item, cell));
-  ["official", "strict"].forEach((mode) => {
-    if (cell[mode].state !== "scored") caption.append(element("div", "state", `${mode}: ${cell[mode].state}`));
-  });
+  const states = new Set([cell.official.state, cell.strict.state].filter((state) => state !== "scored"));
+  states.forEach((state) => caption.append(element("div", "state", state)));
   made.append(caption);
   const answers = cell.answers.flat();
   if (answers.length) {
