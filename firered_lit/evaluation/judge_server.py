@@ -20,7 +20,9 @@ class JudgeServer:
         model: The name that the server knows the judge by; "" takes the one of each official script.
         settings: What replaces or joins the official temperature, max_tokens and so on; null leaves one out.
         key_variable: Environment variable that holds the key, where the server wants one; its name ends in _API_KEY.
+        attempts: How often an answer that cannot be read is asked for; None: as the official scripts do.
         repeats: How often a part of the items is asked, to see how far the judge moves; 1 asks each once.
+        repeated_items: Items of each suite in that part.
         timeout: Seconds that one try may take.
         retries: Tries after the first.
         backoff: Seconds before the second try.
@@ -33,7 +35,9 @@ class JudgeServer:
     model: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     key_variable: KeyVariable = "OPENAI_API_KEY"
+    attempts: int | None = None
     repeats: int = 1
+    repeated_items: int = 50
     timeout: float = 120.0
     retries: int = 5
     backoff: float = 0.5

@@ -109,7 +109,7 @@ def ask(
             do, once for REDEdit-Bench and ImgEdit and up to 5 times for GEdit-Bench.
         repeats: How often a subset of the items is judged, for the judge's own noise.
         repeated_items: Items of each suite in that subset.
-        shard: This process asks about every num_shards-th item, from this one on.
+        shard: This process asks about every num_shards-th item, from this one on: those that it has drawn.
         num_shards: How many processes share the work.
 
     Raises:
@@ -118,7 +118,7 @@ def ask(
     if attempts is not None and not 1 <= attempts <= MOST_ATTEMPTS:
         raise UserError(f"attempts {attempts}: a number from 1 to {MOST_ATTEMPTS} is needed")
     judging = _Judging(folder, models, client, asking, attempts)
-    tasks = list(_tasks(benchmarks, models, repeats, repeated_items))[shard::num_shards]
+    tasks = list(_tasks(benchmarks, models, repeats, repeated_items, shard, num_shards))
     future = client.spawn(judging.run(tasks))
     try:
         return future.result()
@@ -140,18 +140,32 @@ class _Task:
 
 
 def _tasks(
-    benchmarks: Sequence[Benchmark], models: Sequence[str], repeats: int, repeated_items: int
+    benchmarks: Sequence[Benchmark],
+    models: Sequence[str],
+    repeats: int,
+    repeated_items: int,
+    shard: int,
+    num_shards: int,
 ) -> Iterator[_Task]:
-    """Yield the tasks: all items once, then the subset again."""
+    """Yield the tasks of a shard: its items once, then those of the subset again.
+
+    Items are counted over all benchmarks, as in drawing: a process asks about the pictures that it has drawn itself, of
+    every model, and needs not wait for the others.
+    """
+    before = 0
     for benchmark in benchmarks:
         suites = benchmark.suites()
         fingerprint = benchmark.fingerprint()
-        items = [item for item in benchmark.items() if suites[item.suite].requests]
+        items = benchmark.items()
+        judged = [item for item in items if suites[item.suite].requests]
+        own = {(item.suite, item.id) for i, item in enumerate(items, before) if i % num_shards == shard}
+        before += len(items)
         for repeat in range(repeats):
-            chosen = items if repeat == 0 else repeated(items, repeated_items)
+            chosen = judged if repeat == 0 else repeated(judged, repeated_items)
             for model in models:
                 for item in chosen:
-                    yield _Task(benchmark, fingerprint, suites[item.suite], item, model, repeat)
+                    if (item.suite, item.id) in own:
+                        yield _Task(benchmark, fingerprint, suites[item.suite], item, model, repeat)
 
 
 def repeated(items: Sequence[Item], count: int) -> list[Item]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.judge_server import JudgeServer
-from firered_lit.evaluation.models.opening import Drawing, name_of, open_models
+from firered_lit.evaluation.models.opening import FIRST, Drawing, name_of, open_models
 from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item, Model
 from firered_lit.files import write_json
 from firered_lit.locks import in_turn, shard_held
@@ -16,6 +16,7 @@ from firered_lit.places import writable
 from firered_lit.textfiles import read_object
 
 if TYPE_CHECKING:
+    from firered_lit.evaluation.answers import AnswersFile
     from firered_lit.evaluation.report.record import Record
 
 STEPS = ("draw", "judge", "score", "report")
@@ -30,7 +31,7 @@ def evaluate(
     data: str = "",
     drawing: Drawing | None = None,
     judge: JudgeServer | None = None,
-    answers: str | None = None,
+    answers: str | Mapping[str, Any] | None = None,
     steps: Sequence[str] = STEPS,
     seed: int = 43,
     shard: int = 0,
@@ -47,7 +48,8 @@ def evaluate(
         data: The folder of the benchmark, for the recipe's other keys to name.
         drawing: Settings of the models that are named by a folder or a hub id.
         judge: The judge's server.
-        answers: A file of answers made elsewhere, as the official scripts write them, in place of drawing and judging.
+        answers: Answers made elsewhere, as the official scripts write them, in place of drawing and judging: a file, or
+            suite -> file, or model -> suite -> file.
         steps: Which of draw, judge, score and report.
         seed: Of every picture's noise, set anew for each, and of the statistics.
         shard: Which share of the items this process draws and asks about.
@@ -79,7 +81,7 @@ def evaluate(
             if missing:
                 print(f"shard {shard} of {num_shards} is done; {missing} pictures are left to the others")
                 return
-        with in_turn(folder.out):
+        with in_turn(folder.out):  # the last process to get here has everything before it
             if "score" in wanted:
                 _score(folder, chosen, names, judge, seed, answers)
                 _print_scores(folder, suites, names)
@@ -108,7 +110,7 @@ def _take_own_gpu(number: int) -> None:
         torch.cuda.set_device(number % torch.cuda.device_count())
 
 
-def _wanted(steps: Sequence[str], answers: str | None) -> list[str]:
+def _wanted(steps: Sequence[str], answers: "AnswersFile | None") -> list[str]:
     """Return the steps in their order."""
     for step in steps:
         if step not in STEPS:
@@ -137,15 +139,16 @@ def _suites(benchmarks: Mapping[str, Benchmark]) -> list[str]:
 
 
 def _models(
-    model: str | Model | None, models: Mapping[str, str | Model], settings: Drawing, answers: str | None
+    model: str | Model | None, models: Mapping[str, str | Model], settings: Drawing, answers: "AnswersFile | None"
 ) -> tuple[dict[str, Model], list[str]]:
-    """Return the models, and their names; of answers made elsewhere the name alone."""
+    """Return the models, and their names; of answers made elsewhere the names alone."""
     if answers is None:
         opened = open_models(model, models, settings)
         return opened, list(opened)
-    if models:
-        raise UserError("answers: one file of answers is of one model; leave `models` out")
-    return {}, [name_of(model) if isinstance(model, str) else Path(answers).stem]
+    named = [name for name, one in answers.items() if isinstance(one, Mapping)] if isinstance(answers, Mapping) else []
+    if not named:
+        named = [name_of(model) if isinstance(model, str) else FIRST]
+    return {}, named
 
 
 def _check_judge(benchmarks: Sequence[Benchmark], judge: JudgeServer) -> None:
@@ -222,9 +225,19 @@ def _judge(
     if judge.url is None:  # nothing here is scored by a judge
         return
     with judge.client(folder.responses) as client:
-        judging.ask(
-            folder, benchmarks, names, client, judge.asking, repeats=judge.repeats, shard=shard, num_shards=num_shards
+        judged = judging.ask(
+            folder,
+            benchmarks,
+            names,
+            client,
+            judge.asking,
+            attempts=judge.attempts,
+            repeats=judge.repeats,
+            repeated_items=judge.repeated_items,
+            shard=shard,
+            num_shards=num_shards,
         )
+    print(f"judge   {judged}")
 
 
 def _count_missing(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], names: Sequence[str]) -> int:
@@ -239,7 +252,7 @@ def _score(
     names: Sequence[str],
     judge: JudgeServer,
     seed: int,
-    answers: str | None,
+    answers: "AnswersFile | None",
 ) -> None:
     from firered_lit.evaluation import scoring
 
