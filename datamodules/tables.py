@@ -12,9 +12,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
 from firered_lit.textfiles import open_regular, read_text
@@ -31,6 +31,7 @@ TARGET, CONTROLS = "target", ("control", "control_1", "control_2", "control_3")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 
 Row = dict[str, Any] | Refuse
+T = TypeVar("T")
 
 
 def kind_of(path: Path) -> str:
@@ -150,10 +151,18 @@ def _line(line: bytes) -> Row:
         with refusing("line", "invalid JSON"):
             if len(line) >= LONGEST_LINE:
                 raise Refuse("line", "invalid JSON", f"longer than {LONGEST_LINE} bytes")
-            text = line.decode("utf-8", "surrogateescape")
-            return _object(json.loads(_encodable(text)), text)
+            text = _encodable(line.decode("utf-8", "surrogateescape"))
+            return _object(_decoded(json.loads, text), text)
     except Refuse as problem:
         return problem
+
+
+def _decoded(decode: Callable[..., T], *text: Any) -> T:
+    """Return what a decoder makes of a text. Raises Refuse when it is not valid JSON."""
+    try:
+        return decode(*text)
+    except (ValueError, RecursionError) as problem:
+        raise Refuse("line", "invalid JSON", f"not valid JSON ({problem})") from None
 
 
 def _encodable(text: str) -> str:
@@ -213,9 +222,9 @@ def _array(path: Path) -> Iterator[tuple[str, Row]]:
                 return
             try:
                 with refusing("line", "invalid JSON"):
-                    row, end = decode(text, start)
+                    row, end = _decoded(decode, text, start)
                     if end == len(text):
-                        raise Refuse("line", "invalid JSON", "the array does not end")
+                        raise Refuse("line", "invalid JSON", "not valid JSON (the array does not end)")
             except Refuse as problem:
                 more = file.read(max(PIECE, len(text) - at)) if len(text) - at < LONGEST_LINE else ""
                 if not more:

@@ -15,9 +15,7 @@ SAME = 2  # of 255: a profile that changes no colour by more is sRGB
 STEPS = 9  # colours of each channel by which a profile is compared with sRGB
 SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile -> of the pictures that it can be about
 GREYS = ("1", "L", "LA", "La")
-LARGEST_TEXT = (
-    16 << 20
-)  # bytes of a text or a profile in a PNG file; Pillow's own limit of one megabyte is soon reached
+LARGEST_TEXT = 16 << 20  # bytes of a text or a profile in a PNG file; Pillow's own limit is one megabyte
 
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, LARGEST_TEXT)
 
