@@ -1,5 +1,6 @@
-"""For `prepare`: where the words that a target should show stand, read once and kept with the sample."""
+"""Readers of text by an OCR engine: layouts for `prepare`, lines for an evaluation."""
 
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from callbacks.ocr_layout import Layouts, Reading, reference_layout
 from callbacks.ocr_models import model, offline_models
 from callbacks.ocr_worker import EngineError, EngineProcess
 from firered_lit.models.tiny import cache_folder
+from firered_lit.rewards.layout_ocr import Char
 
 log = logging.getLogger(__name__)
 
@@ -62,3 +64,47 @@ class LayoutReader:
         except EngineError as fault:
             log.warning("no layout of a target's words: the OCR engine: %s", fault)
             return [str(fault)] * len(images)
+
+
+class TextReader:
+    """Reads the lines on pictures, for the text metrics of an evaluation.
+
+    Args:
+        detection: Folder or name of a PaddleOCR model; that of the rapidocr wheel when None.
+        recognition: The same of the model that recognises lines.
+        threads: Pictures at work at once.
+        max_side: Pixels of a picture's longer side; a larger one is made smaller.
+        limit: Seconds that one reading may take.
+    """
+
+    def __init__(
+        self,
+        detection: str | None = None,
+        recognition: str | None = None,
+        threads: int = 1,
+        max_side: int = 960,
+        limit: float = 60.0,
+    ) -> None:
+        self.identity = f"PaddleOCR {detection or 'offline'} {recognition or 'offline'} {max_side}"
+        self._engine = engine_process(detection, recognition, {"threads": threads, "max_side": max_side}, limit)
+
+    def read(self, pictures: Sequence[bytes]) -> list[list[str] | str]:
+        """Return the lines on each picture's file, in reading order, or why it cannot be read."""
+        images = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
+        try:
+            readings = self._engine.read(images)
+        except EngineError as fault:
+            return [str(fault)] * len(images)
+        return [reading if isinstance(reading, str) else lines_of(reading) for reading in readings]
+
+
+def lines_of(characters: Sequence[Char]) -> list[str]:
+    """Return characters in reading order as the lines that the engine found."""
+    lines: list[str] = []
+    last: int | None = None
+    for character in characters:
+        if not lines or character.line != last:
+            lines.append("")
+        lines[-1] += character.text
+        last = character.line
+    return [line.strip() for line in lines if line.strip()]

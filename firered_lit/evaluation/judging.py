@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -20,8 +19,8 @@ from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 from firered_lit.judges.reply import FINAL, Kind, Reply
 from firered_lit.judges.request import Request
-from firered_lit.textfiles import open_regular
 
+from .benchmarks.pictures import file_or_none
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
 from .responses import MOST_ATTEMPTS, Attempt, Response, Responses, marked, question_of, texts_of
 from .scores import Scoring
@@ -243,7 +242,7 @@ class _Judging:
     async def _judge(self, task: _Task) -> None:
         """Ask about one picture until there is an answer that can be read."""
         picture = self.folder.picture(task.model, task.item)
-        data = await self._in_thread(_file, picture)
+        data = await self._in_thread(file_or_none, picture)
         if data is None:
             return
         question = question_of(task.fingerprint, task.item, hashlib.sha256(data).hexdigest(), self.asking)
@@ -305,15 +304,6 @@ class _Judging:
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.builders, function, *arguments)
-
-
-def _file(path: Path) -> bytes | None:
-    """Return a picture's file; None where there is none."""
-    try:
-        with open_regular(path) as file:
-            return file.read()
-    except OSError:
-        return None
 
 
 def _build(task: _Task, picture: bytes, asking: Asking) -> list[Request]:

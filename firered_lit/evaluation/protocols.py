@@ -146,6 +146,11 @@ class EvaluationFolder:
         return self.out / "responses.jsonl"
 
     @property
+    def texts(self) -> Path:
+        """The text that was read on pictures."""
+        return self.out / "texts.jsonl"
+
+    @property
     def scores(self) -> Path:
         """Scores of the first model: suite -> mode -> category -> score and counts."""
         return self.out / "scores.json"

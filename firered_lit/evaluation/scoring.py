@@ -8,22 +8,22 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 from firered_lit.errors import UserError
 from firered_lit.files import replacing, write_json
-from firered_lit.judges.log import rows
+from firered_lit.judges.log import Log, rows
 from firered_lit.judges.reply import Kind, Reply
-from firered_lit.textfiles import open_regular
 
 from . import statements
 from .answers import AnswersFile, Attempts, check_answers, file_for, read_answers
-from .benchmarks.pictures import opened
+from .benchmarks.pictures import file_or_none, opened
 from .columns import Columns
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
 from .responses import Attempt, Responses, question_of, texts_of
 from .scores import ItemScore, JudgedItem, Mode, ScoreTable, Scoring, score_item
+from .text_metrics import TextColumn
+from .text_reading import Targets, TextReading, targets_of
 
 logger = logging.getLogger(__name__)
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -38,6 +38,7 @@ def score(
     asking: Asking,
     seed: int,
     answers: AnswersFile | None = None,
+    text: TextReading | None = None,
 ) -> Tables:
     """Write `items.jsonl` and `scores.json` of every model, `scores.json` of the first, and `statistics.json`.
 
@@ -48,6 +49,7 @@ def score(
         asking: Settings of the judge, as it was asked.
         seed: Of the bootstrap.
         answers: Answers made elsewhere, in place of the log's: a file, or a file per suite or per model and suite.
+        text: How the text metrics are made; none are made without it.
 
     Returns:
         The first model's tables: suite -> mode -> category or "overall" -> score and counts.
@@ -61,9 +63,10 @@ def score(
     check_answers(answers, models, list(scorings))
     responses = Responses(folder.responses)
     columns = Columns(scorings)
+    texts = None if text is None else _Texts(folder, targets_of(benchmarks, text.targets))
     first: Tables = {}
     for model in models:
-        scorer = _ModelScorer(folder, model, asking, responses, answers, columns)
+        scorer = _ModelScorer(folder, model, asking, responses, answers, columns, texts)
         tables = scorer.score(benchmarks)
         write_json(folder.model_scores(model), tables)
         first = first or tables
@@ -75,7 +78,7 @@ def score(
         "noise": statements.noise(columns),
         "arena": None,
         "agreement": None,
-        "text": {},
+        "text": {} if text is None or texts is None else texts.statistics(text.weights),
     }
     write_json(folder.statistics, statistics)
     return first
@@ -115,6 +118,7 @@ class _ModelScorer:
         responses: Responses,
         answers: AnswersFile | None,
         columns: Columns,
+        texts: "_Texts | None",
     ) -> None:
         self.folder = folder
         self.model = model
@@ -122,6 +126,7 @@ class _ModelScorer:
         self.responses = responses
         self.answers = answers
         self.columns = columns
+        self.texts = texts
         self.failures = drawing_failures(folder, model)
 
     def score(self, benchmarks: Sequence[Benchmark]) -> Tables:
@@ -143,7 +148,10 @@ class _ModelScorer:
                     if item.facts.get(INTERSECTION):
                         twice[item.suite].add(scored)
                     self._keep(suites[item.suite], item, found, scored)
-                    file.write(json.dumps(_line(item, found, scored), ensure_ascii=False) + "\n")
+                    line = _line(item, found, scored)
+                    if self.texts is not None:
+                        line["facts"].update(self.texts.add(self.model, item))
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 for suite in suites:
                     tables[suite] = own[suite].tables()
                 for suite in suites:
@@ -198,7 +206,7 @@ class _ModelScorer:
 
     def _from_picture(self, benchmark: Benchmark, fingerprint: str, scoring: Scoring, item: Item) -> _Found:
         path = self.folder.picture(self.model, item)
-        data = _file(path)
+        data = file_or_none(path)
         if data is None:
             return _Found(failed=self.failures.get((item.suite, item.id), "no picture"))
         name = path.relative_to(self.folder.out).as_posix()
@@ -232,6 +240,42 @@ class _ModelScorer:
             if not attempts:
                 return tuple(repeats)
             repeats.append(_texts(attempts))
+
+
+class _Texts:
+    """What was read on the pictures of all models, beside what was to be read.
+
+    Args:
+        folder: The evaluation.
+        targets: See `targets_of`.
+    """
+
+    def __init__(self, folder: EvaluationFolder, targets: Targets) -> None:
+        self._folder = folder
+        self._targets = targets
+        self._readings = Log(folder.texts, ("picture",))
+        self._columns: dict[tuple[str, str], TextColumn] = {}
+
+    def add(self, model: str, item: Item) -> dict[str, Any]:
+        """Count an item of a model; return what its line says of it."""
+        if (item.suite, item.id) not in self._targets:
+            return {}
+        target = self._targets[item.suite, item.id]
+        data = None if target is None else file_or_none(self._folder.picture(model, item))
+        reading = None if data is None else self._readings.find(hashlib.sha256(data).hexdigest())
+        lines = None if reading is None else [str(line) for line in reading["lines"]]
+        reader = "" if reading is None else str(reading["reader"])
+        self._columns.setdefault((item.suite, model), TextColumn()).add(target, lines, reader)
+        if target is None:
+            return {"text": None}
+        return {"text": {**target.plain(), "read": lines}}
+
+    def statistics(self, weights: Sequence[float]) -> dict[str, Any]:
+        """Return suite -> model -> the text metrics."""
+        told: dict[str, Any] = {}
+        for (suite, model), column in self._columns.items():
+            told.setdefault(suite, {})[model] = column.statistics(weights)
+        return told
 
 
 class _SuiteTables:
@@ -332,14 +376,6 @@ def _line(item: Item, found: _Found, scored: Mapping[Mode, ItemScore]) -> dict[s
     line["judge"] = None if found.judge is None else dict(found.judge)
     line["facts"] = dict(item.facts)
     return line
-
-
-def _file(path: Path) -> bytes | None:
-    try:
-        with open_regular(path) as file:
-            return file.read()
-    except OSError:
-        return None
 
 
 def _unreadable(data: bytes, name: str) -> str | None:

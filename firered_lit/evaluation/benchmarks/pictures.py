@@ -1,11 +1,13 @@
 """Pictures for a judge: opened with care, and encoded as the official scripts encode them."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from firered_lit.errors import UserError
+from firered_lit.textfiles import open_regular
 
 
 def opened(data: bytes, name: str) -> Image.Image:
@@ -25,6 +27,15 @@ def opened(data: bytes, name: str) -> Image.Image:
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise UserError(f"{name}: cannot be read as a picture: {reason}") from None
     return image
+
+
+def file_or_none(path: Path) -> bytes | None:
+    """Return a picture's file; None where there is none."""
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except OSError:
+        return None
 
 
 def png(image: Image.Image) -> bytes:
