@@ -97,6 +97,10 @@ class TextReader:
             return [str(fault)] * len(images)
         return [reading if isinstance(reading, str) else lines_of(reading) for reading in readings]
 
+    def close(self) -> None:
+        """End the engine's process; a later reading starts another."""
+        self._engine.close()
+
 
 def lines_of(characters: Sequence[Char]) -> list[str]:
     """Return characters in reading order as the lines that the engine found."""

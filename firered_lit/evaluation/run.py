@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firered_lit.errors import UserError
+from firered_lit.evaluation import text_reading
 from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.evaluation.models.opening import FIRST, Drawing, name_of, open_models
 from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item, Model
+from firered_lit.evaluation.text_reading import TextReading
 from firered_lit.files import write_json
 from firered_lit.locks import in_turn, shard_held
 from firered_lit.places import writable
@@ -18,6 +20,7 @@ from firered_lit.textfiles import read_object
 if TYPE_CHECKING:
     from firered_lit.evaluation.answers import AnswersFile
     from firered_lit.evaluation.report.record import Record
+    from firered_lit.judges.client import Client
 
 STEPS = ("draw", "judge", "score", "report")
 NOTE = "evaluation.json"  # in OUT: what was evaluated, by fingerprints
@@ -32,6 +35,7 @@ def evaluate(
     drawing: Drawing | None = None,
     judge: JudgeServer | None = None,
     answers: str | Mapping[str, Any] | None = None,
+    text: TextReading | None = None,
     steps: Sequence[str] = STEPS,
     seed: int = 43,
     shard: int = 0,
@@ -50,6 +54,7 @@ def evaluate(
         judge: The judge's server.
         answers: Answers made elsewhere, as the official scripts write them, in place of drawing and judging: a file, or
             suite -> file, or model -> suite -> file.
+        text: How the text on pictures is read and scored; it is not without this.
         steps: Which of draw, judge, score and report.
         seed: Of every picture's noise, set anew for each, and of the statistics.
         shard: Which share of the items this process draws and asks about.
@@ -75,7 +80,7 @@ def evaluate(
         if "draw" in wanted:
             _draw(folder, chosen, opened, seed, shard, num_shards)
         if "judge" in wanted:
-            _judge(folder, chosen, names, judge, shard, num_shards)
+            _judge(folder, chosen, names, judge, text, shard, num_shards)
         if num_shards > 1 and answers is None:
             missing = _count_missing(folder, chosen, names)
             if missing:
@@ -83,7 +88,7 @@ def evaluate(
                 return
         with in_turn(folder.out):  # the last process to get here has everything before it
             if "score" in wanted:
-                _score(folder, chosen, names, judge, seed, answers)
+                _score(folder, chosen, names, judge, seed, answers, text)
                 _print_scores(folder, suites, names)
             if "report" in wanted:
                 _report(folder, chosen, names, seed, mlflow)
@@ -217,12 +222,14 @@ def _judge(
     benchmarks: Sequence[Benchmark],
     names: Sequence[str],
     judge: JudgeServer,
+    text: TextReading | None,
     shard: int,
     num_shards: int,
 ) -> None:
     from firered_lit.evaluation import judging
 
     if judge.url is None:  # nothing here is scored by a judge
+        _read_texts(folder, benchmarks, names, judge, text, None, shard, num_shards)
         return
     with judge.client(folder.responses) as client:
         judged = judging.ask(
@@ -237,7 +244,27 @@ def _judge(
             shard=shard,
             num_shards=num_shards,
         )
-    print(f"judge   {judged}")
+        print(f"judge   {judged}")
+        _read_texts(folder, benchmarks, names, judge, text, client, shard, num_shards)
+
+
+def _read_texts(
+    folder: EvaluationFolder,
+    benchmarks: Sequence[Benchmark],
+    names: Sequence[str],
+    judge: JudgeServer,
+    text: TextReading | None,
+    client: "Client | None",
+    shard: int,
+    num_shards: int,
+) -> None:
+    """Read the text on the pictures of items that ask for text, where it is wanted."""
+    if text is None:
+        return
+    reader = text_reading.reader_of(text, client, judge.asking)
+    targets = text_reading.targets_of(benchmarks, text.targets)
+    read = text_reading.read_texts(folder, benchmarks, names, reader, targets, shard=shard, num_shards=num_shards)
+    print(f"text    {read} pictures read by {reader.identity}")
 
 
 def _count_missing(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], names: Sequence[str]) -> int:
@@ -253,10 +280,11 @@ def _score(
     judge: JudgeServer,
     seed: int,
     answers: "AnswersFile | None",
+    text: TextReading | None,
 ) -> None:
     from firered_lit.evaluation import scoring
 
-    scoring.score(folder, benchmarks, names, judge.asking, seed, answers=answers)
+    scoring.score(folder, benchmarks, names, judge.asking, seed, answers=answers, text=text)
 
 
 def _print_scores(folder: EvaluationFolder, suites: Sequence[str], names: Sequence[str]) -> None:

@@ -101,7 +101,7 @@ def shows(text: str, lines: Sequence[str]) -> bool:
 
 
 def _runs(wanted: str, lines: Sequence[str]) -> Iterator[str]:
-    """Yield what was read in runs of about as many units as a target has, the shortest first."""
+    """Yield what was read in runs of about as many units as a target has, those of its own length first."""
     if CHINESE.search(wanted):
         units = list(comparable(" ".join([*lines, "中"]))[:-1])  # the ideograph makes it be cleaned as Chinese
         between = ""
@@ -112,7 +112,8 @@ def _runs(wanted: str, lines: Sequence[str]) -> Iterator[str]:
             units = _latin_words(lines)
         between = " "
         count = len(wanted.split())
-    for length in range(max(1, count - SLACK), count + SLACK + 1):
+    lengths = range(max(1, count - SLACK), count + SLACK + 1)
+    for length in sorted(lengths, key=lambda length: abs(length - count)):
         for start in range(len(units) - length + 1):
             yield between.join(units[start : start + length])
 

@@ -1,5 +1,6 @@
 """OCR reward: real PaddleOCR on drawn and on real text; its process killed, hung and broken."""
 
+import io
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ from callbacks.ocr_closeup import score_reading, score_where_due
 from callbacks.ocr_engine import alike, cells_between, reading_order
 from callbacks.ocr_layout import Layout, Layouts, read_layouts, replaced_layout
 from callbacks.ocr_models import model, offline_models
-from callbacks.ocr_reader import LayoutReader
+from callbacks.ocr_reader import LayoutReader, TextReader
 from callbacks.ocr_reward import OCRReward, default_engine, picture, score_images
 from callbacks.ocr_worker import EngineError, EngineProcess
 from firered_lit.errors import UserError
@@ -370,6 +371,20 @@ def test_a_reader_takes_the_place_of_the_words_replaced_and_says_nothing_of_what
     assert "".join(char[0] for char in place["chars"]) == "Open Daily"
     assert all(80 < y + h / 2 < 120 for _, _, y, _, h, _ in place["chars"])
     assert reader(source, source, "Open Daily", "") is None
+
+
+def test_the_lines_on_a_picture_are_read_in_their_order_for_an_evaluation(reward):
+    lined = TextReader()
+    lined._engine = reward._engine()
+    files = []
+    for texts, form in ((("GRAND", "OPENING"), "PNG"), ((), "PNG"), (("SALE",), "GIF")):
+        image = paper((320, 160))
+        for number, text in enumerate(texts):
+            write(image, text, (160, 45 + 60 * number), 36)
+        file = io.BytesIO()
+        image.save(file, format=form)
+        files.append(file.getvalue())
+    assert lined.read(files) == [["GRAND", "OPENING"], [], ["SALE"]]
 
 
 def test_a_task_without_target_text_is_counted_and_said_once(reward, caplog):
