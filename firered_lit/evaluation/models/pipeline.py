@@ -99,6 +99,8 @@ class Pipeline:
             import torch
 
             kind = pipeline_class(self.pipeline)
+            if self.pipeline is not None:
+                self._check_arguments(kind)
             with naming(f"model {self.model}"):
                 pipeline = kind.from_pretrained(
                     self.model,
@@ -106,13 +108,17 @@ class Pipeline:
                     use_safetensors=True,
                     trust_remote_code=False,
                 )
-            known = inspect.signature(type(pipeline).__call__).parameters
-            strange = [name for name in ("image", "prompt", *self.arguments) if name not in known]
-            if strange:
-                raise UserError(f"model {self.model}: {type(pipeline).__name__} takes no {strange[0]!r}")
+            self._check_arguments(type(pipeline))
             pipeline.set_progress_bar_config(disable=True)
             self._loaded = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         return self._loaded
+
+    def _check_arguments(self, kind: type) -> None:
+        """Refuse arguments that a pipeline's call does not have."""
+        known = inspect.signature(kind.__call__).parameters
+        for name in ("image", "prompt", *self.arguments):
+            if name not in known:
+                raise UserError(f"model {self.model}: {kind.__name__} takes no {name!r}")
 
 
 def pipeline_class(name: str | None) -> Any:

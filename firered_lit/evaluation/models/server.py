@@ -109,7 +109,7 @@ class Server:
     async def _try(self, prompt: str, sources: "Sequence[Image.Image]", seed: int) -> bytes:
         import aiohttp
 
-        form = aiohttp.FormData()
+        form = aiohttp.FormData(default_to_multipart=True)
         form.add_field("model", self.name)
         form.add_field("prompt", prompt)
         form.add_field("n", "1")
