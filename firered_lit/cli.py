@@ -144,6 +144,17 @@ def _check_options(parser: Parser) -> None:
     _override_options(parser)
 
 
+def _serve_options(parser: Parser) -> None:
+    parser.add_argument("--run", metavar="RUN", help="the folder of a run: its base, checkpoints and average")
+    parser.add_argument("--model", metavar="DIR", help="a diffusers folder or hub id, in place of a run")
+    parser.add_argument("--lora", action="append", default=[], metavar="PATH[@X]", help="a LoRA; repeat for more")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8765, metavar="N", help="0 takes a free one (default: 8765)")
+    parser.add_argument("--steps", type=_positive, default=40, metavar="N", help="of the sampler (default: 40)")
+    parser.add_argument("--guidance", type=float, default=4.0, metavar="G", help="true_cfg_scale (default: 4.0)")
+    parser.add_argument("--keep", type=_positive, default=1, metavar="N", help="models kept in memory (default: 1)")
+
+
 def _recipes_options(parser: Parser) -> None:
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="print this one, its bases folded in")
     parser.add_argument("--out", metavar="FILE", help="write it there in place of printing it")
@@ -233,6 +244,13 @@ def _run_check(arguments: Arguments) -> int:
             found += check.memory(arguments.recipe, arguments.overrides, arguments.gpus, arguments.gpu_memory)
         return check.report(found)
     return check.report(lines if arguments.recipe else [*lines, *check.environment()])
+
+
+def _run_serve(arguments: Arguments) -> int:
+    names = ("run", "model", "host", "port", "steps", "guidance", "keep")
+    options = {name: getattr(arguments, name) for name in names}
+    _call("firered_lit.serve.server.serve", loras=arguments.lora, **options)
+    return 0
 
 
 def _run_recipes(arguments: Arguments) -> int:
@@ -342,6 +360,7 @@ VERBS = (
         "firered_lit.curation.run.curate",
     ),
     Verb("edit", "edit an image with a trained model", _edit_options, _run_edit),
+    Verb("serve", "open a local page to try a model or a run's checkpoints", _serve_options, _run_serve),
     Verb("export", "write a run as a diffusers folder or LoRA files", _export_options, _run_export),
     Verb("average", "average a run's last checkpoints into one", _average_options, _run_average),
     Verb("recipes", "list the shipped recipes, or copy one", _recipes_options, _run_recipes),

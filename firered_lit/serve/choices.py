@@ -1,0 +1,121 @@
+"""What a page can draw with: the base, the checkpoints and the average of a run, or a model and its LoRAs."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from firered_lit.errors import UserError
+
+if TYPE_CHECKING:
+    from firered_lit.edit import Editor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One set of weights that the page can draw with.
+
+    Attributes:
+        name: What the page calls it.
+        model: A run's folder, or whatever `edit --model` takes.
+        loras: LoRAs over it, PATH or PATH@STRENGTH.
+        checkpoint: Of a run: a checkpoint's path.
+        ema: Of a run: the averaged weights.
+    """
+
+    name: str
+    model: str
+    loras: tuple[str, ...] = ()
+    checkpoint: str = "last"
+    ema: bool = False
+
+
+def choices_of_run(run: Path) -> list[Choice]:
+    """Return the base of a run, its checkpoints from the first to the last, and the average of the last one.
+
+    Raises:
+        UserError: The folder is no run, or has no checkpoint yet.
+    """
+    from firered_lit import lineage
+    from firered_lit.checkpoint import listed, resolve
+    from firered_lit.store import RECORD
+
+    if not (run / RECORD).is_file():
+        raise UserError(f"serve --run {run}: not a run's folder (no {RECORD})")
+    last = resolve(run, "last")
+    if last is None:
+        raise UserError(f"serve --run {run}: has no checkpoint yet")
+
+    base = lineage.base_of(last, lineage.recorded(last), run)
+    choices = [Choice("base", str(base.folder))]
+    checkpoints = listed(run / "checkpoints")
+    choices += [Choice(path.stem, str(run), checkpoint=str(path)) for path in checkpoints]
+    if _averages(run):
+        choices.append(Choice(f"{last.stem}, averaged", str(run), checkpoint=str(last), ema=True))
+    return choices
+
+
+def _averages(run: Path) -> bool:
+    """Return whether the run's recipe keeps an average of the weights."""
+    from firered_lit.recipe import TARGET, load
+
+    file = run / "recipe.yaml"
+    if not file.is_file():
+        return False
+    callbacks = load(file).root.get("callbacks") or {}
+    return any(isinstance(node, dict) and node.get(TARGET) == "callbacks.ema.EMA" for node in callbacks.values())
+
+
+def choices_of_model(model: str, loras: Sequence[str]) -> list[Choice]:
+    """Return a model alone, and with each of its LoRAs."""
+    choices = [Choice("base" if loras else Path(model).name, model)]
+    for lora in loras:
+        choices.append(Choice(_unused(Path(lora).name, choices), model, loras=(lora,)))
+    return choices
+
+
+def _unused(name: str, choices: Sequence[Choice]) -> str:
+    """Return a name that no other choice has."""
+    taken = {choice.name for choice in choices}
+    number = 2
+    unused = name
+    while unused in taken:
+        unused = f"{name} ({number})"
+        number += 1
+    return unused
+
+
+@dataclass
+class Loaded:
+    """The editors that are in memory: the ones used last.
+
+    Attributes:
+        choices: What may be drawn with, by name.
+        keep: How many stay in memory.
+    """
+
+    choices: dict[str, Choice]
+    keep: int = 1
+    drawing: Lock = field(default_factory=Lock)  # one picture is drawn at a time
+    _editors: "OrderedDict[str, Editor]" = field(default_factory=OrderedDict)
+
+    def editor(self, name: str) -> "Editor":
+        """Return the editor of a choice, loaded if it is not in memory. For the holder of `drawing`.
+
+        Raises:
+            UserError: There is no such choice, or it cannot be loaded.
+        """
+        from firered_lit.evaluation.models.local import Local
+
+        if name not in self.choices:
+            raise UserError(f"no model {name!r} here; there are {', '.join(self.choices)}")
+        if name not in self._editors:
+            while len(self._editors) >= self.keep:
+                self._editors.popitem(last=False)
+            choice = self.choices[name]
+            local = Local(choice.model, choice.loras, checkpoint=choice.checkpoint, ema=choice.ema)
+            self._editors[name] = local.editor
+        self._editors.move_to_end(name)
+        return self._editors[name]
