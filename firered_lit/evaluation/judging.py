@@ -188,7 +188,7 @@ class _Judging:
         self.asking = asking
         self.attempts = attempts
         self.responses = Responses(folder.responses)
-        self.health = _Health(client.name, max(GIVES_UP_AFTER, 2 * client.parallel))
+        self.health = Health(client.name, max(GIVES_UP_AFTER, 2 * client.parallel))
         self.judged = Judged()
         self.begun: set[tuple[str, int]] | None = set() if len(models) > 1 else None
         self.builders = ThreadPoolExecutor(BUILDERS, thread_name_prefix="pictures")
@@ -319,7 +319,7 @@ def _asks_again(scoring: Scoring, attempt: Attempt) -> bool:
     return scoring.official(texts_of(attempt)) is None
 
 
-class _Health:
+class Health:
     """Watches whether the judge answers at all, and stops the work where it cannot go on.
 
     Args:

@@ -17,6 +17,7 @@ from firered_lit.judges.reply import Kind, Reply
 
 from . import statements
 from .answers import AnswersFile, Attempts, check_answers, file_for, read_answers
+from .arena import Arena, agreement_statistics, arena_statistics
 from .benchmarks.pictures import file_or_none, opened
 from .columns import Columns
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
@@ -39,6 +40,7 @@ def score(
     seed: int,
     answers: AnswersFile | None = None,
     text: TextReading | None = None,
+    arena: Arena | None = None,
 ) -> Tables:
     """Write `items.jsonl` and `scores.json` of every model, `scores.json` of the first, and `statistics.json`.
 
@@ -50,6 +52,7 @@ def score(
         seed: Of the bootstrap.
         answers: Answers made elsewhere, in place of the log's: a file, or a file per suite or per model and suite.
         text: How the text metrics are made; none are made without it.
+        arena: Which pairs of edits the judge was asked about.
 
     Returns:
         The first model's tables: suite -> mode -> category or "overall" -> score and counts.
@@ -80,6 +83,10 @@ def score(
         "agreement": None,
         "text": {} if text is None or texts is None else texts.statistics(text.weights),
     }
+    if arena is not None:
+        seen = arena_statistics(folder, benchmarks, models, asking, responses, arena, seed)
+        statistics["arena"] = seen
+        statistics["agreement"] = agreement_statistics(asking, responses, arena, seed)
     write_json(folder.statistics, statistics)
     return first
 
