@@ -49,6 +49,7 @@ OURS = (
     "firered_lit.curation.photometric.Photometric",
     "firered_lit.curation.select.Quota",
     "firered_lit.curation.words.Words",
+    "firered_lit.evaluation.arena.Arena",
     "firered_lit.evaluation.benchmarks.exact.Exact",
     "firered_lit.evaluation.benchmarks.gedit.GEdit",
     "firered_lit.evaluation.benchmarks.imgedit.ImgEdit",

@@ -1,7 +1,7 @@
 """The judge looks at two edits side by side: models on the same items in both orders, and pairs that people decided.
 
-Each question is asked with either edit first, and an edit wins only where it wins both times. Answers stand in the log of
-all others, under questions of their own.
+Each question is asked with either edit first, and an edit wins only where it wins both times. Answers stand in the log
+of all others, under questions of their own.
 """
 
 import hashlib
@@ -56,6 +56,22 @@ class Arena:
     each: int | None = None
     preferences: str | None = None
     prompt: str | None = None
+
+    def check(self, judge: str) -> None:
+        """Refuse what could not be asked, before anything is drawn.
+
+        Args:
+            judge: The name of the model that compares.
+
+        Raises:
+            UserError: It has no name, or the prompt or the table of preferences cannot be used.
+        """
+        if not judge:
+            raise UserError("judge.model: name the model that compares edits; no official script says which")
+        self.text()
+        if self.preferences is not None:
+            for _ in preference_pairs(Path(self.preferences)):
+                """Each row is looked at."""
 
     def text(self) -> str:
         """Return the prompt.
@@ -162,8 +178,7 @@ def ask_arena(
     Raises:
         UserError: The judge's model has no name, the table of preferences cannot be used, or nothing can go on.
     """
-    if not asking.model:
-        raise UserError("judge.model: name the model that compares edits; no official script says which")
+    arena.check(asking.model)
     prompt = arena.text()
     responses = Responses(folder.responses)
     pairs = list(_pairs(folder, benchmarks, models, arena))[shard::num_shards]
@@ -210,7 +225,7 @@ def chosen_items(items: Sequence[Item], each: int | None) -> list[Item]:
     groups: dict[tuple[str, str], list[Item]] = {}
     for item in items:
         groups.setdefault((item.suite, item.category), []).append(item)
-    kept = set()
+    kept: set[tuple[str, str]] = set()
     for group in groups.values():
         ranked = sorted(group, key=lambda item: chooser("arena", item.suite, item.id).random())
         kept.update((item.suite, item.id) for item in ranked[:each])

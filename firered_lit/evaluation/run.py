@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation import text_reading
+from firered_lit.evaluation.arena import Arena, ask_arena
 from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.evaluation.models.opening import FIRST, Drawing, name_of, open_models
 from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item, Model
@@ -36,6 +37,7 @@ def evaluate(
     judge: JudgeServer | None = None,
     answers: str | Mapping[str, Any] | None = None,
     text: TextReading | None = None,
+    arena: Arena | None = None,
     steps: Sequence[str] = STEPS,
     seed: int = 43,
     shard: int = 0,
@@ -55,6 +57,7 @@ def evaluate(
         answers: Answers made elsewhere, as the official scripts write them, in place of drawing and judging: a file, or
             suite -> file, or model -> suite -> file.
         text: How the text on pictures is read and scored; it is not without this.
+        arena: Which edits the judge sees side by side; none without this.
         steps: Which of draw, judge, score and report.
         seed: Of every picture's noise, set anew for each, and of the statistics.
         shard: Which share of the items this process draws and asks about.
@@ -73,6 +76,8 @@ def evaluate(
     opened, names = _models(model, models or {}, drawing or Drawing(), answers)
     if "judge" in wanted:
         _check_judge(chosen, judge)
+        if arena is not None:
+            arena.check(judge.model)
     writable(folder.out)
 
     with shard_held(folder.out, "eval", shard, num_shards):
@@ -80,7 +85,7 @@ def evaluate(
         if "draw" in wanted:
             _draw(folder, chosen, opened, seed, shard, num_shards)
         if "judge" in wanted:
-            _judge(folder, chosen, names, judge, text, shard, num_shards)
+            _judge(folder, chosen, names, judge, text, arena, shard, num_shards)
         if num_shards > 1 and answers is None:
             missing = _count_missing(folder, chosen, names)
             if missing:
@@ -88,7 +93,7 @@ def evaluate(
                 return
         with in_turn(folder.out):  # the last process to get here has everything before it
             if "score" in wanted:
-                _score(folder, chosen, names, judge, seed, answers, text)
+                _score(folder, chosen, names, judge, seed, answers, text, arena)
                 _print_scores(folder, suites, names)
             if "report" in wanted:
                 _report(folder, chosen, names, seed, mlflow)
@@ -223,6 +228,7 @@ def _judge(
     names: Sequence[str],
     judge: JudgeServer,
     text: TextReading | None,
+    arena: Arena | None,
     shard: int,
     num_shards: int,
 ) -> None:
@@ -245,6 +251,11 @@ def _judge(
             num_shards=num_shards,
         )
         print(f"judge   {judged}")
+        if arena is not None:
+            kinds = ask_arena(
+                folder, benchmarks, names, client, judge.asking, arena, shard=shard, num_shards=num_shards
+            )
+            print(f"arena   {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'nothing new to ask'}")
         _read_texts(folder, benchmarks, names, judge, text, client, shard, num_shards)
 
 
@@ -281,10 +292,11 @@ def _score(
     seed: int,
     answers: "AnswersFile | None",
     text: TextReading | None,
+    arena: Arena | None,
 ) -> None:
     from firered_lit.evaluation import scoring
 
-    scoring.score(folder, benchmarks, names, judge.asking, seed, answers=answers, text=text)
+    scoring.score(folder, benchmarks, names, judge.asking, seed, answers=answers, text=text, arena=arena)
 
 
 def _print_scores(folder: EvaluationFolder, suites: Sequence[str], names: Sequence[str]) -> None:
