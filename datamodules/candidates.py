@@ -1,10 +1,8 @@
 """Requests of a table, with the pictures that several models made for them: `Candidates`. Without: `Requests`."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +13,16 @@ from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.errors import UserError
 from firered_lit.mine.request import Request, Shown
 from firered_lit.models.codec import to_pixels
-from firered_lit.places import user_path
 
 from . import images, tables
+from .galleries import gallery
 from .images import MAX_PIXELS
 from .parquet import Embedded
 from .records import Record, Refusal, rows
+from .refusals import Refuse, guarded
 
 Wanted = Callable[[int], bool]
+SHOWN = 5  # pictures of nobody that are named
 COLUMNS = {"original/en": "instruction", "original/cn": "instruction_cn"}
 
 
@@ -52,17 +52,23 @@ class Requests:
     def items(self, wanted: Wanted) -> Iterator[tuple[int, tuple[dict[str, Any], list[Image.Image]]]]:
         """(number, (line, source images)) of the wanted requests; the line of one that cannot be used has `refused`."""
         for number, record in self.records(wanted):
-            try:
-                yield number, (line_of(_usable(record)), self.sources(_usable(record)))
-            except (UserError, images.BadImageError) as problem:
-                yield number, (refused(number, problem), [])
+            found = record if isinstance(record, Refusal) else guarded(partial(self._item, record), record.where)
+            yield number, ((refused(number, found), []) if isinstance(found, Refusal) else found)
+
+    def _item(self, record: Record) -> tuple[dict[str, Any], list[Image.Image]]:
+        _in_files(record)
+        return line_of(record), self.sources(record)
 
     def sources(self, record: Record) -> list[Image.Image]:
-        """A record's source images. BadImageError when one cannot be used."""
-        return [self.load(path) for path in record.references]
+        """Return a record's source images. Raises Refuse when one cannot be used."""
+        return [self.load(path, record.columns.source) for path in record.references]
 
-    def load(self, path: str) -> Image.Image:
-        return images.load(path, max_pixels=self.max_pixels, allow_urls=self.allow_urls)
+    def load(self, path: str, field: str) -> Image.Image:
+        """Return the image of a field. Raises Refuse when it cannot be used."""
+        try:
+            return images.load(path, max_pixels=self.max_pixels, allow_urls=self.allow_urls)
+        except images.BadImageError as problem:
+            raise Refuse(field, problem.reason, problem.detail) from None
 
 
 class Candidates(Requests):
@@ -70,7 +76,8 @@ class Candidates(Requests):
 
     requests: their table. experts, base: by a model's name, its pictures: a folder, in which those of a request are
     ID.png, ID_0.png, ID_1.png, ... (or .jpg, .webp), or a table of {id, image}, as many rows a request as there are
-    pictures, whose names are held in memory. Pictures of `experts` may win, those of `base` lose.
+    pictures. Either is listed once; the names are held in memory, and those that belong to no request are reported.
+    Pictures of `experts` may win, those of `base` lose.
     """
 
     def __init__(
@@ -87,8 +94,21 @@ class Candidates(Requests):
             raise UserError(f"task.candidates: {twice[0]} stands in experts and in base; a model is one of them")
         if not experts and not base:
             raise UserError("task.candidates: name the models' pictures in experts and base")
-        self.models = [(name, True, _gallery(path)) for name, path in experts.items()]
-        self.models += [(name, False, _gallery(path)) for name, path in base.items()]
+        self.models = [(name, True, gallery(path)) for name, path in experts.items()]
+        self.models += [(name, False, gallery(path)) for name, path in base.items()]
+        self._assign()
+
+    def _assign(self) -> None:
+        """Give every picture to its request, and report those that belong to none."""
+        possible = set().union(*(pictures.possible() for _, _, pictures in self.models))
+        table = rows(self.source, inverse=False, layout=self.layout, wanted=lambda number: False)
+        ids = {row[0].id for row in table if not isinstance(row, Refusal) and row[0].id in possible}
+        for name, _, pictures in self.models:
+            nobody = pictures.assign(ids)
+            if nobody:
+                more = ", ..." if len(nobody) > SHOWN else ""
+                listed = ", ".join(nobody[:SHOWN])
+                print(f"{name}: {len(nobody)} pictures belong to no request: {listed}{more}")
 
     def made_from(self) -> dict[str, Any]:
         models = {name: [expert, str(gallery)] for name, expert, gallery in self.models}
@@ -96,21 +116,22 @@ class Candidates(Requests):
 
     def items(self, wanted: Wanted) -> Iterator[tuple[int, Request]]:
         for number, record in self.records(wanted):
-            try:
-                yield number, self._request(_usable(record))
-            except (UserError, images.BadImageError) as problem:
-                yield number, Request(refused(number, problem) | {"candidates": []}, ())
+            found = record if isinstance(record, Refusal) else guarded(partial(self._request, record), record.where)
+            if isinstance(found, Refusal):
+                found = Request(refused(number, found) | {"candidates": []}, ())
+            yield number, found
 
     def _request(self, record: Record) -> Request:
+        _in_files(record)
         line, unusable, shown = line_of(record), [], []
         sources = self.sources(record)
-        target = self.load(record.target) if record.target else None
-        for model, expert, gallery in self.models:
-            for path in gallery.of(record.id):
+        target = self.load(record.target, record.columns.target) if record.target else None
+        for model, expert, pictures in self.models:
+            for path in pictures.of(record.id):
                 try:
-                    picture = self.load(path)
-                except images.BadImageError as problem:
-                    unusable.append(str(problem))
+                    picture = self.load(path, model)
+                except Refuse as problem:
+                    unusable.append(f"{problem.args[1]}: {problem.args[2]}")
                     continue
                 sample = sample_of(record, sources, target and target.resize(picture.size, Image.Resampling.LANCZOS))
                 shown.append(Shown(model, expert, path, to_pixels(picture)[None], sample))
@@ -125,18 +146,16 @@ def line_of(record: Record) -> dict[str, Any]:
     return line | {name: getattr(record, name) for name in more if getattr(record, name)}
 
 
-def _usable(record: Record | Refusal) -> Record:
-    """The record of a row. UserError when it has none, or when its images are no files."""
-    if isinstance(record, Refusal):
-        raise UserError(str(record))
+def _in_files(record: Record) -> None:
+    """Refuse a record whose images are no files."""
     if any(isinstance(path, Embedded) for path in record.references):
-        raise UserError(f"{record.where}: its images lie in the table; mining names files, so write them out first")
-    return record
+        detail = "its images lie in the table; mining names files, so write them out first"
+        raise Refuse(record.columns.source, "image in the table", detail)
 
 
-def refused(number: int, problem: Exception) -> dict[str, Any]:
-    """The line of a row that cannot be used."""
-    return {"id": f"row {number}", "source_image": [], "refused": " ".join(str(problem).split())}
+def refused(number: int, refusal: Refusal) -> dict[str, Any]:
+    """Return the line of a row that cannot be used."""
+    return {"id": f"row {number}", "source_image": [], "refused": str(refusal)}
 
 
 def sample_of(record: Record, sources: list[Image.Image], target: Image.Image | None) -> EditBatch:
@@ -158,57 +177,3 @@ def _batched(image: Image.Image) -> Tensor:
 
 def _absolute(path: str) -> str:
     return path if images.URL.match(path) or isinstance(path, Embedded) else os.path.abspath(path)
-
-
-class _Folder:
-    """Pictures named by their request."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __str__(self) -> str:
-        return f"folder {self.path.name}"
-
-    def of(self, name: str) -> list[str]:
-        if name != os.path.basename(name) or name in ("", ".", ".."):
-            raise UserError(f"the id {name!r} is no file name; list {self.path}'s pictures in a table of id and image")
-        found = [*self._named(name)]
-        number = 0
-        while some := self._named(f"{name}_{number}"):
-            found += some
-            number += 1
-        return found
-
-    def _named(self, stem: str) -> list[str]:
-        there = (self.path / f"{stem}{ending}" for ending in tables.PICTURES)
-        return [str(path.resolve()) for path in there if path.is_file()]
-
-
-class _Table:
-    """Pictures listed by a table of {id, image}."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.images = path, dict[str, list[str]]()
-        digest = hashlib.blake2b(digest_size=8)
-        for where, row in tables.rows(path):
-            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("id", "image")):
-                raise UserError(f"{where}: a list of candidates has the columns id and image, both text")
-            place = row["image"] if images.URL.match(row["image"]) else str((path.parent / row["image"]).resolve())
-            self.images.setdefault(row["id"], []).append(place)
-            digest.update(json.dumps([row["id"], row["image"]]).encode())
-        self.digest = digest.hexdigest()
-
-    def __str__(self) -> str:
-        return f"table {self.digest}"
-
-    def of(self, name: str) -> list[str]:
-        return self.images.get(name, [])
-
-
-def _gallery(name: str) -> _Folder | _Table:
-    path = user_path(name)
-    if path.is_dir():
-        return _Folder(path)
-    if not path.is_file() or not tables.kind_of(path):
-        raise UserError(f"task.candidates: {name}: neither a folder of pictures nor a table of id and image")
-    return _Table(path)

@@ -1,16 +1,17 @@
 """Image files in, RGB crops out: what is refused, what is converted, and the one crop that every reader sees."""
 
+import asyncio
 import contextlib
 import io
 import os
 import re
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from http.client import HTTPException
-from typing import IO
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import aiohttp
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -98,10 +99,10 @@ def decode(
         return image, upright
 
 
-def size(path: str | os.PathLike[str]) -> Shape:
-    """(height, width) of a local image as `load` would give it, by its header alone. Raises BadImageError."""
+def size(path: str | os.PathLike[str], *, allow_urls: bool = False, url_seconds: float = URL_SECONDS) -> Shape:
+    """(height, width) of an image as `load` would give it, by its header alone. Raises BadImageError."""
     name = os.fspath(path)
-    opened = _open(name, False, URL_SECONDS, URL_BYTES)
+    opened = _open(name, allow_urls, url_seconds, URL_BYTES)
     with opened as file, _refusing(name), _header(file, name, MAX_PIXELS) as image:
         turned = image.getexif().get(ORIENTATION) in range(5, 9)
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -237,39 +238,40 @@ def _levels(image: Image.Image, name: str) -> Image.Image:
     return grey
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """An opener that knows http(s) and nothing else, at the first address and after a redirect."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
 def _fetch(url: str, seconds: float, limit: int) -> bytes:
-    """The body of an http(s) URL, read piece by piece within `seconds` and `limit` bytes."""
+    """Return the body of an http(s) URL, all of which, from the name's look-up on, takes `seconds` at most."""
     if not url.lower().startswith(("http://", "https://")):
         raise BadImageError("URL", f"{url}: only http and https are fetched")
-    deadline, body = time.monotonic() + seconds, bytearray()
     try:
-        with contextlib.closing(_opener().open(url, timeout=seconds)) as response:
-            while piece := response.read1(1 << 16):
-                body += piece
-                if len(body) > limit:
-                    raise BadImageError("URL", f"{url}: larger than {limit} bytes")
-                if time.monotonic() > deadline:
-                    raise BadImageError("URL", f"{url}: not complete after {seconds:g} s")
+        body = _run(_body(url, seconds, limit))
     except TimeoutError:
-        raise BadImageError("URL", f"{url}: no answer within {seconds:g} s") from None
-    except (urllib.error.URLError, HTTPException, OSError, ValueError) as problem:
-        raise BadImageError("URL", f"{url}: {problem}") from None
+        raise BadImageError("URL", f"{url}: not complete after {seconds:g} s") from None
+    except aiohttp.NonHttpUrlClientError as problem:
+        detail = f"{url}: leads to {problem}, which is not allowed; only http and https are fetched"
+        raise BadImageError("URL", detail) from None
+    except (aiohttp.ClientError, OSError, ValueError) as problem:
+        code = getattr(problem, "errno", None)
+        raise BadImageError("URL", f"{url}: {os.strerror(code) if code else said(problem)}") from None
     if not body:
         raise BadImageError("empty image", f"{url} has zero bytes")
-    return bytes(body)
+    return body
+
+
+async def _body(url: str, seconds: float, limit: int) -> bytes:
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    proxy = None if proxy_bypass(urlsplit(url).netloc) else getproxies().get(urlsplit(url).scheme.lower())
+    async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, proxy=proxy) as response:
+        if response.status >= 400:
+            raise BadImageError("URL", f"{url}: the server answers {response.status} {response.reason or ''}")
+        body = bytearray()
+        async for piece in response.content.iter_chunked(1 << 16):
+            body += piece
+            if len(body) > limit:
+                raise BadImageError("URL", f"{url}: larger than {limit} bytes")
+        return bytes(body)
+
+
+def _run(work: Coroutine[Any, Any, bytes]) -> bytes:
+    """Return what a coroutine returns, in a thread of its own: a notebook's own thread runs a loop already."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

@@ -1,6 +1,7 @@
 """What a source or a prepared folder holds, in lines to print: the report of `check --data`."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,8 +18,31 @@ from .records import Record, Refusal, named_images, rows
 from .refusals import Refuse, guarded
 from .regions import check_inside
 
+URL_TOTAL = 120.0  # seconds in which all addresses together are fetched
 SHAPES = 12  # that are listed
 FULL = 4  # the largest targets that a device holds, when no capacity is said
+
+
+@dataclass
+class Addresses:
+    """Images that are http(s) addresses: whether they are fetched, and how many seconds are left to do so."""
+
+    allowed: bool = False
+    seconds: float = 0.0
+    fetched: int = 0
+    passed_over: int = 0
+
+    def size(self, url: str) -> Shape:
+        """Return (height, width) of an image; (0, 0) when no time is left. Raises BadImageError."""
+        if self.allowed and self.seconds <= 0:
+            self.passed_over += 1
+            return 0, 0
+        begun = time.monotonic()
+        try:
+            return images.size(url, allow_urls=self.allowed, url_seconds=min(self.seconds, images.URL_SECONDS))
+        finally:
+            self.fetched += 1
+            self.seconds -= time.monotonic() - begun
 
 
 @dataclass
@@ -37,6 +61,13 @@ class Summary:
     refused: Counter[str] = field(default_factory=Counter)
     problems: list[Refusal] = field(default_factory=list)  # the first ones
     first: list[Record] = field(default_factory=list)
+    addresses: Addresses = field(default_factory=Addresses)
+
+    def problem(self) -> str:
+        """Return why nothing can be prepared from the source; "" when something can."""
+        if not self.rows:
+            return "it holds no rows"
+        return "" if self.refused.total() < self.rows else f"none of its {self.rows} rows is good"
 
     def add(self, row: list[Record]) -> None:
         self.layouts[row[0].columns.name] += 1
@@ -60,6 +91,9 @@ class Summary:
             rest = f", {len(self.shapes) - SHAPES} others" if len(self.shapes) > SHAPES else ""
             seen = f"{self.shapes.total()} targets seen"
             yield f"shapes      {', '.join(f'{w}x{h} {count}' for (h, w), count in shapes)}{rest} ({seen})"
+        if self.addresses.allowed:
+            rest = f"{self.addresses.passed_over} passed over after {URL_TOTAL:g} s"
+            yield f"addresses   {self.addresses.fetched} fetched, {rest}"
         yield from (f"refused     {count:>6} {reason}" for reason, count in self.refused.most_common())
         yield from (f"  {problem}" for problem in self.problems)
         yield from (
@@ -70,14 +104,22 @@ class Summary:
 
 
 def summary(
-    source: str | os.PathLike[str], *, layout: str = "", shown: int = 5, looked_up: int = 10_000, opened: int = 1000
+    source: str | os.PathLike[str],
+    *,
+    layout: str = "",
+    allow_urls: bool = False,
+    shown: int = 5,
+    looked_up: int = 10_000,
+    opened: int = 1000,
 ) -> Summary:
     """Counts by task, number of references, language and shape, the first problems and the first records.
 
     Whether images are there is looked up for the first `looked_up` rows. Shapes are what the rows say and, of the first
-    `opened` rows that do not say, what the targets' headers do; no image is decoded.
+    `opened` rows that do not say, what the targets' headers do; no image is decoded. Images that are addresses are
+    refused, as `prepare` does, unless `allow_urls`; those of the first `opened` rows are fetched then, in URL_TOTAL
+    seconds in all.
     """
-    total = Summary()
+    total = Summary(addresses=Addresses(allow_urls, URL_TOTAL))
     for row in rows(source, layout=layout, wanted=lambda number: number < opened):
         total.rows += 1
         if not isinstance(row, Refusal):
@@ -102,26 +144,50 @@ def _carried(record: Record) -> dict[str, bool]:
 
 def _looked_at(row: list[Record], total: Summary, looked_up: int, opened: int) -> list[Record]:
     """Count the shape of a row's target and return the row. Raises Refuse where an image is missing or unusable."""
+    fetched = _fetched(row, total.addresses, total.rows <= opened)
     if total.rows <= looked_up:
         _present(row)
     if total.rows <= opened or any(row[0].size):
-        _shape(row, total)
+        _shape(row, total, fetched)
     return row
+
+
+def _named(row: list[Record]) -> list[tuple[str, str]]:
+    """Return (column, path) of every image of a row, the mask too."""
+    named = [image for record in row for image in named_images(record)]
+    if row[0].mask:
+        named.append((row[0].columns.mask, row[0].mask))
+    return list(dict.fromkeys(named))
+
+
+def _fetched(row: list[Record], addresses: Addresses, opened: bool) -> dict[str, Shape]:
+    """Return the sizes of a row's images that are addresses, where they are fetched and the row is to be opened.
+
+    Raises:
+        Refuse: addresses are not fetched, or one does not answer with an image.
+    """
+    found: dict[str, Shape] = {}
+    for name, path in _named(row):
+        if images.URL.match(path) and (opened or not addresses.allowed):
+            try:
+                found[path] = addresses.size(path)
+            except images.BadImageError as problem:
+                raise Refuse(name, problem.reason, problem.detail) from None
+    return found
 
 
 def _present(row: list[Record]) -> None:
     """Refuse a row that names a file that is not there."""
-    named = [image for record in row for image in named_images(record)]
-    named += [(row[0].columns.mask, row[0].mask)] if row[0].mask else []
-    for name, path in named:
+    for name, path in _named(row):
         if not isinstance(path, Embedded) and not images.URL.match(path) and not os.path.exists(path):
             raise Refuse(name, "missing image", f"{path} does not exist")
 
 
-def _shape(row: list[Record], total: Summary) -> None:
+def _shape(row: list[Record], total: Summary, fetched: dict[str, Shape]) -> None:
     """Count the shape of the row's target, by what the row says or by its header. Raises Refuse."""
     record = row[0]
-    path, shape = record.target or next(iter(record.references), ""), record.size
+    path = record.target or next(iter(record.references), "")
+    shape = record.size if any(record.size) else fetched.get(path, (0, 0))
     if not any(shape) and path and not images.URL.match(path):
         try:
             shape = images.size(path)

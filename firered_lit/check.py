@@ -3,7 +3,7 @@
 import json
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -153,6 +153,14 @@ def loses_text_positions() -> bool:
     if not file.is_file():
         return False
     return _numbers(metadata.version("transformers")) >= [5] and "mm_token_type_ids" not in file.read_text("utf-8")
+
+
+def source(name: str, lines: Iterable[str], problem: str) -> Iterator[Finding]:
+    """Yield what was understood of a source of rows, and why nothing can be prepared from it, if so."""
+    for line in lines:
+        yield Finding(line)
+    if problem:
+        yield Finding(f"{name}: {problem}", wrong=True)
 
 
 def prepared(folder: str) -> Iterator[Finding] | None:

@@ -137,6 +137,7 @@ def _check_options(parser: Parser) -> None:
     parser.add_argument("--names", action="store_true", help="print what a recipe may name, and nothing else")
     parser.add_argument("--data", metavar="PATH", help="say what is understood of a source file or a prepared folder")
     parser.add_argument("--layout", default="", metavar="NAME", help="of the rows, when their columns do not tell")
+    parser.add_argument("--allow-urls", action="store_true", help="let --data fetch images that are http(s) addresses")
     parser.add_argument("--capacity", type=_positive, metavar="TOKENS", help="of the bucket table of a prepared folder")
     parser.add_argument("--gpus", type=_positive, metavar="N", help="estimate the memory that --recipe needs on N GPUs")
     parser.add_argument("--gpu-memory", type=_positive, default=80, metavar="GB", help="of one GPU (default: 80)")
@@ -230,10 +231,11 @@ def _run_check(arguments: Arguments) -> int:
     if arguments.data:
         findings = check.prepared(arguments.data)
         if findings is None:
-            lines = _call("datamodules.summary.summary", arguments.data, layout=arguments.layout).lines()
-        else:
-            lines = _call("datamodules.summary.table", arguments.data, arguments.capacity)
-        return check.report([*(findings or ()), *map(check.Finding, lines)])
+            options = {"layout": arguments.layout, "allow_urls": arguments.allow_urls}
+            found = _call("datamodules.summary.summary", arguments.data, **options)
+            return check.report(check.source(arguments.data, found.lines(), found.problem()))
+        lines = _call("datamodules.summary.table", arguments.data, arguments.capacity)
+        return check.report([*findings, *map(check.Finding, lines)])
     roots = {verb.root: verb.name for verb in VERBS if verb.root}
     lines = check.recipes(arguments.recipe, roots, arguments.overrides, arguments.allow)
     if arguments.gpus:

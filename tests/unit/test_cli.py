@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from firered_lit import check, cli, nameable
 from firered_lit.errors import UserError
@@ -376,8 +377,9 @@ def test_check_reads_what_prepare_wrote(tmp_path, capsys):
 
 
 def test_check_reads_a_source_file(tmp_path, capsys):
-    row = '{"source_image": "a.png", "target_image": "b.png", "instruction": "make it red"}\n'
+    row = '{"source_image": null, "target_image": "b.png", "instruction": "make it red"}\n'
     (tmp_path / "edits.jsonl").write_text(row)
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
     assert cli.main(["check", "--data", str(tmp_path / "edits.jsonl")]) == 0
     assert capsys.readouterr().out.startswith("rows        1: ")
 
@@ -401,8 +403,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, root):
 
 def test_check_takes_the_layout(tmp_path, capsys):
     (tmp_path / "e.jsonl").write_text('{"image": "b.png", "prompt": "red"}\n')
-    assert cli.main(["check", "--data", str(tmp_path / "e.jsonl")]) == 0
+    assert cli.main(["check", "--data", str(tmp_path / "e.jsonl")]) == 2
     assert "say layout=diffsynth or layout=edit-r1" in capsys.readouterr().out
-    assert cli.main(["check", "--data", str(tmp_path / "e.jsonl"), "--layout", "diffsynth"]) == 0
+    assert cli.main(["check", "--data", str(tmp_path / "e.jsonl"), "--layout", "diffsynth"]) == 2
     assert "missing image" in capsys.readouterr().out
     assert cli.main(["check", "--data", str(tmp_path / "e.jsonl"), "--layout", "x"]) == 2

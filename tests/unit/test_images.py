@@ -231,7 +231,7 @@ def test_redirects_stay_on_http(server, address, tmp_path):
     server.redirects["/to/ftp"] = "ftp://127.0.0.1/a.png"
     assert load(f"{address}/to/photo", allow_urls=True).size == (96, 64)
     for path in ("/to/file", "/to/ftp"):
-        with pytest.raises(BadImageError, match=r"not allowed|unknown url type"):
+        with pytest.raises(BadImageError, match="not allowed"):
             load(address + path, allow_urls=True)
 
 
