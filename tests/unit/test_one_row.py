@@ -241,7 +241,7 @@ def fails_for_the_second(real):
     """A function that raises an exception of its own for what belongs to the second row."""
 
     def function(*args, **options):
-        if "second" in repr(args):
+        if "row_two" in repr(args):
             raise Odd("nobody\nknows this")
         return real(*args, **options)
 
@@ -249,7 +249,7 @@ def fails_for_the_second(real):
 
 
 def three_rows(path):
-    return jsonl(path, [edit(id=name, requirement=name) for name in ("first", "second", "third")])
+    return jsonl(path, [edit(id=name, requirement=name) for name in ("row_one", "row_two", "row_three")])
 
 
 STAGES = {"read": (records, "captions_of"), "open": (Opening, "crop"), "encode": (Encoder, "_meta")}
