@@ -4,7 +4,6 @@ import ast
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks import copies
@@ -12,6 +11,7 @@ from firered_lit.evaluation.benchmarks.picture_table import PictureTable, parque
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import GEDIT, Scoring
 from firered_lit.judges.request import Request
+from firered_lit.places import user_path
 
 LANGUAGES = {"en": "en", "cn": "zh"}  # as the table writes them -> as an item does
 PUBLISHED = {
@@ -47,9 +47,9 @@ class GEdit:
         unknown = [name for name in languages if name not in LANGUAGES]
         if unknown or not languages:
             raise UserError(f"gedit.languages: {list(languages)}: choose en, cn or both")
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self.languages = tuple(dict.fromkeys(languages))
-        self.prompts_file = Path(prompts) if prompts is not None else self.folder / PROMPTS
+        self.prompts_file = user_path(prompts) if prompts is not None else self.folder / PROMPTS
         self.version = version
         self.each = each
 

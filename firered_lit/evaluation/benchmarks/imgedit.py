@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks import copies
@@ -11,6 +10,7 @@ from firered_lit.evaluation.benchmarks.picture_table import PictureTable, parque
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import IMGEDIT, Scoring
 from firered_lit.judges.request import Request
+from firered_lit.places import user_path
 
 SUITE = "imgedit"
 INDEX = "basic_edit.json"
@@ -43,8 +43,8 @@ class ImgEdit:
         version: copies.Version = "published",
         each: int | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.prompts_file = Path(prompts) if prompts is not None else self.folder / PROMPTS
+        self.folder = user_path(folder)
+        self.prompts_file = user_path(prompts) if prompts is not None else self.folder / PROMPTS
         self.version = version
         self.each = each
 

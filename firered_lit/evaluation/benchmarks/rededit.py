@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks import copies
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import REDEDIT, Scoring
 from firered_lit.judges.request import Request
+from firered_lit.places import user_path
 
 INDEX = "redbench.jsonl"
 SHA256 = "01f13f0cecb5a79ce9f3785a0bb0688c80e31d8ff8d7e9bdf1138cf4f6efa75f"
@@ -45,9 +46,9 @@ class REDEdit:
         unknown = [name for name in languages if name not in COLUMNS]
         if unknown or not languages:
             raise UserError(f"rededit.languages: {list(languages)}: choose en, cn or both")
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self.languages = tuple(dict.fromkeys(languages))
-        self.prompts_file = Path(prompts) if prompts is not None else self.folder / PROMPTS
+        self.prompts_file = user_path(prompts) if prompts is not None else self.folder / PROMPTS
         self.version = version
         self.each = each
 
