@@ -219,8 +219,7 @@ class Editor:
 
     def _load_transformer(self) -> torch.nn.Module:
         """Return the transformer with the LoRAs in its weights, on the CPU."""
-        load = self._weights or self.base.transformer
-        transformer = load(self.dtype)
+        transformer: Any = self.base.transformer(self.dtype) if self._weights is None else self._weights(self.dtype)
         for file, strength in self.adapters:
             merge_file(transformer, file, strength)
         return transformer

@@ -305,11 +305,12 @@ def _print_scores(folder: EvaluationFolder, suites: Sequence[str], names: Sequen
         for name in names:
             tables = read_object(folder.model_scores(name)).get(suite, {})
             parts = []
+            counts = ""
             for mode, table in tables.items():
-                score = table["overall"]["score"]
-                parts.append(f"{mode} {'none' if score is None else format(score, '.4f')}")
-            overall = next(iter(tables.values()), {}).get("overall", {})
-            counts = ", ".join(f"{state} {overall[state]}" for state in ("expected", "scored") if state in overall)
+                overall = table["overall"]
+                score = "none" if overall["score"] is None else f"{overall['score']:.4f}"
+                parts.append(f"{mode} {score}")
+                counts = f"expected {overall['expected']}, scored {overall['scored']}"
             print(f"score   {suite} {name}: {', '.join(parts)} ({counts})")
 
 
