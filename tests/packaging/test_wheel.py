@@ -43,12 +43,8 @@ def test_a_wheel_holds_every_recipe_and_no_folder_of_a_common_name(wheel):
 
 def test_a_wheel_holds_weights_prompts_licence_and_notices(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for name in (
-        "firered_lit/models/world.safetensors",
-        "firered_lit/mine/evolve.txt",
-        "firered_lit/serve/assets/page.js",
-    ):
-        assert name in names
+    for name in ("models/world.safetensors", "mine/evolve.txt", "serve/assets/page.js", "py.typed"):
+        assert f"firered_lit/{name}" in names
     endings = {name.rpartition("/")[2] for name in names}
     assert {"edit.txt", "LICENSE", "THIRD_PARTY_NOTICES.md", "entry_points.txt"} <= endings
 
