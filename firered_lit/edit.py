@@ -97,7 +97,7 @@ class Editor:
         self.base = _at_sizes_of(base, self.adapters)
         self.stock = stock
         self.keep_encoder = keep_encoder
-        self.device, self.dtype = _device()
+        self.device, self.dtype = device_and_dtype()
         self._weights = weights
         self._conditioner: Any = None
         self._codec: Any = None
@@ -281,7 +281,8 @@ def _size(base: Base, references: Sequence[Image.Image], width: int | None, heig
     return size
 
 
-def _device() -> tuple[torch.device, torch.dtype]:
+def device_and_dtype() -> tuple[torch.device, torch.dtype]:
+    """Return where edits are drawn, and in which precision."""
     return (torch.device("cuda"), torch.bfloat16) if torch.cuda.is_available() else (torch.device("cpu"), torch.float32)
 
 

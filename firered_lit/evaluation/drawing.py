@@ -34,6 +34,7 @@ from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item, 
 from firered_lit.files import replacing
 from firered_lit.judges import log as lines
 from firered_lit.judges.reply import one_line
+from firered_lit.places import make_folder
 
 logger = logging.getLogger(__name__)
 MOST_FAILURES = 10  # items that fail before the first one succeeds, after which a model is given up
@@ -43,11 +44,23 @@ Line = dict[str, Any]
 
 @dataclass
 class Tally:
-    """What became of a process's share of a model's items."""
+    """What became of a process's share of a model's items.
+
+    Attributes:
+        drawn: Pictures that were drawn.
+        there: Those that lay there whole.
+        failed: Items that have none.
+        other: Pictures that were there, but damaged, or of another model, seed or instruction.
+    """
 
     drawn: int = 0
     there: int = 0
     failed: int = 0
+    other: int = 0
+
+    def __str__(self) -> str:
+        other = f" ({self.other} in place of other or damaged ones)" if self.other else ""
+        return f"{self.drawn} drawn{other}, {self.there} were there, {self.failed} failed"
 
 
 def draw(
@@ -114,6 +127,21 @@ def count_missing(
     return missing
 
 
+def count_origins(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], name: str) -> int:
+    """Return of how many models and seeds the pictures are that lie under one model's name."""
+    known = drawn_lines(folder, name)
+    origins = set()
+    for benchmark in benchmarks:
+        for item in benchmark.items():
+            path = folder.picture(name, item)
+            digests = {line["sha256"]: (line["model"], line["seed"]) for line in known.get((item.suite, item.id), [])}
+            if len(digests) > 1:  # several shards have drawn it, of which one is newer
+                origins.add(digests.get(_sha256(path)))
+            elif path.is_file():
+                origins.update(digests.values())
+    return len(origins - {None})
+
+
 def item_digest(item: Item) -> str:
     """Return a hash of what a model is given of an item."""
     text = json.dumps([item.suite, item.id, item.instruction, list(item.sources)], ensure_ascii=False)
@@ -137,7 +165,7 @@ class _Work:
         """Draw what is not there."""
         from tqdm import tqdm
 
-        self.lines_file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.lines_file.parent)
         often = 0.1 if sys.stderr.isatty() else 60.0  # seconds between two lines where nobody watches
         title = f"draw {self.name}"
         with tqdm(total=len(items), unit="picture", desc=title, smoothing=0.05, mininterval=often) as bar:
@@ -179,6 +207,7 @@ class _Work:
             same = all(line.get(name) == value for name, value in wanted.items())
             if same and line.get("sha256") and _sha256(self.folder.picture(self.name, item)) == line["sha256"]:
                 return True
+        self.tally.other += self.folder.picture(self.name, item).exists()
         return False
 
     def _attempt(self, benchmark: Benchmark, item: Item) -> Line:

@@ -1,5 +1,6 @@
 """The straight line of an evaluation: draw, judge, score, report. Each step goes on where it was stopped."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from firered_lit.errors import UserError
 from firered_lit.evaluation import text_reading
 from firered_lit.evaluation.arena import Arena, ask_arena
+from firered_lit.evaluation.benchmarks.copies import unique
 from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.evaluation.models.opening import FIRST, Drawing, name_of, open_models
 from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item, Model
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
     from firered_lit.evaluation.report.record import Record
     from firered_lit.judges.client import Client
 
+logger = logging.getLogger(__name__)
 STEPS = ("draw", "judge", "score", "report")
 NOTE = "evaluation.json"  # in OUT: what was evaluated, by fingerprints
+TRIED = 5  # items of a category of which one must be such that a judge can be asked about it
 
 
 def evaluate(
@@ -81,9 +85,11 @@ def evaluate(
     writable(folder.out)
 
     with shard_held(folder.out, "eval", shard, num_shards):
-        _write_note(folder, chosen, opened, seed, judge)
+        _write_note(folder, chosen, opened if "draw" in wanted else {}, seed, judge)
         if "draw" in wanted:
             _draw(folder, chosen, opened, seed, shard, num_shards)
+        elif answers is None:
+            _warn_of_mixtures(folder, chosen, names)
         if "judge" in wanted:
             _judge(folder, chosen, names, judge, text, arena, shard, num_shards)
         if num_shards > 1 and answers is None:
@@ -143,8 +149,11 @@ def _suites(benchmarks: Mapping[str, Benchmark]) -> list[str]:
             if suite in suites:
                 raise UserError(f"benchmarks.{name}: another benchmark has the suite {suite} too")
             suites.append(suite)
-        if not benchmark.items():
+        items = benchmark.items()
+        if not items:
             raise UserError(f"benchmarks.{name}: holds no items")
+        unique((f"{item.suite} {item.id}" for item in items), f"benchmarks.{name}")
+        unique((f"{item.suite} {item.output}" for item in items), f"benchmarks.{name}")
     return suites
 
 
@@ -168,21 +177,30 @@ def _check_judge(benchmarks: Sequence[Benchmark], judge: JudgeServer) -> None:
         UserError: They are not.
     """
     for benchmark in benchmarks:
-        seen = set()
+        by_category: dict[str, list[Item]] = {}
         for item in benchmark.items():
-            if item.category in seen:
-                continue
-            seen.add(item.category)
-            if _asks(benchmark, item, judge) and judge.url is None:
+            by_category.setdefault(item.category, []).append(item)
+        for items in by_category.values():
+            if _asks(benchmark, items[:TRIED], judge) and judge.url is None:
                 suites = ", ".join(benchmark.suites())
                 remedy = "give judge.url=http://HOST:PORT/v1, or draw alone by steps=[draw]"
                 raise UserError(f"judge.url: {suites} is scored by a judge; {remedy}")
 
 
-def _asks(benchmark: Benchmark, item: Item, judge: JudgeServer) -> bool:
-    """Return whether a judge is asked about an item, by what would be asked about its own source."""
-    sources = benchmark.sources(item)
-    return bool(sources) and bool(benchmark.requests(item, sources[0], judge.asking))
+def _asks(benchmark: Benchmark, items: Sequence[Item], judge: JudgeServer) -> bool:
+    """Return whether a judge is asked about items, by what would be asked about the first one's own source.
+
+    Raises:
+        UserError: Nothing can be asked about any of them. A single one may have a damaged source.
+    """
+    problem = UserError("no items")
+    for item in items:
+        try:
+            sources = benchmark.sources(item)
+            return bool(sources) and bool(benchmark.requests(item, sources[0], judge.asking))
+        except UserError as error:
+            problem = error
+    raise problem
 
 
 # The steps
@@ -219,7 +237,18 @@ def _draw(
     from firered_lit.evaluation.drawing import draw
 
     for name, tally in draw(folder, benchmarks, models, seed, shard, num_shards).items():
-        print(f"draw    {name}: {tally.drawn} drawn, {tally.there} were there, {tally.failed} failed")
+        print(f"draw    {name}: {tally}")
+
+
+def _warn_of_mixtures(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], names: Sequence[str]) -> None:
+    """Warn of pictures under one name that several models, seeds or settings have drawn."""
+    from firered_lit.evaluation.drawing import count_origins
+
+    for name in names:
+        origins = count_origins(folder, benchmarks, name)
+        if origins > 1:
+            what = f"its pictures are of {origins} models, seeds or settings"
+            logger.warning("model %s: %s; run the step `draw` to its end", name, what)
 
 
 def _judge(

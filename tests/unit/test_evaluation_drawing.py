@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import standin
 from PIL import Image
+from stub_judge import StubJudge
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation import drawing
 from firered_lit.evaluation.benchmarks.imgedit import ImgEdit
 from firered_lit.evaluation.benchmarks.rededit import REDEdit
+from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.evaluation.models.pictures import Pictures
 from firered_lit.evaluation.models.planted import Blank, Copier, RandomCrop
 from firered_lit.evaluation.protocols import EvaluationFolder
@@ -57,6 +59,13 @@ class Counting(Copier):
         if item.id in self.fails:
             raise RuntimeError(f"out of memory\nat {item.id}")
         return super().draw(item, sources, seed)
+
+
+class Twice(REDEdit):
+    """A benchmark in which every item stands twice."""
+
+    def items(self):
+        return [*super().items(), *super().items()]
 
 
 def draw(folder: Path, red: REDEdit, model: object, seed: int = 43, **more: int) -> drawing.Tally:
@@ -137,6 +146,33 @@ def test_a_model_that_draws_nothing_ends_the_command(parallel: int, red: REDEdit
     assert len(model.asked) <= 10 + 2 * parallel
 
 
+def test_a_place_that_cannot_be_written_ends_the_command_in_one_line(red: REDEdit, tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "mine").mkdir(parents=True)
+    (tmp_path / "pictures" / "mine" / "rededit_en").write_text("a file")
+    with pytest.raises(UserError, match=r"rededit_en/add/add-1\.png: cannot be written: "):
+        draw(tmp_path, red, Counting())
+    (tmp_path / "other" / "pictures").mkdir(parents=True)
+    (tmp_path / "other" / "pictures" / "mine").write_text("a file")
+    with pytest.raises(UserError, match="pictures/mine/drawn: cannot be made a folder"):
+        draw(tmp_path / "other", red, Counting())
+
+
+def test_pictures_of_several_models_under_one_name_are_told(red: REDEdit, tmp_path: Path, caplog, capsys) -> None:
+    with pytest.raises(UserError, match="none of the first 10"):
+        draw(tmp_path, red, Counting(frozenset(str(number) for number in range(100))))
+    draw(tmp_path, red, Blank())
+    folder = EvaluationFolder(tmp_path)
+    assert drawing.count_origins(folder, [red], "mine") == 1
+    draw(tmp_path, red, Copier(), num_shards=2)
+    assert drawing.count_origins(folder, [red], "mine") == 2
+    evaluate(str(tmp_path), {"red": red}, models={"mine": Copier()}, steps=["score"])
+    assert "model mine: its pictures are of 2 models, seeds or settings; run the step `draw`" in caplog.text
+    evaluate(str(tmp_path), {"red": red}, models={"mine": Copier()}, steps=["draw"])
+    told = "30 drawn (30 in place of other or damaged ones), 30 were there, 0 failed"
+    assert told in capsys.readouterr().out
+    assert drawing.count_origins(folder, [red], "mine") == 1
+
+
 def test_a_source_that_cannot_be_read_costs_its_item_alone(tmp_path: Path) -> None:
     copy = standin.write_rededit(tmp_path / "copy", each=1)
     (copy / "redbench/text/text-14.png").write_bytes(b"<script>no picture</script>")
@@ -145,6 +181,18 @@ def test_a_source_that_cannot_be_read_costs_its_item_alone(tmp_path: Path) -> No
     assert (tally.drawn, tally.failed) == (14, 1)
     (line,) = drawing.drawn_lines(EvaluationFolder(tmp_path / "out"), "mine")["rededit_en", "14"]
     assert "text-14.png: cannot be read as an image" in line["failed"]
+
+
+def test_a_damaged_source_does_not_keep_the_others_from_the_judge(tmp_path: Path) -> None:
+    copy = standin.write_rededit(tmp_path / "copy", each=2)
+    (copy / "redbench/add/add-1.png").write_bytes(b"no picture")
+    red = REDEdit(str(copy), version="any", languages=["en"])
+    with StubJudge() as judge:
+        server = JudgeServer(judge.url)
+        out = tmp_path / "out"
+        evaluate(str(out), {"red": red}, models={"c": Copier()}, judge=server, steps=["draw", "judge", "score"])
+    overall = json.loads((out / "scores.json").read_text())["rededit_en"]["official"]["overall"]
+    assert (overall["expected"], overall["scored"], overall["missing"]) == (30, 29, 1)
 
 
 def test_shards_divide_the_items_and_the_last_one_goes_on(red: REDEdit, tmp_path: Path, capsys) -> None:
@@ -269,6 +317,9 @@ def test_bad_choices_are_refused_before_anything_is_drawn(red: REDEdit, copies: 
         r"judge\.url: rededit_en, rededit_cn is scored by a judge; give judge\.url": {},
         r"models\.\.\./x: a name is made of letters": {"models": {"../x": Copier()}, "steps": ["draw"]},
         r"nowhere/model: no such folder": {"models": {}, "model": "/nowhere/model", "steps": ["draw"]},
+        r"benchmarks\.twice: the id 'rededit_en 1' stands there 2 times": {
+            "benchmarks": {"twice": Twice(str(copies / "rededit"), version="any")}
+        },
         r"benchmarks\.again: another benchmark has the suite": {
             "benchmarks": {"red": red, "again": REDEdit(str(copies / "rededit"), version="any")}
         },

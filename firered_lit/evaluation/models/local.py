@@ -65,6 +65,8 @@ class Local:
 
     def fingerprint(self) -> str:
         """Return a hash of the weights, the LoRAs, the sizes and the settings of the sampler."""
+        from firered_lit.edit import device_and_dtype
+
         base = self._base
         parts = {part: base.fingerprint(part) for part in ("transformer", "vae", "text_encoder")}
         return fingerprints.of_settings(
@@ -78,6 +80,7 @@ class Local:
             stock=self.stock,
             steps=self.steps,
             guidance=self.guidance,
+            precision=str(device_and_dtype()[1]),
         )
 
     def _lora_digests(self) -> list[tuple[str, float]]:
