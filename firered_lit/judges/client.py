@@ -218,6 +218,7 @@ class _Worker:
         self.client = client
         self.loop = asyncio.new_event_loop()
         self.slots = asyncio.Semaphore(client.parallel)
+        self.ahead = asyncio.Semaphore(client.parallel + 1 + client.parallel // 8)  # requests that are written down
         self.room = _Room(client.memory)
         self.free_at = 0.0  # of the loop's clock: before that, the server does not want to be asked
         self.session: aiohttp.ClientSession | None = None
@@ -258,9 +259,11 @@ class _Worker:
             if known is not None:
                 client.kinds[known.kind] += 1
                 return known
-        async with self.slots, self.room.of(request.size):
-            begun = self.loop.time()
-            reply = await self._patiently(request, request.body())
+        async with self.ahead, self.room.of(request.size):
+            body = request.body()  # while others are under way, so that a free slot is used at once
+            async with self.slots:
+                begun = self.loop.time()
+                reply = await self._patiently(request, body)
         reply = replace(reply, seconds=self.loop.time() - begun)
         client.kinds[reply.kind] += 1
         client.record(request, reply)

@@ -109,6 +109,27 @@ def test_the_hash_of_a_request_is_that_of_what_is_sent():
     assert first.prompt_digest == others[1].prompt_digest != others[0].prompt_digest
 
 
+@pytest.mark.parametrize("mime", ["image/png", 'a "quoted\\" type', "图"])
+def test_a_body_is_the_json_of_its_parts(mime):
+    pictures = [Picture(bytes(range(256)), mime), Picture(b"", "image/png", detail="low")]
+    messages = [user('图 " \\ \n', *pictures, "picture"), {"role": "system", "content": "plain"}]
+    body = Request("judge", messages, {"stop": ["picture"], "temperature": 0.1}).body()
+    content = [{"type": "text", "text": '图 " \\ \n'}]
+    for picture in pictures:
+        image = {"url": f"data:{picture.mime};base64,{base64.b64encode(picture.data).decode()}"}
+        if picture.detail is not None:
+            image["detail"] = picture.detail
+        content.append({"type": "image_url", "image_url": image})
+    content.append({"type": "text", "text": "picture"})
+    expected = {
+        "model": "judge",
+        "messages": [{"role": "user", "content": content}, {"role": "system", "content": "plain"}],
+        "stop": ["picture"],
+        "temperature": 0.1,
+    }
+    assert body == json.dumps(expected, ensure_ascii=False).encode()
+
+
 # bounds
 
 
