@@ -2,6 +2,7 @@
 
 import io
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from callbacks.judge_prompt import Prompt, Question
 from callbacks.judge_server import Answer, JudgeError
 from firered_lit.draws import generator
 from firered_lit.errors import UserError
+from firered_lit.judges.reply import Kind, Reply
+from firered_lit.judges.request import Picture as RequestPicture
+from firered_lit.judges.request import Request
 from firered_lit.models.conditioning import show
 from firered_lit.models.family import open_base
 from firered_lit.places import user_path
 from firered_lit.rewards.judge import before_marker, expected_score
 
 QWEN = (  # the chat form of Qwen2-VL and Qwen2.5-VL, for folders whose processor has none
-    "<|im_start|>user\n{pictures}{text}<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n",
     "<|vision_start|><|image_pad|><|vision_end|>",
 )
 FILES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched, no code is run
@@ -118,6 +122,31 @@ class LocalVLM:
             shown = [show(Image.open(io.BytesIO(png)).convert("RGB"), self.area) for png in pictures]
             return self._generate(self._chat(text, len(shown)), shown, "say", *key)
 
+    def answer(self, request: Request) -> Reply:
+        """Return the words of a chat completion, its parts in their order; `top_p` and the like are not heeded.
+
+        They are sampled by the request itself, so that the same request has the same answer.
+        """
+        parts: list[str | Image.Image] = []
+        for message in request.messages:
+            content = message["content"]
+            for part in [content] if isinstance(content, str) else content:
+                if isinstance(part, RequestPicture):
+                    parts.append(show(Image.open(io.BytesIO(part.data)).convert("RGB"), self.area))
+                elif isinstance(part, str) and "<|" not in part:
+                    parts.append(part)
+                else:
+                    return Reply(Kind.REJECTED, reason="the request holds a control token, or a part of another kind")
+        pictures = [part for part in parts if not isinstance(part, str)]
+        key = ("answer", request.digest, request.repeat)
+        temperature = request.settings.get("temperature", self.temperature)
+        most = request.settings.get("max_tokens", self.max_tokens)
+        with self._lock:
+            text = self._generate(self._chat_of(parts), pictures, *key, temperature=temperature, most=most)
+        if not text.strip():
+            return Reply(Kind.UNPARSED, text, reason="an answer without words")
+        return Reply(Kind.ANSWERED, text)
+
     def score_tokens(self, prompt: Prompt) -> tuple[str, Tensor]:
         """The text up to the score, and the score tokens' ids (S,). UserError when a score is more than one token."""
 
@@ -132,16 +161,27 @@ class LocalVLM:
         raise UserError(f"judge {self.version}: a score of {prompt.name} is more than one token of this model")
 
     @torch.no_grad()
-    def _generate(self, chat: str, pictures: list[Image.Image], *key: object) -> str:
+    def _generate(
+        self,
+        chat: str,
+        pictures: list[Image.Image],
+        *key: object,
+        temperature: float | None = None,
+        most: int | None = None,
+    ) -> str:
         """Words sampled by our own randomness: the likeliest token after Gumbel noise is a draw from the softmax."""
+        if temperature is None:
+            temperature = self.temperature
+        if most is None:
+            most = self.max_tokens
         inputs = self.processor(text=[chat], images=pictures or None, return_tensors="pt").to(self.device)
         drawn = generator(self.seed, *key)
 
         def perturb(_: Tensor, logits: Tensor) -> Tensor:
             noise = -torch.log(-torch.log(torch.rand(logits.shape, generator=drawn).clamp(1e-20, 1 - 1e-7)))
-            return logits.float() + self.temperature * noise.to(logits.device)
+            return logits.float() + temperature * noise.to(logits.device)
 
-        more = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_tokens, "temperature": None}
+        more = {"do_sample": False, "num_beams": 1, "max_new_tokens": most, "temperature": None}
         ids = self.model.generate(**inputs, **more, top_p=None, top_k=None, logits_processor=[perturb])
         new = ids[0, inputs["input_ids"].shape[1] :]
         text = self.processor.tokenizer.decode(new, skip_special_tokens=True)
@@ -154,10 +194,15 @@ class LocalVLM:
         return self.model(**inputs).logits[0, -1].float().cpu()
 
     def _chat(self, text: str, pictures: int) -> str:
+        """Return the chat of a question whose pictures come first."""
+        return self._chat_of([*([None] * pictures), text])
+
+    def _chat_of(self, parts: Sequence[object]) -> str:
+        """Return the chat of one user's message; what is no text is a picture."""
         if self.folders.own_chat:
             form, picture = QWEN
-            return form.format(pictures=picture * pictures, text=text)
-        content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]
+            return form.format(content="".join(part if isinstance(part, str) else picture for part in parts))
+        content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
         messages = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 

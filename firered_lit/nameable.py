@@ -56,6 +56,7 @@ OURS = (
     "firered_lit.evaluation.benchmarks.imgedit.ImgEdit",
     "firered_lit.evaluation.benchmarks.rededit.REDEdit",
     "firered_lit.evaluation.benchmarks.rubric.Rubric",
+    "firered_lit.evaluation.judge_here.JudgeHere",
     "firered_lit.evaluation.judge_server.JudgeServer",
     "firered_lit.evaluation.models.local.Local",
     "firered_lit.evaluation.models.opening.Drawing",

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from firered_lit.draws import chooser
 from firered_lit.errors import UserError
-from firered_lit.judges.client import Client
+from firered_lit.judges.asker import Asker
 from firered_lit.judges.log import rows
 from firered_lit.judges.request import Picture, Request, user
 from firered_lit.textfiles import read_text
@@ -156,7 +156,7 @@ def ask_arena(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],
     models: Sequence[str],
-    client: Client,
+    client: Asker,
     asking: Asking,
     arena: Arena,
     *,

@@ -8,15 +8,16 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
+from firered_lit.judges.asker import Asker
 from firered_lit.judges.reply import FINAL, Kind, Reply
 from firered_lit.judges.request import Request
 
@@ -32,29 +33,6 @@ T = TypeVar("T")
 OFFICIAL_ATTEMPTS = {"gedit": 5}
 GIVES_UP_AFTER = 8  # questions in a row, at least, that a server fails before it is called gone
 BUILDERS = 2  # threads that read and encode pictures
-
-
-class Judge(Protocol):
-    """What answers requests: `firered_lit.judges.client.Client`, or a model of this machine."""
-
-    parallel: int
-
-    @property
-    def name(self) -> str:
-        """A server's address, or a model's folder."""
-        ...
-
-    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Run a coroutine that awaits `complete`."""
-        ...
-
-    async def complete(self, request: Request) -> Reply:
-        """Return what comes of a request, and log it."""
-        ...
-
-    def record(self, request: Request, reply: Reply) -> None:
-        """Add a line to the log."""
-        ...
 
 
 @dataclass
@@ -87,7 +65,7 @@ def ask(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],
     models: Sequence[str],
-    client: Judge,
+    client: Asker,
     asking: Asking,
     *,
     attempts: int | None = None,
@@ -181,7 +159,7 @@ class _Judging:
     """A judging under way, in the judge's loop."""
 
     def __init__(
-        self, folder: EvaluationFolder, models: Sequence[str], client: Judge, asking: Asking, attempts: int | None
+        self, folder: EvaluationFolder, models: Sequence[str], client: Asker, asking: Asking, attempts: int | None
     ) -> None:
         self.folder = folder
         self.client = client

@@ -11,6 +11,7 @@ from firered_lit.errors import UserError
 from firered_lit.evaluation import text_reading
 from firered_lit.evaluation.arena import Arena, ask_arena
 from firered_lit.evaluation.benchmarks.copies import unique
+from firered_lit.evaluation.judge_here import JudgeHere
 from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.evaluation.models.opening import FIRST, Drawing, name_of, open_models
 from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item, Model
@@ -23,7 +24,7 @@ from firered_lit.textfiles import read_object
 if TYPE_CHECKING:
     from firered_lit.evaluation.answers import AnswersFile
     from firered_lit.evaluation.report.record import Record
-    from firered_lit.judges.client import Client
+    from firered_lit.judges.asker import Asker
 
 logger = logging.getLogger(__name__)
 STEPS = ("draw", "judge", "score", "report")
@@ -38,7 +39,7 @@ def evaluate(
     models: Mapping[str, str | Model] | None = None,
     data: str = "",
     drawing: Drawing | None = None,
-    judge: JudgeServer | None = None,
+    judge: JudgeServer | JudgeHere | None = None,
     answers: str | Mapping[str, Any] | None = None,
     text: TextReading | None = None,
     arena: Arena | None = None,
@@ -57,7 +58,7 @@ def evaluate(
         models: Name -> more of them; two or more are compared on the same items.
         data: The folder of the benchmark, for the recipe's other keys to name.
         drawing: Settings of the models that are named by a folder or a hub id.
-        judge: The judge's server.
+        judge: The judge: a server, or a model of this process.
         answers: Answers made elsewhere, as the official scripts write them, in place of drawing and judging: a file, or
             suite -> file, or model -> suite -> file.
         text: How the text on pictures is read and scored; it is not without this.
@@ -170,7 +171,7 @@ def _models(
     return {}, named
 
 
-def _check_judge(benchmarks: Sequence[Benchmark], judge: JudgeServer) -> None:
+def _check_judge(benchmarks: Sequence[Benchmark], judge: JudgeServer | JudgeHere) -> None:
     """See that every category can be asked about: that prompts are there, and a judge where one is wanted.
 
     Raises:
@@ -187,7 +188,7 @@ def _check_judge(benchmarks: Sequence[Benchmark], judge: JudgeServer) -> None:
                 raise UserError(f"judge.url: {suites} is scored by a judge; {remedy}")
 
 
-def _asks(benchmark: Benchmark, items: Sequence[Item], judge: JudgeServer) -> bool:
+def _asks(benchmark: Benchmark, items: Sequence[Item], judge: JudgeServer | JudgeHere) -> bool:
     """Return whether a judge is asked about items, by what would be asked about the first one's own source.
 
     Raises:
@@ -211,7 +212,7 @@ def _write_note(
     benchmarks: Sequence[Benchmark],
     models: Mapping[str, Model],
     seed: int,
-    judge: JudgeServer,
+    judge: JudgeServer | JudgeHere,
 ) -> None:
     """Write down what is evaluated, beside what was before in the same folder."""
     path = folder.out / NOTE
@@ -255,7 +256,7 @@ def _judge(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],
     names: Sequence[str],
-    judge: JudgeServer,
+    judge: JudgeServer | JudgeHere,
     text: TextReading | None,
     arena: Arena | None,
     shard: int,
@@ -292,9 +293,9 @@ def _read_texts(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],
     names: Sequence[str],
-    judge: JudgeServer,
+    judge: JudgeServer | JudgeHere,
     text: TextReading | None,
-    client: "Client | None",
+    client: "Asker | None",
     shard: int,
     num_shards: int,
 ) -> None:
@@ -317,7 +318,7 @@ def _score(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],
     names: Sequence[str],
-    judge: JudgeServer,
+    judge: JudgeServer | JudgeHere,
     seed: int,
     answers: "AnswersFile | None",
     text: TextReading | None,

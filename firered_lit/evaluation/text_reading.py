@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from firered_lit.errors import UserError
-from firered_lit.judges.client import Client
+from firered_lit.judges.asker import Asker
 from firered_lit.judges.log import Log
 from firered_lit.judges.reply import Kind
 from firered_lit.judges.request import Picture, Request, user
@@ -69,7 +69,7 @@ class JudgeReader:
         settings: Everything else of the requests.
     """
 
-    def __init__(self, client: Client, model: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, client: Asker, model: str, settings: Mapping[str, Any]) -> None:
         self.client = client
         self.model = model
         self.settings = {name: value for name, value in settings.items() if value is not None}
@@ -198,7 +198,7 @@ def _read(folder: EvaluationFolder, reader: TextReader, pictures: Mapping[str, b
     return read
 
 
-def reader_of(settings: TextReading, client: Client | None, asking: Asking) -> TextReader:
+def reader_of(settings: TextReading, client: Asker | None, asking: Asking) -> TextReader:
     """Return what reads: the reader of the settings, else the judge.
 
     Raises:

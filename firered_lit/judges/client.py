@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ from firered_lit.api_keys import KeyVariable
 from firered_lit.draws import chooser
 from firered_lit.errors import UserError
 from firered_lit.judges.address import Address
+from firered_lit.judges.asker import Asker
 from firered_lit.judges.log import Log
 from firered_lit.judges.record import reply_of, row_of
 from firered_lit.judges.reply import Kind, NoAnswerError, Reply, is_filter, one_line, read
@@ -38,7 +39,7 @@ PASSING = (408, 409, 425, 429)  # HTTP codes that may pass, as all from 500 on d
 SPENT = "insufficient_quota"  # of a 429 that does not pass
 
 
-class Client:
+class Client(Asker):
     """A chat model behind `POST {url}/chat/completions`. Requests are sent by one thread, however many are under way.
 
     What may pass (no connection, 429, 5xx, an answer that is none) is tried again, `retries` times, after 1, 2, 4 ...
@@ -129,47 +130,6 @@ class Client:
         if worker is None:  # closed in this moment
             raise asyncio.CancelledError
         return await worker.complete(request)
-
-    def submit(self, request: Request) -> "Future[Reply]":
-        """Begin a request from any thread; see `spawn` and `complete`."""
-        return self.spawn(self.complete(request))
-
-    def ask(self, request: Request) -> Reply:
-        """Wait for one request."""
-        return self.submit(request).result()
-
-    def ask_all(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Yield requests with their replies as they come. Requests are taken from the iterable as room for them is
-        there, so that memory does not grow with their number."""
-        waiting: dict[Future[Reply], Request] = {}
-        done: list[Future[Reply]] = []
-        came = threading.Condition()
-
-        def ended(future: "Future[Reply]") -> None:
-            with came:
-                done.append(future)
-                came.notify()
-
-        def settled() -> Iterator[tuple[Request, Reply]]:
-            with came:
-                came.wait_for(lambda: done)
-                futures = done[:]
-                done.clear()
-            for future in futures:
-                yield waiting.pop(future), future.result()
-
-        try:
-            for request in requests:
-                future = self.submit(request)
-                waiting[future] = request
-                future.add_done_callback(ended)
-                while len(waiting) >= 2 * self.parallel:
-                    yield from settled()
-            while waiting:
-                yield from settled()
-        finally:
-            for future in list(waiting):
-                future.cancel()
 
     def record(self, request: Request, reply: Reply) -> None:
         """Add a line to the log, where there is one.
