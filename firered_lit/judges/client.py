@@ -178,6 +178,7 @@ class _Worker:
         self.client = client
         self.loop = asyncio.new_event_loop()
         self.slots = asyncio.Semaphore(client.parallel)
+        self.writing = asyncio.Lock()
         self.ahead = asyncio.Semaphore(client.parallel + 1 + client.parallel // 8)  # requests that are written down
         self.room = _Room(client.memory)
         self.free_at = 0.0  # of the loop's clock: before that, the server does not want to be asked
@@ -220,7 +221,7 @@ class _Worker:
                 client.kinds[known.kind] += 1
                 return known
         async with self.ahead, self.room.of(request.size):
-            body = request.body()  # while others are under way, so that a free slot is used at once
+            body = await self._written(request)  # while others are under way, so that a free slot is used at once
             async with self.slots:
                 begun = self.loop.time()
                 reply = await self._patiently(request, body)
@@ -228,6 +229,13 @@ class _Worker:
         client.kinds[reply.kind] += 1
         client.record(request, reply)
         return reply
+
+    async def _written(self, request: Request) -> bytes:
+        """Return a request's body. After each the loop sees to the connections, so that what is written is sent."""
+        async with self.writing:
+            body = request.body()
+            await asyncio.sleep(0)
+            return body
 
     async def _patiently(self, request: Request, body: bytes) -> Reply:
         """Try until there is an answer, or one that no other try would change, or no try is left."""
