@@ -1,15 +1,14 @@
 """Prompts of one's own, drawn by the base first and then while it learns: `Prompts`."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from PIL import Image, ImageOps
+from PIL import Image
 
 from callbacks.lettering import Lettering
 from callbacks.sample_grid import Row, draw_grid, fitted
@@ -22,30 +21,10 @@ from firered_lit.models.codec import to_image, to_pixels
 from firered_lit.models.conditioning import UNCONDITIONAL
 from firered_lit.models.sampling import sample
 from firered_lit.models.sizes import calculate_dimensions
-from firered_lit.textfiles import open_regular, read_text
+from firered_lit.prompt_file import Prompt, open_picture, read_prompts
 from firered_lit.tracking import log_image
 
 FOLDER = "prompts"
-KEYS = ("instruction", "images", "width", "height", "seed")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One row of the file.
-
-    Attributes:
-        instruction: what the model is asked, in any language.
-        images: files of the control pictures; none for text-to-image.
-        width: of the drawn picture, px; None takes the shape of the last control picture.
-        height: likewise.
-        seed: of the noise.
-    """
-
-    instruction: str
-    images: tuple[Path, ...] = ()
-    width: int | None = None
-    height: int | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +76,7 @@ class Prompts(L.Callback):
         if every < 1 or steps < 1 or side < 16:
             numbers = f"every={every} steps={steps} side={side}"
             raise UserError(f"callbacks.prompts: {numbers}: every and steps are at least 1, side at least 16")
-        self.prompts = read_prompts(Path(file))
+        self.prompts = read_prompts(Path(file), "callbacks.prompts.file")
         self.every = every
         self.steps = steps
         self.guidance = guidance
@@ -204,7 +183,7 @@ def encode(prompt: Prompt, stage: Any, guided: bool) -> Encoded:
         guided: whether the unconditional text is encoded too.
     """
     base = stage.base
-    pictures = [_open(path) for path in prompt.images]
+    pictures = [open_picture(path, "callbacks.prompts") for path in prompt.images]
     dtype = stage.transformer.dtype if stage.transformer.dtype.is_floating_point else torch.float32
 
     # The text, by the encoder that training may have loaded already.
@@ -225,70 +204,8 @@ def encode(prompt: Prompt, stage: Any, guided: bool) -> Encoded:
     height = (prompt.height or height) // 16 * 16
     factor = stage.codec.factor
     channels = stage.codec.mean.shape[1]
-    noise = gaussian((channels, height // factor, width // factor), (0,), "prompt", prompt.seed)
+    noise = gaussian((channels, height // factor, width // factor), (0,), "prompt", prompt.seed or 0)
     return Encoded(conditions, noise, tuple(pictures))
-
-
-# The file
-
-
-def read_prompts(file: Path) -> list[Prompt]:
-    """Return the prompts of a .jsonl file.
-
-    Raises:
-        UserError: the file or a row of it cannot be used; the message names the line.
-    """
-    try:
-        lines = read_text(file).splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"callbacks.prompts.file={file}: cannot be read ({problem})") from problem
-    prompts = [_prompt(line, f"{file}:{number}", file.parent) for number, line in enumerate(lines, 1) if line.strip()]
-    if not prompts:
-        raise UserError(f"callbacks.prompts.file={file}: no prompts in it; write a line of JSON for each")
-    return prompts
-
-
-def _prompt(line: str, where: str, folder: Path) -> Prompt:
-    """Return the prompt of a line."""
-    try:
-        row = json.loads(line)
-    except ValueError as problem:
-        raise UserError(f"{where}: no JSON ({problem})") from problem
-    if not isinstance(row, Mapping):
-        raise UserError(f'{where}: a prompt is an object, as in {{"instruction": "Make it red", "images": ["a.png"]}}')
-    unknown = [key for key in row if key not in KEYS]
-    if unknown:
-        raise UserError(f"{where}: {unknown[0]!r} is no key of a prompt; they are {', '.join(KEYS)}")
-
-    instruction = row.get("instruction")
-    if not isinstance(instruction, str) or not instruction.strip():
-        raise UserError(f"{where}: instruction: expected text")
-    images = row.get("images", [])
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(name, str) and name for name in images):
-        raise UserError(f"{where}: images: expected a list of paths")
-    prompt = Prompt(instruction, tuple(folder / name for name in images))
-
-    # Numbers.
-    for key, lowest in (("width", 16), ("height", 16), ("seed", 0)):
-        value = row.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < lowest or value > 2**31:
-            raise UserError(f"{where}: {key}: expected a whole number of at least {lowest}, got {value!r}")
-        prompt = replace(prompt, **{key: value})
-    for path in prompt.images:
-        _open(path, where)
-    return prompt
-
-
-def _open(path: Path, where: str = "") -> Image.Image:
-    """Return a picture as it is looked at."""
-    try:
-        with open_regular(path) as file, Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as problem:
-        raise UserError(f"{where}: images: {path} cannot be read as a picture ({problem})") from problem
 
 
 def _to_area(picture: Image.Image, area: int) -> Image.Image:

@@ -94,13 +94,21 @@ def _mine_options(parser: Parser) -> None:
 
 
 def _edit_options(parser: Parser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="a diffusers folder or hub id")
-    parser.add_argument("--lora", action="append", default=[], metavar="PATH[@X]", help="a LoRA; repeat for more")
+    parser.add_argument("--model", required=True, metavar="DIR", help="a diffusers folder, a hub id or a run")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="PATH[@X]", help="a LoRA or a LoRA run; repeat for more"
+    )
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a reference; repeat for more")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the instruction")
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the edited image goes")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", metavar="TEXT", help="the instruction")
+    asked.add_argument("--prompts", metavar="FILE", help="many, a row of JSON each: instruction, images, seed, ...")
+    parser.add_argument(
+        "--out", required=True, metavar="PATH", help="the edited image's file; a folder for several images"
+    )
     parser.add_argument("--steps", type=_positive, default=40, metavar="N", help="of the sampler (default: 40)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    parser.add_argument(
+        "--seed", type=_natural, action="append", default=[], metavar="N", help="of the noise (0); repeat for more"
+    )
     parser.add_argument("--width", type=_positive, metavar="PX", help="of the result (default: as the last image)")
     parser.add_argument("--height", type=_positive, metavar="PX", help="of the result (default: as the last image)")
     parser.add_argument("--guidance", type=float, default=4.0, metavar="G", help="true_cfg_scale (default: 4.0)")
@@ -161,6 +169,12 @@ def _recipes_options(parser: Parser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write it there in place of printing it")
 
 
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
+    return int(text)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
@@ -196,13 +210,21 @@ def _run_mine(arguments: Arguments) -> int:
 
 
 def _run_edit(arguments: Arguments) -> int:
-    names = ("model", "prompt", "out", "steps", "seed", "width", "height", "guidance", "stock")
-    _call(
-        "firered_lit.edit.edit",
-        images=arguments.image,
-        loras=arguments.lora,
-        **{name: getattr(arguments, name) for name in names},
-    )
+    """Draw one picture, or several: all of a file of prompts, and each with every seed."""
+    seeds = arguments.seed or [0]
+    shared = ("model", "out", "steps", "guidance", "stock", "width", "height")
+    options = {name: getattr(arguments, name) for name in shared}
+    options |= {"images": arguments.image, "loras": arguments.lora}
+    if arguments.prompts is None and len(seeds) == 1:
+        _call("firered_lit.edit.edit", prompt=arguments.prompt, seed=seeds[0], **options)
+    else:
+        _call(
+            "firered_lit.edit.edit_several",
+            prompt=arguments.prompt,
+            prompts=arguments.prompts,
+            seeds=arguments.seed,
+            **options,
+        )
     return 0
 
 

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,48 @@ from PIL import Image
 
 from .batch import Condition, Text
 from .check import loses_text_positions
-from .colours import as_seen
 from .errors import UserError
+from .files import replacing
 from .flow.sampler import schedule
 from .models.codec import to_image, to_pixels
 from .models.component import loading
 from .models.conditioning import MAX_TEXT_TOKENS, UNCONDITIONAL
-from .models.family import OWN, Base, Variant, open_base, read_sizes
+from .models.family import OWN, Base, Variant, read_sizes
 from .models.lora_files import find_lora, merge_file
 from .models.sampling import sample
-from .models.sizes import calculate_dimensions
+from .models.sizes import Sizes, calculate_dimensions
 from .places import writable
-from .textfiles import open_regular
+from .prompt_file import open_picture, read_prompts
+from .store import RECORD
+from .textfiles import read_object
+from .trained import checkpoint_of, is_checkpoint, is_run, merge_checkpoint, open_model
 
 Adapter = tuple[Path, float]  # a LoRA file and its strength
 LOST_POSITIONS = (
     "the stock edit pipeline of these versions of diffusers and transformers encodes the prompt with 1-D positions, "
     "the weights know 3-D ones; leave --stock out for the right embeddings"
 )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to draw, and where it goes.
+
+    Attributes:
+        prompt: The instruction.
+        images: Files of the references; none for text-to-image.
+        out: The file to write.
+        seed: Of the noise.
+        width: Of the result, px; None takes the shape of the last reference.
+        height: Likewise.
+    """
+
+    prompt: str
+    images: tuple[Path, ...]
+    out: Path
+    seed: int = 0
+    width: int | None = None
+    height: int | None = None
 
 
 def edit(
@@ -46,24 +71,127 @@ def edit(
 ) -> None:
     """Edit `images` (none: text-to-image) as `prompt` says and write `out`.
 
-    guidance is the stock pipelines' `true_cfg_scale`, with the negative prompt " "; 1 switches it off. At the stock
-    pipeline's sizes, or when `stock`, the stock pipeline runs; at other sizes our own sampler does, and says so. Unless
-    `stock`, the prompt is encoded here, with the positions that the weights know. loras: files, or folders as `export`
-    writes them, merged into the weights one after another; `PATH@0.8` for less than full strength. Raises UserError on
-    bad input.
+    Args:
+        model: See `edit_all`, as for steps, guidance, stock and loras.
+        images: Files of the references.
+        prompt: The instruction.
+        out: The file to write.
+        steps: Of the sampler.
+        seed: Of the noise.
+        width: Of the result, px; None takes the shape of the last reference.
+        height: Likewise.
+        guidance: The stock pipelines' `true_cfg_scale`.
+        stock: Use the stock pipeline as it is.
+        loras: LoRAs over the model.
+
+    Raises:
+        UserError: Bad input.
     """
-    _check_out(Path(out))
-    editor = Editor(open_base(model), loras, stock=stock, keep_encoder=False)
-    references = [_open(path) for path in images]
-    if editor.base.variant == Variant.EDIT and len(references) > 1:
-        raise UserError(f"{model}: takes one --image, not {len(references)}")
-    size = _size(editor.base, references, width, height)
-    begin = time.perf_counter()
-    image = editor.draw(references, prompt, steps, seed, size, guidance)
-    image.save(out)
-    seconds = time.perf_counter() - begin
-    how = f"{steps} steps, guidance {guidance:g}, seed {seed}, {editor.sampler}, {seconds:.1f} s"
-    print(f"{out}: {image.width}x{image.height}, {how}")
+    picture = Picture(prompt, tuple(map(Path, images)), Path(out), seed, width, height)
+    edit_all(model, [picture], steps, guidance, stock, loras)
+
+
+def edit_all(
+    model: str,
+    pictures: Sequence[Picture],
+    steps: int = 40,
+    guidance: float = 4.0,
+    stock: bool = False,
+    loras: Sequence[str] = (),
+) -> None:
+    """Draw pictures with a model that is loaded once, and write each as soon as it is drawn.
+
+    At the stock pipeline's sizes, or when `stock`, the stock pipeline runs; at other sizes our own sampler does, and
+    says so. Unless `stock`, the prompt is encoded here, with the positions that the weights know.
+
+    Args:
+        model: A diffusers folder, a hub id, a built-in base, or a run's folder: its last checkpoint.
+        pictures: What to draw.
+        steps: Of the sampler.
+        guidance: The stock pipelines' `true_cfg_scale`, with the negative prompt " "; 1 switches it off.
+        stock: Use the stock pipeline as it is.
+        loras: Files, folders as `export` writes them, or LoRA runs, merged one after another; `PATH@0.8` for less than
+            full strength.
+
+    Raises:
+        UserError: Bad input; nothing is drawn before all of it was looked at.
+    """
+    for picture in pictures:
+        _check_out(picture.out)
+    opened = open_model(model)
+    editor = Editor(opened.base, loras, stock=stock, weights=opened.weights, keep_encoder=len(pictures) > 1)
+    for picture in pictures:
+        if editor.base.variant == Variant.EDIT and len(picture.images) > 1:
+            raise UserError(f"{model}: takes one --image, not {len(picture.images)}")
+    for picture in pictures:
+        references = [open_picture(path, "--image") for path in picture.images]
+        size = _size(editor.base, references, picture.width, picture.height)
+        begin = time.perf_counter()
+        image = editor.draw(references, picture.prompt, steps, picture.seed, size, guidance)
+        with replacing(picture.out, "wb") as file:
+            image.save(file, format=Image.registered_extensions()[picture.out.suffix.lower()])
+        seconds = time.perf_counter() - begin
+        how = f"{steps} steps, guidance {guidance:g}, seed {picture.seed}, {editor.sampler}, {seconds:.1f} s"
+        print(f"{picture.out}: {image.width}x{image.height}, {how}", flush=True)
+
+
+def edit_several(
+    model: str,
+    out: str,
+    prompt: str | None = None,
+    prompts: str | None = None,
+    images: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    steps: int = 40,
+    width: int | None = None,
+    height: int | None = None,
+    guidance: float = 4.0,
+    stock: bool = False,
+    loras: Sequence[str] = (),
+) -> None:
+    """Draw a prompt with several seeds, or a file of prompts, into a folder.
+
+    The files are called `seed3.png`, or `01.png` by the rows of the file, or `01_seed3.png`.
+
+    Args:
+        model: See `edit_all`, as for steps, guidance, stock and loras.
+        out: The folder of the pictures.
+        prompt: The instruction, for `images`.
+        prompts: A file of prompts in its place, see `prompt_file.read_prompts`.
+        images: Files of the references.
+        seeds: Of every prompt; empty takes each row's own, or 0.
+        steps: Of the sampler.
+        width: Of the result, px; None takes the shape of the last reference.
+        height: Likewise.
+        guidance: The stock pipelines' `true_cfg_scale`.
+        stock: Use the stock pipeline as it is.
+        loras: LoRAs over the model.
+
+    Raises:
+        UserError: Bad input.
+    """
+    folder = Path(out)
+    if folder.is_file():
+        raise UserError(f"--out {out}: several pictures go into a folder, and a file lies there")
+    if prompts is None:
+        files = tuple(map(Path, images))
+        pictures = [Picture(str(prompt), files, folder / f"seed{seed}.png", seed, width, height) for seed in seeds]
+    else:
+        if images or width or height:
+            raise UserError("--prompts: its rows name images, width and height; leave those options out")
+        pictures = _pictures_of_file(Path(prompts), folder, seeds)
+    edit_all(model, pictures, steps, guidance, stock, loras)
+
+
+def _pictures_of_file(file: Path, folder: Path, seeds: Sequence[int]) -> list[Picture]:
+    """Return what a file of prompts asks for."""
+    pictures = []
+    for number, row in enumerate(read_prompts(file, "--prompts"), start=1):
+        own = [row.seed or 0]
+        for seed in seeds or own:
+            name = f"{number:02d}_seed{seed}.png" if len(seeds) > 1 else f"{number:02d}.png"
+            pictures.append(Picture(row.instruction, row.images, folder / name, seed, row.width, row.height))
+    return pictures
 
 
 class Editor:
@@ -221,7 +349,10 @@ class Editor:
         """Return the transformer with the LoRAs in its weights, on the CPU."""
         transformer: Any = self.base.transformer(self.dtype) if self._weights is None else self._weights(self.dtype)
         for file, strength in self.adapters:
-            merge_file(transformer, file, strength)
+            if is_checkpoint(file):
+                merge_checkpoint(transformer, self.base, file, strength)
+            else:
+                merge_file(transformer, file, strength)
         return transformer
 
 
@@ -245,27 +376,27 @@ def lora_of(text: str) -> Adapter:
     path, at, strength = text.rpartition("@")
     if at and not Path(text).exists():
         try:
-            return find_lora(Path(path)), float(strength)
+            return _lora_file(Path(path)), float(strength)
         except ValueError:
             raise UserError(f"--lora {text}: {strength!r} is no strength, as in {path}@0.8") from None
-    return find_lora(Path(text)), 1.0
+    return _lora_file(Path(text)), 1.0
+
+
+def _lora_file(path: Path) -> Path:
+    """Return the file of a LoRA, or the last checkpoint of a run."""
+    return checkpoint_of(path) if is_run(path) else find_lora(path)
 
 
 def _at_sizes_of(base: Base, adapters: Sequence[Adapter]) -> Base:
-    """The base at the sizes that the last LoRA which names any was trained at."""
+    """Return the base at the sizes that the last LoRA which names any was trained at."""
     for file, _ in reversed(adapters):
+        if is_checkpoint(file):
+            record = read_object(file.parents[1] / RECORD, "sizes")
+            return base.resized(Sizes(**record["sizes"]))
         own = file.with_name(OWN)
         if own.exists():
             return base.resized(read_sizes(own))
     return base
-
-
-def _open(path: str) -> Image.Image:
-    try:
-        with open_regular(path) as file, Image.open(file) as image:
-            return as_seen(image)
-    except Exception as problem:  # a damaged file may raise anything
-        raise UserError(f"--image {path}: cannot be read as an image ({problem})") from problem
 
 
 def _size(base: Base, references: Sequence[Image.Image], width: int | None, height: int | None) -> tuple[int, int]:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.prompts import Prompts, read_prompts
+from callbacks.prompts import Prompts
 from firered_lit.checkpoint import newest
 from firered_lit.cli import main
 from firered_lit.errors import UserError
+from firered_lit.prompt_file import read_prompts
 
 FIT = ["fit", "--recipe", "recipes/tiny/sft_lora.yaml", "run.validate_every=null", "callbacks.progress=null"]
 
@@ -105,7 +106,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_pictures(whole, prompts, 
         ('{"prompt": "x"}', "prompts.jsonl:1: 'prompt' is no key of a prompt"),
         ('{"instruction": ""}', "prompts.jsonl:1: instruction: expected text"),
         ('{"instruction": "x", "images": [1]}', "prompts.jsonl:1: images: expected a list of paths"),
-        ('{"instruction": "x", "images": ["no.png"]}', "no.png cannot be read as a picture"),
+        ('{"instruction": "x", "images": ["no.png"]}', "no.png cannot be read as an image"),
         ('{"instruction": "x", "seed": -1}', "prompts.jsonl:1: seed: expected a whole number of at least 0, got -1"),
         ('{"instruction": "x", "width": true}', "prompts.jsonl:1: width: expected a whole number of at least 16"),
     ],
@@ -114,7 +115,7 @@ def test_a_row_that_cannot_be_drawn_is_one_line_before_training(tmp_path, text, 
     file = tmp_path / "prompts.jsonl"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as refusal:
-        read_prompts(file)
+        read_prompts(file, "file")
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from datamodules import images
 from datamodules.images import load
 from firered_lit.colours import as_seen
-from firered_lit.edit import _open as opened_by_edit
+from firered_lit.prompt_file import open_picture
 
 P3 = rgb_profile(DISPLAY_P3, "Display P3")
 VALUES = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -90,7 +90,7 @@ def test_edit_sees_a_picture_as_prepare_does(tmp_path):
     deep = Image.fromarray((VALUES[..., 0].astype(np.uint16)) * 257)
     deep.save(tmp_path / "deep.png")
     for name in ("a.png", "deep.png"):
-        assert opened_by_edit(str(tmp_path / name)).tobytes() == load(tmp_path / name).tobytes()
+        assert open_picture(tmp_path / name, "--image").tobytes() == load(tmp_path / name).tobytes()
 
 
 # What the version before profiles were read made of these pictures, by a hash of the pixels.

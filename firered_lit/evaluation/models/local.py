@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.models import fingerprints
 from firered_lit.evaluation.protocols import Item
+from firered_lit.trained import Opened, is_run, open_model
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from firered_lit.edit import Editor
-    from firered_lit.models.family import Base
 
 STEPS = 40  # as the official script of REDEdit-Bench draws
 GUIDANCE = 4.0  # its true_cfg_scale
@@ -59,22 +58,21 @@ class Local:
         self.guidance = guidance
         self._editor: Editor | None = None
         folder = Path(model).expanduser()
-        self.run = folder if (folder / "run.json").is_file() else None
-        if self.run is None and (folder / "pytorch_lora_weights.safetensors").is_file():
+        if not is_run(model) and (folder / "pytorch_lora_weights.safetensors").is_file():
             raise UserError(f"{model}: a LoRA alone; name its base as the model and this folder among the LoRAs")
 
     def fingerprint(self) -> str:
         """Return a hash of the weights, the LoRAs, the sizes and the settings of the sampler."""
         from firered_lit.edit import device_and_dtype
 
-        base = self._base
+        base = self._opened.base
         parts = {part: base.fingerprint(part) for part in ("transformer", "vae", "text_encoder")}
         return fingerprints.of_settings(
             kind="local",
             parts=parts,
             sizes=base.sizes.as_dict(),
             scheduler=base.scheduler_config,
-            checkpoint=None if self._checkpoint is None else _checkpoint_digest(self._checkpoint),
+            checkpoint=None if self._opened.checkpoint is None else _checkpoint_digest(self._opened.checkpoint),
             ema=self.ema,
             loras=self._lora_digests(),
             stock=self.stock,
@@ -93,7 +91,7 @@ class Local:
         digests = []
         for text in self.loras:
             file, strength = lora_of(text)
-            digests.append((fingerprints.of_file(file), strength))
+            digests.append((_checkpoint_digest(file), strength))
         return digests
 
     def draw(self, item: Item, sources: "Sequence[Image.Image]", seed: int) -> "Image.Image":
@@ -112,50 +110,14 @@ class Local:
         from firered_lit.edit import Editor
 
         if self._editor is None:
-            weights = None if self._checkpoint is None else self._trained
-            self._editor = Editor(self._base, self.loras, stock=self.stock, weights=weights)
+            opened = self._opened
+            self._editor = Editor(opened.base, self.loras, stock=self.stock, weights=opened.weights)
         return self._editor
 
     @cached_property
-    def _checkpoint(self) -> Path | None:
-        """The checkpoint of a run; None of any other model."""
-        if self.run is None:
-            return None
-
-        from firered_lit.checkpoint import resolve
-
-        found = resolve(self.run, self.checkpoint)
-        if found is None:
-            raise UserError(f"{self.run}: has no checkpoint yet")
-        return found
-
-    @cached_property
-    def _base(self) -> "Base":
-        """The base at the sizes that it is used at."""
-        from firered_lit.models.family import open_base
-
-        if self.run is None or self._checkpoint is None:
-            return open_base(self.model)
-
-        from firered_lit import lineage
-        from firered_lit.models.sizes import Sizes
-        from firered_lit.textfiles import read_object
-
-        base = lineage.base_of(self._checkpoint, lineage.recorded(self._checkpoint), self.run)
-        record = read_object(self.run / "run.json", "sizes")
-        return base.resized(Sizes(**record["sizes"]))
-
-    def _trained(self, dtype: "torch.dtype") -> Any:
-        """Return the run's transformer: the weights that its export would have, in another precision."""
-        from firered_lit import lineage
-        from firered_lit.checkpoint import sound
-        from firered_lit.export import load_weights, stored_precision, trained_transformer
-
-        assert self._checkpoint is not None  # noqa: S101
-        saved = load_weights(sound(self._checkpoint, fall_back=self.checkpoint == "last"), self.ema)
-        lineage.refuse_other_base(saved.base, self._base, self._checkpoint, lineage.PUT_BACK)
-        transformer, _ = trained_transformer(self._base, saved, stored_precision(self._base))
-        return transformer.to(dtype)
+    def _opened(self) -> Opened:
+        """The model, without its weights."""
+        return open_model(self.model, self.checkpoint, self.ema)
 
 
 def _checkpoint_digest(path: Path) -> str:
