@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -25,6 +25,7 @@ from firered_lit.textfiles import read_text
 
 from .benchmarks.pictures import file_or_none, opened, png
 from .benchmarks.settings import settings_of
+from .drawing import own_items
 from .judging import GIVES_UP_AFTER, Health
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
 from .responses import Responses, numbered
@@ -172,7 +173,7 @@ def ask_arena(
         client: The judge. It logs into `folder.responses`.
         asking: Settings of the judge.
         arena: Which pairs.
-        shard: This process asks about every num_shards-th pair, from this one on.
+        shard: This process asks about the items that it has drawn: every num_shards-th, from this one on.
         num_shards: How many processes share the work.
 
     Raises:
@@ -181,7 +182,8 @@ def ask_arena(
     arena.check(asking.model)
     prompt = arena.text()
     responses = Responses(folder.responses)
-    pairs = list(_pairs(folder, benchmarks, models, arena))[shard::num_shards]
+    own = {(item.suite, item.id) for _, item in own_items(benchmarks, shard, num_shards)}
+    pairs = [*_duel_pairs(folder, benchmarks, models, arena, own), *_own_preferences(arena, shard, num_shards)]
     kinds: Counter[str] = Counter()
     health = Health(client.name, max(GIVES_UP_AFTER, 2 * client.parallel))
 
@@ -205,17 +207,27 @@ def ask_arena(
     return kinds
 
 
-def _pairs(
-    folder: EvaluationFolder, benchmarks: Sequence[Benchmark], models: Sequence[str], arena: Arena
+def _duel_pairs(
+    folder: EvaluationFolder,
+    benchmarks: Sequence[Benchmark],
+    models: Sequence[str],
+    arena: Arena,
+    own: Collection[tuple[str, str]],
 ) -> Iterator[_Pair]:
-    """Yield all pairs, one order of each."""
-    if arena.duels:
-        for benchmark in benchmarks:
-            for item in chosen_items(benchmark.items(), arena.each):
+    """Yield one order of every pair of models on the items that this process has drawn."""
+    if not arena.duels:
+        return
+    for benchmark in benchmarks:
+        for item in chosen_items(benchmark.items(), arena.each):
+            if (item.suite, item.id) in own:
                 yield from _duels(folder, benchmark, item, models)
-    if arena.preferences is not None:
-        for pair, _ in preference_pairs(Path(arena.preferences)):
-            yield pair
+
+
+def _own_preferences(arena: Arena, shard: int, num_shards: int) -> list[_Pair]:
+    """Return one order of this process's share of the pairs that people decided."""
+    if arena.preferences is None:
+        return []
+    return [pair for pair, _ in preference_pairs(Path(arena.preferences))][shard::num_shards]
 
 
 def chosen_items(items: Sequence[Item], each: int | None) -> list[Item]:

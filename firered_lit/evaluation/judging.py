@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -95,8 +95,9 @@ def ask(
     if attempts is not None and not 1 <= attempts <= MOST_ATTEMPTS:
         raise UserError(f"attempts {attempts}: a number from 1 to {MOST_ATTEMPTS} is needed")
     judging = _Judging(folder, models, client, asking, attempts)
-    tasks = list(_tasks(benchmarks, models, repeats, repeated_items, shard, num_shards))
-    future = client.spawn(judging.run(tasks))
+    work = (benchmarks, models, repeats, repeated_items, shard, num_shards)
+    count = sum(1 for _ in _tasks(*work))
+    future = client.spawn(judging.run(_tasks(*work), count))
     try:
         return future.result()
     except BaseException:
@@ -171,13 +172,13 @@ class _Judging:
         self.begun: set[tuple[str, int]] | None = set() if len(models) > 1 else None
         self.builders = ThreadPoolExecutor(BUILDERS, thread_name_prefix="pictures")
 
-    async def run(self, tasks: Sequence[_Task]) -> Judged:
-        """Work through the tasks, as many at once as keep the judge busy."""
+    async def run(self, tasks: Iterable[_Task], count: int) -> Judged:
+        """Work through the tasks, so many in all, as many at once as keep the judge busy."""
         room = asyncio.Semaphore(self.client.parallel + 2 * BUILDERS)
         running: set[asyncio.Task[None]] = set()
         failure: list[BaseException] = []
 
-        with tqdm(total=len(tasks), unit="picture", desc="judge", smoothing=0.05, mininterval=1.0) as bar:
+        with tqdm(total=count, unit="picture", desc="judge", smoothing=0.05, mininterval=1.0) as bar:
 
             def ended(job: "asyncio.Task[None]") -> None:
                 running.discard(job)

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from firered_lit.judges.reply import Kind
 from firered_lit.judges.request import Picture, Request, user
 
 from .benchmarks.pictures import file_or_none, opened, png
+from .drawing import own_items
 from .protocols import Asking, Benchmark, EvaluationFolder
 from .text_scores import without_reader_phrases
 from .text_targets import TextTarget, read_targets, text_target
@@ -137,13 +138,19 @@ def read_texts(
         models: Whose pictures are read.
         reader: What reads.
         targets: See `targets_of`.
-        shard: This process reads every num_shards-th picture, from this one on.
+        shard: This process reads what it has drawn: every num_shards-th item, from this one on.
         num_shards: How many processes share the work.
     """
     table = readings_of(folder)
     waiting: dict[str, bytes] = {}
     read = 0
-    pictures = list(_pictures(folder, benchmarks, models, targets))[shard::num_shards]
+    items = [item for _, item in own_items(benchmarks, shard, num_shards)]
+    pictures = [
+        folder.picture(model, item)
+        for model in models
+        for item in items
+        if targets.get((item.suite, item.id)) is not None
+    ]
     for path in tqdm(pictures, unit="picture", desc="read", mininterval=1.0):
         data = file_or_none(path)
         if data is None:
@@ -160,20 +167,6 @@ def read_texts(
 def readings_of(folder: EvaluationFolder) -> Log:
     """Return the table of readings by picture and reader."""
     return Log(folder.texts, ("picture", "reader"))
-
-
-def _pictures(
-    folder: EvaluationFolder,
-    benchmarks: Sequence[Benchmark],
-    models: Sequence[str],
-    targets: Targets,
-) -> Iterator[Path]:
-    """Yield the pictures whose text counts."""
-    for benchmark in benchmarks:
-        for model in models:
-            for item in benchmark.items():
-                if targets.get((item.suite, item.id)) is not None:
-                    yield folder.picture(model, item)
 
 
 def _read(folder: EvaluationFolder, reader: TextReader, pictures: Mapping[str, bytes]) -> int:

@@ -126,9 +126,14 @@ def test_models_are_ranked_by_duels_in_both_orders_and_nothing_is_asked_twice(fo
 
 def test_shards_share_the_pairs(folder, benchmark) -> None:
     with StubJudge(brighter) as judge:
+        asked = []
         for shard in range(2):
+            before = len(judge.bodies)
             _, told = fought(folder, benchmark, Arena(), judge, shard=shard, num_shards=2)
+            asked.append({words(body).split("Make ")[1].split()[0] for body in judge.bodies[before:]})
         assert judge.count == len(judge.asked) == 72
+    # Each asks about the items that it has drawn.
+    assert asked == [{str(number) for number in range(shard, 12, 2)} for shard in range(2)]
     assert told["arena"]["imgedit"]["left_out"] == 0
 
 

@@ -177,6 +177,12 @@ def test_every_picture_is_read_once_and_scored_beside_its_target(folder, benchma
     assert facts[2] is None
 
 
+def test_each_shard_reads_what_it_has_drawn(folder, benchmark) -> None:
+    targets = targets_of([benchmark])
+    assert read_texts(folder, [benchmark], ["model"], Written(), targets, shard=0, num_shards=2) == 1
+    assert read_texts(folder, [benchmark], ["model"], Written(), targets, shard=1, num_shards=2) == 2
+
+
 def test_a_users_table_stands_above_the_rules(folder, benchmark, tmp_path) -> None:
     table = tmp_path / "own.jsonl"
     table.write_text(json.dumps({"id": "3", "op": "add", "must_contain": ["NICE"]}) + "\n")
