@@ -21,6 +21,7 @@ CategoryScores = Mapping[str, Mapping[str, float]]  # category -> item -> score
 Array = NDArray[np.float64]
 
 NORMAL = NormalDist()
+MARGIN = 4  # times below the level that the smallest possible p value of random signs must be after its correction
 CHUNK = 2_000_000  # drawn items that are held at a time
 SAME = 1e-9  # scores nearer than this are a tie
 
@@ -230,6 +231,7 @@ class _Settings:
 
     seed: int
     draws: int
+    flips: int
     level: float
     power: float
 
@@ -257,7 +259,8 @@ def compare_models(
     Args:
         models: Name -> category -> item -> score, at least two.
         seed: Of drawn items and flipped signs.
-        draws: Number of resamples, and of sign flips.
+        draws: Number of resamples, and of sign flips; of the latter there are more where so much is tested that a p value
+            of that few could not survive the correction.
         level: Of intervals; a difference is called one when its adjusted p value is at most 1 - level.
         power: The share of repetitions in which `items_needed` items show the difference.
 
@@ -271,7 +274,9 @@ def compare_models(
     if len(models) < 2:
         raise UserError(f"{len(models)} model to compare: at least two are needed")
     _check_settings(draws, level)
-    settings = _Settings(seed, draws, level, power)
+    tests = math.comb(len(models), 2) * max(len(rows) for rows in models.values())
+    flips = max(draws, math.ceil(MARGIN * tests / (1 - level)))
+    settings = _Settings(seed, draws, flips, level, power)
     comparisons = []
     for first, second in combinations(models, 2):
         paired = _paired(models[first], models[second])
@@ -303,14 +308,14 @@ def _compare(
     for category, values in columns.items():
         rng = _generator("differences", category, settings.seed)
         parts[category] = _resample(values, settings.draws, rng)
-        p = sign_flip_p([values], [1.0], settings.draws, _generator("flips", category, settings.seed))
+        p = sign_flip_p([values], [1.0], settings.flips, _generator("flips", category, settings.seed))
         sizes = [len(models[name].get(category, {})) for name in pair]
         left_out = sum(sizes) - 2 * len(values)
         differences[category] = _difference([parts[category]], [values], p, left_out, settings)
 
     # All categories with the same weight.
     item_weights = [1 / len(values) for values in columns.values()]
-    p = sign_flip_p(list(columns.values()), item_weights, settings.draws, _generator("flips", settings.seed))
+    p = sign_flip_p(list(columns.values()), item_weights, settings.flips, _generator("flips", settings.seed))
     sizes = [len(rows) for name in pair for rows in models[name].values()]
     left_out = sum(sizes) - 2 * sum(len(values) for values in columns.values())
     overall = _difference(list(parts.values()), list(columns.values()), p, left_out, settings)

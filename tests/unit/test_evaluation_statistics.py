@@ -206,6 +206,19 @@ def test_holm_never_lowers_a_p_value_nor_changes_their_order(p_values) -> None:
         assert (raw - other) * (new - other_new) >= 0
 
 
+def test_a_clear_difference_survives_the_correction_however_much_is_tested():
+    categories = [f"category {number}" for number in range(15)]
+    items = [f"item {number}" for number in range(20)]
+    models = {}
+    for name, score in {"right": 1.0, "a copy": 0.0, "blank": 0.0, "a crop": 0.0, "half": 0.5}.items():
+        models[name] = {category: dict.fromkeys(items, score) for category in categories}
+    for comparison in compare_models(models, seed=0):
+        equal = comparison.overall.wins + comparison.overall.losses == 0
+        for difference in [comparison.overall, *comparison.categories.values()]:
+            assert (difference.adjusted_p <= 0.05) == (not equal)
+            assert ("not distinguishable" in difference.verdict) == equal
+
+
 def test_models_that_share_nothing_are_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="at least two"):
         compare_models({"A": {"add": {"a": 1}}}, seed=0)
