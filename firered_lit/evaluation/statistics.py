@@ -259,8 +259,8 @@ def compare_models(
     Args:
         models: Name -> category -> item -> score, at least two.
         seed: Of drawn items and flipped signs.
-        draws: Number of resamples, and of sign flips; of the latter there are more where so much is tested that a p value
-            of that few could not survive the correction.
+        draws: Number of resamples, and of sign flips. Of the latter there are more where so much is tested that a p
+            value of that few could not survive the correction.
         level: Of intervals; a difference is called one when its adjusted p value is at most 1 - level.
         power: The share of repetitions in which `items_needed` items show the difference.
 
