@@ -168,9 +168,9 @@ def _columns_of(row: tuple[str, ...], layout: str) -> Columns:
         raise _unknown(row, named(layout) if layout else ())
     first, targets = found[0], " and ".join(columns.target or columns.source for columns in found)
     if len({columns.name for columns in found}) == 1:
-        raise Refuse(first.target, "several targets", f"{targets} both name a target; keep one")
+        raise Refuse(first.target or first.source, "several targets", f"{targets} both name a target; keep one")
     detail = f"{_described(found, ' and ')} both fit the columns; keep one layout's, or say {_say(found)}"
-    raise Refuse(first.target, "several targets", detail)
+    raise Refuse(first.target or first.source, "several targets", detail)
 
 
 def _unknown(row: tuple[str, ...], meant: tuple[Columns, ...]) -> Refuse:

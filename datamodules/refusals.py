@@ -45,11 +45,12 @@ class Refuse(Exception):  # noqa: N818, it carries a refusal, it is no fault
         self.args = (field, reason, detail)
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, longest: int = LONGEST) -> str:
     """Return a text as one line of bounded length that any file takes; half of a surrogate pair is escaped."""
-    line = " ".join(text.split()) if len(text.splitlines()) > 1 else text
+    lines = text.splitlines()
+    line = text if lines == [text] else " ".join(part.strip() for part in lines)
     line = line.encode("utf-8", "backslashreplace").decode()
-    return line if len(line) <= LONGEST else line[: LONGEST - 4] + " ..."
+    return line if len(line) <= longest else line[: longest - 4] + " ..."
 
 
 def said(problem: BaseException) -> str:

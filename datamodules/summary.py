@@ -15,10 +15,11 @@ from .buckets import BatchPlan
 from .index import FILE, Index, Row
 from .parquet import Embedded
 from .records import Record, Refusal, named_images, rows
-from .refusals import Refuse, guarded
+from .refusals import Refuse, guarded, one_line
 from .regions import check_inside
 
 URL_TOTAL = 120.0  # seconds in which all addresses together are fetched
+LONGEST_LINE = 10_000  # characters of the report
 SHAPES = 12  # that are listed
 FULL = 4  # the largest targets that a device holds, when no capacity is said
 
@@ -80,6 +81,11 @@ class Summary:
             self.languages.update({key.partition("/")[2] for key in record.instructions})
 
     def lines(self) -> Iterator[str]:
+        """Yield the report, whatever line ends the rows hold."""
+        for line in self._lines():
+            yield one_line(line, LONGEST_LINE)
+
+    def _lines(self) -> Iterator[str]:
         refused = self.refused.total()
         yield f"rows        {self.rows}: {self.rows - refused} good, {refused} refused; {self.inverted} inverted edits"
         yield from (f"layout      {key} {self.layouts[key]}: {said}" for key, said in sorted(self.polarity.items()))

@@ -106,6 +106,13 @@ def test_what_is_not_clear_is_refused_with_what_to_say(tmp_path, row, said):
     assert "\n" not in str(refusal)
 
 
+def test_columns_of_two_layouts_are_refused_by_a_column_that_is_there(tmp_path):
+    """Also where the first of the layouts has no target."""
+    row = {"image": "a.png", "requirement": "red", "prompt": "red", "ref_img_path": "b.png", "img_path": "c.png"}
+    (found,) = read(jsonl(tmp_path / "e.jsonl", row))
+    assert (found.field, found.reason) == ("image", "several targets")
+
+
 def test_image_is_the_target_or_the_source_as_said(tmp_path):
     path = jsonl(tmp_path / "e.jsonl", {"image": "a.png", "prompt": "p"})
     (edit,), (prompt,) = read(path, layout="diffsynth"), read(path, layout="edit-r1")

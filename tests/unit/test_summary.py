@@ -80,6 +80,13 @@ def test_it_tells_which_image_is_which_and_what_rows_carry(root, folder):
     assert f"{folder}/source.png -> {folder}/target.png rather than {folder}/worse.png" in lines(folder, pair)[-1]
 
 
+def test_the_report_is_lines_whatever_line_ends_rows_hold(folder):
+    row = {"source_image": "source.png", "target_image": "target.png", "instruction": "a\nb", "task": "c\r\nd\u2028e"}
+    said = lines(folder, row)
+    assert all(len(line.splitlines()) == 1 for line in said)
+    assert "tasks       c d e 1" in said
+
+
 def test_what_is_wrong_is_said_before_anything_is_encoded(folder):
     row = {"source_image": "source.png", "target_image": "target.png", "instruction": "red"}
     said = "\n".join(

@@ -1,0 +1,84 @@
+"""What the fuzzers of rows and pictures share: damage to bytes by a seeded generator, and a limit of seconds."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import Random
+
+ODD = (
+    b"\x00",
+    b"\xff",
+    b"\xfe\xff",
+    b"\x80",
+    b"\r",
+    b"\n",
+    b'"',
+    b"{",
+    b"[",
+    b"\xed\xa0\x80",
+    b"\xef\xbb\xbf",
+    b"\x1b",
+)
+SECONDS = 20.0  # of one case
+
+
+class Hung(BaseException):
+    """A case was not over in its time."""
+
+
+@contextmanager
+def within(seconds: float = SECONDS) -> Iterator[None]:
+    """Raise Hung in what takes longer."""
+
+    def late(*_: object) -> None:
+        raise Hung(f"not over after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def damaged(data: bytes, random: Random, others: tuple[bytes, ...] = ()) -> bytes:
+    """Return bytes with some of them changed, cut off, put in, left out, repeated, or taken from other files.
+
+    Args:
+        data: at least one byte.
+        random: what draws the damage.
+        others: files whose pieces may be put in.
+    """
+    changed = bytearray(data)
+    for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
+        size = len(changed)
+        # Headers lie at the beginning, tables of contents at the end.
+        reach = random.choice((size, size, min(size, 64), min(size, 512)))
+        place = random.randrange(reach) if reach else 0
+        if random.random() < 0.1:
+            place = max(0, size - 1 - place)
+        kind = random.randrange(9)
+        length = random.choice((1, 1, 2, 4, 16, 200))
+        if kind <= 2:
+            changed[place : place + 1] = bytes([random.choice((0, 1, 127, 128, 255, random.randrange(256)))])
+        elif kind == 3 and size:
+            changed[place % size] ^= 1 << random.randrange(8)
+        elif kind == 4:
+            del changed[place:]
+        elif kind == 5:
+            del changed[place : place + length]
+        elif kind == 6:
+            changed[place:place] = random.choice(ODD) * length
+        elif kind == 7:
+            changed[place:place] = changed[place : place + length]
+        elif others:
+            other = random.choice(others)
+            start = random.randrange(len(other))
+            changed[place : place + length] = other[start : start + length]
+    return bytes(changed)
+
+
+def one_line(text: str) -> bool:
+    """Return whether a text is one line that any file takes, and not an endless one."""
+    return len(text.splitlines()) == 1 and len(text) < 3000 and text.encode("utf-8", "ignore").decode() == text
