@@ -170,7 +170,7 @@ def header_of(image: Image.Image) -> Header:
         comments["exif UserComment"] = text[:LONGEST_COMMENT]
     tables_of = getattr(image, "quantization", None) or {}
     first = tables_of.get(0)
-    quantization = (float(max(first)), float(np.mean(first))) if first else (0.0, 0.0)
+    quantization = (float(min(first)), float(np.mean(first))) if first else (0.0, 0.0)
     orientation = exif.get(images.ORIENTATION, 1)
     known = isinstance(orientation, int) and orientation in range(1, 9)
     return Header(image.format or "", orientation if known else 1, comments, quantization)

@@ -79,7 +79,7 @@ class Header:
         format: As Pillow names it.
         orientation: The EXIF tag; 1 is upright.
         comments: Texts by name, from PNG chunks, EXIF and XMP.
-        quantization: The largest and the mean entry of a JPEG's luminance table; (0, 0) without one.
+        quantization: The smallest and the mean entry of a JPEG's luminance table; (0, 0) without one.
     """
 
     format: str = ""

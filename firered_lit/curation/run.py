@@ -56,7 +56,8 @@ def curate(
         out: The folder.
         rows: The raw rows.
         annotators: What computes columns, by the name that rules say.
-        rules: What drops rows, by the name that becomes the reason, in their order; see `rules.Threshold`.
+        rules: What drops rows, by the name that becomes the reason, in their order; see `rules.Threshold`. One that is
+            null is left out.
         duplicates: What near duplicates are, and which of them is kept; all are when None.
         clusters: How pictures are clustered and weighed; not at all when None.
         quotas: How many rows of a kind are kept, in their order.
@@ -79,7 +80,8 @@ def curate(
     _check(steps, annotators, rules)
     folder = Path(out).resolve()
     corpus = Corpus(folder, len(rows), shard_rows, annotators)
-    read_rules = {name: read(name, rule, corpus.kinds) for name, rule in (rules or {}).items()}
+    wanted = {name: rule for name, rule in (rules or {}).items() if rule is not None}
+    read_rules = {name: read(name, rule, corpus.kinds) for name, rule in wanted.items()}
     if duplicates is not None:
         duplicates.check(corpus)
     work = Shards(folder, rows, annotators, batch)

@@ -1,0 +1,390 @@
+"""Recall and false alarms of the curation rules on real photographs with planted defects.
+
+    python benchmarks/defects.py [--rules RECIPE] [--photos DIR] [--count 20] [--clean 200] [--keep DIR]
+
+Crops of photographs (the three that the dependencies bring, and those in DIR) are saved as JPEG: some as they are, and
+`count` of each defect. Then `curate` runs with the recipe's annotators and rules, and the table says for each rule how
+many of its defects it found, and how many clean crops it dropped.
+"""
+
+import argparse
+import contextlib
+import io
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+FONT = Path(__file__).with_name("fonts") / "WenQuanYiMicroHei.subset.ttf"
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+QUALITY = (80, 95)  # of the JPEG that a crop is saved as
+LARGEST = 1024  # px of a crop's side
+
+
+def photographs(folder=None):
+    """The photographs that the dependencies bring, and those of a folder, as RGB arrays."""
+    import matplotlib
+    import sklearn
+
+    samples = Path(sklearn.__file__).parent / "datasets" / "images"
+    paths = [samples / "china.jpg", samples / "flower.jpg"]
+    paths.append(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    if folder is not None:
+        paths += sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS)
+    return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+
+
+def crop(photo, rng):
+    """A crop (side, side, 3) of at least half of a photograph's shorter side, of at most 1024 px."""
+    height, width = photo.shape[:2]
+    side = rng.randint(min(height, width) // 2, min(height, width))
+    top, left = rng.randint(0, height - side), rng.randint(0, width - side)
+    cut = photo[top : top + side, left : left + side]
+    target = min(side, rng.choice([384, 512, 768, LARGEST]))
+    return cv2.resize(cut, (target, target), interpolation=cv2.INTER_AREA) if target < side else cut.copy()
+
+
+def dark(pixels, rng):
+    return (pixels * rng.uniform(0.03, 0.12)).astype(np.uint8)
+
+
+def light(pixels, rng):
+    return (255 - (255 - pixels.astype(np.float32)) * rng.uniform(0.02, 0.12)).astype(np.uint8)
+
+
+def flat(pixels, rng):
+    """One colour with a little light from a side."""
+    side = len(pixels)
+    slope = np.linspace(0, rng.uniform(0, 6), side)[None, :, None]
+    colour = np.array([rng.randint(30, 225) for _ in range(3)])
+    return np.broadcast_to(colour + slope, (side, side, 3)).astype(np.uint8)
+
+
+def grey(pixels, rng):
+    return np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
+
+
+def blurred(pixels, rng):
+    return cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.008, 0.02) * len(pixels))
+
+
+def noisy(pixels, rng):
+    noise = np.random.default_rng(rng.randrange(1 << 30)).normal(0, rng.uniform(15, 40), pixels.shape)
+    return (pixels + noise).clip(0, 255).astype(np.uint8)
+
+
+def over_compressed(pixels, rng):
+    """Saved at a quality of 4 to 12; and saved again, better, so that the file does not say so."""
+    return np.asarray(Image.open(io.BytesIO(encoded(pixels, rng.randint(4, 12)))).convert("RGB"))
+
+
+def code(kind, smallest, largest):
+    def plant(pixels, rng):
+        import zxingcpp
+
+        text = str(rng.randrange(10**11, 10**12)) if kind == "EAN13" else f"https://example.org/{rng.randrange(10**6)}"
+        made = zxingcpp.create_barcode(text, getattr(zxingcpp.BarcodeFormat, kind))
+        image = np.asarray(made.to_image(scale=8))
+        side = min(rng.randint(smallest, largest), len(pixels) - 8)
+        height = side if kind == "QRCode" else max(40, side // 2)
+        image = cv2.resize(image, (side, height), interpolation=cv2.INTER_AREA)
+        return put(pixels, np.repeat(image[:, :, None], 3, axis=2), rng)
+
+    return plant
+
+
+def put(pixels, patch, rng):
+    top = rng.randint(0, len(pixels) - len(patch))
+    left = rng.randint(0, pixels.shape[1] - patch.shape[1])
+    pixels[top : top + len(patch), left : left + patch.shape[1]] = patch
+    return pixels
+
+
+def mosaic(pixels, rng):
+    """At least six squares of 8 to 24 px a side, over the place of five that has most detail, as faces have."""
+    side, cell = len(pixels), rng.randint(8, 24)
+    size = min(max(int(side * rng.uniform(0.25, 0.5)) // cell, 6) * cell, side // cell * cell)
+    places = [(rng.randint(0, side - size), rng.randint(0, side - size)) for _ in range(5)]
+    steps = np.abs(np.diff(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(int), axis=1))
+    top, left = max(places, key=lambda place: steps[place[0] : place[0] + size, place[1] : place[1] + size].mean())
+    part = pixels[top : top + size, left : left + size]
+    small = cv2.resize(part, (size // cell, size // cell), interpolation=cv2.INTER_AREA)
+    pixels[top : top + size, left : left + size] = cv2.resize(small, (size, size), interpolation=cv2.INTER_NEAREST)
+    return pixels
+
+
+def border(pixels, rng):
+    """A frame, or bars above and below or left and right, of one colour."""
+    side = len(pixels)
+    thick = int(side * rng.uniform(0.03, 0.12))
+    colour = rng.choice([(0, 0, 0), (255, 255, 255), tuple(rng.randrange(256) for _ in range(3))])
+    sides = rng.choice(["frame", "letterbox", "pillars"])
+    if sides in ("frame", "letterbox"):
+        pixels[:thick] = pixels[side - thick :] = colour
+    if sides in ("frame", "pillars"):
+        pixels[:, :thick] = pixels[:, side - thick :] = colour
+    return pixels
+
+
+def text_overlay(pixels, rng):
+    """One to three lines of letters over the picture."""
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
+    side = len(pixels)
+    height = max(16, int(side * rng.uniform(0.06, 0.12)))
+    font = ImageFont.truetype(str(FONT), height)
+    words = ["SALE TODAY", "www.example.org", "BEST PRICE", "Copyright 2024", "NEW ARRIVAL", "Photo by Me"]
+    top = rng.randint(0, side // 2)
+    for number in range(rng.randint(1, 3)):
+        place = (rng.randint(4, side // 4), top + int(1.4 * height * number))
+        draw.text(place, rng.choice(words), font=font, fill=rng.choice(["white", "black", "yellow", "red"]))
+    return np.asarray(image).copy()
+
+
+def collage(others):
+    """The crop beside another one, or four of them, with or without a gap."""
+
+    def plant(pixels, rng):
+        side = len(pixels)
+        gap = rng.choice([0, 0, 4, 8])
+        colour = rng.choice([255, 0])
+        half = (side - gap) // 2
+        parts = [cv2.resize(crop(rng.choice(others), rng), (side, side)) for _ in range(3)]
+        canvas = np.full_like(pixels, colour)
+        layout = rng.choice(["beside", "above", "four"])
+        if layout == "beside":
+            canvas[:, :half], canvas[:, side - half :] = pixels[:, :half], parts[0][:, :half]
+        elif layout == "above":
+            canvas[:half], canvas[side - half :] = pixels[:half], parts[0][:half]
+        else:
+            small = [cv2.resize(part, (half, half), interpolation=cv2.INTER_AREA) for part in (pixels, *parts)]
+            canvas[:half, :half], canvas[:half, side - half :] = small[0], small[1]
+            canvas[side - half :, :half], canvas[side - half :, side - half :] = small[2], small[3]
+        return canvas
+
+    return plant
+
+
+def encoded(pixels, quality, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, **options)
+    return file.getvalue()
+
+
+def turned(pixels, rng):
+    """The file of a picture that its EXIF tag turns."""
+    exif = Image.Exif()
+    exif[0x0112] = rng.choice([3, 6, 8])
+    return encoded(pixels, 90, exif=exif)
+
+
+def generated(pixels, rng):
+    """The file of a picture that says by one of several marks that a program has made it."""
+    way = rng.choice(["parameters", "workflow", "software", "comment", "xmp"])
+    file = io.BytesIO()
+    if way in ("parameters", "workflow"):
+        info = PngImagePlugin.PngInfo()
+        settings = "a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"
+        nodes = '{"3": {"class_type": "KSampler", "inputs": {}}}'
+        info.add_text(way, settings if way == "parameters" else nodes)
+        Image.fromarray(pixels).save(file, "PNG", pnginfo=info)
+        return file.getvalue()
+    if way == "xmp":
+        kind = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+        return encoded(pixels, 90, xmp=f"<x:xmpmeta><Iptc4xmpExt:DigitalSourceType>{kind}</x:xmpmeta>".encode())
+    exif = Image.Exif()
+    exif[0x0131 if way == "software" else 0x010E] = rng.choice(["Midjourney v6", "Stable Diffusion XL", "ComfyUI"])
+    return encoded(pixels, 90, exif=exif)
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A kind of defect: the rule that should find it, and what plants it: pixels, or a whole file."""
+
+    rule: str
+    plant: Callable
+    least_recall: float = 0.95
+    most_alarms: float = 0.02
+
+
+def defects(photos):
+    """All kinds."""
+    return {
+        "dark": Defect("dark", dark),
+        "light": Defect("light", light),
+        "flat": Defect("flat", flat),
+        "grey": Defect("grey", grey),
+        "blurred": Defect("blurred", blurred),
+        "noisy": Defect("noisy", noisy),
+        "over-compressed": Defect("over_compressed", over_compressed),
+        "QR code": Defect("codes", code("QRCode", 96, 200)),
+        "bar code": Defect("codes", code("EAN13", 150, 300)),
+        "mosaic": Defect("mosaic", mosaic),
+        "border": Defect("border", border),
+        "text overlay": Defect("text", text_overlay, 0.9, 0.05),
+        "collage": Defect("collage", collage(photos), 0.9, 0.05),
+        "EXIF turn": Defect("turned", turned),
+        "generated": Defect("generated", generated),
+    }
+
+
+def write(folder, photos, count, clean, seed=0, only=()) -> Iterator[tuple[str, str]]:
+    """Write crops and yield (name, kind), "clean" first; the photographs take turns."""
+    kinds = {name: defect for name, defect in defects(photos).items() if not only or name in only}
+    for kind in ("clean", *kinds):
+        for number in range(clean if kind == "clean" else count):
+            rng = random.Random(f"{seed} {kind} {number}")
+            pixels = crop(photos[number % len(photos)], rng)
+            planted = pixels if kind == "clean" else kinds[kind].plant(pixels, rng)
+            file = planted if isinstance(planted, bytes) else encoded(planted, rng.randint(*QUALITY))
+            ending = ".png" if file.startswith(b"\x89PNG") else ".jpg"
+            name = f"{kind.replace(' ', '_')}-{number:04d}{ending}"
+            (folder / name).write_bytes(file)
+            yield name, kind
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the rule of a kind of defect came to."""
+
+    kind: str
+    defect: Defect
+    recall: float  # share of the planted defects that the rule would drop
+    alarms: float  # share of the clean crops that it would drop
+    first: str  # the reason that most of the planted defects have
+
+
+def measure(recipe, photos, count, clean, only=(), keep=None, seed=0):
+    """Plant defects, curate, and return what each kind's rule found, with the share of clean crops that are kept."""
+    from datamodules.raw import RawRows
+    from firered_lit.build import build
+    from firered_lit.curation.run import curate
+    from firered_lit.recipe import load
+
+    read = load(recipe).root
+    annotators = build(read["annotators"], key="annotators")
+    turned_rule = {"column": "file.orientation", "above": 1}  # turned pictures are read upright: no recipe drops them
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(keep or place) / "raw"
+        folder.mkdir(parents=True, exist_ok=True)
+        kinds = dict(write(folder, photos, count, clean, seed, only))
+        rows = RawRows(str(folder))
+        matched = {}
+        for name, rule in {**read["rules"], "turned": turned_rule}.items():
+            out = str(folder.parent / "out")
+            steps = ["annotate", "fit", "select"]
+            curate(str(folder), out, rows, annotators, rules={name: rule}, steps=steps, workers=0)
+            matched[name] = {row["id"] for row in decided(out) if row["reason"] == name}
+        first = {row["id"]: row["reason"] or "kept" for row in ordered(matched, kinds)}
+        cleans = [name for name, kind in kinds.items() if kind == "clean"]
+        found = []
+        for kind, defect in defects(photos).items():
+            planted = [name for name, own in kinds.items() if own == kind]
+            if planted and defect.rule in matched:
+                recall = sum(name in matched[defect.rule] for name in planted) / len(planted)
+                alarms = sum(name in matched[defect.rule] for name in cleans) / max(1, len(cleans))
+                reasons = [first[name] for name in planted]
+                found.append(Found(kind, defect, recall, alarms, max(set(reasons), key=reasons.count)))
+        kept = sum(first[name] == "kept" for name in cleans) / max(1, len(cleans))
+    return found, kept
+
+
+def unchanged(pixels, rng):
+    """A picture that was saved again, or scaled and saved: nothing is edited."""
+    if rng.random() < 0.5:
+        return encoded(pixels, rng.randint(60, 95))
+    side = round(len(pixels) * rng.uniform(0.8, 0.99))
+    small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+    if rng.random() < 0.5:
+        small = cv2.resize(small, (len(pixels), len(pixels)), interpolation=cv2.INTER_CUBIC)
+    return encoded(small, rng.randint(75, 95))
+
+
+def local_edit(pixels, rng, size=32):
+    """A picture with an object of 32 px added, recoloured or moved there, saved again."""
+    edited = pixels.copy()
+    top, left = rng.randint(0, len(pixels) - size), rng.randint(0, len(pixels) - size)
+    part = edited[top : top + size, left : left + size]
+    way = rng.choice(["disc", "inverted", "from elsewhere"])
+    if way == "disc":
+        colour = [int(value) ^ 128 for value in part.mean((0, 1))]
+        cv2.circle(edited, (left + size // 2, top + size // 2), size // 2, colour, -1)
+    elif way == "inverted":
+        edited[top : top + size, left : left + size] = 255 - part
+    else:
+        places = [(rng.randint(0, len(pixels) - size), rng.randint(0, len(pixels) - size)) for _ in range(20)]
+        others = [pixels[y : y + size, x : x + size] for y, x in places]
+        edited[top : top + size, left : left + size] = max(
+            others, key=lambda other: np.abs(other.mean((0, 1)) - part.mean((0, 1))).sum()
+        )
+    return encoded(edited, rng.randint(80, 95))
+
+
+def pair_measures(photos, count, seed=0):
+    """(kind, largest block, SSIM) of pairs of which the target is unchanged, and of pairs with a local edit."""
+    from firered_lit.curation.pairs import PairMeasures
+    from firered_lit.curation.rows import Pair, Picture
+
+    found = []
+    for kind, edit in (("unchanged", unchanged), ("edited", local_edit)):
+        for number in range(count):
+            rng = random.Random(f"{seed} {kind} {number}")
+            files = [encoded(source := crop(photos[number % len(photos)], rng), rng.randint(85, 95))]
+            files.append(edit(source, rng))
+            pictures = [Picture(np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))) for file in files]
+            values = PairMeasures().annotate([Pair(*pictures)])
+            found.append((kind, values["largest_block"][0], values["ssim"][0]))
+    return found
+
+
+def decided(out):
+    import pyarrow.parquet as pq
+
+    return pq.read_table(Path(out) / "decisions.parquet").to_pylist()
+
+
+def ordered(matched, names):
+    """The first rule that drops each row, as `select` has it."""
+    for name in names:
+        reason = next((rule for rule, rows in matched.items() if name in rows), None)
+        yield {"id": name, "reason": reason}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rules", default="recipes/curate/laptop_text.yaml", metavar="RECIPE")
+    parser.add_argument("--photos", metavar="DIR", help="photographs beside those of the dependencies")
+    parser.add_argument("--count", type=int, default=20, help="of each kind (default: 20)")
+    parser.add_argument("--clean", type=int, default=200, help="clean crops (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the crops and the defects (default: 0)")
+    parser.add_argument("--keep", metavar="DIR", help="keep crops and scores there")
+    arguments = parser.parse_args()
+    photos = photographs(arguments.photos)
+    with contextlib.redirect_stdout(io.StringIO()):
+        found, kept = measure(
+            arguments.rules, photos, arguments.count, arguments.clean, (), arguments.keep, arguments.seed
+        )
+    print(f"{len(photos)} photographs, {arguments.clean} clean crops, {arguments.count} of each kind")
+    print("| defect | rule | recall % | false alarms % | asked for |")
+    print("|---|---|---|---|---|")
+    for one in found:
+        asked = f"{100 * one.defect.least_recall:.0f} / {100 * one.defect.most_alarms:.0f}"
+        print(f"| {one.kind} | {one.defect.rule} | {100 * one.recall:.0f} | {100 * one.alarms:.1f} | {asked} |")
+    print(f"clean crops that all rules keep: {100 * kept:.1f} %")
+    pairs = pair_measures(photos, arguments.clean, arguments.seed)
+    dropped = [block < 35 for kind, block, _ in pairs if kind == "unchanged"]
+    kept_edits = [block >= 35 for kind, block, _ in pairs if kind == "edited"]
+    print(f"pairs without an edit that no_op drops: {100 * np.mean(dropped):.1f} % of {len(dropped)}")
+    print(f"edits of 32 px that it keeps: {100 * np.mean(kept_edits):.1f} % of {len(kept_edits)}")
+
+
+if __name__ == "__main__":
+    main()

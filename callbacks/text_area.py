@@ -1,0 +1,106 @@
+"""How much of a picture is covered by text, for the corpus engine, read by the OCR engine that is there."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from callbacks.ocr_engine import PaddleEngine
+from callbacks.ocr_models import model, offline_models
+from firered_lit.curation.annotator import Annotator, Columns, Of
+from firered_lit.curation.rows import Picture, shrunk
+from firered_lit.models.tiny import cache_folder
+from firered_lit.rewards.layout_ocr import Char
+
+_WATERMARK = re.compile(
+    r"\bwww\.|\bhttps?:|\b[\w-]+\.(com|cn|net|org|io|me|co)\b|(^|\s)@\w{3,}|©|\(c\) ?\d{4}|copyright|all rights"
+    r"|shutterstock|gettyimages|istock|alamy|dreamstime|123rf|depositphotos|adobe ?stock|freepik|pngtree|水印|版权",
+    re.IGNORECASE,
+)
+_KEPT = 200  # characters of what was read
+_LEAST_LETTERS = 3  # of a line that is taken for text; stars and stripes are read as one or two
+
+
+class TextArea(Annotator):
+    """Text that can be read on a picture. Slow: tenths of a second for each on a core.
+
+    Args:
+        detection: Folder or name of a PaddleOCR model; that of the rapidocr wheel when None.
+        recognition: The same, for reading.
+        side: px of the longer side at which pictures are read.
+        least: Mean confidence from which on a line counts as read.
+
+    Columns:
+        area: The share of the picture that the boxes of its characters cover, 0 to 1; lines of at least three letters
+            or digits count.
+        characters: How many there are.
+        text: What they say, at most 200 characters.
+        watermark: Whether that names a site, an account, an agency or a copyright.
+    """
+
+    columns: ClassVar[dict[str, str]] = {
+        "area": "number",
+        "characters": "count",
+        "text": "text",
+        "watermark": "flag",
+    }
+    of: ClassVar[Of] = "picture"
+
+    def __init__(
+        self, detection: str | None = None, recognition: str | None = None, side: int = 768, least: float = 0.6
+    ) -> None:
+        self.detection = detection
+        self.recognition = recognition
+        self.side = side
+        self.least = least
+        self._engine: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_engine": None}
+
+    def open(self) -> None:
+        """Load the engine.
+
+        Raises:
+            UserError: A model is missing.
+        """
+        offline = offline_models(cache_folder())
+        named = (self.detection, self.recognition)
+        models = [model(name) if name else own for name, own in zip(named, offline, strict=True)]
+        self._engine = PaddleEngine(*models, max_side=self.side, least=self.least)
+
+    def annotate(self, batch: Sequence[Picture]) -> Columns:
+        """Return what is read on pictures."""
+        pictures = [shrunk(picture.pixels, self.side) for picture in batch]
+        found = [_wordy(characters) for characters in self._engine.read(pictures)]
+        texts = [_text(characters) for characters in found]
+        areas = [_area(characters, picture.shape) for characters, picture in zip(found, pictures, strict=True)]
+        return {
+            "area": areas,
+            "characters": [sum(not character.text.isspace() for character in some) for some in found],
+            "text": [text[:_KEPT] for text in texts],
+            "watermark": [bool(_WATERMARK.search(text)) for text in texts],
+        }
+
+
+def _wordy(characters: Sequence[Char]) -> list[Char]:
+    """Return the characters of lines that have enough letters and digits to be text."""
+    letters = Counter(character.line for character in characters if character.text.isalnum())
+    return [character for character in characters if letters[character.line] >= _LEAST_LETTERS]
+
+
+def _area(characters: Sequence[Char], shape: tuple[int, ...]) -> float:
+    covered = sum(character.w * character.h for character in characters)
+    return min(1.0, covered / (shape[0] * shape[1]))
+
+
+def _text(characters: Sequence[Char]) -> str:
+    """Return what characters say, a space between lines."""
+    parts: list[str] = []
+    line = None
+    for character in characters:
+        if parts and character.line != line:
+            parts.append(" ")
+        parts.append(character.text)
+        line = character.line
+    return "".join(parts)
