@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 from firered_lit.locks import in_turn
 from firered_lit.models.family import open_base
@@ -19,6 +18,7 @@ from firered_lit.models.sizes import Sizes
 from .crops import Opening
 from .encode import DTYPES, Encoder
 from .faces import Faces
+from .held_out import choose
 from .images import MAX_PIXELS
 from .parts import Parts, at_work, made_from
 from .reading import Reader
@@ -40,6 +40,7 @@ def prepare(
     layout: str = "",
     max_refused: float = 0.01,
     held_out: float = 0.02,
+    held_out_least: int = 0,
     keep_images: bool = True,
     inverse: bool = True,
     alignment: bool | Literal["online"] = True,
@@ -61,7 +62,8 @@ def prepare(
 
     sizes: pixel areas; the base's own when None. layout: see `datamodules.layouts`, when the columns do not tell.
     max_refused: share of the rows that may be refused before it stops.
-    held_out: share of source images whose edits are kept for validation. keep_images: store the crops too (held-out
+    held_out: share of source images whose edits are kept for validation. held_out_least: how many edits of a small
+    data set that is at least, as far as half of its source images allow. keep_images: store the crops too (held-out
     ones always are). inverse: use inverse instructions. alignment: store references in the canonical order of their
     shapes, and encode the texts of an edit with several of them for every order that training may draw, at most
     max_orders; "online" leaves those to the training. part_rows: rows that a kill can lose, whose samples are put in
@@ -76,6 +78,8 @@ def prepare(
     Raises UserError.
     """
     _check(dtype, max_refused, held_out, part_rows, max_orders, batch)
+    if held_out_least < 0:
+        raise UserError(f"held_out_least={held_out_least}: at least 0")
     if not 0 <= shard < num_shards:
         raise UserError(f"shard={shard}, num_shards={num_shards}: shards are numbered from 0 to num_shards - 1")
     base = open_base(model)
@@ -93,10 +97,12 @@ def prepare(
     options |= {"dtype": dtype, "seed": seed, "alignment": mode, "orders": max_orders if mode == "cached" else 1}
     options["mentions"] = GRAMMAR  # a folder begun by an earlier version is checked where it is loaded
     options["colours"] = COLOURS
+    if held_out_least:
+        options["held_out_least"] = held_out_least
     parts, every = Parts(folder), range(-(-count // part_rows))
     with at_work(folder, shard, num_shards):
         with in_turn(folder):
-            options = made_from(folder, options, inherited=["mentions", "colours"])
+            options = made_from(folder, options, inherited=["mentions", "colours", "held_out_least"])
             if (folder / "data.json").exists() and (lost := parts.lost()):
                 print(f"{folder}: lost or damaged since it was finished: {lost}; what belongs to it is made again")
                 (folder / "data.json").unlink()
@@ -116,7 +122,8 @@ def prepare(
             encoder = Encoder(base, dtype, where, options["orders"], batch, detector, bool(alignment), reader)
             some = rows(source, inverse=inverse, layout=layout, wanted=lambda number: False)
             _say_sizes(islice(some, 256), count, partial(encoder.estimate, keep_images=keep_images), folder)
-            chosen = partial(_held_out, share=held_out, seed=seed)
+            least = options.get("held_out_least", 0)
+            chosen = choose(partial(rows, source, inverse=inverse, layout=layout), count, held_out, least, seed)
             opening = Opening(base.sizes, chosen, keep_images, max_pixels, allow_urls)
             work = Work(parts, encoder, tally, opening, workers)
             work.parts_of(partial(rows, source, inverse=inverse, layout=layout), todo, part_rows)
@@ -166,13 +173,6 @@ def _check(dtype: str, max_refused: float, held_out: float, part_rows: int, max_
         raise UserError(f"max_refused={max_refused}, held_out={held_out}: both are shares, from 0 to 1")
     if min(part_rows, max_orders, batch) < 1:
         raise UserError(f"part_rows={part_rows}, max_orders={max_orders}, batch={batch}: all are at least 1")
-
-
-def _held_out(row: list[Record], share: float, seed: int) -> bool:
-    """As the row says; else by its first image: the edits of one source are all to train on, or all held out."""
-    if row[0].held_out is not None:
-        return row[0].held_out
-    return seed_of(seed, "held out", row[0].group) < share * (1 << 63)
 
 
 def _say_sizes(first: Iterable[Row], count: int, estimate: Callable[[list[Record]], float], folder: Path) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import locks, stopping
-from .checkpoint import AtomicCheckpointIO, read_facts, resolve
+from .checkpoint import BEST, AtomicCheckpointIO, best, read_facts, resolve
 from .dialect import dump
 from .errors import UserError, naming
 from .files import write_json, write_text
@@ -26,6 +26,7 @@ from .stages.base import Stage
 from .start import find_start
 from .steps import log_by_optimizer_steps
 from .store import RECORD, read_record
+from .textfiles import read_object
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,8 @@ def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None)
     given = getattr(trainer, "keywords", {})
     if run.validate_every is None:
         return {"limit_val_batches": 0, "num_sanity_val_steps": 0}
-    steps = min(run.validate_every, max(given.get("max_steps", run.validate_every), 1))  # a short run ends with one
+    last = given.get("max_steps", -1)
+    steps = run.validate_every if last < 0 else min(run.validate_every, max(last, 1))  # a short run ends with one
     return {
         "num_sanity_val_steps": -1 if run.validate_first and start is None else 0,
         "val_check_interval": steps * given.get("accumulate_grad_batches", 1),
@@ -277,6 +279,27 @@ def _missing(stage: Stage, callbacks: Iterable[L.Callback]) -> list[str]:
     return lines
 
 
+def _to_take(folder: Path, metrics: Mapping[str, float]) -> list[str]:
+    """Return in a line which checkpoint to export and why; nothing where validation has chosen none."""
+    path = best(folder)
+    if path is None:
+        return []
+    record = read_object(path.parent / BEST, "monitor", "score", "step")
+    name, score, step = record["monitor"], float(record["score"]), record["step"]
+    now = metrics.get(name)
+    later = "" if now is None or now == score else f"; it is {now:.4f} at the end"
+    return [f"{path}: the best {name} of all validations, {score:.4f} at step {step}{later} (export --checkpoint best)"]
+
+
+def _stopped_early(engine: L.Trainer) -> list[str]:
+    """Return in a line why training ended before its last step; nothing where it did not."""
+    for callback in engine.early_stopping_callbacks:
+        if callback.wait_count >= callback.patience:
+            waited = f"has not improved in {callback.wait_count} validations"
+            return [f"stopped early at step {engine.global_step}: {callback.monitor} {waited}"]
+    return []
+
+
 @rank_zero_only
 def _say(folder: Path, engine: L.Trainer, remarks: Sequence[str]) -> None:
     """The last lines of a finished run, kept as summary.txt: where it is, what it reached, how to look at it."""
@@ -287,7 +310,8 @@ def _say(folder: Path, engine: L.Trainer, remarks: Sequence[str]) -> None:
     lines += [f"{name:<11} {metrics[name]:.4f}" for name in shown]
     grids = sorted((folder / "samples").glob("*.png"))
     lines += [f"grid        {grids[-1]}"] if grids else []
-    lines += [f"note        {remark}" for remark in remarks]
+    lines += [f"take        {line}" for line in _to_take(folder, metrics)]
+    lines += [f"note        {remark}" for remark in [*_stopped_early(engine), *remarks]]
     stores = [logger.uri for logger in engine.loggers if hasattr(logger, "uri")]
     if stores:
         from .tracking import ui_command
