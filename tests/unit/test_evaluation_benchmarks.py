@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_the_published_rededit_is_taken_as_it_is(shared_data: Path, tmp_path: Pa
         path = tmp_path / row["source"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture.getvalue())
-    items = REDEdit(str(tmp_path)).items()
+    items = REDEdit(str(tmp_path), version="published").items()
     assert len(items) == 2 * sum(rededit.PUBLISHED.values()) == 3084
     assert len({(item.suite, item.output) for item in items}) == 3084
     assert all(item.output == f"{item.category}/{item.category}-{item.id}.png" for item in items)
@@ -114,7 +115,7 @@ def test_the_published_rededit_is_taken_as_it_is(shared_data: Path, tmp_path: Pa
     short = [line for line in content.splitlines(keepends=True) if b'"id": "1500"' not in line]
     (tmp_path / "redbench.jsonl").write_bytes(b"".join(short))
     with pytest.raises(UserError, match=r"1541 rows, the published version has 1542 \(\w+ \d+ of \d+\); SHA-256"):
-        REDEdit(str(tmp_path)).items()
+        REDEdit(str(tmp_path), version="published").items()
 
 
 class Damage:
@@ -130,11 +131,6 @@ class Damage:
         for path in (folder / "redbench").rglob("*.png"):
             path.unlink()
         return r"15 of 15 pictures are missing, first redbench/add/add-1\.png; .*REDEdit_Bench\.tar"
-
-    @staticmethod
-    def one_picture_less(folder: Path) -> str:
-        (folder / "redbench/id/portrait-10.png").unlink()
-        return r"1 of 15 pictures are missing, first redbench/id/portrait-10\.png"
 
     @staticmethod
     def half_a_line(folder: Path) -> str:
@@ -189,13 +185,35 @@ def test_a_damaged_rededit_is_refused_in_one_line(name: str, tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_another_version_is_refused_with_its_hash_and_taken_on_request(copies: Path) -> None:
-    with pytest.raises(UserError, match=r"30 rows, the published version has 1542 .*SHA-256 [0-9a-f]{16}"):
-        REDEdit(str(copies / "rededit")).items()
-    with pytest.raises(UserError, match=r"18 rows, the published version has 737 .*SHA-256 [0-9a-f]{16}"):
-        ImgEdit(str(copies / "imgedit")).items()
-    with pytest.raises(UserError, match=r"gedit \(en\): 22 rows, the published version has 606"):
-        GEdit(str(copies / "gedit")).items()
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (REDEdit, r"rededit/redbench\.jsonl: .*30 rows, the published version has 1542 .*SHA-256 [0-9a-f]{16}"),
+        (ImgEdit, r"imgedit/basic_edit\.json: .*18 rows, the published version has 737 .*SHA-256 [0-9a-f]{16}"),
+        (GEdit, r"gedit \(en\): .*22 rows, the published version has 606"),
+    ],
+)
+def test_another_version_is_told_with_its_hash_and_refused_on_request(kind, told, copies: Path, caplog) -> None:
+    folder = str(copies / kind.__name__.lower())
+    assert kind(folder).items()
+    assert len(caplog.messages) == (2 if kind is GEdit else 1)
+    assert re.search(told, caplog.messages[0])
+    with pytest.raises(UserError, match=told):
+        kind(folder, version="published").items()
+
+
+def test_a_missing_picture_is_told_and_costs_its_item_alone(tmp_path: Path, caplog) -> None:
+    folder = standin.write_rededit(tmp_path, each=1)
+    (folder / "redbench/id/portrait-10.png").unlink()
+    benchmark = REDEdit(str(folder))
+    items = benchmark.items()
+    assert "1 of 15 pictures are missing, first redbench/id/portrait-10.png" in caplog.text
+    lost = [item for item in items if item.category == "portrait"]
+    assert len(lost) == 2
+    for item in lost:
+        with pytest.raises(UserError, match=r"redbench/id/portrait-10\.png: missing"):
+            benchmark.sources(item)
+    assert all(benchmark.sources(item) for item in items if item not in lost)
 
 
 @pytest.mark.parametrize("kind", [ImgEdit, GEdit])

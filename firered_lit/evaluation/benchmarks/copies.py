@@ -1,7 +1,8 @@
-"""A user's copy of a benchmark, held against the published one before anything is drawn or asked."""
+"""Copies of benchmarks that users have, held against the published ones before anything is drawn or asked."""
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import Item
 from firered_lit.textfiles import MEGABYTE, read_bytes
 
+logger = logging.getLogger(__name__)
 Version = Literal["published", "any"]
 LARGEST_PICTURE = 256 * MEGABYTE
 
@@ -107,21 +109,19 @@ def check_version(
     digest: str = "",
     published_digest: str = "",
 ) -> None:
-    """Refuse an index that is not the published one.
+    """Refuse an index that is not the published one, or warn of it.
 
     Args:
         where: The index.
         categories: The category of each row.
         published: Category -> how many rows the published index has.
-        version: "any" takes every index.
+        version: "published" refuses another index, "any" warns of it.
         digest: SHA-256 of the index; "" where there is none to compare.
         published_digest: SHA-256 of the published index, or its beginning.
 
     Raises:
-        UserError: Rows are missing or too many, or the index has another hash.
+        UserError: Rows are missing or too many, or the index has another hash, and the published one is wanted.
     """
-    if version == "any":
-        return
     found = Counter(categories)
     wrong = []
     for category in {**published, **found}:
@@ -138,12 +138,14 @@ def check_version(
         parts.append(f"{rows} ({', '.join(wrong[:3])}{more})")
     if other:
         parts.append(f"SHA-256 {digest[:16]}..., the published version's begins with {published_digest[:16]}")
-    remedy = "take the published file, or score this one as it is by `version: any` in the recipe's benchmark"
-    raise UserError(f"{where}: {'; '.join(parts)}; {remedy}")
+    told = f"{where}: not the published version: {'; '.join(parts)}"
+    if version == "published":
+        raise UserError(f"{told}; take the published one, or set version=any for this benchmark to score it as it is")
+    logger.warning("%s; its scores compare with no published ones", told)
 
 
 def check_pictures(folder: Path, names: Iterable[str], hint: str) -> None:
-    """Refuse a folder in which pictures are missing.
+    """Refuse a folder without pictures, and warn of one in which some are missing: their items have no score.
 
     Args:
         folder: What the names lie below.
@@ -151,12 +153,16 @@ def check_pictures(folder: Path, names: Iterable[str], hint: str) -> None:
         hint: Where they come from.
 
     Raises:
-        UserError: Some are missing.
+        UserError: All are missing.
     """
     names = list(dict.fromkeys(names))
     missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: {len(missing)} of {len(names)} pictures are missing, first {missing[0]}; {hint}")
+    if not missing:
+        return
+    told = f"{folder}: {len(missing)} of {len(names)} pictures are missing, first {missing[0]}; {hint}"
+    if len(missing) == len(names):
+        raise UserError(told)
+    logger.warning("%s", told)
 
 
 def first_of_each(items: Sequence[Item], each: int | None) -> list[Item]:

@@ -32,7 +32,7 @@ class GEdit:
         folder: What holds the parquet files, there or in data/.
         languages: "en", "cn" or both: a suite each.
         prompts: VIEScore's vie_prompts.py, which is read as text and never run; FOLDER/vie_prompts.py when None.
-        version: "published" refuses another number of rows than the published one; "any" takes them as they are.
+        version: "published" refuses another number of rows than the published one; "any" warns of it.
         each: Only the first so many items of every group; None for all.
     """
 
@@ -41,7 +41,7 @@ class GEdit:
         folder: str,
         languages: Sequence[str] = ("en", "cn"),
         prompts: str | None = None,
-        version: copies.Version = "published",
+        version: copies.Version = "any",
         each: int | None = None,
     ) -> None:
         unknown = [name for name in languages if name not in LANGUAGES]

@@ -32,7 +32,7 @@ class ImgEdit:
         folder: What holds basic_edit.json and singleturn/ (or Benchmark/singleturn/), or parquet files with the columns
             key, image, prompt and edit_type, there or in data/.
         prompts: The file with the judge's prompts, type -> text; FOLDER/prompts.json when None.
-        version: "published" refuses another index than the published one; "any" takes it as it is.
+        version: "published" refuses another index than the published one; "any" warns of it.
         each: Only the first so many items of every type; None for all.
     """
 
@@ -40,7 +40,7 @@ class ImgEdit:
         self,
         folder: str,
         prompts: str | None = None,
-        version: copies.Version = "published",
+        version: copies.Version = "any",
         each: int | None = None,
     ) -> None:
         self.folder = user_path(folder)

@@ -31,7 +31,7 @@ class REDEdit:
         folder: What holds redbench.jsonl and redbench/.
         languages: "en", "cn" or both: a suite each.
         prompts: The file with the judge's prompts, task -> text; FOLDER/prompts.json when None.
-        version: "published" refuses another index than the published one; "any" takes it as it is.
+        version: "published" refuses another index than the published one; "any" warns of it.
         each: Only the first so many items of every task; None for all.
     """
 
@@ -40,7 +40,7 @@ class REDEdit:
         folder: str,
         languages: Sequence[str] = ("en", "cn"),
         prompts: str | None = None,
-        version: copies.Version = "published",
+        version: copies.Version = "any",
         each: int | None = None,
     ) -> None:
         unknown = [name for name in languages if name not in COLUMNS]
