@@ -45,7 +45,7 @@ def read_prompts(file: Path, name: str) -> list[Prompt]:
         UserError: the file or a row of it cannot be used; the message names the line.
     """
     try:
-        lines = read_text(file).splitlines()
+        lines = read_text(file).split("\n")  # a text may hold other line ends
     except FileNotFoundError:
         raise UserError(f"{name} {file}: no such file") from None
     except (OSError, UnicodeDecodeError) as problem:

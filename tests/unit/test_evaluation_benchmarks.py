@@ -118,6 +118,16 @@ def test_the_published_rededit_is_taken_as_it_is(shared_data: Path, tmp_path: Pa
         REDEdit(str(tmp_path), version="published").items()
 
 
+def test_an_instruction_may_hold_any_line_end_but_its_own(tmp_path: Path) -> None:
+    folder = standin.write_rededit(tmp_path, each=1)
+    odd = "Write\u2028two\x85lines\x0bor\x1cmore\r\n“各”"
+    index = folder / "redbench.jsonl"
+    first, *rest = index.read_text(encoding="utf-8").split("\n")
+    changed = json.dumps(json.loads(first) | {"a_to_b_instructions_eng": odd}, ensure_ascii=False)
+    index.write_text("\n".join([changed, *rest]), encoding="utf-8")
+    assert REDEdit(str(folder)).items()[0].instruction == odd
+
+
 class Damage:
     """What can be wrong with a folder, and what the one line says."""
 
@@ -147,6 +157,16 @@ class Damage:
     def no_text(folder: Path) -> str:
         _change(folder, a_to_b_instructions=7)
         return r"redbench\.jsonl:1: a_to_b_instructions: expected a text, got 7"
+
+    @staticmethod
+    def half_a_character(folder: Path) -> str:
+        _change(folder, a_to_b_instructions_eng="Write \ud800")
+        return r"redbench\.jsonl:1: a_to_b_instructions_eng: expected a text, got 'Write \\ud800'"
+
+    @staticmethod
+    def a_way_out_in_half_a_character(folder: Path) -> str:
+        _change(folder, source="redbench/\ud800.png")
+        return r"redbench\.jsonl:1: source: expected a text"
 
     @staticmethod
     def an_id_twice(folder: Path) -> str:
@@ -232,7 +252,7 @@ def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path) -> None:
         GEdit(str(tmp_path)).items()
 
 
-@pytest.mark.parametrize("key", ["../../out", "/etc/passwd", "a/b", "..\\x", "", "x" * 300])
+@pytest.mark.parametrize("key", ["../../out", "/etc/passwd", "a/b", "..\\x", "", "x" * 300, "\ud800", "a\0"])
 def test_a_key_that_is_no_files_name_is_refused(key: str, tmp_path: Path) -> None:
     folder = standin.write_imgedit(tmp_path, each=1)
     index = json.loads((folder / "basic_edit.json").read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from firered_lit.dialect import is_text
 from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import Item
 from firered_lit.textfiles import MEGABYTE, read_bytes
@@ -61,7 +62,7 @@ def text_of(row: Mapping[str, Any], name: str, where: str) -> str:
         UserError: There is none.
     """
     value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or not is_text(value):
         raise UserError(f"{where}: {name}: expected a text, got {value!r}")
     return value
 
@@ -73,7 +74,8 @@ def path_below(name: str, where: str) -> str:
         UserError: It is absolute, or climbs by "..".
     """
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name or not path.parts:
+    strange = "\0" in name or "\\" in name or not is_text(name)
+    if path.is_absolute() or ".." in path.parts or strange or not path.parts:
         raise UserError(f"{where}: {name!r} does not lie below the benchmark's folder")
     return str(path)
 

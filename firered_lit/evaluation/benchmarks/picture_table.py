@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from firered_lit.errors import UserError
+from firered_lit.judges.reply import one_line
 
 
 class PictureTable:
@@ -47,7 +48,7 @@ class PictureTable:
                     first += file.metadata.row_group(group).num_rows
                 self.rows += file.read(columns=list(columns)).to_pylist()
         except (OSError, pyarrow.ArrowException) as problem:
-            raise UserError(f"{path}: cannot be read as parquet ({str(problem).splitlines()[0]})") from None
+            raise UserError(f"{path}: cannot be read as parquet ({one_line(problem)})") from None
 
     def name(self, row: int) -> str:
         """Return what a message calls the picture of a row."""
@@ -83,7 +84,7 @@ class PictureTable:
             with pyarrow.parquet.ParquetFile(path) as file:
                 return file.read_row_group(number, columns=[self.pictures]).column(0).to_pylist()
         except (OSError, pyarrow.ArrowException) as problem:
-            raise UserError(f"{path}: cannot be read as parquet ({str(problem).splitlines()[0]})") from None
+            raise UserError(f"{path}: cannot be read as parquet ({one_line(problem)})") from None
 
 
 def parquet_files(folder: Path) -> list[Path]:

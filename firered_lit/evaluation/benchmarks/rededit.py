@@ -124,7 +124,7 @@ class REDEdit:
         path = self.folder / INDEX
         rows = []
         try:
-            lines = self._content.decode("utf-8").splitlines()
+            lines = self._content.decode("utf-8").split("\n")  # a text may hold other line ends
         except UnicodeDecodeError as problem:
             raise UserError(f"{path}: not UTF-8 text (byte {problem.start})") from None
         for number, line in enumerate(lines, start=1):
