@@ -75,6 +75,7 @@ OURS = (
     "firered_lit.evaluation.models.planted.RandomCrop",
     "firered_lit.evaluation.models.planted.RightAnswers",
     "firered_lit.evaluation.models.server.Server",
+    "firered_lit.evaluation.report.record.Record",
     "firered_lit.evaluation.text_reading.TextReading",
     "firered_lit.fit.Run",
     "firered_lit.flow.sampler.dpm_solver_2",

@@ -29,6 +29,7 @@ RANGES = {
     **dict.fromkeys(("max_steps", "max_epochs", "min_steps", "min_epochs"), ">= -1"),
     **dict.fromkeys(("seed", "top_k", "lowest", "highest"), _FREE),
     **dict.fromkeys(("Duplicates.distance",), ">= 0 and <= 5"),
+    **dict.fromkeys(("pictures",), ">= 0"),
     # shares and probabilities
     **dict.fromkeys(("decay", "cap", "floor", "end", "cutoff", "gate", "quantile", "dropout", "left_out"), _SHARE),
     **dict.fromkeys(("text_drop", "reference_drop", "max_refused", "edit_share", "most_low", "top_p", "min_p"), _SHARE),

@@ -172,7 +172,8 @@ def _line(folder: EvaluationFolder, model: str, item: Item, entry: JudgedItem) -
 
 def _estimates(scores: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
     means = estimate_means(scores, seed=0, draws=200)
-    return {**{name: asdict(value) for name, value in means.categories.items()}, "overall": asdict(means.macro)}
+    categories = {name: asdict(value) for name, value in means.categories.items()}
+    return {**categories, "overall": asdict(means.macro), "micro": asdict(means.micro)}
 
 
 def _comparison(suite: str, found: object) -> dict[str, object]:

@@ -1,8 +1,7 @@
 """The files of an evaluation, read for its report: what each model scored on each item, and what that allows to say."""
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,8 @@ class Results:
     Attributes:
         out: The folder.
         models: Names, in the order of the report.
-        scorings: Suite -> how its answers are scored, in the order of the report; suites without a line are left out.
+        scorings: Suite -> how its answers are scored, in the order of the report; suites without a score are left out.
+        origins: Suite -> the suite whose items it has; GEdit-Bench counts some of its items a second time.
         rows: All items, in the order of the benchmarks.
         tables: Model -> suite -> mode -> category or "overall" -> score and counts.
         statistics: The content of `statistics.json`.
@@ -72,6 +72,7 @@ class Results:
     out: Path
     models: tuple[str, ...]
     scorings: Mapping[str, Scoring]
+    origins: Mapping[str, str]
     rows: Sequence[Row]
     tables: Mapping[str, Mapping[str, Any]]
     statistics: Mapping[str, Any] = field(default_factory=dict)
@@ -82,14 +83,15 @@ class Results:
 
     def categories(self, suite: str) -> list[str]:
         """Return the categories of a suite in the order of its items."""
-        return list(dict.fromkeys(row.category for row in self.rows_of(suite)))
+        tables = [self.tables[model].get(suite, {}).get(mode, {}) for model in self.models for mode in MODES]
+        return list(dict.fromkeys(name for table in tables for name in table if name != OVERALL))
 
     def score(self, suite: str, model: str, mode: str, category: str) -> Mapping[str, Any]:
         """Return the scores and counts of a category or "overall"; empty where the model has none."""
         return self.tables.get(model, {}).get(suite, {}).get(mode, {}).get(category, {})
 
     def estimate(self, suite: str, model: str, mode: str, category: str) -> Mapping[str, Any]:
-        """Return a mean with its interval; empty where there is none."""
+        """Return the mean of a category, "overall" or "micro", with its interval; empty where there is none."""
         estimates = self.statistics.get("estimates") or {}
         return estimates.get(suite, {}).get(model, {}).get(mode, {}).get(category) or {}
 
@@ -100,7 +102,7 @@ class Results:
     def judges(self, suite: str) -> str:
         """Return the names and dates of a suite's judges, as "gpt-4.1 (2026-01-31)"."""
         dates: dict[str, set[str]] = {}
-        for row in self.rows_of(suite):
+        for row in self.rows_of(self.origins[suite]):
             for line in row.lines.values():
                 judge = line.get("judge") or {}
                 if judge.get("model"):
@@ -111,8 +113,8 @@ class Results:
 
     def counts(self, suite: str, model: str, mode: str) -> dict[str, int]:
         """Return how many items are expected, scored, missing, refused and unparsed."""
-        states = Counter(row.state(model, mode) for row in self.rows_of(suite))
-        return {"expected": states.total(), **{state: states[state] for state in STATES}}
+        overall = self.score(suite, model, mode, OVERALL)
+        return {name: int(overall.get(name, 0)) for name in ("expected", *STATES)}
 
     def warnings(self, suite: str, models: Sequence[str] | None = None) -> list[str]:
         """Return a line for every model of which less was scored than expected.
@@ -174,15 +176,28 @@ def read(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], models: Sequ
         first = next(iter(by_model.values()))
         rows.append(Row(suite, name, first["category"], first["language"], first["instruction"], by_model))
 
-    present = {row.suite for row in rows}
+    tables = {model: read_object(folder.model_scores(model)) for model in models}
+    origins = _origins(scorings, tables)
     return Results(
         out=folder.out,
         models=tuple(models),
-        scorings={suite: scoring for suite, scoring in scorings.items() if suite in present},
+        scorings={suite: scorings[origin] for suite, origin in origins.items()},
+        origins=origins,
         rows=rows,
-        tables={model: read_object(folder.model_scores(model)) for model in models},
+        tables=tables,
         statistics=read_object(folder.statistics) if folder.statistics.exists() else {},
     )
+
+
+def _origins(suites: Iterable[str], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return every suite that has scores -> the benchmark's suite whose items it has: its own name or its beginning."""
+    scored = list(dict.fromkeys(suite for by_suite in tables.values() for suite in by_suite))
+    origins = {}
+    for origin in suites:
+        for suite in scored:
+            if suite == origin or suite.startswith(f"{origin}_"):
+                origins.setdefault(suite, origin)
+    return origins
 
 
 NEEDED = ("suite", "id", "category", "language", "instruction", *MODES)

@@ -109,10 +109,8 @@ def _overall(results: Results, suite: str, scoring: Scoring, column: tuple[str, 
     overall = results.score(suite, model, mode, OVERALL)
     if dimension != scoring.headline:
         return _number(overall.get(dimension)) if key == "macro" else NOTHING
-    cell = _number(overall.get(key))
-    if key == "macro":
-        cell += _interval(results.estimate(suite, model, mode, OVERALL))
-    return cell
+    estimate = results.estimate(suite, model, mode, OVERALL if key == "macro" else key)
+    return _number(overall.get(key)) + _interval(estimate)
 
 
 # Two models
