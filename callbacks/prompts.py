@@ -1,45 +1,24 @@
 """Prompts of one's own, drawn by the base first and then while it learns: `Prompts`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
+from torch import Tensor
 
 from callbacks.lettering import Lettering
+from callbacks.live import Encoded, draw, encode
 from callbacks.sample_grid import Row, draw_grid, fitted
-from firered_lit.batch import Condition, Text
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
-from firered_lit.flow.sampler import schedule
-from firered_lit.models.codec import to_image, to_pixels
-from firered_lit.models.conditioning import UNCONDITIONAL
-from firered_lit.models.sampling import sample
-from firered_lit.models.sizes import calculate_dimensions
 from firered_lit.prompt_file import Prompt, open_picture, read_prompts
 from firered_lit.tracking import log_image
 
 FOLDER = "prompts"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the frozen models make of a prompt, on the CPU.
-
-    Attributes:
-        conditions: the instruction, and with guidance the unconditional text, each with the references' latents.
-        noise: (1, C, h, w), a function of the prompt's seed.
-        sources: the control pictures, for the grid.
-    """
-
-    conditions: tuple[Condition, ...]
-    noise: torch.Tensor
-    sources: tuple[Image.Image, ...]
 
 
 class Prompts(L.Callback):
@@ -114,12 +93,12 @@ class Prompts(L.Callback):
         if trainer.strategy.broadcast(grid.exists()):
             return
         if not self._encoded:
-            self._encoded = [encode(prompt, stage, self.guidance > 1) for prompt in self.prompts]
+            self._encoded = [encoded_prompt(prompt, stage, self.guidance > 1) for prompt in self.prompts]
 
         # The mode of the module is put back as it was.
         training = stage.training
         stage.eval()
-        pictures = [self._draw(encoded, stage) for encoded in self._encoded]
+        pictures = [draw(stage, encoded, self.steps, self.guidance) for encoded in self._encoded]
         stage.train(training)
 
         if trainer.is_global_zero:
@@ -130,19 +109,6 @@ class Prompts(L.Callback):
                 return
             for logger in trainer.loggers:
                 log_image(logger, FOLDER, Image.open(grid), step)
-
-    @torch.no_grad()
-    def _draw(self, encoded: Encoded, stage: Any) -> Image.Image:
-        """Draw one prompt with the weights as they are."""
-        noise = encoded.noise.to(stage.device)
-        conditions = [condition.to(stage.device) for condition in encoded.conditions]
-        tokens = noise.shape[-2] * noise.shape[-1] // 4
-        sigmas = schedule(self.steps, tokens, stage.scheduler_config)
-        unconditional = conditions[1] if len(conditions) > 1 else None
-        guidance = self.guidance if unconditional is not None else 1.0
-        with torch.autocast(stage.device.type, enabled=stage.device.type != "cpu", dtype=torch.bfloat16):
-            latents = sample(stage.transformer, noise, sigmas, conditions[0], unconditional, guidance)
-        return to_image(stage.codec.decode(latents.float())[0].float())
 
     # Files
 
@@ -174,43 +140,14 @@ class Prompts(L.Callback):
         return [(name, fitted(picture, self.side)) for name, picture in zip(names, encoded.sources, strict=True)]
 
 
-def encode(prompt: Prompt, stage: Any, guided: bool) -> Encoded:
-    """Return what the stage's frozen text encoder and VAE make of a prompt, at the sizes of training.
-
-    Args:
-        prompt: the prompt.
-        stage: the training module, whose `base`, `codec` and `frozen` are used.
-        guided: whether the unconditional text is encoded too.
-    """
-    base = stage.base
+def encoded_prompt(prompt: Prompt, stage: Any, guided: bool) -> Encoded:
+    """Return what the frozen models make of a prompt, with the noise of its seed."""
     pictures = [open_picture(path, "callbacks.prompts") for path in prompt.images]
-    dtype = stage.transformer.dtype if stage.transformer.dtype.is_floating_point else torch.float32
 
-    # The text, by the encoder that training may have loaded already.
-    if "conditioner" not in stage.frozen:
-        stage.frozen["conditioner"] = base.conditioner(stage.device, dtype)
-    words = [prompt.instruction, UNCONDITIONAL] if guided else [prompt.instruction]
-    rows = stage.frozen["conditioner"].encode(words, [pictures] * len(words), base.sizes.condition_area)
+    def noise(shape: tuple[int, int, int]) -> Tensor:
+        return gaussian(shape, (0,), "prompt", prompt.seed or 0)
 
-    # The references, at their own area.
-    shown = [_to_area(picture, base.sizes.reference_area) for picture in pictures]
-    latents = tuple(stage.codec.encode(to_pixels(picture)[None].to(stage.device)).cpu() for picture in shown)
-    conditions = tuple(Condition(Text.pad([row.to("cpu", dtype)]), latents) for row in rows)
-
-    # The noise, in the shape of the picture that is asked for.
-    ratio = pictures[-1].width / pictures[-1].height if pictures else 1.0
-    width, height = calculate_dimensions(base.sizes.target_area, ratio)
-    width = (prompt.width or width) // 16 * 16
-    height = (prompt.height or height) // 16 * 16
-    factor = stage.codec.factor
-    channels = stage.codec.mean.shape[1]
-    noise = gaussian((channels, height // factor, width // factor), (0,), "prompt", prompt.seed or 0)
-    return Encoded(conditions, noise, tuple(pictures))
-
-
-def _to_area(picture: Image.Image, area: int) -> Image.Image:
-    size = calculate_dimensions(area, picture.width / picture.height)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    return encode(stage, prompt.instruction, pictures, noise, guided=guided, width=prompt.width, height=prompt.height)
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -19,6 +19,7 @@ OURS = (
     "callbacks.consistency_reward.ConsistencyReward",
     "callbacks.correctness.Correctness",
     "callbacks.ema.EMA",
+    "callbacks.evaluation.Evaluation",
     "callbacks.judge_local.LocalVLM",
     "callbacks.judge_reward.JudgeReward",
     "callbacks.judge_server.Replay",

@@ -15,8 +15,8 @@ from firered_lit.draws import chooser
 from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import EvaluationFolder
 from firered_lit.evaluation.report.page import PICTURES, PLOTS
-from firered_lit.evaluation.report.results import MODES, Results
-from firered_lit.evaluation.report.tables import Table
+from firered_lit.evaluation.report.results import OVERALL, Results
+from firered_lit.evaluation.report.tables import COUNTED, Table
 from firered_lit.store import RECORD, alone, artifacts_of, read_record, store_uri, update_record
 
 if TYPE_CHECKING:
@@ -141,24 +141,28 @@ class Record:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, 0) for key, value in numbers(results, model).items()]
+        metrics = [Metric(key, value, now, 0) for key, value in numbers(results.tables[model]).items()]
         for start in range(0, len(metrics), _MOST_METRICS):
             client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
         for suite in results.scorings:
             client.set_tag(run_id, f"{PREFIX}.{_clean(suite)}.judge", results.judges(suite))
 
 
-def numbers(results: Results, model: str) -> dict[str, float]:
-    """Return metric -> value of one model: `eval/SUITE/MODE/CATEGORY`, and the counts of each suite and mode."""
+def numbers(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """Return metric -> value of one model: `eval/SUITE/MODE/CATEGORY`, and `.../items/STATE` of each suite and mode.
+
+    Args:
+        tables: Suite -> mode -> category or "overall" -> score and counts.
+    """
     found: dict[str, float] = {}
-    for suite in results.scorings:
-        for mode in MODES:
+    for suite, by_mode in tables.items():
+        for mode, rows in by_mode.items():
             key = f"{PREFIX}/{_clean(suite)}/{mode}"
-            for category, row in results.tables[model].get(suite, {}).get(mode, {}).items():
+            for category, row in rows.items():
                 if row.get("score") is not None:
                     found[f"{key}/{_clean(category)}"] = float(row["score"])
-            for state, count in results.counts(suite, model, mode).items():
-                found[f"{key}/items/{state}"] = float(count)
+            for state in COUNTED:
+                found[f"{key}/items/{state}"] = float(rows.get(OVERALL, {}).get(state, 0))
     return found
 
 

@@ -192,7 +192,7 @@ def read(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], models: Sequ
 def _origins(suites: Iterable[str], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return every suite that has scores -> the benchmark's suite whose items it has: its own name or its beginning."""
     scored = list(dict.fromkeys(suite for by_suite in tables.values() for suite in by_suite))
-    origins = {}
+    origins: dict[str, str] = {}
     for origin in suites:
         for suite in scored:
             if suite == origin or suite.startswith(f"{origin}_"):
