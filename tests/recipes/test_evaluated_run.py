@@ -23,7 +23,9 @@ from firered_lit.textfiles import read_object
 FIT = ["fit", "--recipe", "recipes/tiny/sft_evaluated.yaml", "callbacks.progress=null", "checkpoint.every=2"]
 NODE = "callbacks.evaluation"
 ROWS = "{_target_: datamodules.world.benchmark.WorldRows, each: 2, families: [color, add]}"
+LORA = "{_target_: firered_lit.models.lora.LoRA, rank: 4, alpha: 4, dropout: 0.5}"  # the module's mode matters
 SMALL = [f"{NODE}.every=2", f"{NODE}.each=1", f"{NODE}.steps=2", f"{NODE}.benchmarks.world.rows={ROWS}"]
+SMALL.append(f"stage.backbone.lora={LORA}")
 
 
 def command(run: Path, *options: str) -> list[str]:
@@ -127,7 +129,7 @@ def test_a_judge_that_is_not_there_is_told_before_training(standin, tmp_path, ca
 
 
 def test_a_benchmark_that_needs_a_judge_is_refused_without_one(standin, tmp_path, capsys):
-    assert main(judged(standin, tmp_path / "run", "", f"{NODE}.judge=null")) == 2
+    assert main(judged(standin, tmp_path / "run", "", f"{NODE}.judge=null", "trainer.max_steps=1")) == 2
     assert "rededit_cn is scored by a judge; name its url" in capsys.readouterr().err
 
 

@@ -67,3 +67,13 @@ def test_the_rewards_notebook_shows_every_term(root, setting):
     assert "drawn pages in the expected order" in text
     assert "delta=" in text
     assert "close up" in text
+
+
+def test_an_evaluation_is_read_and_its_models_are_compared(root, setting, tmp_path):
+    setting.setenv("FIRERED_LIT_EVALUATION", str(tmp_path))
+    setting.setenv("FIRERED_LIT_EACH", "1")
+    text = executed("05_evaluation", root)
+    assert "15 expected, 15 scored" in text
+    assert "world is better than copier" in text or "not distinguishable" in text
+    assert "gap +1.00" in text or "gap -1.00" in text
+    assert str(tmp_path / "report" / "index.html") in text
