@@ -15,6 +15,7 @@ from firered_lit.errors import UserError
 from firered_lit.evaluation import judging, report, scoring
 from firered_lit.evaluation.benchmarks.pictures import opened, png
 from firered_lit.evaluation.benchmarks.subset import Subset
+from firered_lit.evaluation.judge_here import JudgeHere
 from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item
 from firered_lit.evaluation.report.record import numbers
@@ -38,7 +39,7 @@ class Evaluation(L.Callback):
         benchmarks: name -> a user's copy of a benchmark, or one with exact answers.
         every: optimizer steps between two evaluations.
         each: items of each category of each suite.
-        judge: the judge's server; None where no benchmark needs one. If it fails at the first evaluation, the run is
+        judge: the judge; None where no benchmark needs one. If it fails at the first evaluation, the run is
             refused; later it costs a warning and a point of the curves.
         steps: of the sampler.
         guidance: the stock pipelines' `true_cfg_scale`; 1 switches it off.
@@ -53,7 +54,7 @@ class Evaluation(L.Callback):
         benchmarks: Mapping[str, Benchmark],
         every: int = 500,
         each: int = 2,
-        judge: JudgeServer | None = None,
+        judge: JudgeServer | JudgeHere | None = None,
         steps: int = 40,
         guidance: float = 4.0,
         seed: int = 43,
@@ -189,7 +190,7 @@ class Evaluation(L.Callback):
                 file.write(pictures[place])
         if self.judge.url is not None:
             with self.judge.client(folder.responses) as client:
-                judging.ask(folder, self.benchmarks, [name], client, self.judge.asking)
+                judging.ask(folder, self.benchmarks, [name], client, self.judge.asking, attempts=self.judge.attempts)
         return scoring.score(folder, self.benchmarks, [name], self.judge.asking, self.seed)
 
     def _report(self, trainer: L.Trainer) -> None:

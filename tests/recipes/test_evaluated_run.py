@@ -99,7 +99,8 @@ def test_the_last_point_is_the_score_that_the_verb_gives_the_run(whole, tmp_path
 
 
 def judged(folder: Path, run: Path, url: str, *options: str) -> list[str]:
-    benchmark = f"{{_target_: firered_lit.evaluation.benchmarks.rededit.REDEdit, folder: {folder}, languages: [cn], version: any}}"
+    target = "firered_lit.evaluation.benchmarks.rededit.REDEdit"
+    benchmark = f"{{_target_: {target}, folder: {folder}, languages: [cn], version: any}}"
     judge = f"{{_target_: firered_lit.evaluation.judge_server.JudgeServer, url: '{url}', retries: 0}}"
     own = [f"{NODE}.benchmarks={{world: null, rededit: {benchmark}}}", f"{NODE}.judge={judge}", f"{NODE}.steps=1"]
     return command(run, "logger=null", *own, *options)

@@ -179,7 +179,7 @@ def test_the_keyboard_walks_through_items_and_pictures(visit):
 
 
 def test_tables_name_the_judge_and_count_what_was_expected_and_scored(visit):
-    first = visit.page.locator("section.table").first
+    first = visit.page.locator("details.table").first
     assert "Judge: made-up-judge (2026-01-31)" in first.inner_text()
     assert "of 30 items 24 have an official and 24 a strict score" in first.locator(".warning").first.inner_text()
     for head in first.locator("thead th").all()[1:]:
@@ -245,7 +245,7 @@ def test_words_and_names_that_look_like_code_are_shown_and_not_run(chromium, hos
     assert card.locator(".instruction").inner_text() == EVIL
     assert "<script>window.planted=1</script>" in card.locator(".words").first.inner_text()
     assert '<b>"bold" $x$' in page.locator("#legend").inner_text()
-    assert EVIL in page.locator("section.table tbody th").first.inner_text()
+    assert EVIL in page.locator("details.table tbody th").first.inner_text()
     page.keyboard.press("j")
     page.keyboard.press("Enter")
     page.wait_for_timeout(200)

@@ -153,6 +153,31 @@ def test_one_model_without_statistics_is_reported(tmp_path):
     assert list(report(folder)["suites"]) == ["rededit_en", "rededit_cn"]
 
 
+def test_the_judges_noise_the_arena_agreement_and_texts_have_tables_of_their_own(tmp_path):
+    benchmark = made_up(4)
+    folder = evaluated(tmp_path, benchmark)
+    estimate = {"value": 0.5, "low": 0.25, "high": 0.75, "items": 9}
+    pair = {"first": "ours", "second": "theirs", "wins": 3, "ties": 2, "losses": 1}
+    arena = {"models": {"ours": estimate}, "results": [pair], "pairs": 6, "left_out": 1, "first_shown_wins": estimate}
+    statistics = json.loads(folder.statistics.read_text("utf-8"))
+    statistics["noise"] = {"rededit_en": {"deviation": 0.3, "identical": 0.8, "items": 50, "floor": 0.07}}
+    statistics["arena"] = {
+        "rededit_en": arena,
+        "rededit_cn": {"models": None, "ties": None, "results": [], "reason": "few"},
+    }
+    statistics["agreement"] = {"all": estimate, "decided": estimate, "kappa": None}
+    statistics["text"] = {"rededit_en": {"ours": {"ED": 1.5, "CR": None, "readers": ["a", "b"]}}}
+    folder.statistics.write_text(json.dumps(statistics), "utf-8")
+    write(folder, [benchmark], MODELS, seed=0)
+    text = (folder.report / "report.md").read_text("utf-8")
+    assert "| rededit\\_en | 0.300 | 0.800 | 50 | 0.070 |" in text
+    assert "| ours | 0.500 (0.25 to 0.75) | 9 |" in text
+    assert "| ours against theirs | 3 / 2 / 1 |" in text
+    assert "no strengths: few" in text
+    assert "| decided | 0.500 (0.25 to 0.75) |" in text
+    assert "| ours | 1.500 | – | a, b |" in text
+
+
 # MLflow
 
 

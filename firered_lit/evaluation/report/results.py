@@ -100,13 +100,13 @@ class Results:
         return [found for found in self.statistics.get("comparisons") or () if found["suite"] == suite]
 
     def judges(self, suite: str) -> str:
-        """Return the names and dates of a suite's judges, as "gpt-4.1 (2026-01-31)"."""
+        """Return the names and days of a suite's judges, as "gpt-4.1 (2026-01-31)"."""
         dates: dict[str, set[str]] = {}
         for row in self.rows_of(self.origins[suite]):
             for line in row.lines.values():
                 judge = line.get("judge") or {}
                 if judge.get("model"):
-                    dates.setdefault(str(judge["model"]), set()).add(str(judge.get("date") or ""))
+                    dates.setdefault(str(judge["model"]), set()).add(str(judge.get("date") or "")[:10])
         if not dates:
             return "none: the benchmark measures without a judge, or nothing was judged"
         return "; ".join(_judge(name, sorted(days - {""})) for name, days in dates.items())

@@ -22,6 +22,7 @@ class Table:
         warnings: The lines above it that must not be missed.
         head: The lines of each column's head.
         rows: The cells; the first names the row.
+        shown: The page shows it unfolded.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Table:
     warnings: tuple[str, ...]
     head: tuple[tuple[str, ...], ...]
     rows: tuple[tuple[str, ...], ...]
+    shown: bool = False
 
 
 def tables(results: Results) -> list[Table]:
@@ -42,14 +44,14 @@ def tables(results: Results) -> list[Table]:
         text = (results.statistics.get("text") or {}).get(suite)
         if text:
             found.append(_text(results, suite, text))
-    for name, title in (
-        ("noise", "The judge's own noise"),
-        ("arena", "Arena: pictures in pairs"),
-        ("agreement", "Agreement of the judge with people"),
-    ):
-        content = results.statistics.get(name)
-        if content:
-            found.append(_facts(name, title, content))
+    noise = results.statistics.get("noise")
+    if noise:
+        found.append(_noise(results, noise))
+    for suite, content in (results.statistics.get("arena") or {}).items():
+        found += [_strengths(suite, content), _duels(suite, content)]
+    agreement = results.statistics.get("agreement")
+    if agreement:
+        found.append(_facts("agreement", "Agreement of the judge with people", agreement))
     return found
 
 
@@ -77,6 +79,7 @@ def _scores(results: Results, suite: str, scoring: Scoring) -> Table:
         warnings=tuple(results.warnings(suite)),
         head=tuple(head),
         rows=tuple(rows),
+        shown=True,
     )
 
 
@@ -163,6 +166,79 @@ def _text(results: Results, suite: str, text: Mapping[str, Any]) -> Table:
     )
 
 
+def _noise(results: Results, noise: Mapping[str, Any]) -> Table:
+    rows = []
+    for suite, found in noise.items():
+        shares = (found["deviation"], found["identical"])
+        rows.append((suite, *map(_number, shares), _whole(found["items"]), _number(found.get("floor"))))
+    judges = [f"{suite}: judge {results.judges(suite)}" for suite in noise if suite in results.origins]
+    return Table(
+        name="noise",
+        title="The judge's own noise, from pictures that it judged several times",
+        notes=tuple(judges),
+        warnings=(),
+        head=(
+            ("benchmark",),
+            ("standard deviation", "of one score"),
+            ("identical", "share of the repeated scores"),
+            ("items", "judged several times"),
+            ("floor", "difference of two means that noise alone makes"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _strengths(suite: str, arena: Mapping[str, Any]) -> Table:
+    """Return a row per model, strongest first."""
+    models = arena.get("models") or {}
+    rows = [
+        (name, _number(found["value"]) + _interval(found), _whole(found.get("items"))) for name, found in models.items()
+    ]
+    return Table(
+        name=f"{suite}_arena",
+        title=f"{suite}: arena",
+        notes=_arena_notes(arena),
+        warnings=(),
+        head=(("model",), ("strength", "log-odds around 0, interval of 95 %"), ("duels",)),
+        rows=tuple(rows),
+    )
+
+
+def _duels(suite: str, arena: Mapping[str, Any]) -> Table:
+    """Return a row per pair of models."""
+    rows = []
+    for found in arena.get("results") or ():
+        record = f"{found['wins']} / {found['ties']} / {found['losses']}"
+        rows.append((f"{found['first']} against {found['second']}", record))
+    return Table(
+        name=f"{suite}_duels",
+        title=f"{suite}: arena, pair by pair",
+        notes=_arena_notes(arena),
+        warnings=(),
+        head=(("models",), ("wins / ties / losses", "a win is one in both orders")),
+        rows=tuple(rows),
+    )
+
+
+def _arena_notes(arena: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return how many pairs the judge saw, and how steady it was."""
+    lines = []
+    if "pairs" in arena:
+        lines.append(
+            f"{arena['pairs']} pairs seen in both orders; {arena.get('left_out', 0)} left out without a verdict"
+        )
+    if arena.get("reason"):
+        lines.append(f"no strengths: {arena['reason']}")
+    for key, words in (
+        ("same_in_both_orders", "same verdict in both orders"),
+        ("first_shown_wins", "first shown wins"),
+    ):
+        share = arena.get(key)
+        if share:
+            lines.append(f"{words}: {_number(share['value'])}{_interval(share)}")
+    return tuple(lines)
+
+
 def _facts(name: str, title: str, content: Mapping[str, Any]) -> Table:
     rows = tuple(_flat(content))
     return Table(name, title, (), (), (("of what",), ("value",)), rows)
@@ -203,6 +279,8 @@ def _whole(value: int | None) -> str:
 def _any(value: Any) -> str:
     if isinstance(value, float):
         return _number(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return NOTHING if value is None else str(value)
 
 
