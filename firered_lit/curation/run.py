@@ -18,6 +18,7 @@ from . import workers as processes
 from .annotator import Annotator
 from .corpus import STATE, Corpus
 from .fit import Clusters, Duplicates, fit
+from .report import report
 from .rows import RawRow, RawTable
 from .rules import Rule, read
 from .select import DECISIONS, Quota, Selection, select
@@ -225,6 +226,8 @@ def _conclude(
         print(f"written    {written:>8} rows, in {corpus.folder / SELECTED}")
         if wordless:
             print(f"note: {wordless} of them have no text, and `prepare` refuses those; label them first")
+    if "report" in steps:
+        print(f"report     {report(corpus, table, rules, seed)}")
 
 
 def funnel(selection: Selection) -> list[str]:

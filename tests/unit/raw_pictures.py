@@ -62,10 +62,10 @@ def lines(path):
 
 
 def contents(folder):
-    """All that a curation is for: the bytes of scores, groups, decisions, rows and page, by name."""
+    """What a curation is for: the bytes of scores, groups, decisions and rows, by name; the page has seconds in it."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and not path.name.startswith(".") and "costs" not in name:
+        if path.is_file() and not path.name.startswith(".") and "costs" not in name and not name.startswith("report"):
             found[name] = path.read_bytes()
     return found

@@ -1,0 +1,110 @@
+"""The report of a curation says what was dropped, shows it, and takes names and captions for text alone."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from raw_pictures import lines, loose, picture, save, table
+
+from datamodules.raw import RawRows
+from firered_lit.curation.fit import Duplicates
+from firered_lit.curation.hashes import Hashes
+from firered_lit.curation.photometric import Photometric
+from firered_lit.curation.run import curate
+from firered_lit.curation.words import Words
+from firered_lit.errors import UserError
+
+RULES = {"dark": {"column": "photometric.brightest", "below_quantile": 0.3}}
+HOSTILE = "</figcaption><script>alert('1')</script>|`x`<img src=x onerror=alert(1)> [l](javascript:x)\u202e & \x07"
+
+
+class Tags(HTMLParser):
+    """The tags of a page, their attributes, and the text that a reader sees."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def run(source, out, **options):
+    annotators = {"photometric": Photometric(), "hashes": Hashes(), "words": Words()}
+    given = {"annotators": annotators, "rules": RULES, "duplicates": Duplicates(), "workers": 0}
+    curate(source=str(source), out=str(out), rows=RawRows(str(source)), **{**given, **options})
+    report = out / "report"
+    return (report / "index.html").read_text(encoding="utf-8"), (report / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Rows whose names, captions, tasks and sources are written to break out of a page."""
+    folder = loose(tmp_path / "raw", 8, side=64)
+    save(folder / "0008.jpg", picture(0, 64), quality=80)
+    row = {"source_image": None, "task": HOSTILE, "license": HOSTILE, "category": HOSTILE}
+    rows = [
+        {
+            **row,
+            "id": f"{HOSTILE}{i}",
+            "source": f"{HOSTILE} {i % 2}",
+            "instruction": HOSTILE,
+            "target_image": f"{i:04d}.jpg",
+        }
+        for i in range(9)
+    ]
+    rows.append({**rows[0], "id": "lost", "target_image": f"{HOSTILE.replace('/', '')}.jpg"})
+    return table(folder / "rows.jsonl", rows)
+
+
+def test_hostile_text_is_text(hostile, tmp_path):
+    page, markdown = run(hostile, tmp_path / "out")
+    parsed = Tags(page)
+    assert {"script", "a", "iframe", "form", "link"}.isdisjoint(parsed.tags)
+    assert "onerror" not in parsed.attributes
+    assert "href" not in parsed.attributes
+    assert "alert('1')" in parsed.text, "it is shown, as text"
+    assert "default-src 'none'" in page
+    assert "\u202e" not in page + markdown
+    assert "\x07" not in page + markdown
+    assert re.search(r"(?<!\\)[<`\[]", markdown) is None
+    cells = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in cells} <= {6, 7}
+
+
+def test_the_funnel_and_the_pictures_are_those_of_the_decisions(hostile, tmp_path):
+    page, markdown = run(hostile, tmp_path / "out")
+    kept = len(lines(tmp_path / "out" / "selected.jsonl"))
+    assert f"10 rows, {kept} kept" in page
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:4] for line in markdown.splitlines() if "| " in line}
+    assert rows["picture: missing image"][0] == "1"
+    assert rows["dark"] == ["3", "3", "6"]
+    assert rows["duplicate"][0] == "1"
+    assert page.count("<img") == 3 + 1 + 2, "the dark ones, the copy, and the copy beside its twin"
+    assert "photometric.brightest 0." in page
+    assert page.count("<svg") == 1
+
+
+def test_at_most_sixteen_dropped_pictures_of_a_reason_are_shown_the_same_ones_for_a_seed(tmp_path):
+    source = loose(tmp_path / "raw", 30, side=32)
+    everything = {"bright": {"column": "photometric.brightness", "above": 0.0}}
+    page, _ = run(source, tmp_path / "out", rules=everything, duplicates=None)
+    names = re.findall(r"<figcaption>(\d{4}.jpg)", page)
+    assert len(names) == 16
+    assert (
+        re.findall(r"<figcaption>(\d{4}.jpg)", run(source, tmp_path / "out", rules=everything, duplicates=None)[0])
+        == names
+    )
+    other, _ = run(source, tmp_path / "out", rules=everything, duplicates=None, seed=1)
+    assert re.findall(r"<figcaption>(\d{4}.jpg)", other) != names
+
+
+def test_a_report_without_decisions_is_refused(tmp_path):
+    source = loose(tmp_path / "raw", 2, side=32)
+    with pytest.raises(UserError, match=r"selection.json"):
+        run(source, tmp_path / "out", steps=["annotate", "report"])
