@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -432,6 +433,19 @@ PUBLISHED = {
 @pytest.mark.parametrize(("row", "overall"), PUBLISHED.values(), ids=PUBLISHED)
 def test_the_published_overall_of_imgedit_is_the_macro_mean(row, overall) -> None:
     assert round(macro_mean(row), 2) == overall
+
+
+def test_groups_of_gedit_are_averaged_in_the_official_order_which_decides_the_last_digit() -> None:
+    groups = list(GEDIT.order)
+    assert len(groups) == 11
+    values = {group: math.sqrt(2 + 3 * index**2) for index, group in enumerate(groups)}
+    expected = float(np.mean([values[group] for group in groups]))
+    for order in (groups, groups[::-1], [*groups[5:], *groups[:5]]):
+        scores = [ItemScore(group, group, "scored", {"SC": 1, "PQ": 1, "O": values[group]}) for group in order]
+        table = score_table(GEDIT, scores)
+        assert list(table) == [*groups, "overall"]
+        assert table["overall"]["score"] == expected
+    assert float(np.mean([values[group] for group in groups[::-1]])) != expected
 
 
 # The shared golden cases

@@ -17,6 +17,7 @@ from moody_judge import Moody, answer, fine, hang_up, says, status
 from firered_lit.errors import UserError
 from firered_lit.judges.client import Client, retry_after
 from firered_lit.judges.log import Log, append, rows
+from firered_lit.judges.record import is_final
 from firered_lit.judges.reply import Kind, NoAnswerError, read
 from firered_lit.judges.request import Picture, Request, user
 
@@ -598,3 +599,16 @@ def test_a_process_ends_while_a_request_is_under_way(asking, release):
         wait_until(lambda: server.requests, 30)
         said = process.communicate("go on\n", timeout=15)
     assert (process.returncode, *said) == (0, "asked\n", "")
+
+
+def test_a_failure_behind_an_answer_does_not_hide_it(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for kind in ("error", "answered", "late"):
+        append(path, {"facts": {"item": "7"}, "kind": kind})
+    append(path, {"facts": {"item": "8"}, "kind": "error"})
+    append(path, {"facts": "no table", "kind": "answered"})
+    log = Log(path, ("facts.item",), counts=is_final)
+    assert log.find("7")["kind"] == "answered"
+    assert log.find("8") is None
+    assert log.find(None)["facts"] == "no table"
+    assert Log(path, ("facts.item",)).find("7")["kind"] == "late"
