@@ -7,9 +7,10 @@ of all others, under questions of their own.
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from firered_lit.textfiles import read_text
 from .benchmarks.pictures import file_or_none, opened, png
 from .benchmarks.settings import settings_of
 from .drawing import own_items
-from .judging import GIVES_UP_AFTER, Health
+from .judging import BUILDERS, GIVES_UP_AFTER, Health
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
 from .responses import Responses, numbered
 from .statements import plain
@@ -113,7 +114,7 @@ class _Pair:
         names: Of the edit that is shown first, and of the other.
         digests: SHA-256 of both files.
         instruction: What was asked for.
-        load: Return the source's and both edits' files.
+        load: Return the source's file, and those of both edits in the order of the pair as it was made.
     """
 
     place: str
@@ -125,12 +126,7 @@ class _Pair:
 
     def mirrored(self) -> "_Pair":
         """Return the pair with the other edit first."""
-
-        def load() -> tuple[bytes, bytes, bytes]:
-            source, first, second = self.load()
-            return source, second, first
-
-        return _Pair(self.place, self.item, self.names[::-1], self.digests[::-1], self.instruction, load)
+        return replace(self, names=self.names[::-1], digests=self.digests[::-1])
 
     def question(self, prompt: str, asking: Asking) -> str:
         """Return what tells this question from any other."""
@@ -138,9 +134,15 @@ class _Pair:
         parts = [self.place, self.item, self.digests, self.instruction, prompt, asking.model, settings]
         return hashlib.sha256(json.dumps(["arena", *parts], sort_keys=True, default=repr).encode()).hexdigest()
 
-    def request(self, prompt: str, asking: Asking) -> Request:
-        """Return the question as it is sent."""
-        source, first, second = (Picture(png(opened(data, self.item))) for data in self.load())
+    def request(self, prompt: str, asking: Asking, pictures: Sequence[Picture]) -> Request:
+        """Return the question as it is sent.
+
+        Args:
+            prompt: With a place for the instruction.
+            asking: Settings of the judge.
+            pictures: The source, the edit that is shown first, and the other.
+        """
+        source, first, second = pictures
         message = user("Original:", source, "Edit A:", first, "Edit B:", second, prompt.replace(SLOT, self.instruction))
         facts = {
             "question": self.question(prompt, asking),
@@ -151,6 +153,20 @@ class _Pair:
             "right": self.names[1],
         }
         return Request(asking.model, [message], settings_of(asking, {}), numbered(0, 0), facts)
+
+
+def _requests(pair: _Pair, prompt: str, asking: Asking, responses: Responses) -> list[Request]:
+    """Return what is still to be asked about a pair; nothing where a picture cannot be shown."""
+    orders = (pair, pair.mirrored())
+    waiting = [order for order in orders if responses.find(order.question(prompt, asking), 0, 0, 0) is None]
+    if not waiting:
+        return []
+    try:
+        source, first, second = (Picture(png(opened(data, pair.item))) for data in pair.load())
+    except UserError:  # counted as left out when it is scored
+        return []
+    shown = {pair.names: (source, first, second), pair.names[::-1]: (source, second, first)}
+    return [order.request(prompt, asking, shown[order.names]) for order in waiting]
 
 
 def ask_arena(
@@ -188,14 +204,15 @@ def ask_arena(
     health = Health(client.name, max(GIVES_UP_AFTER, 2 * client.parallel))
 
     def requests() -> Iterator[Request]:
-        for pair in tqdm(pairs, unit="pair", desc="arena", mininterval=1.0):
-            for side in (pair, pair.mirrored()):
-                if responses.find(side.question(prompt, asking), 0, 0, 0) is None:
-                    try:
-                        request = side.request(prompt, asking)
-                    except UserError:  # counted as left out when it is scored
-                        continue
-                    yield request
+        """Yield the questions; pictures are encoded in threads, a few pairs ahead."""
+        with ThreadPoolExecutor(BUILDERS, thread_name_prefix="pictures") as builders:
+            ahead: deque[Future[list[Request]]] = deque()
+            for pair in tqdm(pairs, unit="pair", desc="arena", mininterval=1.0):
+                ahead.append(builders.submit(_requests, pair, prompt, asking, responses))
+                if len(ahead) > 2 * BUILDERS:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
 
     for request, reply in client.ask_all(requests()):
         if reply.replayed:  # the same request stands in the log under another question
