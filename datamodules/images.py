@@ -219,23 +219,24 @@ def _levels(image: Image.Image, name: str) -> Image.Image:
     Raises BadImageError when it holds something and nothing of it is white.
     """
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)
-        real = image.mode == "F"
-        if not np.isfinite(values).all() or values.min() < 0 or (real and values.max() > MASKS[1]):
-            raise BadImageError("bad mask", f"{name}: its values have no known range")
-        white = next((white for white in MASKS if values.max() <= white), 0)
-        if not white:
-            raise BadImageError("bad mask", f"{name}: its values have no known range")
-        grey = Image.fromarray(np.rint(values / (white / 255)).astype(np.uint8))
+        grey = _scaled(np.asarray(image).astype(np.float64), MASKS[:2] if image.mode == "F" else MASKS, name)
     else:
         grey = in_srgb(image).convert("L")
-    brightest = grey.getextrema()[1]
+    brightest = int(np.asarray(grey).max())
     if brightest == 1:
         return grey.point(lambda value: 255 * value)
     if 0 < brightest < HALF:
         detail = f"{name}: its brightest value is {brightest} of 255, so what the edit may change is unclear"
         raise BadImageError("bad mask", f"{detail}; draw it in black and white")
     return grey
+
+
+def _scaled(values: np.ndarray, whites: tuple[int, ...], name: str) -> Image.Image:
+    """Return values (H, W) in 8-bit grey, scaled by the least of `whites` that holds them. Raises BadImageError."""
+    white = next((white for white in whites if values.max() <= white), 0)
+    if not white or values.min() < 0 or np.isnan(values).any():
+        raise BadImageError("bad mask", f"{name}: its values have no known range")
+    return Image.fromarray(np.rint(values / (white / 255)).astype(np.uint8))
 
 
 def _fetch(url: str, seconds: float, limit: int) -> bytes:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,37 +167,76 @@ class Place:
 
 
 def _records(row: Fields, place: Place, where: str, inverse: bool, layout: str) -> Iterator[Record]:
+    """Yield the edits of a row and, where it asks for that, the inverted one."""
     columns = columns_of(row, layout)
+
+    # Images.
     references = [path_of(name, value, many=True) for name, value in _sources(row, columns)]
     listed = [[path_of(*column) for column in edit] for edit in _edits(row, columns)]
     if not references and not columns.target:
         raise Refuse(columns.source, "no source", f"{columns.source} is empty; a prompt's first source gives its shape")
-    sources, edits = [*map(place.open, references)], [[*map(place.open, edit)] for edit in listed]
+    sources = [place.open(name) for name in references]
+    edits = [[place.open(name) for name in edit] for edit in listed]
     _once(columns, sources)
     for edit in edits:
         _different(columns, sources, edit)
-    forward, backward = texts_of(row, columns.texts), texts_of(row, columns.inverse)
+    mask = row.get(columns.mask)
+
+    # Texts.
+    forward = texts_of(row, columns.texts)
+    backward = texts_of(row, columns.inverse)
     if not forward:
-        empty = f"{' and '.join(columns.texts)} {'are both' if len(columns.texts) > 1 else 'is'} empty"
-        raise Refuse(next(iter(columns.texts)), "empty instruction", empty)
+        are = "are both" if len(columns.texts) > 1 else "is"
+        raise Refuse(next(iter(columns.texts)), "empty instruction", f"{' and '.join(columns.texts)} {are} empty")
     task = text_of(row, columns.task) or text_of(row, "task") or place.task
+
+    # What an edit and its inverse share.
     images = [*references, *dict.fromkeys(name for edit in listed for name in edit)]
-    name = _identity(row, columns, task, [*map(place.call, images)], forward)
-    common = {"task": task, "where": where, "group": _group(row, columns, place, images)}
-    common |= {"cluster": text_of(row, "cluster"), "columns": columns, "size": size_of(row)}
-    common["held_out"] = flag_of(row, "held_out")
-    common["mask"] = place.open(path_of(columns.mask, row[columns.mask])) if row.get(columns.mask) is not None else ""
-    own = {"captions": captions_of(row, len(references))} | _regions(row)
-    own |= {key: text_of(row, key) for key in ("target_text", "replaced_text", "requirement")}
-    own |= {"references": tuple(sources), "instructions": forward | texts_of(row, KINDS)}
+    shared = Record(
+        id=_identity(row, columns, task, [place.call(name) for name in images], forward),
+        task=task,
+        target="",
+        references=(),
+        instructions={},
+        where=where,
+        held_out=flag_of(row, "held_out"),
+        group=_group(row, columns, place, images),
+        cluster=text_of(row, "cluster"),
+        mask="" if mask is None else place.open(path_of(columns.mask, mask)),
+        columns=columns,
+    )
+
+    # The edits.
+    regions, region_column = _regions(row)
     for number, edit in enumerate(edits):
-        target, loser, *_ = [*edit, "", ""]
-        identity = f"{name}.{number}" if len(edits) > 1 else name
-        yield Record(identity, target=target, loser=loser, **own, **common)
+        yield replace(
+            shared,
+            id=f"{shared.id}.{number}" if len(edits) > 1 else shared.id,
+            target=edit[0] if edit else "",
+            loser=edit[1] if len(edit) > 1 else "",
+            references=tuple(sources),
+            instructions=forward | texts_of(row, KINDS),
+            size=size_of(row),
+            captions=captions_of(row, len(references)),
+            regions=regions,
+            region_column=region_column,
+            target_text=text_of(row, "target_text"),
+            replaced_text=text_of(row, "replaced_text"),
+            requirement=text_of(row, "requirement"),
+        )
+
+    # The edit back.
     if inverse and backward and len(references) == 1 and len(edits) == len(edits[0]) == 1:
-        common |= {"size": (0, 0)} | _regions(row, "inverse_")
-        backwards = {"target": sources[0], "references": tuple(edits[0]), "instructions": backward}
-        yield Record(f"{name}.inverse", **backwards, **common)
+        regions, region_column = _regions(row, "inverse_")
+        yield replace(
+            shared,
+            id=f"{shared.id}.inverse",
+            target=sources[0],
+            references=tuple(edits[0]),
+            instructions=backward,
+            regions=regions,
+            region_column=region_column,
+        )
 
 
 def _edits(row: dict[str, Any], columns: Columns) -> list[list[tuple[str, Any]]]:
@@ -224,9 +263,11 @@ def _preferred(row: dict[str, Any], columns: Columns) -> None:
         raise Refuse(columns.scores[0], "no preference", detail)
 
 
-def _regions(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    column = next((name for name in (f"{prefix}regions", f"{prefix}landmarks") if row.get(name) is not None), "regions")
-    return {"regions": regions_of(row, prefix), "region_column": column}
+def _regions(row: dict[str, Any], prefix: str = "") -> tuple[tuple[Region, ...], str]:
+    """Return the regions of a row, or of its inverse, and the column that names them."""
+    names = (f"{prefix}regions", f"{prefix}landmarks")
+    column = next((name for name in names if row.get(name) is not None), "regions")
+    return regions_of(row, prefix), column
 
 
 def _sources(row: dict[str, Any], columns: Columns) -> list[tuple[str, Any]]:
