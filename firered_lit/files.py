@@ -36,13 +36,15 @@ def replacing(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
 
     Args:
         path: the file.
-        mode: "w" for UTF-8 text, "wb" for bytes.
+        mode: "w" for UTF-8 text, in which half of a surrogate pair is escaped as in JSON; "wb" for bytes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = staging_name(path)
     try:
-        with staging.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        encoding = None if "b" in mode else "utf-8"
+        errors = None if "b" in mode else "backslashreplace"
+        with staging.open(mode, encoding=encoding, errors=errors) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -26,7 +26,8 @@ def append(path: Path, row: Row) -> None:
 
     A line that a killed process left torn is closed first, so that nothing is lost but that line.
     """
-    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    text = json.dumps(row, ensure_ascii=False)
+    line = text.encode("utf-8", "backslashreplace") + b"\n"  # half of a surrogate pair, escaped as JSON does
     with path.open("ab+") as file:
         with contextlib.suppress(OSError):  # a file system without locks: small lines are whole all the same
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,5 +1,6 @@
 """Durable writes: whole or absent, on the disk before they have their name, with the mode that the umask gives."""
 
+import json
 import os
 import re
 import subprocess
@@ -92,6 +93,12 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path):
         (staging / "other").touch()
     assert os.listdir(tmp_path / "empty") == ["new"]
     assert os.listdir(tmp_path) == ["empty"]
+
+
+def test_half_a_character_is_written_as_json_escapes_it(tmp_path):
+    content = {"words": "half \ud800 and whole \U0001f642 and \\ud800", "\udfff": "\x00\u2028"}
+    write_json(tmp_path / "a.json", content)
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == content
 
 
 def test_many_writers_of_one_path_leave_one_whole_file(tmp_path):

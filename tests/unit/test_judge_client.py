@@ -534,6 +534,13 @@ def test_many_threads_write_whole_lines(tmp_path):
     assert sorted((row["n"], row["i"]) for row in rows(path)) == [(n, i) for n in range(6) for i in range(20)]
 
 
+def test_half_a_character_in_an_answer_is_logged_and_read_again(tmp_path):
+    words = "half \ud800 a character, 4 of 5"
+    log = tmp_path / "log.jsonl"
+    append(log, {"text": words})
+    assert [row["text"] for row in rows(log)] == [words]
+
+
 def test_a_log_that_cannot_be_written_is_one_line(asking, tmp_path):
     (tmp_path / "file").write_text("")
     _, client = asking(log=str(tmp_path / "file" / "log.jsonl"))
