@@ -116,15 +116,30 @@ def drawn_lines(folder: EvaluationFolder, model: str) -> dict[Key, list[Line]]:
 
 
 def count_missing(
-    folder: EvaluationFolder, benchmarks: Sequence[Benchmark], models: Mapping[str, Model] | Sequence[str]
+    folder: EvaluationFolder, benchmarks: Sequence[Benchmark], fingerprints: Mapping[str, str], seed: int
 ) -> int:
-    """Return how many items, over all models, no process has drawn or failed at."""
+    """Return how many items, over all models, no process has drawn or failed at.
+
+    Args:
+        folder: The evaluation.
+        benchmarks: Whose items.
+        fingerprints: Model -> its fingerprint.
+        seed: Of the noise.
+    """
     missing = 0
-    for name in models:
+    for name, fingerprint in fingerprints.items():
         known = drawn_lines(folder, name)
         for benchmark in benchmarks:
-            missing += sum((item.suite, item.id) not in known for item in benchmark.items())
+            for item in benchmark.items():
+                wanted = origin_of(item, fingerprint, seed)
+                found = known.get((item.suite, item.id), [])
+                missing += not any(wanted.items() <= line.items() for line in found)
     return missing
+
+
+def origin_of(item: Item, fingerprint: str, seed: int) -> Line:
+    """Return the columns of a line by which a picture is known to be the one that is wanted."""
+    return {"item": item_digest(item), "seed": seed, "model": fingerprint}
 
 
 def count_origins(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], name: str) -> int:
@@ -202,9 +217,9 @@ class _Work:
 
     def _is_there(self, item: Item) -> bool:
         """Return whether an item's picture lies there whole, drawn by this model from this seed."""
-        wanted = {"item": item_digest(item), "seed": self.seed, "model": self.fingerprint}
+        wanted = origin_of(item, self.fingerprint, self.seed)
         for line in self.known.get((item.suite, item.id), []):
-            same = all(line.get(name) == value for name, value in wanted.items())
+            same = wanted.items() <= line.items()
             if same and line.get("sha256") and _sha256(self.folder.picture(self.name, item)) == line["sha256"]:
                 return True
         self.tally.other += self.folder.picture(self.name, item).exists()
@@ -233,9 +248,7 @@ class _Work:
         return {
             "suite": item.suite,
             "id": item.id,
-            "item": item_digest(item),
-            "seed": self.seed,
-            "model": self.fingerprint,
+            **origin_of(item, self.fingerprint, self.seed),
             "sha256": digest,
             "failed": failed,
             "seconds": round(time.perf_counter() - begin, 3),

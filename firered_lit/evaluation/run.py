@@ -86,15 +86,17 @@ def evaluate(
     writable(folder.out)
 
     with shard_held(folder.out, "eval", shard, num_shards):
-        _write_note(folder, chosen, opened if "draw" in wanted else {}, seed, judge)
+        drawing_models = opened if "draw" in wanted else {}
+        fingerprints = {name: one.fingerprint() for name, one in drawing_models.items()}
+        _write_note(folder, chosen, fingerprints, seed, judge)
         if "draw" in wanted:
             _draw(folder, chosen, opened, seed, shard, num_shards)
         elif answers is None:
             _warn_of_mixtures(folder, chosen, names)
         if "judge" in wanted:
             _judge(folder, chosen, names, judge, text, arena, shard, num_shards)
-        if num_shards > 1 and answers is None:
-            missing = _count_missing(folder, chosen, names)
+        if num_shards > 1:
+            missing = _count_missing(folder, chosen, fingerprints, seed)
             if missing:
                 print(f"shard {shard} of {num_shards} is done; {missing} pictures are left to the others")
                 return
@@ -210,7 +212,7 @@ def _asks(benchmark: Benchmark, items: Sequence[Item], judge: JudgeServer | Judg
 def _write_note(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],
-    models: Mapping[str, Model],
+    fingerprints: Mapping[str, str],
     seed: int,
     judge: JudgeServer | JudgeHere,
 ) -> None:
@@ -220,7 +222,7 @@ def _write_note(
         note: dict[str, Any] = read_object(path) if path.exists() else {}
         suites = {suite: benchmark.fingerprint() for benchmark in benchmarks for suite in benchmark.suites()}
         note["suites"] = {**note.get("suites", {}), **suites}
-        note["models"] = {**note.get("models", {}), **{name: one.fingerprint() for name, one in models.items()}}
+        note["models"] = {**note.get("models", {}), **fingerprints}
         note["seed"] = seed
         note["judge"] = {"url": judge.url, "model": judge.model, "settings": dict(judge.settings)}
         note["firered_lit"] = version("firered-lit")
@@ -308,10 +310,12 @@ def _read_texts(
     print(f"text    {read} pictures read by {reader.identity}")
 
 
-def _count_missing(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], names: Sequence[str]) -> int:
+def _count_missing(
+    folder: EvaluationFolder, benchmarks: Sequence[Benchmark], fingerprints: Mapping[str, str], seed: int
+) -> int:
     from firered_lit.evaluation.drawing import count_missing
 
-    return count_missing(folder, benchmarks, names)
+    return count_missing(folder, benchmarks, fingerprints, seed)
 
 
 def _score(

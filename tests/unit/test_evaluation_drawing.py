@@ -197,6 +197,9 @@ def test_a_damaged_source_does_not_keep_the_others_from_the_judge(tmp_path: Path
 
 def test_shards_divide_the_items_and_the_last_one_goes_on(red: REDEdit, tmp_path: Path, capsys) -> None:
     asked = []
+    evaluate(
+        str(tmp_path), {"red": red}, models={"mine": Blank()}, steps=["draw"]
+    )  # another model, of which all is there
     for shard in range(3):
         model = Counting()
         evaluate(str(tmp_path), {"red": red}, models={"mine": model}, steps=["draw"], shard=shard, num_shards=3)
