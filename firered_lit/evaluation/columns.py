@@ -17,6 +17,7 @@ class Columns:
 
     Attributes:
         judges: Judge -> items that it answered about.
+        unjudged: Pictures that no answer is about.
         dates: The first and the last date of an answer.
     """
 
@@ -27,6 +28,7 @@ class Columns:
         self._repeats: dict[str, dict[str, list[float]]] = {}
         self._first: str | None = None
         self.judges: Counter[str] = Counter()
+        self.unjudged = 0
         self.dates: list[str] = []
 
     def add(self, model: str, item: Item, scored: Mapping[Mode, ItemScore]) -> None:

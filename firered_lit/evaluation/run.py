@@ -14,7 +14,7 @@ from firered_lit.evaluation.benchmarks.copies import unique
 from firered_lit.evaluation.judge_here import JudgeHere
 from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.evaluation.models.opening import FIRST, Drawing, name_of, open_models
-from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item, Model
+from firered_lit.evaluation.protocols import Asking, Benchmark, EvaluationFolder, Item, Model
 from firered_lit.evaluation.text_reading import TextReading
 from firered_lit.files import write_json
 from firered_lit.locks import in_turn, shard_held
@@ -86,9 +86,10 @@ def evaluate(
     writable(folder.out)
 
     with shard_held(folder.out, "eval", shard, num_shards):
+        asking = judge.asking if "judge" in wanted else _asked_before(folder, judge)
         drawing_models = opened if "draw" in wanted else {}
         fingerprints = {name: one.fingerprint() for name, one in drawing_models.items()}
-        _write_note(folder, chosen, fingerprints, seed, judge)
+        _write_note(folder, chosen, fingerprints, seed, judge if "judge" in wanted else None)
         if "draw" in wanted:
             _draw(folder, chosen, opened, seed, shard, num_shards)
         elif answers is None:
@@ -102,7 +103,7 @@ def evaluate(
                 return
         with in_turn(folder.out):  # the last process to get here has everything before it
             if "score" in wanted:
-                _score(folder, chosen, names, judge, seed, answers, text, arena)
+                _score(folder, chosen, names, asking, seed, answers, text, arena)
                 _print_scores(folder, suites, names)
             if "report" in wanted:
                 _report(folder, chosen, names, seed, mlflow)
@@ -214,9 +215,9 @@ def _write_note(
     benchmarks: Sequence[Benchmark],
     fingerprints: Mapping[str, str],
     seed: int,
-    judge: JudgeServer | JudgeHere,
+    judge: JudgeServer | JudgeHere | None,
 ) -> None:
-    """Write down what is evaluated, beside what was before in the same folder."""
+    """Write down what is evaluated and who judges, beside what was before in the same folder."""
     path = folder.out / NOTE
     with in_turn(folder.out):
         note: dict[str, Any] = read_object(path) if path.exists() else {}
@@ -224,9 +225,20 @@ def _write_note(
         note["suites"] = {**note.get("suites", {}), **suites}
         note["models"] = {**note.get("models", {}), **fingerprints}
         note["seed"] = seed
-        note["judge"] = {"url": judge.url, "model": judge.model, "settings": dict(judge.settings)}
+        if judge is not None:
+            asking = judge.asking
+            note["judge"] = {"url": judge.url, "model": asking.model, "settings": dict(asking.settings)}
         note["firered_lit"] = version("firered-lit")
         write_json(path, note)
+
+
+def _asked_before(folder: EvaluationFolder, judge: JudgeServer | JudgeHere) -> Asking:
+    """Return how the judge was asked that the folder's answers are of, where no other one is named."""
+    path = folder.out / NOTE
+    if judge.asking != Asking() or not path.exists():
+        return judge.asking
+    noted = read_object(path).get("judge") or {}
+    return Asking(str(noted.get("model", "")), dict(noted.get("settings", {})))
 
 
 def _draw(
@@ -322,7 +334,7 @@ def _score(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],
     names: Sequence[str],
-    judge: JudgeServer | JudgeHere,
+    asking: Asking,
     seed: int,
     answers: "AnswersFile | None",
     text: TextReading | None,
@@ -330,7 +342,7 @@ def _score(
 ) -> None:
     from firered_lit.evaluation import scoring
 
-    scoring.score(folder, benchmarks, names, judge.asking, seed, answers=answers, text=text, arena=arena)
+    scoring.score(folder, benchmarks, names, asking, seed, answers=answers, text=text, arena=arena)
 
 
 def _print_scores(folder: EvaluationFolder, suites: Sequence[str], names: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ Nothing is asked and nothing is drawn. Items are read, scored and written one by
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -13,6 +14,7 @@ from typing import Any, get_args
 from firered_lit.errors import UserError
 from firered_lit.files import replacing, write_json
 from firered_lit.judges.log import Log, rows
+from firered_lit.judges.record import is_final
 from firered_lit.judges.reply import Kind, Reply
 
 from . import statements
@@ -164,11 +166,14 @@ class _ModelScorer:
                 for suite in suites:
                     if twice[suite].items:
                         tables[f"{suite}_{INTERSECTION}"] = twice[suite].tables()
+            _check_judged(self.folder, self.columns, self.asking)
         return tables
 
     def _keep(self, scoring: Scoring, item: Item, found: _Found, scored: Mapping[Mode, ItemScore]) -> None:
         """Keep what the statistics need of an item."""
         self.columns.add(self.model, item, scored)
+        if found.picture is not None and found.failed is None and scoring.requests and not found.attempts:
+            self.columns.unjudged += 1
         if found.judge is not None:
             self.columns.add_judge(found.judge)
         if not found.repeats:
@@ -319,6 +324,24 @@ class _SuiteTables:
                 self.add(scored)
             self._waiting = []
         return {mode: table.rows() for mode, table in self._tables.items()}
+
+
+def _check_judged(folder: EvaluationFolder, columns: Columns, asking: Asking) -> None:
+    """Refuse scores out of a log that holds the answers of another judge alone.
+
+    Raises:
+        UserError: There are pictures, the log has answers, and none is about them.
+    """
+    if columns.judges.total() or not columns.unjudged or not folder.responses.is_file():
+        return
+    models = Counter(str(row.get("model")) for row in rows(folder.responses) if is_final(row))
+    if models:
+        named = ", ".join(f"{count} of {model}" for model, count in models.most_common(3))
+        asked = f"judge {asking.model or 'of the official scripts'} with settings {dict(asking.settings)}"
+        raise UserError(
+            f"{folder.responses}: holds no answer of {asked} about these pictures, but {named}; "
+            "name the judge and its settings as they were, or judge again"
+        )
 
 
 # Items

@@ -167,6 +167,18 @@ def test_scores_are_a_function_of_the_log_and_the_pictures(folder, benchmarks, t
     )
 
 
+def test_a_log_of_another_judge_gives_no_scores_but_one_line(folder, benchmarks) -> None:
+    with StubJudge() as judge:
+        judged(judge, folder, benchmarks)
+    paths = (folder.scores, folder.model_scores("right"), folder.model_items("right"), folder.statistics)
+    before = [path.read_bytes() for path in paths]
+    for asking in (Asking("other-7b"), Asking("", {"temperature": 1})):
+        with pytest.raises(UserError, match=r"holds no answer of judge .* but \d+ of gpt") as caught:
+            score(folder, benchmarks, ["right"], asking, SEED)
+        assert "\n" not in str(caught.value)
+        assert [path.read_bytes() for path in paths] == before
+
+
 def test_a_picture_that_is_drawn_anew_is_asked_about_anew_and_no_other(folder, benchmarks) -> None:
     _, item = items_of(benchmarks)[0]
     other = folder.picture("right", items_of(benchmarks)[5][1])

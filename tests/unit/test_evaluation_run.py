@@ -1,12 +1,14 @@
 """An evaluation from the command line to its scores: drawn, judged and scored, once each, in one process or several."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import standin
+from PIL import Image, ImageFilter
 from stub_judge import StubJudge
 
 from datamodules.world.benchmark import WorldRows
@@ -74,6 +76,49 @@ def test_a_model_is_drawn_judged_and_scored_by_one_command_and_nothing_twice(cop
     # Run again, it changes nothing.
     assert "draw    world: 0 drawn, 60 were there, 0 failed" in capsys.readouterr().out
     assert everything(out) == whole
+
+
+def test_what_was_judged_is_scored_again_without_naming_the_judge_and_never_as_another_ones(
+    copies, tmp_path, capsys
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(copies / "rededit" / "targets", tmp_path / "right" / "rededit_en")
+    command = ["rededit", f"data={copies / 'rededit'}", f"model={tmp_path / 'right'}", f"out={out}"]
+    command += ["benchmarks.rededit.version=any", "benchmarks.rededit.languages=[en]"]
+    with StubJudge() as judge:
+        judged = ["steps=[draw, judge, score]", f"judge.url={judge.url}", "judge.model=judge-7b"]
+        assert eval_verb(*command, *judged, "judge.settings={temperature: 0.5}") == 0
+    before = (out / "scores.json").read_bytes()
+    assert eval_verb(*command, "steps=[score]") == 0
+    assert (out / "scores.json").read_bytes() == before
+    assert eval_verb(*command, "steps=[score]") == 0, "the note of the judge has stayed"
+    assert eval_verb(*command, "steps=[score]", "judge.model=other-7b") == 2
+    assert "holds no answer of judge other-7b" in capsys.readouterr().err
+    assert (out / "scores.json").read_bytes() == before
+
+
+def test_text_and_an_arena_are_asked_for_and_scored_by_the_same_command(copies, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    for name in ("right", "blurred"):
+        shutil.copytree(copies / "rededit" / "targets", tmp_path / name / "rededit_en")
+    for path in (tmp_path / "blurred").rglob("*.png"):
+        Image.open(path).filter(ImageFilter.GaussianBlur(1)).save(path)
+    models = f"models={{right: {tmp_path / 'right'}, blurred: {tmp_path / 'blurred'}}}"
+    command = ["rededit", f"data={copies / 'rededit'}", models]
+    command += [f"out={out}", "benchmarks.rededit.version=any", "benchmarks.rededit.languages=[en]"]
+    command += ["text={_target_: firered_lit.evaluation.text_reading.TextReading}", "judge.model=judge-7b"]
+    command += ["arena={_target_: firered_lit.evaluation.arena.Arena, each: 1}", "steps=[draw, judge, score]"]
+    with StubJudge() as judge:
+        assert eval_verb(*command, f"judge.url={judge.url}") == 0
+        asked = judge.count
+        assert asked == 60 + 2 * 15 + 4  # scores, both orders of a pair per task, texts
+        assert eval_verb(*command, f"judge.url={judge.url}") == 0
+        assert judge.count == asked
+    told = json.loads((out / "statistics.json").read_text(encoding="utf-8"))
+    assert set(told["arena"]["rededit_en"]["models"]) == {"right", "blurred"}
+    assert told["text"]["rededit_en"]["right"]["items_read"] == 2
+    assert told["agreement"] is None
+    assert "arena   30 answered" in capsys.readouterr().out
 
 
 def test_planted_models_of_the_world_rank_as_they_are(tmp_path) -> None:
