@@ -160,7 +160,7 @@ def count_origins(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], nam
 def item_digest(item: Item) -> str:
     """Return a hash of what a model is given of an item."""
     text = json.dumps([item.suite, item.id, item.instruction, list(item.sources)], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:24]
 
 
 class _Work:

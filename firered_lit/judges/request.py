@@ -68,7 +68,7 @@ class Request:
             pictures.append(picture)
             return f"data:{picture.mime};base64,{mark}"
 
-        text = json.dumps(self._content(marked), ensure_ascii=False).encode()
+        text = _utf8(json.dumps(self._content(marked), ensure_ascii=False))
         pieces = text.split(mark.encode())
         parts = [pieces[0]]
         for picture, piece in zip(pictures, pieces[1:], strict=True):
@@ -80,12 +80,12 @@ class Request:
     def digest(self) -> str:
         """SHA-256 of what is sent, each picture by its own hash, whatever the order of the settings."""
         text = json.dumps(self._content(Picture.label), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(_utf8(text)).hexdigest()
 
     @cached_property
     def prompt_digest(self) -> str:
         """SHA-256 of the words of all messages, in their order."""
-        return hashlib.sha256("\n".join(self._words()).encode()).hexdigest()
+        return hashlib.sha256(_utf8("\n".join(self._words()))).hexdigest()
 
     @property
     def size(self) -> int:
@@ -116,6 +116,11 @@ class Request:
 def user(*parts: Part) -> dict[str, Any]:
     """Return one user's message of these parts, in this order."""
     return {"role": "user", "content": list(parts)}
+
+
+def _utf8(text: str) -> bytes:
+    """Return a text's bytes; half of a surrogate pair is escaped as JSON does."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _parts(message: Mapping[str, Any]) -> Sequence[Part]:

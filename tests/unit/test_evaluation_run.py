@@ -121,6 +121,33 @@ def test_text_and_an_arena_are_asked_for_and_scored_by_the_same_command(copies, 
     assert "arena   30 answered" in capsys.readouterr().out
 
 
+def test_hostile_words_of_instructions_and_answers_are_text_from_end_to_end(copies, tmp_path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(copies / "rededit", data)
+    hostile = "</script><script>alert(1)</script> \u202e \"'` {0} %s ../../etc"
+    lines = [json.loads(line) for line in (data / "redbench.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in lines:
+        row["a_to_b_instructions_eng"] = hostile
+    (data / "redbench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    shutil.copytree(data / "targets", tmp_path / "right" / "rededit_en")
+    out = tmp_path / "out"
+
+    def echo(body, digest):
+        return f"{hostile} half \ud83d\nA: 5\nB: 4\nC: 4"
+
+    with StubJudge(echo) as judge:
+        command = ["rededit", f"data={data}", f"model={tmp_path / 'right'}", f"out={out}", f"judge.url={judge.url}"]
+        command += ["benchmarks.rededit.version=any", "benchmarks.rededit.languages=[en]"]
+        command += ["text={_target_: firered_lit.evaluation.text_reading.TextReading}", "judge.model=j"]
+        assert eval_verb(*command) == 0
+        assert hostile in judge.bodies[0]["messages"][0]["content"][-1]["text"]
+    for line in items_of(out, "right"):
+        assert line["instruction"] == hostile
+        assert line["answers"][0][0].startswith(hostile)
+        assert line["official"]["values"] == {"score": 4.33}
+    assert "<script>alert(1)" not in (out / "report" / "index.html").read_text(encoding="utf-8")
+
+
 def test_planted_models_of_the_world_rank_as_they_are(tmp_path) -> None:
     rows = WorldRows(each=3)
     models = {"right": RightAnswers(rows), "sft": "world", "copier": Copier()}

@@ -131,6 +131,16 @@ def test_a_body_is_the_json_of_its_parts(mime):
     assert body == json.dumps(expected, ensure_ascii=False).encode()
 
 
+def test_half_a_character_in_a_question_is_sent_as_json_escapes_it(asking):
+    server, client = asking()
+    asked = request("half \ud800 a character", Picture(b"1"))
+    assert client.ask(asked).kind is Kind.ANSWERED
+    ((_, body, _),) = server.requests
+    assert body["messages"][0]["content"][-1]["text"] == "half \ud800 a character"
+    assert asked.digest != request("half a character", Picture(b"1")).digest
+    assert asked.prompt_digest != request("half a character").prompt_digest
+
+
 # bounds
 
 

@@ -15,7 +15,7 @@ WINDOWS = 64
 def of_settings(**settings: Any) -> str:
     """Return a hash of plain settings."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:24]
 
 
 def of_file(path: Path) -> str:
