@@ -164,7 +164,7 @@ def _line(folder: EvaluationFolder, model: str, item: Item, entry: JudgedItem) -
     for mode in ("official", "strict"):
         score = score_item(REDEDIT, entry, mode)
         line[mode] = {"state": score.state, "values": dict(score.values)}
-    line["answers"] = [list(attempt) for attempt in entry.attempts]
+    line["answers"] = [[None] if entry.refused else list(attempt) for attempt in entry.attempts]
     line["judge"] = JUDGE
     line["facts"] = dict(item.facts)
     return line

@@ -130,6 +130,14 @@ def test_filters_leave_what_they_name(visit):
     assert visit.page.locator("#count").inner_text() == "1 of 60 items"
 
 
+def test_an_answer_without_words_shows_none(visit):
+    visit.choose("failure", "refused")
+    card = visit.page.locator("article:visible").first
+    visit.key("j")
+    assert card.locator(".state").all_inner_texts() == ["refused", "refused"]
+    assert card.locator(".words").count() == 0
+
+
 def test_the_widest_gaps_come_first_when_asked_for(visit):
     visit.choose("order", "widest gap first")
     gaps = visit.page.evaluate("shown.map((item) => item.gap)")

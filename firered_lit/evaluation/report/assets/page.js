@@ -36,6 +36,8 @@ function lowest(item) {
   return known.length ? Math.min(...known) : Infinity;
 }
 
+const wordsOfJudge = (cell) => cell.answers.flat().filter((answer) => answer !== null);
+
 const hasState = (state) => (item) =>
   item.models.some((cell) => cell.official.state === state || cell.strict.state === state);
 
@@ -120,7 +122,7 @@ function modelFigure(item, cell, rank) {
   const states = new Set([cell.official.state, cell.strict.state].filter((state) => state !== "scored"));
   states.forEach((state) => caption.append(element("div", "state", state)));
   made.append(caption);
-  const answers = cell.answers.flat();
+  const answers = wordsOfJudge(cell);
   if (answers.length) {
     const words = element("details");
     words.append(element("summary", "", "judge's words"));
@@ -165,7 +167,7 @@ function makeCards() {
 let shown = [];
 
 function wordsOf(item) {
-  const answers = item.models.flatMap((cell) => cell.answers.flat());
+  const answers = item.models.flatMap(wordsOfJudge);
   return [item.id, item.category, item.instruction, ...answers].join("\n").toLowerCase();
 }
 
