@@ -1,4 +1,4 @@
-"""The benchmarks of the index, of the buckets and of reading run, and their figures are possible."""
+"""The benchmarks of the index, the buckets, reading and evaluation run, and their figures are possible."""
 
 import runpy
 import sys
@@ -59,3 +59,11 @@ def test_prepare(run):
     assert [line.split()[0] for line in rates[-3:]] == ["all", "VAE", "text"]
     assert all(float(number) > 0 for line in rates[-3:] for number in line.split()[1:])
     assert float(apart.split()[-1]) < 1e-5
+
+
+def test_evaluation(run):
+    lines = run("evaluation.py", "judge", "--latency", "0.05", "--parallel", "4", "--side", "32", "--waves", "1")
+    assert [line.split()[0] for line in lines] == ["benchmark", "rededit", "imgedit", "gedit"]
+    for line in lines[1:]:
+        numbers = [float(word.rstrip("%")) for word in line.split()[1:] if word != "->"]
+        assert min(numbers) > 0
