@@ -34,9 +34,9 @@ TRIED = 5  # items of a category of which one must be such that a judge can be a
 
 def evaluate(
     out: str,
-    benchmarks: Mapping[str, Benchmark],
+    benchmarks: Mapping[str, Benchmark | None],
     model: str | Model | None = None,
-    models: Mapping[str, str | Model] | None = None,
+    models: Mapping[str, str | Model | None] | None = None,
     data: str = "",
     drawing: Drawing | None = None,
     judge: JudgeServer | JudgeHere | None = None,
@@ -53,9 +53,9 @@ def evaluate(
 
     Args:
         out: The folder.
-        benchmarks: Name -> a user's copy of a benchmark.
+        benchmarks: Name -> a user's copy of a benchmark; None leaves one out.
         model: A run, an export, a hub id, a folder of pictures, or a node of `firered_lit.evaluation.models`.
-        models: Name -> more of them; two or more are compared on the same items.
+        models: Name -> more of them; two or more are compared on the same items. None leaves one out.
         data: The folder of the benchmark, for the recipe's other keys to name.
         drawing: Settings of the models that are named by a folder or a hub id.
         judge: The judge: a server, or a model of this process.
@@ -76,8 +76,9 @@ def evaluate(
     wanted = _wanted(steps, answers)
     judge = judge or JudgeServer()
     folder = EvaluationFolder(Path(out).resolve())
-    suites = _suites(benchmarks)
-    chosen = list(benchmarks.values())
+    copies = {name: benchmark for name, benchmark in benchmarks.items() if benchmark is not None}
+    suites = _suites(copies)
+    chosen = list(copies.values())
     opened, names = _models(model, models or {}, drawing or Drawing(), answers)
     if "judge" in wanted:
         _check_judge(chosen, judge)
@@ -162,7 +163,10 @@ def _suites(benchmarks: Mapping[str, Benchmark]) -> list[str]:
 
 
 def _models(
-    model: str | Model | None, models: Mapping[str, str | Model], settings: Drawing, answers: "AnswersFile | None"
+    model: str | Model | None,
+    models: Mapping[str, str | Model | None],
+    settings: Drawing,
+    answers: "AnswersFile | None",
 ) -> tuple[dict[str, Model], list[str]]:
     """Return the models, and their names; of answers made elsewhere the names alone."""
     if answers is None:

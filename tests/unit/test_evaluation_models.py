@@ -109,6 +109,9 @@ def test_a_name_means_what_lies_there(old: Path, source: Path, monkeypatch) -> N
         assert (opened.steps, opened.loras) == (3, ("export_lora",))
     with pytest.raises(UserError, match="export_lora: a LoRA alone; name its base as the model"):
         open_model("export_lora", Drawing())
+    for nothing in (7, {"model": "tiny"}, ["tiny"]):
+        with pytest.raises(UserError, match="name a folder, a hub id, or a node with a _target_"):
+            open_model(nothing, Drawing())
     assert name_of("export_full") == "export_full"
     assert name_of("FireRedTeam/FireRed-Image-Edit-1.0") == "FireRed-Image-Edit-1.0"
     assert name_of("a/<b> ..") == "_b_"
@@ -123,9 +126,10 @@ def test_any_pipeline_of_diffusers_draws_by_its_own_class(source: Path) -> None:
     model = Pipeline(folder, "QwenImageEditPlusPipeline", steps=2, arguments=small, dtype="float32")
     with Image.open(source) as picture:
         first = model.draw(item_of(), [picture.convert("RGB")], 1)
+        other = model.draw(item_of(), [picture.convert("RGB")], 2)
         again = model.draw(item_of(), [picture.convert("RGB")], 1)
     assert first.size == (32, 48)
-    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() == again.tobytes() != other.tobytes()
     assert model.fingerprint() != Pipeline(folder, "QwenImageEditPlusPipeline", steps=3).fingerprint()
 
     # What cannot be.

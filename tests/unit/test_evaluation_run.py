@@ -217,13 +217,18 @@ def test_three_benchmarks_are_scored_by_one_recipe(copies, tmp_path) -> None:
     out = tmp_path / "out"
     with StubJudge() as judge:
         versions = [f"benchmarks.{name}.version=any" for name in ("rededit", "imgedit", "gedit")]
-        planted = "models={copier: {_target_: firered_lit.evaluation.models.planted.Copier}}"
+        planted = "models={copier: {_target_: firered_lit.evaluation.models.planted.Copier}, other: null}"
         command = [f"data={copies}", f"out={out}", planted, f"judge.url={judge.url}", *versions]
         assert eval_verb("all", *command, "steps=[draw, judge, score]") == 0
         assert sum(judge.asked.values()) == 60 + 9 + 2 * 22
     suites = list(json.loads((out / "scores.json").read_text(encoding="utf-8")))
     own = [suite for suite in suites if not suite.endswith("_intersection")]
     assert own == ["rededit_en", "rededit_cn", "imgedit", "gedit_en", "gedit_cn"]
+
+    # One of them alone, of the same recipe.
+    alone = ["benchmarks.rededit=null", "benchmarks.gedit=null", f"out={tmp_path / 'alone'}", "steps=[draw]"]
+    assert eval_verb("all", f"data={copies}", planted, *alone) == 0
+    assert {path.parent.name for path in (tmp_path / "alone" / "pictures").rglob("*.png")} == {"imgedit"}
 
 
 def test_answers_made_elsewhere_are_scored_without_a_model(copies, tmp_path) -> None:

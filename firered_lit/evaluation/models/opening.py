@@ -34,7 +34,9 @@ class Drawing:
     stock: bool = False
 
 
-def open_models(model: str | Model | None, models: Mapping[str, str | Model], settings: Drawing) -> dict[str, Model]:
+def open_models(
+    model: str | Model | None, models: Mapping[str, str | Model | None], settings: Drawing
+) -> dict[str, Model]:
     """Return the models of an evaluation by their names, the one that stands alone first.
 
     Raises:
@@ -49,7 +51,8 @@ def open_models(model: str | Model | None, models: Mapping[str, str | Model], se
             raise UserError(f"models.{name}: a name is made of letters, digits, '_', '-' and '.'")
         if name in found:
             raise UserError(f"models.{name}: another model has this name")
-        found[name] = open_model(one, settings)
+        if one is not None:
+            found[name] = open_model(one, settings)
     if not found:
         raise UserError("model: name one: a run, an export, a hub id or a folder of pictures")
     return found
@@ -61,8 +64,13 @@ def open_model(model: str | Model, settings: Drawing) -> Model:
     Args:
         model: A folder of pictures, or whatever `Local` takes.
         settings: How it draws.
+
+    Raises:
+        UserError: It is none, or there is no such model.
     """
     if not isinstance(model, str):
+        if not callable(getattr(model, "draw", None)):
+            raise UserError(f"model {model!r}: name a folder, a hub id, or a node with a _target_")
         return model
     folder = Path(model).expanduser()
     if _holds_pictures(folder):
