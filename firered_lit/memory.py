@@ -1,7 +1,7 @@
 """How much memory a recipe needs on every device, said before anything is loaded."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -165,6 +165,8 @@ def estimate(training: Training) -> list[Part]:
     gradients = f.trained * SIZES["float32"] if t.whole_gradients else trained * of_gradient
     states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
     weights = ((f.parameters - (f.trained if t.lora else 0)) * kept + (f.trained * size if t.lora else 0)) / t.shards
+    if t.quantize and t.autocast:
+        f = replace(f, saved=f.saved + _widened(t))
     peak = _peak(t, f, SIZES[dtype], gradients, trained * size)
     decoding = VAE_PER_PIXEL * 256 * largest_tokens(t.sizes.target_area) * t.decoded
     parts = [
@@ -178,6 +180,15 @@ def estimate(training: Training) -> list[Part]:
         Part("decoding", max(0.0, decoding - sum(part.size for part in peak))),  # while nothing else of these is there
     ]
     return [*parts, Part("reserve", RESERVE + WASTE * sum(part.size for part in parts))]
+
+
+def _widened(t: Training) -> float:
+    """Return what the blocks' inputs take beyond bfloat16 over a quantised base under CUDA's autocast, in bytes.
+
+    LayerNorm gives float32 there and a quantised layer the precision of its input, so the whole stream is float32.
+    """
+    width = t.config["num_attention_heads"] * t.config["attention_head_dim"]
+    return float(t.config["num_layers"] * t.batch * (t.tokens + TEXT) * width * 2)
 
 
 def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trained: float) -> list[Part]:
@@ -225,12 +236,16 @@ def report(recipe: Mapping[str, Any], gpus: int, gpu_memory: float) -> Iterator[
         if part.size:
             yield f"  {part.name:<16} {part.size / GB:8.1f} GB", False
     total = sum(part.size for part in parts) / GB
-    verdict = "fits" if total <= gpu_memory else f"does not fit; {_advice(t)}"
+    verdict = "fits"
+    if total > gpu_memory:
+        overrides = first_that_fits(recipe, t, gpu_memory)
+        remedy = f"it fits with {' '.join(overrides)}" if overrides else _advice(t)
+        verdict = f"does not fit; {remedy}"
     yield f"  {'in all':<16} {total:8.1f} GB of {gpu_memory:g}: {verdict}", total > gpu_memory
 
 
 def _advice(t: Training) -> str:
-    """What to change, the cheapest first."""
+    """Return what to change, the cheapest first, where no command line is known that fits."""
     if t.checkpointing is not True:
         return "set stage.backbone.gradient_checkpointing=true"
     if not t.sharded and not t.lora:
@@ -242,6 +257,78 @@ def _advice(t: Training) -> str:
     if t.batch > t.sides:
         return f"lower data.capacity, now {t.capacity}, and raise trainer.accumulate_grad_batches"
     return "more GPUs to shard over, an 8-bit optimizer, or a LoRA"
+
+
+class Change(NamedTuple):
+    """A way to need less memory: what stands on the command line, and the training that it makes."""
+
+    override: str
+    training: Training
+
+
+def first_that_fits(recipe: Mapping[str, Any], t: Training, gpu_memory: float) -> list[str]:
+    """Return the overrides of the first change that fits: each by itself in this order, then one upon the other.
+
+    Args:
+        recipe: the recipe.
+        t: what it trains.
+        gpu_memory: GB of one GPU.
+
+    Returns:
+        Overrides for the command line; empty where none of them, nor all together, are enough.
+    """
+    for change in _changes(recipe, t):
+        if _fits(change.training, gpu_memory):
+            return [change.override]
+    taken = []
+    while True:
+        further = [change for change in _changes(recipe, t) if change.override not in taken]
+        if not further:
+            return []
+        taken = [*_without_replaced(taken, further[0].override), further[0].override]
+        t = further[0].training
+        if _fits(t, gpu_memory):
+            return taken
+
+
+def _fits(t: Training, gpu_memory: float) -> bool:
+    return sum(part.size for part in estimate(t)) / GB <= gpu_memory
+
+
+def _without_replaced(overrides: Sequence[str], new: str) -> list[str]:
+    """Return the overrides but the one of the same key."""
+    key = new.partition("=")[0]
+    return [override for override in overrides if override.partition("=")[0] != key]
+
+
+def _changes(recipe: Mapping[str, Any], t: Training) -> Iterator[Change]:
+    """Yield the changes that this training has left, what costs least of speed and quality first."""
+    if t.checkpointing is not True:
+        yield Change("stage.backbone.gradient_checkpointing=true", replace(t, checkpointing=True))
+    largest = max(t._sample(shape) for shape in shape_table(t.sizes.target_area))
+    if t.group and t.capacity > largest:
+        yield Change(f"stage.capacity={largest}", replace(t, capacity=largest))
+    if t.ema:
+        yield from (Change(f"callbacks.{name}=null", replace(t, ema=False)) for name in _averages(recipe))
+    if t.lora is None:
+        return
+    if "8bit" not in t.optimizer and recipe["stage"]["optimizer"].get("_target_") == "torch.optim.AdamW":
+        lr = recipe["stage"]["optimizer"].get("lr", 1e-4)
+        target = "firered_lit.optim.adamw8bit"
+        node = f"{{_target_: {target}, _partial_: true, lr: {lr:.1e}}}"
+        yield Change(f"'stage.optimizer={node}'", replace(t, optimizer=target))
+    if t.lora.rank > 16 and isinstance(t.lora.rank, int):
+        yield Change("stage.backbone.lora.rank=16", replace(t, lora=replace(t.lora, rank=16)))
+    if t.quantize is None:
+        yield Change("stage.backbone.quantize=8bit", replace(t, quantize="8bit"))
+    if t.quantize in (None, "8bit"):
+        yield Change("stage.backbone.quantize=4bit", replace(t, quantize="4bit"))
+
+
+def _averages(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the names of the callbacks that keep an average of the weights."""
+    callbacks = recipe.get("callbacks") or {}
+    return [name for name, node in callbacks.items() if str((node or {}).get("_target_")).endswith(".EMA")]
 
 
 def _shards(strategy: Mapping[str, Any], gpus: int) -> int:
