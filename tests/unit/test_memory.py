@@ -260,7 +260,7 @@ def test_the_command_says_whether_it_fits(capsys):
     assert main(["check", "--recipe", "recipes/dpo.yaml", "--gpus", "8", "--gpu-memory", "80", *whole]) == 2
     assert "shard it: 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}'" in capsys.readouterr().out
     assert main(["check", "--recipe", "recipes/nft.yaml", "--gpus", "8", "--gpu-memory", "60"]) == 2
-    assert "does not fit; it fits with stage.capacity=" in capsys.readouterr().out
+    assert "does not fit; it fits with stage.backbone.quantize=8bit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
