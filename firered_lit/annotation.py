@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from firered_lit.source import parse
 
@@ -35,28 +35,46 @@ _SCALARS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def fits(annotation: str | None, value: Any, is_open: Callable[[Any], bool] = lambda _: False) -> bool:
-    """False when `value` surely is not what `annotation` asks for; True where the text alone cannot tell.
+Test = Callable[[Any], bool]
 
-    `is_open(value)` marks values, at any depth, that are not known yet and therefore fit.
+
+class _Known(NamedTuple):
+    """What is known of values: which are open, and which are objects."""
+
+    is_open: Test
+    is_object: Test
+
+
+def fits(
+    annotation: str | None, value: Any, is_open: Test = lambda _: False, is_object: Test = lambda _: False
+) -> bool:
+    """Return False when a value surely is not what an annotation asks for; True where the text alone cannot tell.
+
+    Args:
+        annotation: the text of it.
+        value: a plain value.
+        is_open: marks values, at any depth, that are not known yet and therefore fit.
+        is_object: marks values, at any depth, that stand for an object: no number, no text and no truth value.
     """
     try:
         tree = parse(annotation or "Any", mode="eval").body
     except SyntaxError:
         return True
-    return _fits(tree, value, is_open)
+    return _fits(tree, value, _Known(is_open, is_object))
 
 
-def _fits(node: ast.expr, value: Any, is_open: Callable[[Any], bool]) -> bool:
-    if is_open(value):
+def _fits(node: ast.expr, value: Any, known: _Known) -> bool:
+    if known.is_open(value):
         return True
+    if known.is_object(value):
+        return _takes_object(node)
     if isinstance(node, ast.BinOp):
-        return _fits(node.left, value, is_open) or _fits(node.right, value, is_open)
+        return _fits(node.left, value, known) or _fits(node.right, value, known)
     if isinstance(node, ast.Constant):
-        return fits(node.value, value, is_open) if isinstance(node.value, str) else value is None
+        return fits(node.value, value, *known) if isinstance(node.value, str) else value is None
     if isinstance(node, ast.Subscript):
         inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        return _fits_generic(ast.unparse(node.value).split(".")[-1], inner, value, is_open)
+        return _fits_generic(ast.unparse(node.value).split(".")[-1], inner, value, known)
     name = ast.unparse(node).split(".")[-1]
     if name in _SCALARS:
         return _SCALARS[name](value)
@@ -65,24 +83,39 @@ def _fits(node: ast.expr, value: Any, is_open: Callable[[Any], bool]) -> bool:
     return name not in _NEVER
 
 
-def _fits_generic(name: str, inner: list[ast.expr], value: Any, is_open: Callable[[Any], bool]) -> bool:
+def _fits_generic(name: str, inner: list[ast.expr], value: Any, known: _Known) -> bool:
     """`name[inner]`: unions, literals and containers."""
     if name == "Optional":
-        return value is None or _fits(inner[0], value, is_open)
+        return value is None or _fits(inner[0], value, known)
     if name == "Union":
-        return any(_fits(option, value, is_open) for option in inner)
+        return any(_fits(option, value, known) for option in inner)
     if name == "Annotated":
-        return _fits(inner[0], value, is_open)
+        return _fits(inner[0], value, known)
     if name == "Literal":
         return any(ast.unparse(option) == repr(value) for option in inner)
     if name in _MAPPINGS:
         return isinstance(value, dict) and all(
-            _fits(part, item, is_open) for pair in value.items() for part, item in zip(inner, pair)
+            _fits(part, item, known) for pair in value.items() for part, item in zip(inner, pair)
         )
     if name in _SEQUENCES:
         if not isinstance(value, list):
             return False
         fixed = name in ("tuple", "Tuple") and ast.unparse(inner[-1]) not in ("...", "()")
         parts = inner if fixed else [inner[0]] * len(value)
-        return len(parts) == len(value) and all(_fits(part, item, is_open) for part, item in zip(parts, value))
+        return len(parts) == len(value) and all(_fits(part, item, known) for part, item in zip(parts, value))
     return name not in _NEVER
+
+
+def _takes_object(node: ast.expr) -> bool:
+    """Return whether an annotation has an alternative that is no scalar."""
+    if isinstance(node, ast.BinOp):
+        return _takes_object(node.left) or _takes_object(node.right)
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str)
+    if isinstance(node, ast.Subscript):
+        name = ast.unparse(node.value).split(".")[-1]
+        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if name in ("Optional", "Union", "Annotated"):
+            return any(map(_takes_object, inner if name == "Union" else inner[:1]))
+        return name != "Literal"
+    return ast.unparse(node).split(".")[-1] not in _SCALARS

@@ -6,10 +6,14 @@ imports (`yours.os.system`) are no way around that.
 """
 
 import ast
+import enum
 import functools
 import importlib
 import inspect
-from collections.abc import Iterator, Sequence
+import os
+import types
+import typing
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from firered_lit.annotation import fits
@@ -22,6 +26,7 @@ from firered_lit.recipe import PARTIAL, TARGET, Recipe, join, nearest
 from firered_lit.signature import Parameter, Signature, signature
 from firered_lit.source import NotFoundError, resolve
 
+_MADE_OF_PLAIN = (str, int, float, os.PathLike, enum.Enum, type)
 _PLAIN = {"str", "int", "float", "StrEnum", "Enum", "str, Enum", "TypedDict", "NamedTuple"}  # bases of plain values
 
 
@@ -95,10 +100,76 @@ def build(node: Any, allow: Sequence[str] = (), key: str = "") -> Any:
         holds_nodes = any(map(_is_node, node.values()))
         return {k: v for k, v in built.items() if v is not None} if holds_nodes else built
     thing = _import(node[TARGET], allow, nested=bool(key))
+    for name in built:
+        _refuse_other_object(thing, name, built[name], f"{join(key, name)}")
     if node.get(PARTIAL):
         return functools.partial(thing, **built)
     with naming(f"{key or 'the root'} ({node[TARGET]})"):
         return thing(**built)
+
+
+def _refuse_other_object(thing: Any, name: str, value: Any, key: str) -> None:
+    """Refuse an object of another class than its parameter is annotated with, and a plain value for an object.
+
+    Args:
+        thing: the class or function that is called.
+        name: of the parameter.
+        value: what a node was built to, or a list or mapping of such.
+        key: of the value in the recipe.
+
+    Raises:
+        UserError: the annotation is known, and the object is none of its kinds.
+    """
+    hint = _hints(thing).get(name)
+    if hint is None:
+        return
+    for place, item, wanted in _objects(value, hint, key):
+        kinds = _kinds(wanted)
+        if not kinds or isinstance(item, kinds):
+            continue
+        made_of = (tuple, Set) if isinstance(item, list) else _MADE_OF_PLAIN
+        if isinstance(item, str | int | float | list) and any(issubclass(kind, made_of) for kind in kinds):
+            continue  # one for the other, as 1 for 1.0, was looked at before anything was built
+        shown = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{place}: expected {shown}, got {type(item).__name__}")
+
+
+def _objects(value: Any, hint: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Give a value and all that it holds, if it is a list or mapping: (key, value, annotation)."""
+    if isinstance(value, dict | list):
+        of_items = [found for option in _options(hint) for found in typing.get_args(option)[-1:]]
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items if len(of_items) == 1 else ():
+            yield from _objects(item, of_items[0], join(key, name))
+    if value is not None:
+        yield key, value, hint
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """Return the alternatives of an annotation."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _kinds(hint: Any) -> tuple[type, ...] | None:
+    """Return the classes that an annotation admits; None where one of its alternatives says no class."""
+    found = []
+    for option in _options(hint):
+        kind = typing.get_origin(option) or option
+        unknown = not isinstance(kind, type) or kind in (object, Any) or typing.is_typeddict(kind)
+        if unknown or getattr(kind, "_is_protocol", False):
+            return None
+        found.append(kind)
+    return tuple(kind for kind in found if kind is not type(None))
+
+
+@functools.cache
+def _hints(thing: Any) -> dict[str, Any]:
+    """Return the annotations of what is called, as types; nothing where they cannot be known here."""
+    try:
+        return typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
+    except Exception:  # a name that stands there for type checkers alone
+        return {}
 
 
 def _import(target: str, allow: Sequence[str], nested: bool) -> Any:
@@ -115,6 +186,17 @@ def _import(target: str, allow: Sequence[str], nested: bool) -> Any:
 def _within(name: str, packages: Sequence[str]) -> bool:
     """Whether `name` is one of the packages or lies inside one."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _is_open(value: Any) -> bool:
+    """Return whether a value is not known before the recipe is built."""
+    return value == MISSING or (_is_node(value) and not _makes_object(value))
+
+
+def _makes_object(value: Any) -> bool:
+    """Return whether a node makes an object, and no plain value: what is listed does; a function of yours may not."""
+    target = value[TARGET] if _is_node(value) else None
+    return isinstance(target, str) and (target in NAMES or value.get(PARTIAL) is True)
 
 
 def _is_node(value: Any) -> bool:
@@ -203,7 +285,7 @@ def _typing(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Itera
         yield recipe.refusal(key, f"expected the name of an environment variable that ends in _API_KEY, got {value!r}")
         return
     implicit = value is None and parameter.default == "None"
-    if implicit or fits(parameter.annotation, value, lambda v: _is_node(v) or v == MISSING):
+    if implicit or fits(parameter.annotation, value, _is_open, _makes_object):
         return
     quotes = "; put text in quotes" if fits(parameter.annotation, "") and isinstance(value, int | float) else ""
     yield recipe.refusal(

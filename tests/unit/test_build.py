@@ -370,3 +370,42 @@ def test_plain_values_against_annotations(annotation, value, expected):
 def test_values_not_known_yet_fit_anywhere():
     assert fits("list[int]", [1, "???"], lambda value: value == "???")
     assert not fits("list[int]", ["!!!", "???"], lambda value: value == "???")
+
+
+WRONG_OBJECTS = {
+    "stage: {_target_: callbacks.signals.Signals}": r"stage: expected Stage, got Signals",
+    "data: {_target_: firered_lit.stages.guard.Guard}": r"data: expected LightningDataModule, got Guard",
+    "checkpoint: {_target_: firered_lit.stages.guard.Guard}": r"checkpoint: expected Callback, got Guard",
+    "callbacks: {grid: {_target_: firered_lit.stages.guard.Guard}}": r"callbacks\.grid: expected Callback, got Guard",
+    "stage: {guard: {_target_: callbacks.signals.Signals}}": r"stage\.guard: expected Guard, got Signals",
+    "stage: {backbone: {lora: {_target_: callbacks.signals.Signals}}}": r"backbone\.lora: expected LoRA, got Signals",
+    "stage: {preview: {_target_: callbacks.signals.Signals, _partial_: true}}": "expected Preview, got partial",
+    "stage: {weight: 1.0e+30}": r"stage\.weight: expected Callable, got float",
+    "callbacks: {grid: [1]}": r"callbacks\.grid: expected Callback, got list",
+    "run: {_target_: callbacks.signals.Signals}": r"run: expected Run, got Signals",
+}
+
+
+@pytest.mark.parametrize("lines", WRONG_OBJECTS)
+def test_an_object_of_another_class_than_its_place_asks_for_is_refused_by_its_key(root, tmp_path, lines):
+    """Each is a part that a recipe may name, or a plain value, and stands where another part belongs."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"base: {root / 'recipes' / 'tiny' / 'sft.yaml'}\n{lines}\n")
+    given = {"run": f"run.dir={tmp_path}", "data": f"data.root={tmp_path}", "logger": "logger=null"}
+    loaded = load(file, [setting for key, setting in given.items() if key != lines.partition(":")[0]])
+    validate(loaded, supplied=("recipe",))
+    node = {key: value for key, value in loaded.root.items() if key == lines.partition(":")[0] or key == "_target_"}
+    with pytest.raises(UserError, match=WRONG_OBJECTS[lines]):
+        build({**node, "_partial_": True})
+
+
+@pytest.mark.parametrize(
+    "key", ["stage.seed", "run.dir", "checkpoint.every", "run.validate_first", "trainer.max_steps"]
+)
+@pytest.mark.parametrize("partial", ["", ", _partial_: true"])
+def test_an_object_where_a_plain_value_belongs_is_refused_before_anything_is_built(root, tmp_path, key, partial):
+    thing = f"{{_target_: callbacks.signals.Signals{partial}}}"
+    given = [f"run.dir={tmp_path}", f"data.root={tmp_path}", f"{key}={thing}"]
+    loaded = load(root / "recipes" / "tiny" / "sft.yaml", given)
+    found = next(problems(loaded, supplied=("recipe",)))
+    assert f"{key}: expected" in str(found)
