@@ -101,11 +101,35 @@ def build(node: Any, allow: Sequence[str] = (), key: str = "") -> Any:
         return {k: v for k, v in built.items() if v is not None} if holds_nodes else built
     thing = _import(node[TARGET], allow, nested=bool(key))
     for name in built:
-        _refuse_other_object(thing, name, built[name], f"{join(key, name)}")
+        _refuse_other_object(thing, name, built[name], join(key, name))
     if node.get(PARTIAL):
-        return functools.partial(thing, **built)
+        factory = Factory(thing, **built)
+        factory.key = key
+        return factory
     with naming(f"{key or 'the root'} ({node[TARGET]})"):
         return thing(**built)
+
+
+class Factory(functools.partial[Any]):
+    """What `_partial_: true` gives: its first call says in one line what does not fit where it stands.
+
+    key: of the node in the recipe. made: the classes that the code which calls it asks for; None where that is open.
+    """
+
+    key = ""
+    made: tuple[type, ...] | None = None
+    called = False
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if self.called:
+            return super().__call__(*args, **kwargs)
+        with naming(self.key, self.keywords):
+            result = super().__call__(*args, **kwargs)
+            if self.made and not isinstance(result, self.made):
+                wanted = " or ".join(kind.__name__ for kind in self.made)
+                raise UserError(f"{self.key}: {self.func.__name__} makes a {type(result).__name__}, not a {wanted}")
+        self.called = True
+        return result
 
 
 def _refuse_other_object(thing: Any, name: str, value: Any, key: str) -> None:
@@ -123,7 +147,13 @@ def _refuse_other_object(thing: Any, name: str, value: Any, key: str) -> None:
     hint = _hints(thing).get(name)
     if hint is None:
         return
+    if value is None and _kinds(hint) and type(None) not in _options(hint):
+        parameter = inspect.signature(thing).parameters.get(name)
+        if parameter is not None and parameter.default is not None:
+            raise UserError(f"{key}: needs a value, got null")
     for place, item, wanted in _objects(value, hint, key):
+        if isinstance(item, Factory):
+            item.made = _made(wanted)
         kinds = _kinds(wanted)
         if not kinds or isinstance(item, kinds):
             continue
@@ -161,6 +191,12 @@ def _kinds(hint: Any) -> tuple[type, ...] | None:
             return None
         found.append(kind)
     return tuple(kind for kind in found if kind is not type(None))
+
+
+def _made(hint: Any) -> tuple[type, ...] | None:
+    """Return the classes of which an annotation's callable makes one; None where it says none."""
+    results = [typing.get_args(option)[-1:] for option in _options(hint) if option is not type(None)]
+    return _kinds(results[0][0]) if len(results) == 1 and results[0] else None
 
 
 @functools.cache
@@ -265,9 +301,11 @@ def _limits(recipe: Recipe, key: str, found: Signature, parameter: Parameter, va
     expected = None if _is_node(value) else outside(found.name, parameter.name, value)
     if expected is not None:
         yield recipe.refusal(key, f"expected {expected}, got {value!r}")
-    plain = isinstance(value, str | int | float) and value != MISSING
-    if plain and _asks_for_an_object(parameter.annotation or "", found.home):
-        yield recipe.refusal(key, f"expected a {parameter.annotation}, named by {TARGET}, got {kind(value)} {value!r}")
+    annotated = parameter.annotation or ""
+    optional = "None" in annotated or "Optional" in annotated or parameter.default == "None"
+    plain = (isinstance(value, str | int | float) and value != MISSING) or (value is None and not optional)
+    if plain and _asks_for_an_object(annotated, found.home):
+        yield recipe.refusal(key, f"expected a {annotated}, named by {TARGET}, got {kind(value)} {value!r}")
 
 
 def _asks_for_an_object(annotation: str, home: str) -> bool:

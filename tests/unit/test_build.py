@@ -1,10 +1,12 @@
 """What a recipe may name, how its arguments are held against signatures, and what is built from it."""
 
+import copy
 import functools
 import json
 import sys
 
 import pytest
+import torch
 
 from firered_lit import cli
 from firered_lit.annotation import fits
@@ -379,7 +381,7 @@ WRONG_OBJECTS = {
     "callbacks: {grid: {_target_: firered_lit.stages.guard.Guard}}": r"callbacks\.grid: expected Callback, got Guard",
     "stage: {guard: {_target_: callbacks.signals.Signals}}": r"stage\.guard: expected Guard, got Signals",
     "stage: {backbone: {lora: {_target_: callbacks.signals.Signals}}}": r"backbone\.lora: expected LoRA, got Signals",
-    "stage: {preview: {_target_: callbacks.signals.Signals, _partial_: true}}": "expected Preview, got partial",
+    "stage: {preview: {_target_: callbacks.signals.Signals, _partial_: true}}": "expected Preview, got Factory",
     "stage: {weight: 1.0e+30}": r"stage\.weight: expected Callable, got float",
     "callbacks: {grid: [1]}": r"callbacks\.grid: expected Callback, got list",
     "run: {_target_: callbacks.signals.Signals}": r"run: expected Run, got Signals",
@@ -409,3 +411,45 @@ def test_an_object_where_a_plain_value_belongs_is_refused_before_anything_is_bui
     loaded = load(root / "recipes" / "tiny" / "sft.yaml", given)
     found = next(problems(loaded, supplied=("recipe",)))
     assert f"{key}: expected" in str(found)
+
+
+FACTORIES = {
+    "stage.weight": ("callbacks.signals.Signals", r"stage\.weight: TypeError: .*unexpected keyword argument 'law'"),
+    "stage.timesteps": ("firered_lit.optim.constant", r"stage\.timesteps: AttributeError: "),
+    "stage.schedule": ("torch.optim.AdamW", r"stage\.schedule: TypeError: "),
+    "stage.optimizer": ("callbacks.signals.Signals", r"stage\.optimizer: "),
+}
+
+
+@pytest.mark.parametrize("key", FACTORIES)
+def test_a_factory_of_something_else_is_refused_by_its_key_when_it_is_first_called(root, tmp_path, key):
+    target, said = FACTORIES[key]
+    given = [f"run.dir={tmp_path}", f"data.root={tmp_path}", f"{key}={{_target_: {target}, _partial_: true}}"]
+    loaded = load(root / "recipes" / "tiny" / "continued_pretrain.yaml", given)
+    stage = build(loaded.root["stage"], key="stage")
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    calls = {
+        "stage.weight": lambda: stage.weight(torch.ones(2), law=None),
+        "stage.timesteps": lambda: stage.timesteps(torch.rand(3)),
+        "stage.schedule": lambda: stage.schedule_factory(torch.optim.SGD(parameters)),
+        "stage.optimizer": lambda: stage.optimizer_factory(parameters),
+    }
+    with pytest.raises(UserError, match=said):
+        calls[key]()
+
+
+@pytest.mark.parametrize("key", ["run", "stage", "data", "stage.backbone"])
+def test_nothing_where_an_object_belongs_is_refused_before_anything_is_built(root, tmp_path, key):
+    given = [f"run.dir={tmp_path}", f"data.root={tmp_path}", f"{key}=null", "logger=null"]
+    loaded = load(root / "recipes" / "tiny" / "sft.yaml", [text for text in given if not text.startswith(f"{key}.")])
+    lines = [str(problem) for problem in problems(loaded, supplied=("recipe",))]
+    assert any(f"{key}: expected a" in line and "got empty None" in line for line in lines), lines
+
+
+def test_a_factory_is_a_partial_whose_later_calls_are_plain():
+    made = build({"_target_": "firered_lit.flow.timesteps.uniform", "_partial_": True}, key="stage.timesteps")
+    assert isinstance(made, functools.partial)
+    assert torch.equal(made(torch.ones(2)), torch.ones(2))
+    assert copy.deepcopy(made).called
+    with pytest.raises(TypeError):
+        made()
