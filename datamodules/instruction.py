@@ -36,7 +36,8 @@ def reindex(prompt: str, order: Sequence[int], captions: Captions | None = None,
         UserError: When a dropped reference is named and has no caption.
     """
     known = range(1, len(captions) + 1) if isinstance(captions, Sequence) else list(captions or ())
-    n = n or max([*order, *known])
+    if n is None:
+        n = max([*order, *known], default=0)
     new = {old: place for place, old in enumerate(order, 1)}
     if len(new) != len(order) or not all(1 <= old <= n for old in order):
         raise UserError(f"order {list(order)}: each of the references 1 to {n} may stand in it once")

@@ -102,6 +102,8 @@ def build(node: Any, allow: Sequence[str] = (), key: str = "") -> Any:
     thing = _import(node[TARGET], allow, nested=bool(key))
     for name in built:
         _refuse_other_object(thing, name, built[name], join(key, name))
+    if node.get(PARTIAL) and not key:
+        return functools.partial(thing, **built)  # the root, whose own failures are no fault of the recipe
     if node.get(PARTIAL):
         factory = Factory(thing, **built)
         factory.key = key

@@ -1,6 +1,7 @@
 """What can be known before anything is loaded: whether recipes fit, what is installed, what a data folder holds."""
 
 import json
+import logging
 import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -90,6 +91,7 @@ def memory(paths: Sequence[str], overrides: Sequence[str], gpus: int, gpu_memory
     """What each recipe needs on every GPU, part by part, and whether it fits; nothing is loaded."""
     from firered_lit.memory import report as lines
 
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # its traceback; one line says it
     for path in paths:
         recipe = load(path, overrides)
         if recipe.root.get(TARGET) != "firered_lit.fit.fit":

@@ -76,7 +76,10 @@ def best(run_dir: Path | str) -> Path | None:
     folder = Path(run_dir) / FOLDER
     if not (folder / BEST).exists():
         return None
-    path = folder / read_object(folder / BEST, "name")["name"]
+    name = read_object(folder / BEST, "name")["name"]
+    if not isinstance(name, str) or Path(name).name != name:
+        raise UserError(f"{folder / BEST}: damaged: name: expected a file beside it, got {name!r}")
+    path = folder / name
     return path if path.exists() else None
 
 

@@ -22,7 +22,7 @@ from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
 from .models.sizes import Sizes
 from .places import writable
 from .store import RECORD, read_record
-from .textfiles import read_object
+from .textfiles import read_object, read_text
 
 PREFIX = "transformer."
 _EDIT_TOO = """or `python -m firered_lit edit --model THIS_FOLDER --image photo.jpg --prompt "..." --out edited.png`, which also encodes
@@ -114,7 +114,7 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
     read_object(run / RECORD, "base", "sizes", "stage")
     facts = read_record(run)
     sizes = Sizes.read(facts["sizes"], f"{run / RECORD}: sizes")
-    recipe = (run / "recipe.yaml").read_text(encoding="utf-8") if (run / "recipe.yaml").exists() else ""
+    recipe = _recipe_of(run)
     base = lineage.base_of(saved.path, saved.base, run)
     lora = None if merge else saved.lora
     if lora:
@@ -129,6 +129,14 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
     card = model_card(base, facts, recipe, saved.path.name, saved.step, lora)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return base
+
+
+def _recipe_of(run: Path) -> str:
+    """Return the text of a run's recipe, for the model card; nothing where it is not there, or cannot be read."""
+    try:
+        return read_text(run / "recipe.yaml")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def load_weights(path: Path, ema: bool = False) -> Saved:
@@ -151,8 +159,8 @@ def stored_precision(base: Base) -> torch.dtype:
     """Return the precision of a base's files; of weights that a stage has handed over, that of the base before them."""
     note = base.folder / START_NOTE
     if note.exists():
-        stored = json.loads(note.read_text(encoding="utf-8")).get("stored")
-        if stored is not None:
+        stored = read_object(note).get("stored")
+        if stored in ("float32", "bfloat16", "float16", "float64"):
             return getattr(torch, stored)
     return base.precision
 
@@ -256,9 +264,22 @@ def _copy_parts(base: Base, staging: Path) -> None:
         if part in ("vae", "text_encoder"):
             base.part(part)
         if (base.folder / part).exists():
-            shutil.copytree(base.folder / part, staging / part)
+            _copy(base.folder / part, staging / part)
     index = read_object(base.folder / "model_index.json")
     (staging / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder.
+
+    Raises:
+        UserError: one of its files cannot be copied.
+    """
+    try:
+        shutil.copytree(source, target)
+    except shutil.Error as error:
+        where, _, why = error.args[0][0]
+        raise UserError(f"{where}: cannot be copied: {why}") from error
 
 
 def _write_sizes(base: Base, sizes: Sizes, staging: Path) -> None:

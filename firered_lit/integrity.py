@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from .textfiles import MEGABYTE, open_regular, read_bytes
+
 COMPLETE = "complete.json"  # in a sharded checkpoint's folder
 _END, _NO_COMMENT = b"PK\x05\x06", b"\x00\x00"  # of an archive: how its last 22 bytes begin and end
 _END_SIZE = 22
@@ -64,7 +66,8 @@ class SealedFile:
 def is_archive(path: Path) -> bool:
     """Return whether a file looks like a whole archive, by a few bytes at its end."""
     try:
-        return zipfile.is_zipfile(path)
+        with open_regular(path) as file:
+            return zipfile.is_zipfile(file)
     except (zipfile.BadZipFile, ValueError, OSError):  # its end is there, and says what cannot be
         return False
 
@@ -72,7 +75,7 @@ def is_archive(path: Path) -> bool:
 def damage_of_file(path: Path) -> str | None:
     """Read an archive whole and return what is wrong with it; None when its bytes are those that were written."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, size - _END_SIZE - _SEAL_SIZE))
         tail = file.read()
         sealed = tail.startswith(_END) and tail[_END_SIZE - 2 : _END_SIZE] == _SEAL_SIZE.to_bytes(2, "little")
@@ -116,7 +119,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: it is missing, or is not what was written.
     """
     try:
-        text = (folder / COMPLETE).read_bytes().decode()
+        text = read_bytes(folder / COMPLETE, 64 * MEGABYTE).decode()
         content = json.loads(text)
         names = set(content)
     except (OSError, ValueError, TypeError) as error:
@@ -131,7 +134,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def crc_of(path: Path) -> int:
     """Return the CRC-32 of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return _crc_of(file, path.stat().st_size)
 
 

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import Hung, problem, run
+from commands import Hung, Reached, problem, run
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from firered_lit import build, recipe
 from firered_lit.dialect import scalar
@@ -96,6 +97,16 @@ def fuzz(seeds: range, folder: Path, data: Path) -> dict[str, int]:
         shutil.rmtree(folder / "run", ignore_errors=True)
     print(endings)
     return endings
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would start other processes is accepted before it does."""
+
+    def reach(*_: object, **__: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(_SubprocessScriptLauncher, "launch", reach)
 
 
 def test_a_changed_value_trains_a_step_or_is_refused_in_one_line(small_data: Path, tmp_path: Path, monkeypatch) -> None:

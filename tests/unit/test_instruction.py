@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.canonical import as_in_the_row
 from datamodules.instruction import draw, mentions, orders, reindex
 from datamodules.numerals import HAN, ORDINALS, WORDS
 from firered_lit.errors import UserError
@@ -117,3 +118,11 @@ def test_numbers_of_orders_and_shares_of_draws():
     assert sum(len(order) == 1 for order in drawn) / 10_000 == pytest.approx(0.2, abs=0.015)
     assert sum(order[0] == 1 for order in drawn if len(order) == 2) / 8000 == pytest.approx(0.5, abs=0.02)
     assert set(orders(3)) == set(permutations([1, 2, 3]))
+
+
+def test_a_prompt_without_references_stays_as_it_is():
+    """As of a text-to-image sample, which is mined and written like any other."""
+    for prompt in ("A red square", "Image 1 of a series", ""):
+        assert reindex(prompt, (), n=0) == reindex(prompt, ()) == prompt
+    meta = {"references": [], "instructions": {"original/en": "A red square"}}
+    assert as_in_the_row(meta) == ([], meta["instructions"])
