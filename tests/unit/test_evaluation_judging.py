@@ -43,11 +43,11 @@ SEED = 5
 
 @pytest.fixture(scope="session")
 def copies(tmp_path_factory):
-    """The folder of stand-in copies: 30 + 9 + 22 items, REDEdit's in both languages."""
+    """The folder of stand-in copies: 15 + 9 + 11 items, REDEdit's and GEdit-Bench's in both languages."""
     folder = tmp_path_factory.mktemp("copies")
-    standin.write_rededit(folder / "rededit", each=2)
+    standin.write_rededit(folder / "rededit", each=1)
     standin.write_imgedit(folder / "imgedit", each=1)
-    standin.write_gedit(folder / "gedit", each=2)
+    standin.write_gedit(folder / "gedit", each=1)
     return folder
 
 
@@ -435,7 +435,7 @@ def test_a_judging_that_is_killed_asks_nothing_again_whose_answer_it_has(
     with StubJudge(latency=0.05) as judge:
         command = [sys.executable, "-c", KILLED, judge.url, str(copies), str(out.out)]
         for _ in range(kills):
-            enough = judge.count + rng.randint(9, 35)
+            enough = judge.count + rng.randint(6, 20)
             environment = os.environ | {"PYTHONPATH": str(root)}
             process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
             while judge.count < enough and process.poll() is None:
