@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ def marked(request: Request, question: str, call: int, repeat: int, attempt: int
         "model": model,
     }
     return replace(request, repeat=numbered(repeat, attempt), facts=facts)
+
+
+def is_about_an_item(row: Mapping[str, Any]) -> bool:
+    """Return whether a line is about a picture of an item by itself, and not about a pair or the text on it."""
+    facts = row.get("facts")
+    return isinstance(facts, Mapping) and "attempt" in facts
 
 
 def numbered(repeat: int, attempt: int) -> int:

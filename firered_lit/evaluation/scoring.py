@@ -23,7 +23,7 @@ from .arena import Arena, agreement_statistics, arena_statistics
 from .benchmarks.pictures import file_or_none, opened
 from .columns import Columns
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
-from .responses import Attempt, Responses, question_of, texts_of
+from .responses import Attempt, Responses, is_about_an_item, question_of, texts_of
 from .scores import ItemScore, JudgedItem, Mode, ScoreTable, Scoring, score_item
 from .text_metrics import TextColumn
 from .text_reading import Targets, TextReading, targets_of
@@ -334,7 +334,8 @@ def _check_judged(folder: EvaluationFolder, columns: Columns, asking: Asking) ->
     """
     if columns.judges.total() or not columns.unjudged or not folder.responses.is_file():
         return
-    models = Counter(str(row.get("model")) for row in rows(folder.responses) if is_final(row))
+    answers = (row for row in rows(folder.responses) if is_final(row) and is_about_an_item(row))
+    models = Counter(str(row.get("model")) for row in answers)
     if models:
         named = ", ".join(f"{count} of {model}" for model, count in models.most_common(3))
         asked = f"judge {asking.model or 'of the official scripts'} with settings {dict(asking.settings)}"
