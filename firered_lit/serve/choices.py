@@ -69,7 +69,17 @@ def _averages(run: Path) -> bool:
 
 
 def choices_of_model(model: str, loras: Sequence[str]) -> list[Choice]:
-    """Return a model alone, and with each of its LoRAs."""
+    """Return a model alone, and with each of its LoRAs.
+
+    Raises:
+        UserError: There is no such model or LoRA.
+    """
+    from firered_lit.edit import lora_of
+    from firered_lit.trained import open_model
+
+    open_model(model)
+    for lora in loras:
+        lora_of(lora)
     choices = [Choice("base" if loras else Path(model).name, model)]
     for lora in loras:
         choices.append(Choice(_unused(Path(lora).name, choices), model, loras=(lora,)))

@@ -240,6 +240,8 @@ def test_no_more_models_stay_in_memory_than_asked_for(run):
         ({"run": "a", "model": "b"}, "name one of --run RUN and --model MODEL"),
         ({"run": "a", "loras": ["b"]}, "--lora goes with --model"),
         ({"run": "nowhere"}, "nowhere: not a run's folder"),
+        ({"model": "nowhere"}, "nowhere: no such folder, and not a hub id"),
+        ({"model": "world", "loras": ["nowhere"]}, "nowhere: no LoRA there"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(options, said):
