@@ -5,6 +5,8 @@ blocks, so it agrees in some `distance` of them. For each choice of so many bloc
 those that agree in them are compared. Distance 3: 20 sorts by keys of 31 to 33 bits.
 """
 
+import contextlib
+import mmap
 import tempfile
 from collections.abc import Iterator
 from itertools import combinations, pairwise
@@ -37,9 +39,9 @@ def neighbours(hashes: Hashes, distance: int = 3, chunk: int = CHUNK) -> Iterato
         raise ValueError(f"distance={distance}: from 0 to {MOST_DISTANCE}")
     with tempfile.TemporaryDirectory(prefix="duplicates.") as place:
         # Equal hashes first; from then on the first of them stands for all.
-        different = _Different(Path(place), len(hashes), chunk)
+        different = _Different(Path(place) / "different")
         whole = [(0, BITS)]
-        for part, numbers in _parts(hashes, None, whole, chunk):
+        for part, numbers in _parts(_Given(hashes), whole, chunk):
             order = np.lexsort((numbers, part))
             part, numbers = part[order], numbers[order]
             again = np.flatnonzero(part[1:] == part[:-1])
@@ -50,31 +52,57 @@ def neighbours(hashes: Hashes, distance: int = 3, chunk: int = CHUNK) -> Iterato
         if distance == 0:
             return
         for chosen in combinations(_blocks(2 * distance), distance):
-            for part, numbers in _parts(*different.all(), list(chosen), chunk):
+            for part, numbers in _parts(different, list(chosen), chunk):
                 yield from _agreeing(part, numbers, list(chosen), distance)
 
 
-class _Different:
-    """Hashes that differ from each other, with their indices; on the disk where they are more than a chunk."""
+class _Given:
+    """The hashes that are given, with their places."""
 
-    def __init__(self, place: Path, most: int, chunk: int) -> None:
-        self.hashes: Hashes = np.zeros(most, np.uint64)
-        self.numbers: Numbers = np.zeros(most, np.int64)
-        if most > chunk:
-            self.hashes = np.memmap(place / "hashes", np.uint64, "w+", shape=(most,))
-            self.numbers = np.memmap(place / "numbers", np.int64, "w+", shape=(most,))
+    def __init__(self, hashes: Hashes) -> None:
+        self.hashes = hashes
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def piece(self, start: int, stop: int) -> tuple[Hashes, Numbers]:
+        """Return the hashes of some places, and these; what was mapped from a file for that is let go."""
+        some = np.array(self.hashes[start:stop])
+        mapped = getattr(self.hashes, "_mmap", None)
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)
+        return some, np.arange(start, start + len(some))
+
+
+class _Different:
+    """Hashes that differ from each other, with their numbers, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.count = 0
+
+    def __len__(self) -> int:
+        return self.count
 
     def add(self, hashes: Hashes, numbers: Numbers) -> None:
         """Add some more."""
-        stop = self.count + len(hashes)
-        self.hashes[self.count : stop] = hashes
-        self.numbers[self.count : stop] = numbers
-        self.count = stop
+        with self.path.open("ab") as file:
+            file.write(_records(hashes, numbers).tobytes())
+        self.count += len(hashes)
 
-    def all(self) -> tuple[Hashes, Numbers]:
-        """Return the hashes and their indices."""
-        return self.hashes[: self.count], self.numbers[: self.count]
+    def piece(self, start: int, stop: int) -> tuple[Hashes, Numbers]:
+        """Return some of them."""
+        return _read(self.path, start, min(stop, self.count) - start)
+
+
+def _records(hashes: Hashes, numbers: Numbers) -> Hashes:
+    return np.stack([hashes, numbers.astype(np.uint64)], axis=1)
+
+
+def _read(path: Path, start: int = 0, count: int = -1) -> tuple[Hashes, Numbers]:
+    """Return hashes and numbers from a file of records; all that follow when `count` is -1."""
+    records = np.fromfile(path, np.uint64, 2 * count if count >= 0 else -1, offset=16 * start).reshape(-1, 2)
+    return records[:, 0].copy(), records[:, 1].astype(np.int64)
 
 
 def groups(hashes: Hashes, distance: int = 3, chunk: int = CHUNK) -> tuple[Numbers, Numbers]:
@@ -139,40 +167,33 @@ def _key(hashes: Hashes, blocks: list[tuple[int, int]]) -> Hashes:
     return key
 
 
-def _parts(
-    hashes: Hashes, numbers: Numbers | None, blocks: list[tuple[int, int]], chunk: int
-) -> Iterator[tuple[Hashes, Numbers]]:
+def _parts(given: _Given | _Different, blocks: list[tuple[int, int]], chunk: int) -> Iterator[tuple[Hashes, Numbers]]:
     """Yield all hashes with their numbers in parts of about `chunk`; those that agree in `blocks` are in one part.
 
-    Numbers of None are the places of the hashes. More than a chunk of them is sorted into files by a mixture of the
-    key's bits first.
+    More than a chunk of them is sorted into files by a mixture of the key's bits first.
     """
-    if len(hashes) <= chunk:
-        yield np.asarray(hashes), np.arange(len(hashes)) if numbers is None else np.asarray(numbers)
+    if len(given) <= chunk:
+        if len(given):
+            yield given.piece(0, len(given))
         return
-    count = -(-len(hashes) // chunk) * 2
+    count = -(-len(given) // chunk) * 2
     with tempfile.TemporaryDirectory(prefix="duplicates.") as place:
         paths = [Path(place, str(number)) for number in range(count)]
-        files = [path.open("wb") for path in paths]
-        try:
-            for start in range(0, len(hashes), chunk):
-                piece = np.asarray(hashes[start : start + chunk])
-                places = np.arange(start, start + len(piece))
-                indices = places if numbers is None else np.asarray(numbers[start : start + chunk])
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(path.open("wb")) for path in paths]
+            for start in range(0, len(given), chunk // 4):
+                piece, numbers = given.piece(start, start + chunk // 4)
                 owner = _spread(_key(piece, blocks), count)
                 order = np.argsort(owner, kind="stable")
-                records = np.stack([piece[order], indices[order].astype(np.uint64)], axis=1)
+                records = _records(piece[order], numbers[order])
                 edges = np.searchsorted(owner[order], np.arange(count + 1))
                 for number in range(count):
                     files[number].write(records[edges[number] : edges[number + 1]].tobytes())
-        finally:
-            for file in files:
-                file.close()
         for path in paths:
-            records = np.fromfile(path, np.uint64).reshape(-1, 2)
+            part, numbers = _read(path)
             path.unlink()
-            if len(records):
-                yield records[:, 0].copy(), records[:, 1].astype(np.int64)
+            if len(part):
+                yield part, numbers
 
 
 def _spread(key: Hashes, count: int) -> NDArray[np.int16]:

@@ -11,7 +11,7 @@ from .rows import Picture
 
 _SMOOTH_SHARE = 0.2  # of a picture's cells, those in which noise is looked for
 _CELL = 16  # px, side of such a cell
-_MAD = 1.4826  # times the median absolute deviation: the standard deviation, for a normal distribution
+_ROWS = 128  # px, looked at together; a multiple of a cell
 
 
 class Photometric(Annotator):
@@ -117,13 +117,19 @@ def noise(grey: NDArray[np.uint8]) -> float:
     """
     import cv2
 
-    mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-    left = cv2.filter2D(grey, cv2.CV_16S, mask)
+    bend = np.array([1, -2, 1], np.float32)
     rows, columns = (side // _CELL for side in grey.shape)
     if rows == 0 or columns == 0:
         return 0.0
-    whole = np.abs(left[: rows * _CELL, : columns * _CELL]).astype(np.float32)
-    means = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA).ravel()
+    # Some rows at a time, with their neighbours, so that the arrays stay small.
+    parts = []
+    for start in range(0, rows * _CELL, _ROWS):
+        stop = min(start + _ROWS, rows * _CELL)
+        first = max(start - 1, 0)
+        bent = cv2.sepFilter2D(grey[first : stop + 1], cv2.CV_16S, bend, bend)[start - first : stop - first]
+        left = np.asarray(cv2.convertScaleAbs(bent))[:, : columns * _CELL].astype(np.float32)
+        parts.append(cv2.resize(left, (columns, (stop - start) // _CELL), interpolation=cv2.INTER_AREA).ravel())
+    means = np.concatenate(parts)
     count = max(1, round(_SMOOTH_SHARE * means.size))
     smoothest = np.partition(means, count - 1)[:count]
     return float(smoothest.mean() * np.sqrt(np.pi / 2) / 6)

@@ -26,7 +26,7 @@ from .fit import lots
 from .rows import RawRow, RawTable, UnusablePictureError, shrunk
 from .rules import Rule, Threshold
 from .select import DECISIONS, DUPLICATE
-from .shards import ROW
+from .shards import FILE, ROW
 
 FOLDER = "report"
 SHOWN = 16  # dropped pictures of a reason
@@ -85,7 +85,10 @@ def report(corpus: Corpus, table: RawTable, rules: Mapping[str, Rule], seed: int
     Raises:
         UserError: There are no decisions.
     """
-    state = read_object(corpus.folder / STATE / "selection.json", "rows", "kept", "reasons", "matched")
+    path = corpus.folder / STATE / "selection.json"
+    if not path.exists():
+        raise UserError(f"{path}: missing; run the step select first")
+    state = read_object(path, "rows", "kept", "reasons", "matched")
     decided = _decisions(corpus)
     found = Report(state["rows"], state["kept"])
     costs = _costs(corpus)
@@ -227,7 +230,10 @@ def _groups(
 def _shown(corpus: Corpus, table: RawTable, row: RawRow, rules: Mapping[str, Rule]) -> Callable[[str], Shown]:
     """Return a row as the page shows it, once the reason is given for which it is shown."""
     picture, note = b"", row.detail
-    if row.pictures:
+    refused = _refused(corpus, row.number)
+    if refused:
+        note = refused  # not opened again: it may end the process
+    elif row.pictures:
         role, path = row.pictures[0]
         try:
             picture = thumbnail(table.open(path, role).pixels)
@@ -243,6 +249,13 @@ def _shown(corpus: Corpus, table: RawTable, row: RawRow, rules: Mapping[str, Rul
         return Shown(row.id, row.where, row.instruction, numbers, picture, why)
 
     return given
+
+
+def _refused(corpus: Corpus, row: int) -> str:
+    """Return why a picture of a row could not be opened; nothing when all could."""
+    table = corpus.table(row // corpus.shard_rows, FILE, ["detail"])
+    own = table.filter(pc.equal(table.column("row"), row))
+    return next((detail for detail in own.column("detail").to_pylist() if detail), "")
 
 
 def _numbers(corpus: Corpus, row: int, rule: Rule) -> dict[str, Any]:

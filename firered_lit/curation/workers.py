@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import cv2
+
 from firered_lit.errors import UserError
 
 from .shards import Done, Shards, Step, Work
@@ -82,6 +84,7 @@ def annotate(
         return
     processes: list[_Process] = []
     waiting: list[_Job] = []
+    threads = _one_thread()
     try:
         while True:
             _hand_out(shards, works, waiting, processes, workers)
@@ -98,6 +101,7 @@ def annotate(
     finally:
         for process in processes:
             process.end()
+        cv2.setNumThreads(threads)
 
 
 def _hand_out(
@@ -168,7 +172,6 @@ def _after_death(process: _Process) -> _Job:
 def _serve(shards: Shards, connection: Connection, parent: int) -> None:
     """Annotate what comes, until the parent is gone."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _one_thread()
     while True:
         try:
             work = connection.recv()
@@ -183,11 +186,14 @@ def _serve(shards: Shards, connection: Connection, parent: int) -> None:
         connection.send(said)
 
 
-def _one_thread() -> None:
-    """Keep OpenCV to one thread: there is a process for every core."""
-    import cv2
+def _one_thread() -> int:
+    """End OpenCV's threads before processes are forked, which would wait for them; return how many it had.
 
+    The processes have none either: there is one for every core.
+    """
+    before = cv2.getNumThreads()
     cv2.setNumThreads(1)
+    return before
 
 
 def _end_with(parent: int) -> None:

@@ -106,5 +106,5 @@ def test_at_most_sixteen_dropped_pictures_of_a_reason_are_shown_the_same_ones_fo
 
 def test_a_report_without_decisions_is_refused(tmp_path):
     source = loose(tmp_path / "raw", 2, side=32)
-    with pytest.raises(UserError, match=r"selection.json"):
+    with pytest.raises(UserError, match=r"selection.json: missing; run the step select first"):
         run(source, tmp_path / "out", steps=["annotate", "report"])
