@@ -23,6 +23,7 @@ from firered_lit.files import replacing
 from firered_lit.textfiles import read_object
 
 FOLDER = "evaluation"
+PREFIX = "eval"  # of the curves; what the verb `eval` records beside them is under `evaluation/`
 Tables = Mapping[str, Mapping[str, Mapping[str, Any]]]  # suite -> mode -> category or "overall" -> score and counts
 
 
@@ -30,10 +31,10 @@ class Evaluation(L.Callback):
     """Score a fixed part of benchmarks before the first step, every `every` optimizer steps, and at the end.
 
     The weights that are trained draw, with the noise and the sampler of the verb `eval`; never their average. Logged
-    are `eval/SUITE/MODE/CATEGORY`, `eval/SUITE/MODE/overall` and `eval/SUITE/MODE/items/STATE`, under the same names as
-    the verb logs them. Below the run's folder, `evaluation/` is the folder of an evaluation whose models are the steps,
-    with a log of the judge's answers, from which a resumed run takes what was answered; at the end `evaluation/report/`
-    shows the first step beside the last. Nothing of the training changes.
+    are `eval/SUITE/MODE/CATEGORY`, `eval/SUITE/MODE/overall` and `eval/SUITE/MODE/items/STATE`. Below the run's folder,
+    `evaluation/` is the folder of an evaluation whose models are the steps, with a log of the judge's answers, from
+    which a resumed run takes what was answered; at the end `evaluation/report/` shows the first step beside the last.
+    Nothing of the training changes.
 
     Args:
         benchmarks: name -> a user's copy of a benchmark, or one with exact answers.
@@ -147,7 +148,7 @@ class Evaluation(L.Callback):
 
     def _log(self, trainer: L.Trainer, tables: Tables) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(numbers(tables), step=trainer.global_step)
+            logger.log_metrics(numbers(tables, PREFIX), step=trainer.global_step)
 
     def _draw(self, trainer: L.Trainer, stage: Any) -> dict[int, bytes]:
         """Return item's place -> PNG file, on the first process.

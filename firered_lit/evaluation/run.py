@@ -19,6 +19,7 @@ from firered_lit.evaluation.text_reading import TextReading
 from firered_lit.files import write_json
 from firered_lit.locks import in_turn, shard_held
 from firered_lit.places import writable
+from firered_lit.store import read_record
 from firered_lit.textfiles import read_object
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def evaluate(
                 _score(folder, chosen, names, asking, seed, answers, text, arena)
                 _print_scores(folder, suites, names)
             if "report" in wanted:
-                _report(folder, chosen, names, seed, mlflow)
+                _report(folder, chosen, names, opened, seed, mlflow)
 
 
 # Before anything is drawn
@@ -368,10 +369,24 @@ def _report(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],
     names: Sequence[str],
+    models: Mapping[str, Model],
     seed: int,
     mlflow: "Record | None",
 ) -> None:
     from firered_lit.evaluation import report
 
+    if mlflow is not None:
+        mlflow = mlflow.beside(_recorded_runs(models))
     report.write(folder, benchmarks, names, seed, mlflow=mlflow)
     print(f"report  {folder.report / 'index.html'}")
+
+
+def _recorded_runs(models: Mapping[str, Model]) -> dict[str, str]:
+    """Return model -> folder of its training run, of the models that are runs with a record in MLflow."""
+    from firered_lit.evaluation.models.local import Local
+
+    found = {}
+    for name, model in models.items():
+        if isinstance(model, Local) and model.run is not None and read_record(model.run).get("mlflow_run_id"):
+            found[name] = str(model.run)
+    return found

@@ -17,6 +17,7 @@ from firered_lit.evaluation import run as evaluation
 from firered_lit.evaluation.benchmarks.exact import Exact
 from firered_lit.evaluation.benchmarks.subset import Subset
 from firered_lit.evaluation.models.local import Local
+from firered_lit.evaluation.report.record import Record
 from firered_lit.store import read_record
 from firered_lit.textfiles import read_object
 
@@ -86,13 +87,20 @@ def test_the_last_point_is_the_score_that_the_verb_gives_the_run(whole, tmp_path
     rows = WorldRows(each=2, families=["color", "add"])
     part = Subset(Exact(rows), each=1, seed=0)
     model = Local(str(whole), steps=2, guidance=1.0)
-    evaluation.evaluate(str(tmp_path), {"world": part}, model=model, steps=["draw", "score"], seed=0)
+    steps = ["draw", "score", "report"]
+    evaluation.evaluate(str(tmp_path), {"world": part}, model=model, steps=steps, seed=0, mlflow=Record())
     drawn = sorted((tmp_path / "pictures").rglob("*.png"))
     live = sorted((whole / "evaluation/pictures/step_00000005").rglob("*.png"))
     assert [path.read_bytes() for path in drawn] == [path.read_bytes() for path in live]
     (name,) = (path.parent.name for path in (tmp_path / "models").glob("*/scores.json"))
     scores = read_object(tmp_path / "models" / name / "scores.json")
     assert scores == read_object(whole / "evaluation/models/step_00000005/scores.json")
+
+    # It stands in the record of the run, and the curves are as they were.
+    record = read_record(whole)
+    metrics = MlflowClient(record["mlflow_uri"]).get_run(record["mlflow_run_id"]).data.metrics
+    assert metrics["evaluation/world/strict/overall"] == scores["world"]["strict"]["overall"]["score"]
+    assert list(curves(whole)["eval/world/strict/overall"]) == [0, 2, 4, 5]
 
 
 # With a judge

@@ -186,7 +186,7 @@ def recorded(folder: EvaluationFolder, model: str) -> tuple[MlflowClient, str]:
     return MlflowClient(record["mlflow_uri"]), record["mlflow_run_id"]
 
 
-def artifacts(client: MlflowClient, run_id: str, folder: str = "eval") -> set[str]:
+def artifacts(client: MlflowClient, run_id: str, folder: str = "evaluation") -> set[str]:
     return {Path(entry.path).name for entry in client.list_artifacts(run_id, folder)}
 
 
@@ -196,14 +196,14 @@ def test_mlflow_gets_numbers_tables_and_plots_and_no_picture(evaluation):
     run = client.get_run(run_id)
     scores = json.loads(folder.model_scores("theirs").read_text("utf-8"))
     strict = scores["rededit_en"]["strict"]
-    assert run.data.metrics["eval/rededit_en/strict/overall"] == strict["overall"]["score"]
-    assert run.data.metrics["eval/rededit_en/strict/text"] == strict["text"]["score"]
-    assert run.data.metrics["eval/rededit_en/official/items/scored"] == 24
-    assert run.data.tags["eval.rededit_en.judge"] == "made-up-judge (2026-01-31)"
+    assert run.data.metrics["evaluation/rededit_en/strict/overall"] == strict["overall"]["score"]
+    assert run.data.metrics["evaluation/rededit_en/strict/text"] == strict["text"]["score"]
+    assert run.data.metrics["evaluation/rededit_en/official/items/scored"] == 24
+    assert run.data.tags["evaluation.rededit_en.judge"] == "made-up-judge (2026-01-31)"
     assert run.info.run_name == "theirs"
     assert run.info.status == "FINISHED"
     assert {"report.md", "report.json", "rededit_en.csv", "plots"} <= artifacts(client, run_id)
-    assert "rededit_cn_radar.svg" in artifacts(client, run_id, "eval/plots")
+    assert "rededit_cn_radar.svg" in artifacts(client, run_id, "evaluation/plots")
     assert "pictures" not in artifacts(client, run_id)
 
 
@@ -212,7 +212,7 @@ def test_a_repeated_report_goes_on_in_its_mlflow_run_and_records_pictures_by_cho
     client, run_id = recorded(folder, "ours")
     write(folder, [benchmark], MODELS, seed=3, mlflow=Record(pictures=2))
     assert recorded(folder, "ours")[1] == run_id
-    assert artifacts(client, run_id, "eval/pictures") == {"000.png", "001.png"}
+    assert artifacts(client, run_id, "evaluation/pictures") == {"000.png", "001.png"}
 
 
 def test_a_store_that_fails_costs_a_warning(tmp_path, caplog):

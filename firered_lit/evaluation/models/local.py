@@ -61,6 +61,11 @@ class Local:
         if not is_run(model) and (folder / "pytorch_lora_weights.safetensors").is_file():
             raise UserError(f"{model}: a LoRA alone; name its base as the model and this folder among the LoRAs")
 
+    @property
+    def run(self) -> Path | None:
+        """The folder of the training run; None of any other model."""
+        return Path(self.model).expanduser() if is_run(self.model) else None
+
     def fingerprint(self) -> str:
         """Return a hash of the weights, the LoRAs, the sizes and the settings of the sampler."""
         from firered_lit.edit import device_and_dtype

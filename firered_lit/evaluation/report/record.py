@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PREFIX = "eval"  # of the metrics and of the folder of artifacts
+PREFIX = "evaluation"  # of the metrics and of the folder of artifacts
 _MOST_METRICS = 1000  # that MLflow takes at a time
 _GAP = 8
 
@@ -37,8 +37,8 @@ class Record:
     Args:
         uri: The store; None: mlflow.db in the evaluation's folder.
         experiment: The experiment's name.
-        runs: Model -> folder of the training run that it comes from; its record gets the evaluation. Other models get
-            a run of their own, which a repeated report continues.
+        runs: Model -> folder of the training run whose record gets its evaluation, beside the models that are runs
+            themselves. Other models get a run of their own, which a repeated report continues.
         pictures: Items whose pictures are recorded, drawn by the seed of the evaluation. Benchmarks have licences: 0
             records none.
 
@@ -56,6 +56,14 @@ class Record:
             store_uri(self.uri, Path())
         if self.pictures < 0:
             raise UserError(f"mlflow.pictures={self.pictures}: a number of items, at least 0")
+
+    def beside(self, runs: Mapping[str, str]) -> "Record":
+        """Return the same record with the runs that models come from; those that it names itself stay.
+
+        Args:
+            runs: Model -> folder of the training run.
+        """
+        return replace(self, runs={**runs, **self.runs})
 
     def keep(
         self,
@@ -141,23 +149,24 @@ class Record:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, 0) for key, value in numbers(results.tables[model]).items()]
+        metrics = [Metric(key, value, now, 0) for key, value in numbers(results.tables[model], PREFIX).items()]
         for start in range(0, len(metrics), _MOST_METRICS):
             client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
         for suite in results.scorings:
             client.set_tag(run_id, f"{PREFIX}.{_clean(suite)}.judge", results.judges(suite))
 
 
-def numbers(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
-    """Return metric -> value of one model: `eval/SUITE/MODE/CATEGORY`, and `.../items/STATE` of each suite and mode.
+def numbers(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], prefix: str) -> dict[str, float]:
+    """Return metric -> value of one model: `PREFIX/SUITE/MODE/CATEGORY`, and `.../items/STATE` of each suite and mode.
 
     Args:
         tables: Suite -> mode -> category or "overall" -> score and counts.
+        prefix: The first word of every name.
     """
     found: dict[str, float] = {}
     for suite, by_mode in tables.items():
         for mode, rows in by_mode.items():
-            key = f"{PREFIX}/{_clean(suite)}/{mode}"
+            key = f"{prefix}/{_clean(suite)}/{mode}"
             for category, row in rows.items():
                 if row.get("score") is not None:
                     found[f"{key}/{_clean(category)}"] = float(row["score"])
