@@ -70,7 +70,7 @@ class Place:
             ],
             "export": ["export", "--run", str(self.run), "--out", out],
             "merge": ["export", "--run", str(self.run), "--out", out, "--merge"],
-            "best": ["export", "--run", str(self.run), "--out", out, "--checkpoint", "best"],
+            "earlier": ["export", "--run", str(self.run), "--out", out, "--checkpoint", "step_00000001.ckpt"],
             "average": ["average", "--run", str(self.run), "--last", "2", "--out", f"{out}.ckpt"],
             "resume": [*self.fit("sft_lora", self.run), "trainer.max_steps=3", "run.resume=last"],
             "start": [*self.fit("sft", new), "trainer.max_steps=1", f"run.start_from={self.run}"],
@@ -78,7 +78,7 @@ class Place:
 
 
 OF_MODEL = ("fit", "prepare", "edit", "mine", "check", "merge", "resume")
-OF_RUN = ("export", "merge", "best", "average", "resume", "start")
+OF_RUN = ("export", "merge", "earlier", "average", "resume", "start")
 
 
 def harm(draw: random.Random, path: Path) -> str:
