@@ -226,7 +226,7 @@ def _folders(name: str) -> Folders:
         base = open_base(name)
         if not (base.folder / "processor").is_dir():
             raise UserError(f"judge {name}: a base without a processor; take an edit base or a model's own folder")
-        return Folders(base.folder / "text_encoder", base.folder / "processor", True)
+        return Folders(base.part("text_encoder"), base.folder / "processor", True)
     if not (folder / "config.json").is_file():
         raise UserError(f"judge {name}: no model folder (config.json or model_index.json)")
     try:

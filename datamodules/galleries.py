@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from firered_lit.errors import UserError
+from firered_lit.places import user_path
 
 from . import folders, images, tables
 from .refusals import Refuse
@@ -110,7 +111,7 @@ class TableGallery:
 
 def gallery(name: str) -> FolderGallery | TableGallery:
     """Return the pictures that lie in a folder, or that a table lists. Raises UserError."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return FolderGallery(path)
     if not path.is_file() or not tables.kind_of(path):

@@ -21,11 +21,10 @@ from .models.conditioning import MAX_TEXT_TOKENS, UNCONDITIONAL
 from .models.family import OWN, Base, Variant, read_sizes
 from .models.lora_files import find_lora, merge_file
 from .models.sampling import sample
-from .models.sizes import Sizes, calculate_dimensions
+from .models.sizes import calculate_dimensions
 from .places import writable
 from .prompt_file import open_picture, read_prompts
 from .store import RECORD
-from .textfiles import read_object
 from .trained import checkpoint_of, is_checkpoint, is_run, merge_checkpoint, open_model
 
 Adapter = tuple[Path, float]  # a LoRA file and its strength
@@ -391,8 +390,7 @@ def _at_sizes_of(base: Base, adapters: Sequence[Adapter]) -> Base:
     """Return the base at the sizes that the last LoRA which names any was trained at."""
     for file, _ in reversed(adapters):
         if is_checkpoint(file):
-            record = read_object(file.parents[1] / RECORD, "sizes")
-            return base.resized(Sizes(**record["sizes"]))
+            return base.resized(read_sizes(file.parents[1] / RECORD))
         own = file.with_name(OWN)
         if own.exists():
             return base.resized(read_sizes(own))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firered_lit.errors import UserError
+from firered_lit.places import user_path
 from firered_lit.store import RECORD
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Opened:
 
 def is_run(model: str | Path) -> bool:
     """Return whether a name is the folder of a run."""
-    return (Path(model).expanduser() / RECORD).is_file()
+    return (user_path(model) / RECORD).is_file()
 
 
 def open_model(model: str, checkpoint: str = "last", ema: bool = False) -> Opened:
@@ -53,13 +54,12 @@ def open_model(model: str, checkpoint: str = "last", ema: bool = False) -> Opene
         return Opened(open_base(model))
 
     from firered_lit import lineage
-    from firered_lit.models.sizes import Sizes
-    from firered_lit.textfiles import read_object
+    from firered_lit.models.family import read_sizes
 
-    run = Path(model).expanduser()
+    run = user_path(model)
     path = checkpoint_of(run, checkpoint)
     base = lineage.base_of(path, lineage.recorded(path), run)
-    base = base.resized(Sizes(**read_object(run / RECORD, "sizes")["sizes"]))
+    base = base.resized(read_sizes(run / RECORD))
     falls_back = checkpoint == "last"
     return Opened(base, path, lambda dtype: trained_weights(base, path, dtype, ema=ema, falls_back=falls_back))
 

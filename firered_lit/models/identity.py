@@ -17,6 +17,7 @@ from ..draws import generator
 from ..errors import UserError
 from ..places import user_path
 from ..textfiles import read_object
+from .component import read_config, weight_files
 
 FACE = (112, 112)
 
@@ -196,10 +197,15 @@ class VisionEncoder(Encoder):
 def _vision_part(folder: Path) -> nn.Module:
     from transformers import AutoModel
 
+    read_config(folder)
+    weight_files(folder)
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as problem:
-        raise UserError(f"{folder}: no model that transformers knows ({str(problem).splitlines()[0]})") from problem
+        model = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, trust_remote_code=False)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # a library's own words for a file that it cannot use
+        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        raise UserError(f"{folder}: no model that transformers knows ({reason})") from problem
     model = getattr(model, "vision_model", model)
     if getattr(model, "main_input_name", None) != "pixel_values":
         raise UserError(f"{folder}: {type(model).__name__} does not look at images")

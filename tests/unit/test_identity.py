@@ -1,6 +1,7 @@
 """Frozen encoders: tiny random ones of every kind, from real folders and files."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -174,3 +175,20 @@ def test_the_tiny_encoder_is_always_the_same_and_tells_pictures_apart():
     shown[1, :, :32] = 1.0
     assert torch.equal(first(shown), again(shown))
     assert cosine_similarity(*first(shown)[:, None]) < 0.95
+
+
+@pytest.mark.parametrize("kind", ["cut", "pickled", "missing", "config of text"])
+def test_a_damaged_encoder_folder_is_refused_in_one_line(folder, kind, tmp_path):
+    home = shutil.copytree(folder / "clip", tmp_path / "clip")
+    (weights,) = home.glob("*.safetensors")
+    if kind == "cut":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    elif kind == "pickled":
+        weights.rename(home / "pytorch_model.bin")
+    elif kind == "missing":
+        weights.unlink()
+    else:
+        (home / "config.json").write_text('{"model_type": 3}')
+    with pytest.raises(UserError, match="clip") as caught:
+        open_encoder(home)
+    assert "\n" not in str(caught.value)

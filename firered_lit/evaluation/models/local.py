@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from firered_lit.errors import UserError
 from firered_lit.evaluation.models import fingerprints
 from firered_lit.evaluation.protocols import Item
+from firered_lit.places import user_path
 from firered_lit.trained import Opened, is_run, open_model
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Local:
         self.steps = steps
         self.guidance = guidance
         self._editor: Editor | None = None
-        folder = Path(model).expanduser()
+        folder = user_path(model)
         if not is_run(model) and (folder / "pytorch_lora_weights.safetensors").is_file():
             raise UserError(f"{model}: a LoRA alone; name its base as the model and this folder among the LoRAs")
 

@@ -9,6 +9,7 @@ from firered_lit.errors import UserError
 from firered_lit.evaluation.models.local import GUIDANCE, STEPS, Local
 from firered_lit.evaluation.models.pictures import ENDINGS, Pictures
 from firered_lit.evaluation.protocols import Model
+from firered_lit.places import user_path
 
 FIRST = "model"  # the name of a model that stands alone and has none
 
@@ -72,7 +73,7 @@ def open_model(model: str | Model, settings: Drawing) -> Model:
         if not callable(getattr(model, "draw", None)):
             raise UserError(f"model {model!r}: name a folder, a hub id, or a node with a _target_")
         return model
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if _holds_pictures(folder):
         return Pictures(str(folder))
     return Local(
@@ -88,7 +89,7 @@ def open_model(model: str | Model, settings: Drawing) -> Model:
 
 def name_of(model: str) -> str:
     """Return a name for a folder or a hub id: its last part, without what a file's name should not have."""
-    last = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model.rsplit("/", 1)[-1]
+    last = user_path(model).resolve().name if user_path(model).exists() else model.rsplit("/", 1)[-1]
     return re.sub(r"[^\w.-]+", "_", last).strip(".") or FIRST
 
 

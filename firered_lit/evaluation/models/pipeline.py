@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from firered_lit.errors import UserError, naming
 from firered_lit.evaluation.models import fingerprints
 from firered_lit.evaluation.protocols import Item
+from firered_lit.places import user_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +54,7 @@ class Pipeline:
 
     def fingerprint(self) -> str:
         """Return a hash of the weights' files and the settings; of a hub id, of its name."""
-        folder = Path(self.model).expanduser()
+        folder = user_path(self.model)
         files = {}
         if folder.is_dir():
             for path in sorted(folder.rglob("*")):
