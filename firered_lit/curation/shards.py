@@ -5,12 +5,15 @@ reported before it begins, so that whoever watches this process knows what it wa
 (`firered_lit.curation.workers`); a step that has done so before is skipped.
 """
 
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from firered_lit.errors import UserError
 
 from . import scores
 from .annotator import Annotator, columns_of, identity
@@ -31,6 +34,7 @@ OWN = {
 }
 OWN_VERSION = 1
 DIED = "the process died or hung"
+_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS})
 
 Step = tuple[str, int, int]  # annotator, number of the batch, number in the batch or -1 for all of it
 Report = Callable[[Step], None]
@@ -156,6 +160,8 @@ class Shards:
         except UnusablePictureError as problem:
             return problem
         except Exception as problem:
+            if _ends_the_work(problem):
+                raise
             return UnusablePictureError("unreadable image", f"{path}: {_said(problem)}")
 
     def _columns(
@@ -178,7 +184,9 @@ class Shards:
             try:
                 found = columns_of(annotator, [item.thing for item in items])
                 values.extend(items, found)
-            except Exception:
+            except Exception as problem:
+                if _ends_the_work(problem):
+                    raise
                 found = None
         if items and found is None:
             for place, item in enumerate(items):
@@ -194,6 +202,8 @@ class Shards:
                 values.extend([item], columns_of(self.annotators[name], [item.thing]))
                 return
             except Exception as problem:
+                if _ends_the_work(problem):
+                    raise
                 failure = _said(problem)
         values.fail(item.row, item.picture, failure)
         done.failed[name] += 1
@@ -298,6 +308,11 @@ def _file_columns(role: str, path: str, found: Picture | UnusablePictureError) -
 
 def _spend(done: Done, name: str, begun: float) -> None:
     done.seconds[name] = done.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+
+def _ends_the_work(problem: Exception) -> bool:
+    """Return whether what was raised is for the user or the machine to mend, and not of one item."""
+    return isinstance(problem, UserError) or (isinstance(problem, OSError) and problem.errno in _MACHINE)
 
 
 def _said(problem: BaseException) -> str:
