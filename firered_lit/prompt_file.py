@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from firered_lit.errors import UserError
 from firered_lit.textfiles import open_regular, read_text
@@ -76,19 +76,27 @@ def _prompt(line: str, where: str, folder: Path) -> Prompt:
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise UserError(f"{where}: images: expected a list of paths")
-    prompt = Prompt(instruction, tuple(folder / image for image in images))
-    for path in prompt.images:
+    paths = tuple(folder / image for image in images)
+    for path in paths:
         open_picture(path, f"{where}: images")
 
-    # Numbers.
-    for key, lowest in (("width", 16), ("height", 16), ("seed", 0)):
-        value = row.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= 2**31:
-            raise UserError(f"{where}: {key}: expected a whole number of at least {lowest}, got {value!r}")
-        prompt = replace(prompt, **{key: value})
-    return prompt
+    width = _whole_number(row, "width", 16, where)
+    height = _whole_number(row, "height", 16, where)
+    return Prompt(instruction, paths, width, height, _whole_number(row, "seed", 0, where))
+
+
+def _whole_number(row: Mapping[str, Any], key: str, lowest: int, where: str) -> int | None:
+    """Return a number of a row; None where it has none.
+
+    Raises:
+        UserError: it is no whole number from `lowest` to 2^31.
+    """
+    value = row.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= 2**31:
+        raise UserError(f"{where}: {key}: expected a whole number of at least {lowest}, got {value!r}")
+    return value
 
 
 def open_picture(path: Path, where: str) -> "Image.Image":
