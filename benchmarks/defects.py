@@ -345,6 +345,44 @@ def pair_measures(photos, count, seed=0):
     return found
 
 
+def settled(recipe, photos, count, seed=0):
+    """Good crops beside defective copies: how many good ones and how many defective ones are kept, with near
+    duplicates settled after the rules, as `select` does it, and before them."""
+    from datamodules.raw import RawRows
+    from firered_lit.build import build
+    from firered_lit.curation.run import curate
+    from firered_lit.recipe import load
+
+    read = load(recipe).root
+    annotators = build(read["annotators"], key="annotators")
+    near = build(read["duplicates"], key="duplicates")
+    ways = (dark, grey, blurred, noisy, over_compressed)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "raw"
+        folder.mkdir()
+        for number in range(count):
+            rng = random.Random(f"{seed} copies {number}")
+            pixels = crop(photos[number % len(photos)], rng)
+            quality = rng.randint(*QUALITY)
+            (folder / f"{number:04d}-good.jpg").write_bytes(encoded(pixels, quality))
+            (folder / f"{number:04d}-worse.jpg").write_bytes(encoded(ways[number % len(ways)](pixels, rng), quality))
+        rows = RawRows(str(folder))
+
+        def kept(rules, duplicates):
+            steps = ["annotate", "fit", "select"]
+            out = str(Path(place) / "out")
+            curate(str(folder), out, rows, annotators, rules, duplicates, steps=steps, workers=0)
+            return {row["id"] for row in decided(out) if row["kept"]}
+
+        after = kept(read["rules"], near)
+        before = kept({}, near) & kept(read["rules"], None)
+    counts = {}
+    for name, some in (("after", after), ("before", before)):
+        good = sum(row.endswith("-good.jpg") for row in some)
+        counts[name] = (good, len(some) - good)
+    return counts
+
+
 def decided(out):
     import pyarrow.parquet as pq
 
@@ -379,6 +417,11 @@ def main():
         asked = f"{100 * one.defect.least_recall:.0f} / {100 * one.defect.most_alarms:.0f}"
         print(f"| {one.kind} | {one.defect.rule} | {100 * one.recall:.0f} | {100 * one.alarms:.1f} | {asked} |")
     print(f"clean crops that all rules keep: {100 * kept:.1f} %")
+    with contextlib.redirect_stdout(io.StringIO()):
+        orders = settled(arguments.rules, photos, 5 * arguments.count, arguments.seed)
+    for order, (good, worse) in orders.items():
+        counted = f"{good} of {5 * arguments.count} good crops kept, {worse} defective copies"
+        print(f"duplicates settled {order} the rules: {counted}")
     pairs = pair_measures(photos, arguments.clean, arguments.seed)
     dropped = [block < 35 for kind, block, _ in pairs if kind == "unchanged"]
     kept_edits = [block >= 35 for kind, block, _ in pairs if kind == "edited"]

@@ -66,6 +66,14 @@ def test_planted_defects_are_found_and_clean_crops_are_kept(defects, photos, tmp
     assert kept >= 23 / 24
 
 
+def test_duplicates_settled_after_the_rules_keep_more_good_rows(defects, photos):
+    counts = defects.settled("recipes/curate/laptop.yaml", photos, count=15, seed=2)
+    (last, worse_last), (first, worse_first) = counts["after"], counts["before"]
+    assert (worse_last, worse_first) == (0, 0)
+    assert last >= 14
+    assert last > first
+
+
 def test_pairs_without_an_edit_are_apart_from_small_edits(defects, photos):
     measured = defects.pair_measures(photos, count=25, seed=3)
     unchanged = [block for kind, block, _ in measured if kind == "unchanged"]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -536,3 +537,22 @@ def test_the_command_runs_the_laptop_recipe(mixed, tmp_path, capsys):
     assert "rules.dark.colum" in capsys.readouterr().err
     assert cli.main([*given, "steps=[anotate]"]) == 2
     assert threading.active_count() < 20
+
+
+def test_an_annotator_and_a_rule_of_ones_own_run_as_the_page_shows_them(root, tmp_path, monkeypatch):
+    page = (root / "docs" / "curation.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(python|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[:2])
+    (tmp_path / "mine.py").write_text(blocks["python"], encoding="utf-8")
+    recipe = blocks["yaml"].replace("recipes/", f"{root}/recipes/")
+    (tmp_path / "mine.yaml").write_text(recipe, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for number in range(4):
+        pixels = picture(number, 128)
+        warm, cold = (0, 2) if number == 2 else (2, 0)
+        pixels[:, :, cold] //= 4
+        pixels[:, :, warm] = 255 - pixels[:, :, warm] // 4
+        save(tmp_path / "raw" / f"{number}.png", pixels)
+    given = ["curate", "--recipe", str(tmp_path / "mine.yaml"), f"source={tmp_path / 'raw'}", f"out={tmp_path / 'out'}"]
+    assert cli.main([*given, "workers=1"]) == 2, "not without --allow"
+    assert cli.main([*given, "workers=1", "--allow", "mine"]) == 0
+    assert reasons(decisions(tmp_path / "out")) == [None, None, "too_warm", None]
