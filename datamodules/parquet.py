@@ -20,6 +20,7 @@ from .layouts import names_image
 from .refusals import Refuse, ends_the_work, said
 
 BATCH = 16  # rows at a time, images and all
+MOST_ROWS = 64  # of a file, for each of its bytes; a footer that counts more is damaged
 BUFFER = 1 << 20  # bytes of a column read ahead; without it Arrow reads a column of a row group at once
 
 Wanted = Callable[[int], bool]  # by its number from 0 in the file: whether a row's embedded images will be looked at
@@ -145,7 +146,7 @@ def _opened(path: Path) -> pq.ParquetFile:
     """Open a Parquet file whose footer agrees with itself. Raises UserError."""
     try:
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
-        problem = _footer_problem(file)
+        problem = _footer_problem(file, path.stat().st_size)
     except Exception as error:
         if ends_the_work(error) and not isinstance(error, pa.ArrowException):
             raise
@@ -156,18 +157,22 @@ def _opened(path: Path) -> pq.ParquetFile:
     return file
 
 
-def _footer_problem(file: pq.ParquetFile) -> str:
-    """Return what a footer contradicts itself in, or what no row can be read from; "" when it is well."""
+def _footer_problem(file: pq.ParquetFile, size: int) -> str:
+    """Return what a footer contradicts itself in, or what no row can be read from; "" when it is well.
+
+    The metadata of columns are not asked for: of a damaged footer they end the process, without an exception.
+
+    Args:
+        file: the file.
+        size: its bytes.
+    """
     names = file.schema_arrow.names
     if twice := next((name for name in names if names.count(name) > 1), None):
         return f"two columns are called {twice!r}; keep one"
-    total = 0
-    for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
-        values = [group.column(column).num_values for column in range(group.num_columns)]
-        if group.num_rows < 0 or any(count < group.num_rows for count in values):
-            return f"damaged: its footer counts {group.num_rows} rows in a part that holds fewer"
-        total += group.num_rows
-    if total != file.metadata.num_rows:
-        return f"damaged: its footer counts {file.metadata.num_rows} rows and {total} in its parts"
+    counted = file.metadata.num_rows
+    rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != counted:
+        return f"damaged: its footer counts {counted} rows and {sum(rows)} in its parts"
+    if counted > MOST_ROWS * size:
+        return f"damaged: its footer counts {counted} rows in {size} bytes"
     return ""

@@ -19,6 +19,7 @@ ODD = (
     b"\xef\xbb\xbf",
     b"\x1b",
 )
+DAMAGE = (*["change"] * 5, *["flip a bit"] * 2, "cut off", "leave out", "put in", "repeat", "take from another")
 SECONDS = 20.0  # of one case
 
 
@@ -58,19 +59,19 @@ def damaged(data: bytes, random: Random, others: tuple[bytes, ...] = ()) -> byte
         place = random.randrange(reach) if reach else 0
         if random.random() < 0.1:
             place = max(0, size - 1 - place)
-        kind = random.randrange(9)
         length = random.choice((1, 1, 2, 4, 16, 200))
-        if kind <= 2:
+        kind = random.choice(DAMAGE)
+        if kind == "change":
             changed[place : place + 1] = bytes([random.choice((0, 1, 127, 128, 255, random.randrange(256)))])
-        elif kind == 3 and size:
+        elif kind == "flip a bit" and size:
             changed[place % size] ^= 1 << random.randrange(8)
-        elif kind == 4:
+        elif kind == "cut off":
             del changed[place:]
-        elif kind == 5:
+        elif kind == "leave out":
             del changed[place : place + length]
-        elif kind == 6:
+        elif kind == "put in":
             changed[place:place] = random.choice(ODD) * length
-        elif kind == 7:
+        elif kind == "repeat":
             changed[place:place] = changed[place : place + length]
         elif others:
             other = random.choice(others)

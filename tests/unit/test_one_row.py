@@ -224,6 +224,27 @@ def test_a_damaged_page_refuses_the_rows_of_its_part_alone(tmp_path):
     assert all(found[number].reason == "unreadable Parquet" for number in refused)
 
 
+def test_no_byte_of_a_parquet_footer_ends_the_process(tmp_path):
+    """Each byte of the schema, and some of the rest: rows are read or refused, or the file is, in one line.
+
+    A column that the schema alone calls required has once ended the process, without any exception.
+    """
+    path = tmp_path / "e.parquet"
+    pq.write_table(pa.Table.from_pylist([edit(id=f"{i}") for i in range(6)]), path, row_group_size=3)
+    whole = path.read_bytes()
+    start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    outcomes = set()
+    for place in [*range(start, start + 100), *range(start + 100, len(whole), 12)]:
+        for value in (0, 255, whole[place] ^ 1):
+            path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            try:
+                outcomes.update(type(row).__name__ for row in read(path))
+            except UserError as problem:
+                assert str(problem).startswith(f"{path}: ")  # noqa: PT017
+                outcomes.add("UserError")
+    assert outcomes >= {"Record", "UserError"}
+
+
 @pytest.mark.parametrize("names", [["id", "id"], ["instruction", "instruction"]])
 def test_two_columns_of_one_name_are_one_error(tmp_path, names):
     columns = ["source_image", "target_image", "instruction", *names]
