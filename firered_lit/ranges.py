@@ -33,7 +33,7 @@ RANGES = {
     # shares and probabilities
     **dict.fromkeys(("decay", "cap", "floor", "end", "cutoff", "gate", "quantile", "dropout", "left_out"), _SHARE),
     **dict.fromkeys(("text_drop", "reference_drop", "max_refused", "edit_share", "most_low", "top_p", "min_p"), _SHARE),
-    **dict.fromkeys(("max_failed", "TextArea.least"), _SHARE),
+    **dict.fromkeys(("max_failed", "TextArea.least", "Make.several", "Make.held_out"), _SHARE),
     # rates, weights and scales
     **dict.fromkeys(("lr", "weight_decay", "eps", "momentum", "rate", "gradient_clip", "gradient_clip_val"), ">= 0"),
     **dict.fromkeys(("beta", "omega", "sft_weight", "kl", "eta", "min_std", "least_std", "start_weight"), ">= 0"),

@@ -18,6 +18,7 @@ from . import workers as processes
 from .annotator import Annotator
 from .corpus import STATE, Corpus
 from .fit import Clusters, Duplicates, fit
+from .make.maker import Make
 from .report import report
 from .rows import RawRow, RawTable
 from .rules import Rule, read
@@ -25,8 +26,8 @@ from .select import DECISIONS, Quota, Selection, select
 from .shards import OWN, Done, Shards, Work
 from .write import SELECTED, write
 
-Stepname = Literal["annotate", "fit", "select", "write", "report"]
-STEPS: tuple[Stepname, ...] = ("annotate", "fit", "select", "write", "report")
+Stepname = Literal["annotate", "fit", "select", "write", "make", "report"]
+STEPS: tuple[Stepname, ...] = ("annotate", "fit", "select", "write", "make", "report")
 MADE_FROM, COSTS, SELECTION = "curate.json", "costs", "selection.json"
 _FEW = 64  # items of an annotator, from which on the share that it failed at is looked at
 
@@ -40,6 +41,7 @@ def curate(
     duplicates: Duplicates | None = None,
     clusters: Clusters | None = None,
     quotas: Sequence[Quota] = (),
+    make: Make | None = None,
     steps: Sequence[Stepname] = STEPS,
     shard_rows: int = 256,
     batch: int = 8,
@@ -62,7 +64,8 @@ def curate(
         duplicates: What near duplicates are, and which of them is kept; all are when None.
         clusters: How pictures are clustered and weighed; not at all when None.
         quotas: How many rows of a kind are kept, in their order.
-        steps: Which of annotate, fit, select, write and report to run.
+        make: The edits to make of the kept pictures; none when None.
+        steps: Which of annotate, fit, select, write, make and report to run.
         shard_rows: Rows of a score file, and what a kill can lose.
         batch: Rows whose pictures are in memory at a time.
         workers: Processes; 0 works in this one.
@@ -98,7 +101,7 @@ def curate(
                     print(f"shard {shard} of {num_shards} is done; {left} of {corpus.shards} are left to the others")
                     return
             with in_turn(folder):
-                _conclude(corpus, rows, read_rules, duplicates, clusters, quotas, steps, seed)
+                _conclude(corpus, rows, read_rules, duplicates, clusters, quotas, make, steps, seed)
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -211,6 +214,7 @@ def _conclude(
     near: Duplicates | None,
     clusters: Clusters | None,
     quotas: Sequence[Quota],
+    make: Make | None,
     steps: Sequence[str],
     seed: int,
 ) -> None:
@@ -226,6 +230,8 @@ def _conclude(
         print(f"written    {written:>8} rows, in {corpus.folder / SELECTED}")
         if wordless:
             print(f"note: {wordless} of them have no text, and `prepare` refuses those; label them first")
+    if "make" in steps and make is not None:
+        print("\n".join(make.run(corpus.folder, table, seed)))
     if "report" in steps:
         print(f"report     {report(corpus, table, rules, seed)}")
 

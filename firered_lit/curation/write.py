@@ -29,7 +29,7 @@ def write(folder: Path, table: RawTable) -> tuple[int, int]:
     Raises:
         UserError: There are no decisions, or they are of other rows.
     """
-    decisions = _decisions(folder / DECISIONS)
+    decisions = read_decisions(folder / DECISIONS)
     written = wordless = seen = 0
     kept: dict[int, dict[str, Any]] = {}
 
@@ -60,7 +60,7 @@ def write(folder: Path, table: RawTable) -> tuple[int, int]:
     return written, wordless
 
 
-def _decisions(path: Path) -> Iterator[dict[str, Any]]:
+def read_decisions(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the decisions in the order of the rows.
 
     Raises:

@@ -1,0 +1,299 @@
+"""The step `make`: edits of the pictures that were kept, as a table that `prepare` reads and `curate` reads again.
+
+OUT/made.jsonl names pictures and masks below OUT/made/. Rows are worked at in parts; a part's folder of pictures stands
+there when it is whole, and then its rows, in OUT/state/make/. A part that is there, made of the same kept rows by the
+same settings, is not made again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from firered_lit.curation.corpus import STATE
+from firered_lit.curation.rows import TARGET, Pixels, RawRow, RawTable, UnusablePictureError, shrunk
+from firered_lit.curation.rules import nearest
+from firered_lit.curation.select import DECISIONS
+from firered_lit.curation.write import read_decisions
+from firered_lit.draws import chooser
+from firered_lit.errors import UserError
+from firered_lit.files import appearing, replacing, write_json
+from firered_lit.textfiles import read_object
+
+from .edit import Edit, Mask
+from .phrases import KINDS, SEVERAL, instructions, structured
+from .several import compound, split
+from .templates import CATEGORIES, TEMPLATES, make
+
+VERSION = 1  # raised when the same settings make other edits than before
+MADE, PICTURES = "made.jsonl", "made"
+TOGETHER = 4  # pictures that templates of several are given
+_COMPRESSION = 3  # of PNG files, 0 to 9
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of the source: the ids of those that are kept, by number, and what their edits are made from."""
+
+    number: int
+    ids: Mapping[int, str]
+    made_from: Mapping[str, Any]
+
+
+class Make:
+    """Makes edits of pictures without a model. Rows with a target alone, text-to-image, are what it takes.
+
+    Args:
+        templates: How often each is drawn, relative to the others; all are drawn the same when None.
+        each: Edits of every picture, as far as templates suit it.
+        several: Share of pictures that get a compound edit as well, with its steps as rows of their own.
+        side: px of the longer side, at most, of what is made.
+        held_out: Share of pictures whose edits are all marked for validation: the edits of one picture go together.
+        part_rows: Rows of the source that a kill can lose.
+
+    Raises:
+        UserError: A template is none.
+    """
+
+    def __init__(
+        self,
+        templates: Mapping[str, float] | None = None,
+        each: int = 2,
+        several: float = 0.25,
+        side: int = 1024,
+        held_out: float = 0.02,
+        part_rows: int = 64,
+    ) -> None:
+        self.templates = dict.fromkeys(TEMPLATES, 1.0) if templates is None else dict(templates)
+        self.each = each
+        self.several = several
+        self.side = side
+        self.held_out = held_out
+        self.part_rows = part_rows
+        for name, weight in self.templates.items():
+            if name not in CATEGORIES:
+                raise UserError(f"make.templates: there is no template {name!r}{nearest(name, CATEGORIES)}")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+                raise UserError(f"make.templates.{name}: {weight!r} is no number from 0 on")
+
+    def run(self, folder: Path, table: RawTable, seed: int) -> list[str]:
+        """Make what is not there yet, and write the table.
+
+        Args:
+            folder: OUT, where decisions were made.
+            table: The raw rows.
+            seed: Of all draws.
+
+        Returns:
+            What to print.
+
+        Raises:
+            UserError: There are no decisions, or they are of other rows.
+        """
+        parts = {part.number: part for part in self._parts(folder, table, seed)}
+        todo = {number: part for number, part in parts.items() if not _is_done(folder, part)}
+        wanted = {row for part in todo.values() for row in part.ids}
+        made: set[int] = set()
+        with tqdm(total=len(wanted), unit="row", desc="make", smoothing=0.05, disable=not todo) as bar:
+            for number, rows in self._rows(table, wanted):
+                self._make(folder, table, todo[number], rows, seed)
+                made.add(number)
+                bar.update(len(rows))
+        if made != set(todo):
+            raise UserError(f"{folder / DECISIONS}: has more rows than the source; run the step select again")
+        return _conclude(folder, list(parts.values()))
+
+    def _parts(self, folder: Path, table: RawTable, seed: int) -> Iterator[_Part]:
+        """Yield the parts that have kept rows."""
+        settings = json.loads(json.dumps(vars(self)))
+        common = {"version": VERSION, "settings": settings, "seed": seed, "rows": table.digest}
+        ids: dict[int, str] = {}
+        for number, decision in enumerate(read_decisions(folder / DECISIONS)):
+            if ids and number // self.part_rows != next(iter(ids)) // self.part_rows:
+                yield self._part(ids, common)
+                ids = {}
+            if decision["kept"]:
+                ids[number] = decision["id"]
+        if ids:
+            yield self._part(ids, common)
+
+    def _part(self, ids: Mapping[int, str], common: Mapping[str, Any]) -> _Part:
+        kept = hashlib.blake2b(json.dumps(list(ids.items())).encode(), digest_size=12)
+        return _Part(next(iter(ids)) // self.part_rows, ids, {**common, "kept": kept.hexdigest()})
+
+    def _rows(self, table: RawTable, wanted: set[int]) -> Iterator[tuple[int, list[RawRow]]]:
+        """Yield (part, its wanted rows)."""
+        rows: list[RawRow] = []
+        part = -1
+        for row in table.rows(wanted.__contains__):
+            if rows and row.number // self.part_rows != part:
+                yield part, rows
+                rows = []
+            part = row.number // self.part_rows
+            rows.append(row)
+        if rows:
+            yield part, rows
+
+    def _make(self, folder: Path, table: RawTable, part: _Part, rows: Sequence[RawRow], seed: int) -> None:
+        """Make the edits of a part: its pictures, then its rows."""
+        _rows_file(folder, part).unlink(missing_ok=True)
+        place = folder / PICTURES / f"{part.number:05d}"
+        shutil.rmtree(place, ignore_errors=True)
+        skipped: Counter[str] = Counter()
+        for row in rows:
+            if row.id != part.ids[row.number]:
+                said = f"{row.where} is not {part.ids[row.number]}"
+                raise UserError(f"{folder / DECISIONS}: {said}; run the step select again")
+        pictures = self._opened(table, rows, skipped)
+        lines: list[Row] = []
+        with appearing(place) as staging:
+            files = _Files(staging, f"{PICTURES}/{part.number:05d}")
+            for start, (row, _) in enumerate(pictures):
+                some = [pictures[(start + step) % len(pictures)][1] for step in range(min(TOGETHER, len(pictures)))]
+                for name, edit in self._edits(row, some, seed, skipped):
+                    lines += self._lines(row, name, edit, files, seed)
+        made = {"made_from": part.made_from, "skipped": dict(sorted(skipped.items())), "rows": lines}
+        write_json(_rows_file(folder, part), made, indent=None)
+
+    def _opened(self, table: RawTable, rows: Sequence[RawRow], skipped: Counter[str]) -> list[tuple[RawRow, Pixels]]:
+        """Return the pictures of text-to-image rows, no larger than they may be."""
+        pictures = []
+        for row in rows:
+            if row.kind != "text-to-image":
+                skipped["not text-to-image"] += 1
+                continue
+            path = next(path for role, path in row.pictures if role == TARGET)
+            try:
+                pictures.append((row, shrunk(table.open(path, TARGET).pixels, self.side)))
+            except UnusablePictureError as problem:
+                skipped[problem.reason] += 1
+        return pictures
+
+    def _edits(
+        self, row: RawRow, pictures: Sequence[Pixels], seed: int, skipped: Counter[str]
+    ) -> Iterator[tuple[str, Edit]]:
+        """Yield (name, edit) of a picture: templates in the order of their draws, then a compound one."""
+        draw = chooser(seed, row.id, "templates")
+        lots = {name: draw.random() ** (1 / weight) for name, weight in self.templates.items() if weight > 0}
+        count = 0
+        for name in sorted(lots, key=lots.__getitem__, reverse=True):
+            if count == self.each:
+                break
+            edit = make(name, pictures, chooser(seed, row.id, name))
+            if edit is None:
+                skipped[f"does not suit {name}"] += 1
+                continue
+            count += 1
+            yield name, edit
+        if draw.random() < self.several:
+            edit = compound(pictures[0], chooser(seed, row.id, SEVERAL))
+            if edit is not None:
+                yield SEVERAL, edit
+
+    def _lines(self, row: RawRow, name: str, edit: Edit, files: "_Files", seed: int) -> Iterator[Row]:
+        """Yield the row of an edit; of a compound one, then those of its steps."""
+        id = f"{row.id}.{name}"
+        common: Row = {"made_from": row.id, "source": row.source}
+        if row.license:
+            common["license"] = row.license
+        common["held_out"] = chooser(seed, row.id, "held out").random() < self.held_out
+        steps = split(edit)
+        step_ids = [f"{id}.{number}" for number in range(1, len(steps) + 1)]
+        more: Row = {"steps": step_ids} if steps else {}
+        yield _line(id, edit, files, seed) | more | common
+        for step_id, step in zip(step_ids, steps, strict=True):
+            yield _line(step_id, step, files, seed) | {"parent": id} | common
+
+
+class _Files:
+    """Pictures of a part, each content once."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+
+    def picture(self, pixels: Pixels) -> str:
+        """Write a picture, and return its path below OUT."""
+        return self._written(pixels)
+
+    def mask(self, mask: Mask) -> str:
+        """Write a mask, white where the edit may change the picture, and return its path below OUT."""
+        return self._written(mask.astype(np.uint8) * 255)
+
+    def _written(self, pixels: Pixels) -> str:
+        content = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=12)
+        name = f"{content.hexdigest()}.png"
+        if not (self.folder / name).exists():
+            Image.fromarray(pixels).save(self.folder / name, compress_level=_COMPRESSION)
+        return f"{self.name}/{name}"
+
+
+def _line(id: str, edit: Edit, files: _Files, seed: int) -> Row:
+    """Return an edit as a row of the layout `firered`."""
+    sources = [files.picture(source) for source in edit.sources]
+    said = instructions(edit)
+    kind = chooser(seed, id, "words").choice(KINDS)
+    task = CATEGORIES[edit.steps[-1].template if edit.steps else edit.template]
+    line: Row = {
+        "id": id,
+        "source_image": sources if len(sources) > 1 else sources[0],
+        "target_image": files.picture(edit.target),
+        "instruction": said[kind]["en"],
+        "instruction_cn": said[kind]["cn"],
+        "instructive": said["detailed"]["en"],
+        "instructive_cn": said["detailed"]["cn"],
+        "structured": structured(edit),
+        "task": task,
+        "category": task,
+        "template": edit.template,
+        "slots": dict(edit.slots),
+    }
+    if not edit.mask.all():
+        line["mask"] = files.mask(edit.mask)
+    if edit.template == "add_text":
+        line["target_text"] = edit.slots["text"]
+    if edit.template == "replace_text":
+        line["target_text"] = edit.slots["new"]
+        line["replaced_text"] = edit.slots["old"]
+    return line
+
+
+def _rows_file(folder: Path, part: _Part) -> Path:
+    return folder / STATE / "make" / f"{part.number:05d}.json"
+
+
+def _is_done(folder: Path, part: _Part) -> bool:
+    """Return whether a part is there, made of the same rows by the same settings."""
+    path = _rows_file(folder, part)
+    if not path.exists() or not (folder / PICTURES / f"{part.number:05d}").is_dir():
+        return False
+    try:
+        return bool(read_object(path).get("made_from") == part.made_from)
+    except UserError:
+        return False
+
+
+def _conclude(folder: Path, parts: Sequence[_Part]) -> list[str]:
+    """Write the rows of all parts as one table, and return what to print."""
+    by_task: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    with replacing(folder / MADE) as file:
+        for part in parts:
+            made = read_object(_rows_file(folder, part))
+            skipped.update(made["skipped"])
+            for line in made["rows"]:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                by_task[line["task"]] += 1
+    lines = [f"made       {by_task.total():>8} edits, in {folder / MADE}"]
+    lines += [f"           {count:>8} {task}" for task, count in sorted(by_task.items())]
+    return lines + [f"left out   {count:>8} {reason}" for reason, count in sorted(skipped.items())]
