@@ -353,3 +353,10 @@ def test_rows_say_what_their_edit_was_made_with(tmp_path):
         assert line["target_text"] == line["slots"][texts[line["template"]]]
         assert line["slots"].get("old") == line.get("replaced_text")
         assert json.dumps(line["target_text"])[1:-1] in line["structured"]
+
+
+def test_processes_annotate_although_threads_were_at_work_before_them(tmp_path):
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 9)
+    found = run(raw(tmp_path / "raw", 4), tmp_path / "out", Make({"blur": 1}, several=0), workers=2, shard_rows=2)
+    assert len(found) == 4

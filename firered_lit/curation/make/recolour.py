@@ -26,7 +26,7 @@ _ABSENT = 0.004  # share up to which a colour is not there: its name then means 
 
 def recolour(picture: Pixels, draw: Random) -> Edit | None:
     """Give everything of one colour another one, with its light and shade as they are."""
-    hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
+    hsv: Pixels = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV), np.uint8)
     areas = {name: _area(hsv, name) for name in HUES}
     shares = {name: float(area.mean()) for name, area in areas.items()}
     there = [name for name, share in shares.items() if _LEAST <= share <= _MOST]

@@ -76,7 +76,7 @@ def _drawn(shape: str, side: int) -> NDArray[np.float64]:
     else:
         pen.polygon([(x * (large - 1), y * (large - 1)) for x, y in OUTLINES[shape]], fill=255)
     small = cv2.resize(np.asarray(image), (side, side), interpolation=cv2.INTER_AREA)
-    return small / 255.0
+    return np.asarray(small, np.float64) / 255.0
 
 
 def _star() -> list[tuple[float, float]]:
