@@ -59,6 +59,8 @@ class RawRows:
         try:
             tables.files(self.source)
         except UserError:
+            if any(path.suffix in tables.ENDINGS for path in (*folder.glob("*.*"), *folder.glob("*/*.*"))):
+                return []  # there are tables, and something is wrong with them
             found = [path for path in folder.rglob("*") if path.suffix.lower() in tables.PICTURES and path.is_file()]
             return sorted(str(path.relative_to(folder)) for path in found)
         return []

@@ -517,6 +517,17 @@ def test_another_source_is_refused(tmp_path):
         run(tmp_path / "raw", tmp_path / "full")
 
 
+def test_a_folder_with_tables_is_never_taken_for_loose_pictures(tmp_path):
+    folder = loose(tmp_path / "raw", 2)
+    (folder / "a.jsonl").write_text("{}\n")
+    (folder / "b.csv").write_text("a\n1\n")
+    with pytest.raises(UserError, match="tables of several kinds"):
+        run(folder, tmp_path / "out")
+    with pytest.raises(UserError, match=r"no \*.jsonl in this folder"):
+        (tmp_path / "empty").mkdir()
+        run(tmp_path / "empty", tmp_path / "out")
+
+
 def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
