@@ -523,8 +523,8 @@ def test_a_folder_with_tables_is_never_taken_for_loose_pictures(tmp_path):
     (folder / "b.csv").write_text("a\n1\n")
     with pytest.raises(UserError, match="tables of several kinds"):
         run(folder, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no \*.jsonl in this folder"):
-        (tmp_path / "empty").mkdir()
         run(tmp_path / "empty", tmp_path / "out")
 
 
