@@ -85,6 +85,7 @@ OURS = (
     "firered_lit.flow.timesteps.logit_normal",
     "firered_lit.flow.timesteps.logit_normal_weight",
     "firered_lit.flow.timesteps.uniform",
+    "firered_lit.judges.local.Replay",
     "firered_lit.losses.nft.adaptive",
     "firered_lit.losses.nft.as_written",
     "firered_lit.losses.nft.old_policy_decay",

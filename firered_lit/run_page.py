@@ -32,7 +32,8 @@ def describe(client: MlflowClient, run_id: str, settings: Mapping[str, str], arg
     written = run.data.tags.get(NOTE, "")
     if not written or SIGN in written:
         client.set_tag(run_id, NOTE, note(settings, data, sys.argv if argv is None else argv))
-    if data and not run.inputs.dataset_inputs:
+    known = run.inputs.dataset_inputs if run.inputs else []
+    if data and not known:
         client.log_inputs(run_id, [_input(settings["data.root"], data)])
 
 

@@ -30,7 +30,6 @@ POLICY = (
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 OURS = "X-Firered-Lit"  # a header that a page of another site cannot send here
 
-STATE = web.AppKey("state", "State")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -51,6 +50,9 @@ class State:
     steps: int
     guidance: float
     hosts: tuple[str, ...] | None
+
+
+STATE = web.AppKey("state", State)
 
 
 def serve(
