@@ -53,6 +53,7 @@ OURS = (
     "firered_lit.curation.fit.Clusters",
     "firered_lit.curation.fit.Duplicates",
     "firered_lit.curation.hashes.Hashes",
+    "firered_lit.curation.label.label.Label",
     "firered_lit.curation.make.maker.Make",
     "firered_lit.curation.marks.GeneratedMarks",
     "firered_lit.curation.mosaic.Mosaic",

@@ -4,6 +4,7 @@ import errno
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from . import workers as processes
 from .annotator import Annotator
 from .corpus import STATE, Corpus
 from .fit import Clusters, Duplicates, fit
+from .label.label import NAME as LABEL
+from .label.label import Label, Texts
 from .make.maker import Make
 from .report import report
 from .rows import RawRow, RawTable
@@ -26,8 +29,8 @@ from .select import DECISIONS, Quota, Selection, select
 from .shards import OWN, Done, Shards, Work
 from .write import SELECTED, write
 
-Stepname = Literal["annotate", "fit", "select", "write", "make", "report"]
-STEPS: tuple[Stepname, ...] = ("annotate", "fit", "select", "write", "make", "report")
+Stepname = Literal["annotate", "fit", "select", "label", "write", "make", "report"]
+STEPS: tuple[Stepname, ...] = ("annotate", "fit", "select", "label", "write", "make", "report")
 MADE_FROM, COSTS, SELECTION = "curate.json", "costs", "selection.json"
 _FEW = 64  # items of an annotator, from which on the share that it failed at is looked at
 
@@ -41,6 +44,7 @@ def curate(
     duplicates: Duplicates | None = None,
     clusters: Clusters | None = None,
     quotas: Sequence[Quota] = (),
+    label: Label | None = None,
     make: Make | None = None,
     steps: Sequence[Stepname] = STEPS,
     shard_rows: int = 256,
@@ -64,8 +68,10 @@ def curate(
         duplicates: What near duplicates are, and which of them is kept; all are when None.
         clusters: How pictures are clustered and weighed; not at all when None.
         quotas: How many rows of a kind are kept, in their order.
+        label: What a model is asked about the rows that rules keep. Its answers are the columns label.NAME, and rows
+            are selected again by the rules that look at them. Nothing is asked when None.
         make: The edits to make of the kept pictures; none when None.
-        steps: Which of annotate, fit, select, write, make and report to run.
+        steps: Which of annotate, fit, select, label, write, make and report to run.
         shard_rows: Rows of a score file, and what a kill can lose.
         batch: Rows whose pictures are in memory at a time.
         workers: Processes; 0 works in this one.
@@ -84,10 +90,11 @@ def curate(
     _check(steps, annotators, rules)
     folder = Path(out).resolve()
     corpus = Corpus(folder, len(rows), shard_rows, annotators)
+    labelled = corpus if label is None else replace(corpus, annotators={**annotators, LABEL: label})
     wanted = {name: rule for name, rule in (rules or {}).items() if rule is not None}
-    read_rules = {name: read(name, rule, corpus.kinds) for name, rule in wanted.items()}
+    read_rules = {name: read(name, rule, labelled.kinds) for name, rule in wanted.items()}
     if duplicates is not None:
-        duplicates.check(corpus)
+        duplicates.check(labelled)
     work = Shards(folder, rows, annotators, batch)
     try:
         with shard_held(folder, "curate", shard, num_shards):
@@ -101,7 +108,8 @@ def curate(
                     print(f"shard {shard} of {num_shards} is done; {left} of {corpus.shards} are left to the others")
                     return
             with in_turn(folder):
-                _conclude(corpus, rows, read_rules, duplicates, clusters, quotas, make, steps, seed)
+                choice = Choice(read_rules, duplicates, clusters, quotas, seed)
+                _conclude(corpus, labelled, rows, choice, label, make, steps)
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -189,8 +197,6 @@ def _works(table: RawTable, todo: Mapping[int, tuple[str, ...]], shard_rows: int
 
 def _without_content(row: RawRow) -> RawRow:
     """Return a row as annotators see it: the other columns would only be sent to another process and back."""
-    from dataclasses import replace
-
     return replace(row, content={})
 
 
@@ -207,33 +213,74 @@ def _add_costs(path: Path, items: Mapping[str, int], seconds: Mapping[str, float
     write_json(path, dict(sorted(costs.items())))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What decides which rows are kept; see `select`."""
+
+    rules: Mapping[str, Rule]
+    duplicates: Duplicates | None
+    clusters: Clusters | None
+    quotas: Sequence[Quota]
+    seed: int
+
+    def before_labels(self) -> "Choice":
+        """Return what decides which rows a model is asked about: rules that need no labels, and no quotas yet."""
+        rules = {name: rule for name, rule in self.rules.items() if not needs_labels(rule)}
+        best = self.duplicates.best if self.duplicates is not None else {}
+        by_labels = any(column.startswith(f"{LABEL}.") for column in best)
+        return replace(self, rules=rules, duplicates=None if by_labels else self.duplicates, quotas=())
+
+
+def needs_labels(rule: Rule) -> bool:
+    """Return whether a rule looks at what a model said."""
+    columns = (*rule.columns, *getattr(rule, "row_columns", ()))
+    return any(column.startswith(f"{LABEL}.") for column in columns)
+
+
 def _conclude(
     corpus: Corpus,
+    labelled: Corpus,
     table: RawTable,
-    rules: Mapping[str, Rule],
-    near: Duplicates | None,
-    clusters: Clusters | None,
-    quotas: Sequence[Quota],
+    choice: Choice,
+    label: Label | None,
     make: Make | None,
     steps: Sequence[str],
-    seed: int,
 ) -> None:
     """Run the steps that need all shards."""
     if "fit" in steps:
-        print("\n".join(fit(corpus, near, clusters)) or "fit        nothing to do")
+        print("\n".join(fit(corpus, choice.duplicates, choice.clusters)) or "fit        nothing to do")
+
+    # Rules, a model's answers about what they keep, and rules again.
+    asks = label is not None and "label" in steps
+    if "select" in steps and asks:
+        _select(corpus, choice.before_labels())
+    if label is not None and asks:
+        print("\n".join(label.run(corpus, table)))
+    there = label is not None and label.is_there(corpus)
     if "select" in steps:
-        selection = select(corpus, rules, near, clusters, quotas, seed)
-        write_json(corpus.folder / STATE / SELECTION, json.loads(json.dumps(vars(selection))))
-        print("\n".join(funnel(selection)))
+        waiting = [name for name, rule in choice.rules.items() if needs_labels(rule)]
+        if waiting and not there:
+            raise UserError(f"rules.{waiting[0]}: looks at labels that are not there; run the step label first")
+        _select(labelled if there else corpus, choice)
+
+    # What is made of the kept rows.
     if "write" in steps:
-        written, wordless = write(corpus.folder, table)
+        texts = Texts(corpus, label) if label is not None and there else None
+        written, wordless = write(corpus.folder, table, texts)
         print(f"written    {written:>8} rows, in {corpus.folder / SELECTED}")
         if wordless:
             print(f"note: {wordless} of them have no text, and `prepare` refuses those; label them first")
     if "make" in steps and make is not None:
-        print("\n".join(make.run(corpus.folder, table, seed)))
+        print("\n".join(make.run(corpus.folder, table, choice.seed)))
     if "report" in steps:
-        print(f"report     {report(corpus, table, rules, seed)}")
+        print(f"report     {report(labelled if there else corpus, table, choice.rules, choice.seed)}")
+
+
+def _select(corpus: Corpus, choice: Choice) -> None:
+    """Decide about every row, and say what was dropped."""
+    selection = select(corpus, choice.rules, choice.duplicates, choice.clusters, choice.quotas, choice.seed)
+    write_json(corpus.folder / STATE / SELECTION, json.loads(json.dumps(vars(selection))))
+    print("\n".join(funnel(selection)))
 
 
 def funnel(selection: Selection) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
@@ -16,12 +16,21 @@ from .select import DECISIONS
 SELECTED = "selected.jsonl"
 
 
-def write(folder: Path, table: RawTable) -> tuple[int, int]:
+class Filling(Protocol):
+    """What gives texts to rows."""
+
+    def fill(self, number: int, line: dict[str, Any]) -> None:
+        """Put texts into the columns of a row that have none."""
+        ...
+
+
+def write(folder: Path, table: RawTable, texts: Filling | None = None) -> tuple[int, int]:
     """Write selected.jsonl from decisions.parquet.
 
     Args:
         folder: OUT.
         table: The raw rows.
+        texts: What gives texts to rows that lack some; nothing does when None.
 
     Returns:
         How many rows are written, and how many of them have no text, so that `prepare` refuses them.
@@ -54,9 +63,11 @@ def write(folder: Path, table: RawTable) -> tuple[int, int]:
             line["weight"] = decision["weight"]
             if decision["cluster"] is not None:
                 line["cluster"] = str(decision["cluster"])
+            if texts is not None:
+                texts.fill(row.number, line)
             file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
             written += 1
-            wordless += not row.instruction
+            wordless += not (row.instruction or line.get("instruction"))
     return written, wordless
 
 
