@@ -71,6 +71,8 @@ class Conditioner:
         missing = sorted(key for key in found["missing_keys"] if not key.startswith("lm_head."))  # never asked
         if missing:
             raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
+        self._folder = folder
+        self._tried = False
         self.encoder.eval().requires_grad_(False).to(device)
         self.width = int(self.encoder.config.get_text_config().hidden_size)  # numbers of a token
         self.device = torch.device(device)
@@ -95,6 +97,17 @@ class Conditioner:
         single reference and gets more, when a prompt holds one of the vision tokens, or when it is longer than what
         inference would read.
         """
+        if self._tried:
+            return self._encode_all(prompts, references, condition_area)
+        with loading(self._folder):  # entries of its config may fit its weights and not each other
+            rows = self._encode_all(prompts, references, condition_area)
+        self._tried = True
+        return rows
+
+    def _encode_all(
+        self, prompts: Sequence[str], references: Sequence[Sequence[Image.Image]], condition_area: int
+    ) -> list[Tensor]:
+        """Return the embeddings of each prompt, edits and texts each together."""
         rows: list[Tensor | None] = [None] * len(prompts)
         edits = [i for i, images in enumerate(references) if images]
         texts = [i for i, images in enumerate(references) if not images]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from firered_lit.errors import UserError
@@ -268,6 +269,14 @@ def test_components_of_another_width_than_the_transformers_are_refused(copy: Pat
     assert "vae makes 64 channels of a token, the transformer reads 32" in line_of(copy, lambda base: base.codec())
     said = "text_encoder makes 64 embeddings of a token, the transformer reads 63"
     assert said in line_of(copy, lambda base: base.conditioner())
+
+
+def test_a_text_encoder_that_cannot_encode_is_refused_when_it_is_first_asked(copy: Path) -> None:
+    """Its config fits its weights, and no token stands for a picture."""
+    entries("text_encoder/config.json", image_token_id=-1)(copy)
+    picture = Image.new("RGB", (96, 96))
+    said = line_of(copy, lambda base: base.conditioner().encode(["x"], [[picture]], 96 * 96))
+    assert "text_encoder: cannot be loaded: " in said
 
 
 def test_missing_weights_of_the_text_encoder_are_said_to_be_missing(copy: Path) -> None:
