@@ -12,6 +12,7 @@ import yaml
 from commands import Hung, Reached, problem, run
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+import callbacks.signals
 import datamodules.write
 import firered_lit.mine.run
 from firered_lit import check, recipe
@@ -61,6 +62,7 @@ def stopped(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(L.Trainer, "_run_stage", reach)
     monkeypatch.setattr(_SubprocessScriptLauncher, "launch", reach)  # of several processes
+    monkeypatch.setattr(callbacks.signals, "_PATIENCE", 1e6)  # after which one of several ends its process
     monkeypatch.setattr(datamodules.write, "Encoder", reach)
     monkeypatch.setattr(firered_lit.mine.run, "_work", reach)
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 from commands import Hung, Reached, problem, run
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+import callbacks.signals
 from firered_lit import build, recipe
 from firered_lit.dialect import scalar
 from firered_lit.errors import UserError
@@ -107,6 +108,7 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Reached
 
     monkeypatch.setattr(_SubprocessScriptLauncher, "launch", reach)
+    monkeypatch.setattr(callbacks.signals, "_PATIENCE", 1e6)  # after which one of several ends its process
 
 
 def test_a_changed_value_trains_a_step_or_is_refused_in_one_line(small_data: Path, tmp_path: Path, monkeypatch) -> None:
