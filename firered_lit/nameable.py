@@ -50,6 +50,7 @@ OURS = (
     "firered_lit.curation.borders.Collage",
     "firered_lit.curation.codes.Codes",
     "firered_lit.curation.compression.Compression",
+    "firered_lit.curation.fill.Fill",
     "firered_lit.curation.fit.Clusters",
     "firered_lit.curation.fit.Duplicates",
     "firered_lit.curation.hashes.Hashes",

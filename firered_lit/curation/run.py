@@ -18,9 +18,11 @@ from firered_lit.textfiles import read_object
 from . import workers as processes
 from .annotator import Annotator
 from .corpus import STATE, Corpus
+from .fill import Fill
 from .fit import Clusters, Duplicates, fit
 from .label.label import NAME as LABEL
 from .label.label import Label, Texts
+from .losers import LOSERS, write_losers
 from .make.maker import Make
 from .report import report
 from .rows import RawRow, RawTable
@@ -29,8 +31,8 @@ from .select import DECISIONS, Quota, Selection, select
 from .shards import OWN, Done, Shards, Work
 from .write import SELECTED, write
 
-Stepname = Literal["annotate", "fit", "select", "label", "write", "make", "report"]
-STEPS: tuple[Stepname, ...] = ("annotate", "fit", "select", "label", "write", "make", "report")
+Stepname = Literal["annotate", "fit", "select", "label", "write", "make", "fill", "report"]
+STEPS: tuple[Stepname, ...] = ("annotate", "fit", "select", "label", "write", "make", "fill", "report")
 MADE_FROM, COSTS, SELECTION = "curate.json", "costs", "selection.json"
 _FEW = 64  # items of an annotator, from which on the share that it failed at is looked at
 
@@ -46,6 +48,7 @@ def curate(
     quotas: Sequence[Quota] = (),
     label: Label | None = None,
     make: Make | None = None,
+    fill: Fill | None = None,
     steps: Sequence[Stepname] = STEPS,
     shard_rows: int = 256,
     batch: int = 8,
@@ -71,7 +74,8 @@ def curate(
         label: What a model is asked about the rows that rules keep. Its answers are the columns label.NAME, and rows
             are selected again by the rules that look at them. Nothing is asked when None.
         make: The edits to make of the kept pictures; none when None.
-        steps: Which of annotate, fit, select, label, write, make and report to run.
+        fill: Of which tasks there should be how many edits; gaps are not looked for when None.
+        steps: Which of annotate, fit, select, label, write, make, fill and report to run.
         shard_rows: Rows of a score file, and what a kill can lose.
         batch: Rows whose pictures are in memory at a time.
         workers: Processes; 0 works in this one.
@@ -109,7 +113,7 @@ def curate(
                     return
             with in_turn(folder):
                 choice = Choice(read_rules, duplicates, clusters, quotas, seed)
-                _conclude(corpus, labelled, rows, choice, label, make, steps)
+                _conclude(corpus, labelled, rows, choice, label, make, fill, steps)
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -244,6 +248,7 @@ def _conclude(
     choice: Choice,
     label: Label | None,
     make: Make | None,
+    fill: Fill | None,
     steps: Sequence[str],
 ) -> None:
     """Run the steps that need all shards."""
@@ -270,8 +275,14 @@ def _conclude(
         print(f"written    {written:>8} rows, in {corpus.folder / SELECTED}")
         if wordless:
             print(f"note: {wordless} of them have no text, and `prepare` refuses those; label them first")
+        if texts is not None:
+            rejecting = [name for name, rule in choice.rules.items() if needs_labels(rule)]
+            pairs = write_losers(corpus.folder, table, rejecting)
+            print(f"losers     {pairs:>8} pairs of a kept and a rejected edit, in {corpus.folder / LOSERS}")
     if "make" in steps and make is not None:
         print("\n".join(make.run(corpus.folder, table, choice.seed)))
+    if "fill" in steps and fill is not None:
+        print("\n".join(fill.run(corpus, table, choice.seed)))
     if "report" in steps:
         print(f"report     {report(labelled if there else corpus, table, choice.rules, choice.seed)}")
 

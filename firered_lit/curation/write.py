@@ -79,7 +79,7 @@ def read_decisions(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(4096, columns=["id", "kept", "cluster", "weight"]):
+            for batch in file.iter_batches(4096, columns=["id", "kept", "reason", "cluster", "weight"]):
                 yield from batch.to_pylist()
     except FileNotFoundError:
         raise UserError(f"{path}: missing; run the step select first") from None

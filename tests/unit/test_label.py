@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from raw_pictures import CREDIT, contents, edits, lines, loose
-from stub_judge import StubJudge, pictures, words
+from support.stub_judge import StubJudge, pictures, words
 
 from datamodules.raw import RawRows
 from firered_lit.curation.hashes import Hashes
@@ -217,3 +217,13 @@ def test_our_prompts_ask_for_the_answers_that_their_heads_name():
             assert f'"{name}"' in prompt.text
             assert all(choice in prompt.text for choice in one.choices)
         assert "{instruction}" in prompt.text
+
+
+@pytest.mark.parametrize(
+    "words", ["", "{", "[1]", '{"score": true}', '{"score": 6}', '{"score": "5"}', '{"score": null}', "{" * 5000]
+)
+def test_an_answer_of_another_kind_is_no_answer(tmp_path, words):
+    path = tmp_path / "own.txt"
+    path.write_text("version: 1\nscore: number 1 to 5\n\nHow good?")
+    with pytest.raises(ValueError, match=r"answer|score"):
+        read_prompt(str(path)).read(words)

@@ -31,7 +31,7 @@ from firered_lit.textfiles import read_object
 from .edit import Edit, Mask
 from .phrases import KINDS, SEVERAL, instructions, structured
 from .several import compound, split
-from .templates import CATEGORIES, TEMPLATES, make
+from .templates import CATEGORIES, TASKS, TEMPLATES, make
 
 VERSION = 1  # raised when the same settings make other edits than before
 MADE, PICTURES = "made.jsonl", "made"
@@ -52,6 +52,8 @@ class _Part:
 
 class Make:
     """Makes edits of pictures without a model. Rows with a target alone, text-to-image, are what it takes.
+
+    A row whose column `wanted` names tasks gets edits of these alone.
 
     Args:
         templates: How often each is drawn, relative to the others; all are drawn the same when None.
@@ -185,6 +187,9 @@ class Make:
         """Yield (name, edit) of a picture: templates in the order of their draws, then a compound one."""
         draw = chooser(seed, row.id, "templates")
         lots = {name: draw.random() ** (1 / weight) for name, weight in self.templates.items() if weight > 0}
+        wanted = _wanted(row.content.get("wanted"), row.where)
+        if wanted is not None:
+            lots = {name: lot for name, lot in lots.items() if CATEGORIES[name] in wanted}
         count = 0
         for name in sorted(lots, key=lots.__getitem__, reverse=True):
             if count == self.each:
@@ -195,7 +200,7 @@ class Make:
                 continue
             count += 1
             yield name, edit
-        if draw.random() < self.several:
+        if draw.random() < self.several and wanted is None:
             edit = compound(pictures[0], chooser(seed, row.id, SEVERAL))
             if edit is not None:
                 yield SEVERAL, edit
@@ -266,6 +271,21 @@ def _line(id: str, edit: Edit, files: _Files, seed: int) -> Row:
         line["target_text"] = edit.slots["new"]
         line["replaced_text"] = edit.slots["old"]
     return line
+
+
+def _wanted(content: Any, where: str) -> frozenset[str] | None:
+    """Return the tasks that a row's column `wanted` names; None where it has none.
+
+    Raises:
+        UserError: It names one that no template makes.
+    """
+    if content is None:
+        return None
+    names = [content] if isinstance(content, str) else content
+    for name in names if isinstance(names, list | tuple) else [names]:
+        if name not in TASKS:
+            raise UserError(f"{where}: wanted: no template makes {str(name)[:40]!r}{nearest(str(name), TASKS)}")
+    return frozenset(names)
 
 
 def _rows_file(folder: Path, part: _Part) -> Path:

@@ -70,6 +70,7 @@ CATEGORIES = {
     "extract": "extract",
 }
 TEMPLATES = tuple(CATEGORIES)
+TASKS = tuple(dict.fromkeys(CATEGORIES.values()))
 
 # What can be one of several edits at once: first what changes the whole picture, then what is put onto it.
 WHOLE = ("brighten", "darken", "raise_contrast", "saturate", "desaturate", "warm", "cool")
