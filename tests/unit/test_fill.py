@@ -1,4 +1,4 @@
-"""Gaps are found by task and cluster and filled by a second `curate`; rejected edits lose to kept ones of the same words."""
+"""Gaps are found by task and cluster and filled by a second `curate`; rejected edits lose to kept ones."""
 
 from collections import Counter
 
