@@ -227,3 +227,27 @@ def test_an_answer_of_another_kind_is_no_answer(tmp_path, words):
     path.write_text("version: 1\nscore: number 1 to 5\n\nHow good?")
     with pytest.raises(ValueError, match=r"answer|score"):
         read_prompt(str(path)).read(words)
+
+
+def test_an_edit_that_the_model_rejects_loses_to_one_that_it_likes(tmp_path):
+    source = edits(tmp_path / "raw", 2)
+    found = lines(source)
+    for line in found:
+        line.update(source_image="0_source.png", instruction="Invert the square")
+    source.write_text("".join(json.dumps(line) + "\n" for line in found))
+    liked = (tmp_path / "raw" / "0_target.png").read_bytes()
+
+    def particular(body, digest):
+        if '"alignment"' not in words(body):
+            return json.dumps(described(body))
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures(body)[-1].partition(",")[2]))), int)
+        same = np.abs(shown - np.asarray(Image.open(io.BytesIO(liked)))).mean() < 8
+        return json.dumps(checked(body) | {"alignment": 5 if same else 1})
+
+    with StubJudge(particular) as judge:
+        assert run(source, tmp_path / "out", judge) == [None, "misaligned"]
+    pairs = lines(tmp_path / "out" / "losers.jsonl")
+    assert [(pair["chosen_image"][-12:], pair["rejected_image"][-12:]) for pair in pairs] == [
+        ("0_target.png", "1_target.png")
+    ]
+    assert pairs[0]["license"] == CREDIT
