@@ -29,7 +29,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(DEMO)/data/data.json: | $(VENV)/.installed
 	$(PY) -m datamodules.synthetic --out $(DEMO)/world --count 96
-	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(DEMO)/world out=$(DEMO)/data
+	$(PY) -m firered_lit curate --recipe recipes/tiny/curate.yaml source=$(DEMO)/world out=$(DEMO)/corpus
+	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(DEMO)/corpus/selected.jsonl out=$(DEMO)/data
 
 # Edits of photographs, by a LoRA on the weights of the package; each line is a command that a user would type.
 demo: $(VENV)/.installed  ## teach the shipped weights two edits of photographs, and show them before and after
@@ -47,7 +48,7 @@ $(DEMO)/pairs/data.json: | $(VENV)/.installed
 	$(PY) -m datamodules.synthetic --out $(DEMO)/pairs_world --count 48 --pairs
 	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(DEMO)/pairs_world/pairs.jsonl out=$(DEMO)/pairs
 
-chain-supervised: $(VENV)/.installed $(DEMO)/data/data.json  ## pretraining -> continued pretraining -> SFT, tiny
+chain-supervised: $(VENV)/.installed $(DEMO)/data/data.json  ## curation -> pretraining -> continued pretraining -> SFT, tiny
 	rm -rf $(CHAIN)
 	$(FIT)/pretrain.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/1_pretrain trainer.max_steps=$(CHAIN_STEPS)
 	$(FIT)/continued_pretrain.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/2_continued \
@@ -64,7 +65,8 @@ chain: chain-supervised $(DEMO)/pairs/data.json  ## the same -> DPO -> NFT: ever
 	$(PY) -m firered_lit edit --model $(CHAIN)/model --image $(DEMO)/world/color/images/00000_source0.png \
 		--prompt "Change the background to red" --out $(CHAIN)/edited.png --steps 8 --seed 0 --guidance 1
 	@for stage in $(CHAIN)/[1-5]_*; do echo; cat $$stage/summary.txt; done
-	@echo; echo "rollouts    $(CHAIN)/5_nft/rollouts (the best and the worst edit of a group)"
+	@echo; echo "corpus      $(DEMO)/corpus/report/index.html (which rows were kept, and why the others were not)"
+	@echo "rollouts    $(CHAIN)/5_nft/rollouts (the best and the worst edit of a group)"
 	@echo "model       $(CHAIN)/model"
 	@echo "edited      $(CHAIN)/edited.png (noise: the miniature shows that everything runs, not what it learns)"
 
