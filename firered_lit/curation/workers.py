@@ -38,7 +38,6 @@ class _Process:
     """A process that annotates, and what it said last."""
 
     def __init__(self, shards: Shards) -> None:
-        _one_thread()  # a pool of threads would be copied without its threads, and waited for in vain
         context = multiprocessing.get_context("fork")
         self.connection, other = context.Pipe()
         target: BaseProcess = context.Process(target=_serve, args=(shards, other, os.getpid()), daemon=True)

@@ -19,7 +19,6 @@ from raw_pictures import CREDIT, contents, lines, picture, save, table
 
 from datamodules.raw import RawRows
 from datamodules.records import Refusal, rows
-from firered_lit.curation.annotator import Annotator
 from firered_lit.curation.hashes import Hashes
 from firered_lit.curation.make import phrases, several, templates, tone
 from firered_lit.curation.make.maker import Make
@@ -354,29 +353,3 @@ def test_rows_say_what_their_edit_was_made_with(tmp_path):
         assert line["target_text"] == line["slots"][texts[line["template"]]]
         assert line["slots"].get("old") == line.get("replaced_text")
         assert json.dumps(line["target_text"])[1:-1] in line["structured"]
-
-
-class Parallel(Annotator):
-    """Works with OpenCV's threads."""
-
-    columns = {"mean": "number"}  # noqa: RUF012
-
-    def annotate(self, batch):
-        return {"mean": [float(smoothed().mean()) for _ in batch]}
-
-
-def smoothed():
-    return cv2.GaussianBlur(np.ones((2000, 2000, 3), np.uint8), (0, 0), 9)
-
-
-def test_processes_annotate_although_threads_were_at_work_before_them(tmp_path):
-    cv2.setNumThreads(4)
-    smoothed()
-    annotators = {"parallel": Parallel()}
-    run(raw(tmp_path / "raw", 2), tmp_path / "out", annotators=annotators, workers=2, shard_rows=1, patience=20.0)
-    assert cv2.getNumThreads() == 1, (
-        "no pool is there when a process is forked: a child may wait for its threads for ever"
-    )
-    for shard in range(2):
-        found = pq.read_table(tmp_path / "out" / "scores" / "parallel" / f"0000{shard}.parquet")
-        assert found.column("failure").to_pylist() == [None]
