@@ -305,7 +305,8 @@ def _limits(recipe: Recipe, key: str, found: Signature, parameter: Parameter, va
         yield recipe.refusal(key, f"expected {expected}, got {value!r}")
     annotated = parameter.annotation or ""
     optional = "None" in annotated or "Optional" in annotated or parameter.default == "None"
-    plain = (isinstance(value, str | int | float) and value != MISSING) or (value is None and not optional)
+    plain = isinstance(value, str | int | float | list | dict) and value != MISSING and not _is_node(value)
+    plain = plain or (value is None and not optional)
     if plain and _asks_for_an_object(annotated, found.home):
         yield recipe.refusal(key, f"expected a {annotated}, named by {TARGET}, got {kind(value)} {value!r}")
 

@@ -9,6 +9,7 @@ import operator
 from typing import Any
 
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_LARGEST = 1 << 63  # no library takes a whole number beyond
 _FREE = ""  # any finite number
 _SHARE = ">= 0 and <= 1"
 
@@ -61,6 +62,8 @@ def outside(name: str, parameter: str, value: Any) -> str | None:
         return next(filter(None, (_not_finite(item) for item in items)), None)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    if abs(value) >= _LARGEST and isinstance(value, int):
+        return "a whole number of 64 bits"
     allowed = range_of(name, parameter) or _FREE
     if all(_holds(value, comparison) for comparison in filter(None, allowed.split(" and "))):
         return _not_finite(value)

@@ -31,9 +31,10 @@ def reward_problems(recipe: Recipe) -> Iterator[UserError]:
             name = _name(node)
             if name is None:
                 continue
-            names[key] = name
             problem = _refusal(check_name, name)
-            if problem is not None:
+            if problem is None:
+                names[key] = name
+            else:
                 yield UserError(f"{recipe.where('.'.join((*holder, key)))}: {'.'.join((*holder, key))}.name: {problem}")
         if all(_is_judged(node) for node in nodes.values()):
             yield from _uses(recipe, place, settings, set(names.values()))

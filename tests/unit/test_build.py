@@ -453,3 +453,21 @@ def test_a_factory_is_a_partial_whose_later_calls_are_plain():
     assert copy.deepcopy(made).called
     with pytest.raises(TypeError):
         made()
+
+
+@pytest.mark.parametrize("value", ["{}", "{draws: 8}", "[1]", "8"])
+def test_plain_values_where_an_object_of_ours_belongs_are_refused_by_their_key(root, capsys, value):
+    recipe = str(root / "recipes/tiny/mine_semi_hard.yaml")
+    assert cli.main(["check", "--recipe", recipe, f"task={value}" if value[0] != "{" else "task=null", "out=x"]) == 2
+    assert "task: expected a Task, named by _target_" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [1 << 63, -(1 << 63), 10**30])
+def test_a_whole_number_beyond_64_bits_is_refused_by_its_key(root, capsys, number):
+    assert cli.main(["check", "--recipe", str(root / "recipes/sft.yaml"), f"data.capacity={number}"]) == 2
+    assert "data.capacity: expected a whole number of 64 bits" in capsys.readouterr().out
+
+
+def test_a_rewards_name_that_is_no_text_is_one_line(root, capsys):
+    assert cli.main(["check", "--recipe", str(root / "recipes/tiny/nft.yaml"), "callbacks.reward.name={a: 1}"]) == 2
+    assert "callbacks.reward.name: reward {'a': 1}: a name has letters" in capsys.readouterr().out
