@@ -384,7 +384,8 @@ def test_a_judge_that_cannot_answer_ends_the_step_in_one_line_and_loses_nothing(
         answered = judge.count if fault is None else 0
     with StubJudge() as judge:
         judged(judge, folder, few)
-        assert judge.count == len(few[0].items()) - answered
+        left = len(few[0].items()) - answered
+        assert left <= judge.count < left + options["parallel"]  # another that was under way may be broken off
 
 
 def test_a_judge_without_the_model_ends_the_step_in_one_line(folder, few) -> None:
