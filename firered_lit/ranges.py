@@ -14,6 +14,7 @@ _FREE = ""  # any finite number
 _SHARE = ">= 0 and <= 1"
 
 RANGES = {
+    "workers": ">= 0 and <= 1024",  # processes or threads of one machine
     # sizes and counts
     **dict.fromkeys(("every", "keep", "rows", "side", "batch", "part_rows", "max_orders", "num_shards"), ">= 1"),
     **dict.fromkeys(("capacity", "groups", "plan_ranks", "max_batch", "max_pixels", "max_side"), ">= 1"),
@@ -25,9 +26,7 @@ RANGES = {
     **dict.fromkeys(("SemiHard.steps", "Prompts.steps", "FSDP2.shard", "JudgeReward.least", "Evolution.least"), ">= 1"),
     **dict.fromkeys(("each", "repeats", "attempts", "repeated_items", "criteria"), ">= 1"),
     **dict.fromkeys(("Local.steps", "Drawing.steps", "Pipeline.steps", "Evaluation.steps", "WorldRows.side"), ">= 1"),
-    **dict.fromkeys(
-        ("workers", "held_out_max", "held_out_least", "held_out", "warmup", "steps", "start", "shard"), ">= 0"
-    ),
+    **dict.fromkeys(("held_out_max", "held_out_least", "held_out", "warmup", "steps", "start", "shard"), ">= 0"),
     **dict.fromkeys(("retries", "least", "most", "least_valid", "budget", "log_every_n_steps"), ">= 0"),
     **dict.fromkeys(("max_steps", "max_epochs", "min_steps", "min_epochs"), ">= -1"),
     **dict.fromkeys(("seed", "top_k", "lowest", "highest"), _FREE),
