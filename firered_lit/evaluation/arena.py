@@ -27,7 +27,7 @@ from firered_lit.textfiles import read_text
 from .benchmarks.pictures import file_or_none, opened, png
 from .benchmarks.settings import settings_of
 from .drawing import own_items
-from .judging import BUILDERS, GIVES_UP_AFTER, Health
+from .judging import BUILDERS, Health
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
 from .responses import Responses, numbered
 from .statements import plain
@@ -201,13 +201,15 @@ def ask_arena(
     own = {(item.suite, item.id) for _, item in own_items(benchmarks, shard, num_shards)}
     pairs = [*_duel_pairs(folder, benchmarks, models, arena, own), *_own_preferences(arena, shard, num_shards)]
     kinds: Counter[str] = Counter()
-    health = Health(client.name, max(GIVES_UP_AFTER, 2 * client.parallel))
+    health = Health(client)
 
     def requests() -> Iterator[Request]:
         """Yield the questions; pictures are encoded in threads, a few pairs ahead."""
         with ThreadPoolExecutor(BUILDERS, thread_name_prefix="pictures") as builders:
             ahead: deque[Future[list[Request]]] = deque()
             for pair in tqdm(pairs, unit="pair", desc="arena", mininterval=1.0):
+                if health.spent:
+                    return
                 ahead.append(builders.submit(_requests, pair, prompt, asking, responses))
                 if len(ahead) > 2 * BUILDERS:
                     yield from ahead.popleft().result()

@@ -22,6 +22,7 @@ from firered_lit.judges.reply import FINAL, Kind, Reply
 from firered_lit.judges.request import Request
 
 from .benchmarks.pictures import file_or_none
+from .drawing import own_items
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
 from .responses import MOST_ATTEMPTS, Attempt, Response, Responses, marked, question_of, texts_of
 from .scores import Scoring
@@ -94,7 +95,7 @@ def ask(
     """
     if attempts is not None and not 1 <= attempts <= MOST_ATTEMPTS:
         raise UserError(f"attempts {attempts}: a number from 1 to {MOST_ATTEMPTS} is needed")
-    judging = _Judging(folder, models, client, asking, attempts)
+    judging = _Judging(folder, client, asking, attempts)
     work = (benchmarks, models, repeats, repeated_items, shard, num_shards)
     count = sum(1 for _ in _tasks(*work))
     future = client.spawn(judging.run(_tasks(*work), count))
@@ -127,17 +128,13 @@ def _tasks(
 ) -> Iterator[_Task]:
     """Yield the tasks of a shard: its items once, then those of the subset again.
 
-    Items are counted over all benchmarks, as in drawing: a process asks about the pictures that it has drawn itself, of
-    every model, and needs not wait for the others.
+    A process asks about the pictures that it has drawn itself, of every model, and needs not wait for the others.
     """
-    before = 0
+    own = {(item.suite, item.id) for _, item in own_items(benchmarks, shard, num_shards)}
     for benchmark in benchmarks:
         suites = benchmark.suites()
         fingerprint = benchmark.fingerprint()
-        items = benchmark.items()
-        judged = [item for item in items if suites[item.suite].requests]
-        own = {(item.suite, item.id) for i, item in enumerate(items, before) if i % num_shards == shard}
-        before += len(items)
+        judged = [item for item in benchmark.items() if suites[item.suite].requests]
         for repeat in range(repeats):
             chosen = judged if repeat == 0 else repeated(judged, repeated_items)
             for model in models:
@@ -159,17 +156,15 @@ def repeated(items: Sequence[Item], count: int) -> list[Item]:
 class _Judging:
     """A judging under way, in the judge's loop."""
 
-    def __init__(
-        self, folder: EvaluationFolder, models: Sequence[str], client: Asker, asking: Asking, attempts: int | None
-    ) -> None:
+    def __init__(self, folder: EvaluationFolder, client: Asker, asking: Asking, attempts: int | None) -> None:
         self.folder = folder
         self.client = client
         self.asking = asking
         self.attempts = attempts
         self.responses = Responses(folder.responses)
-        self.health = Health(client.name, max(GIVES_UP_AFTER, 2 * client.parallel))
+        self.health = Health(client)
         self.judged = Judged()
-        self.begun: set[tuple[str, int]] | None = set() if len(models) > 1 else None
+        self.begun: set[tuple[str, int]] = set()
         self.builders = ThreadPoolExecutor(BUILDERS, thread_name_prefix="pictures")
 
     async def run(self, tasks: Iterable[_Task], count: int) -> Judged:
@@ -190,7 +185,7 @@ class _Judging:
             try:
                 for task in tasks:
                     await room.acquire()
-                    if failure:
+                    if failure or self.health.spent:
                         break
                     job = asyncio.ensure_future(self._judge(task))
                     running.add(job)
@@ -225,10 +220,9 @@ class _Judging:
         if data is None:
             return
         question = question_of(task.fingerprint, task.item, hashlib.sha256(data).hexdigest(), self.asking)
-        if self.begun is not None:
-            if (question, task.repeat) in self.begun:
-                return
-            self.begun.add((question, task.repeat))
+        if (question, task.repeat) in self.begun:  # another model has drawn the same picture
+            return
+        self.begun.add((question, task.repeat))
 
         self.judged.items += 1
         limit = self.attempts or OFFICIAL_ATTEMPTS.get(task.scoring.name, 1)
@@ -302,29 +296,35 @@ class Health:
     """Watches whether the judge answers at all, and stops the work where it cannot go on.
 
     Args:
-        name: Of the judge, for messages.
-        patience: Questions in a row that may fail.
+        client: The judge.
+
+    Attributes:
+        spent: Why nothing more is to be asked, while what is under way is waited for; "" as long as the budget lasts.
     """
 
-    def __init__(self, name: str, patience: int) -> None:
-        self.name = name
-        self.patience = patience
+    def __init__(self, client: Asker) -> None:
+        self.name = client.name
+        self.patience = max(GIVES_UP_AFTER, 2 * client.parallel)  # questions in a row that may fail
         self.answered = 0
         self.failed = 0  # in a row
         self.failures = 0
         self.reason = ""
+        self.spent = ""
 
     def note(self, reply: Reply) -> None:
         """Count a reply.
 
         Raises:
-            UserError: Another question would fare no better.
+            UserError: Another question would fare no better, nor one that is under way.
         """
         if reply.kind in FINAL:
             self.answered += 1
             self.failed = 0
             return
-        if reply.kind in (Kind.KEY, Kind.REDIRECTED, Kind.BUDGET):
+        if reply.kind is Kind.BUDGET:
+            self.spent = reply.reason
+            return
+        if reply.kind in (Kind.KEY, Kind.REDIRECTED):
             raise self._end(reply.reason)
         self.failed += 1
         self.failures += 1
@@ -336,8 +336,9 @@ class Health:
         """Tell of what failed.
 
         Raises:
-            UserError: Nothing was answered.
+            UserError: The budget is spent, or nothing was answered.
         """
+        self.check_budget()
         if not self.failures:
             return
         if not self.answered:
@@ -346,6 +347,11 @@ class Health:
             "judge %s: %d questions have failed and count as missing, such as: %s; run again to ask them",
             *(self.name, self.failures, self.reason),
         )
+
+    def check_budget(self) -> None:
+        """Raise a UserError where the budget is spent."""
+        if self.spent:
+            raise self._end(self.spent)
 
     def _end(self, reason: str) -> UserError:
         return UserError(f"judge {self.name}: {reason}; what was answered is in the log, and a next run goes on there")

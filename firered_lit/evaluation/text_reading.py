@@ -17,6 +17,7 @@ from firered_lit.judges.request import Picture, Request, user
 
 from .benchmarks.pictures import file_or_none, opened, png
 from .drawing import own_items
+from .judging import Health
 from .protocols import Asking, Benchmark, EvaluationFolder
 from .text_scores import without_reader_phrases
 from .text_targets import TextTarget, read_targets, text_target
@@ -74,6 +75,7 @@ class JudgeReader:
         self.client = client
         self.model = model
         self.settings = {name: value for name, value in settings.items() if value is not None}
+        self.health = Health(client)
 
     @property
     def identity(self) -> str:
@@ -81,16 +83,23 @@ class JudgeReader:
         return f"judge {self.model}"
 
     def read(self, pictures: Sequence[bytes]) -> list[Reading]:
-        """Return the lines that the judge writes down; why not where it does not answer."""
+        """Return the lines that the judge writes down; why not where it does not answer.
+
+        Raises:
+            UserError: It answers nothing any more, or its budget is spent.
+        """
         requests = []
         for number, data in enumerate(pictures):
             message = user(PROMPT, Picture(png(opened(data, f"picture {number}"))))
             requests.append(Request(self.model, [message], self.settings, facts={"text": number}))
         readings: dict[int, Reading] = {}
         for request, reply in self.client.ask_all(requests):
+            if not reply.replayed:
+                self.health.note(reply)
             answered = reply.kind is Kind.ANSWERED and not reply.declines
             lines = without_reader_phrases(reply.words).splitlines()
             readings[request.facts["text"]] = lines if answered else reply.reason or "declined"
+        self.health.check_budget()
         return [readings[number] for number in range(len(pictures))]
 
 
@@ -142,6 +151,7 @@ def read_texts(
         num_shards: How many processes share the work.
     """
     table = readings_of(folder)
+    begun: set[str] = set()  # pictures; several models may have drawn the same one
     waiting: dict[str, bytes] = {}
     read = 0
     items = [item for _, item in own_items(benchmarks, shard, num_shards)]
@@ -156,12 +166,15 @@ def read_texts(
         if data is None:
             continue
         digest = hashlib.sha256(data).hexdigest()
+        if digest in begun:
+            continue
+        begun.add(digest)
         if table.find(digest, reader.identity) is None:
             waiting[digest] = data
         if len(waiting) >= BATCH:
-            read += _read(folder, reader, waiting)
+            read += _read(table, reader, waiting)
             waiting = {}
-    return read + _read(folder, reader, waiting)
+    return read + _read(table, reader, waiting)
 
 
 def readings_of(folder: EvaluationFolder) -> Log:
@@ -169,7 +182,7 @@ def readings_of(folder: EvaluationFolder) -> Log:
     return Log(folder.texts, ("picture", "reader"))
 
 
-def _read(folder: EvaluationFolder, reader: TextReader, pictures: Mapping[str, bytes]) -> int:
+def _read(table: Log, reader: TextReader, pictures: Mapping[str, bytes]) -> int:
     """Read some pictures and write down their lines; what could not be read is tried again in a next run."""
     whole = {}
     for digest, data in pictures.items():
@@ -180,7 +193,6 @@ def _read(folder: EvaluationFolder, reader: TextReader, pictures: Mapping[str, b
         whole[digest] = data
     if not whole:
         return 0
-    table = readings_of(folder)
     read = 0
     for digest, reading in zip(whole, reader.read(list(whole.values()))):
         if isinstance(reading, str):

@@ -111,6 +111,11 @@ class Client(Asker):
         """What errors call this judge."""
         return self.address.url
 
+    @property
+    def is_spent(self) -> bool:
+        """Return whether the budget is spent, so that nothing more is sent."""
+        return self.budget is not None and self.spent >= self.budget
+
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run a coroutine that awaits `complete` in the client's thread. The future raises what it raises; cancelled,
         what is under way is broken off and what is not is never sent."""
@@ -242,11 +247,12 @@ class _Worker:
         client = self.client
         reply = Reply(Kind.ERROR)
         for tries in range(1, client.retries + 2):
-            if tries > 1:
+            # Wait, but for nothing: what a spent budget leaves unasked is known at once.
+            if tries > 1 and not client.is_spent:
                 await asyncio.sleep(client.waiting_time(request, tries - 1))
-            while (early := self.free_at - self.loop.time()) > 0:
+            while not client.is_spent and (early := self.free_at - self.loop.time()) > 0:
                 await asyncio.sleep(early)
-            if client.budget is not None and client.spent >= client.budget:
+            if client.is_spent:
                 return Reply(Kind.BUDGET, reason=f"the budget of {client.budget} requests is spent", tries=tries - 1)
             client.spent += 1
             reply, passing = await self._once(body)

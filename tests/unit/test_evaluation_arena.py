@@ -124,6 +124,18 @@ def test_models_are_ranked_by_duels_in_both_orders_and_nothing_is_asked_twice(fo
         assert estimate["low"] <= estimate["value"] <= estimate["high"]
 
 
+def test_a_spent_budget_ends_the_arena_in_one_line_and_loses_no_answer(folder, benchmark) -> None:
+    with StubJudge(brighter, latency=0.02) as judge:
+        with (
+            Client(judge.url, log=str(folder.responses), budget=9, parallel=4) as client,
+            pytest.raises(UserError, match="the budget of 9 requests is spent"),
+        ):
+            ask_arena(folder, [benchmark], MODELS, client, ASKING, Arena())
+        assert judge.count == 9
+        fought(folder, benchmark, Arena(), judge)
+        assert judge.count == len(judge.asked) == 12 * 3 * 2
+
+
 def test_shards_share_the_pairs(folder, benchmark) -> None:
     with StubJudge(brighter) as judge:
         asked = []
