@@ -103,11 +103,10 @@ def estimate_means(scores: CategoryScores, *, seed: int, draws: int = 2000, leve
         rng = _generator("means", category, seed)
         resampled[category] = _resample(values, draws, rng)
     parts = list(resampled.values())
-    total = sum(part.items for part in parts)
     return MeanEstimates(
-        categories={category: _combine([part], [1.0], level) for category, part in resampled.items()},
-        macro=_combine(parts, [1 / len(parts)] * len(parts), level),
-        micro=_combine(parts, [part.items / total for part in parts], level),
+        categories={category: _combine([part], [1], level) for category, part in resampled.items()},
+        macro=_combine(parts, [1] * len(parts), level),
+        micro=_combine(parts, [part.items for part in parts], level),
     )
 
 
@@ -149,13 +148,19 @@ def _resample(values: Array, draws: int, rng: np.random.Generator) -> _Resampled
     return _Resampled(mean, variance, third, replicates, count)
 
 
-def _combine(parts: Sequence[_Resampled], weights: Sequence[float], level: float) -> Estimate:
-    """Return the weighted sum of independent means with its interval."""
-    value = sum(weight * part.mean for weight, part in zip(weights, parts))
+def _combine(parts: Sequence[_Resampled], weights: Sequence[int], level: float) -> Estimate:
+    """Return the weighted mean of independent means with its interval.
+
+    Whole weights are divided by their sum at the end: the mean of ones is 1, and not the 0.9999999999999999 to which
+    as many rounded shares may add up.
+    """
+    total = sum(weights)
+    value = sum(weight * part.mean for weight, part in zip(weights, parts)) / total
     items = sum(part.items for part in parts)
     if any(part.items < 2 for part in parts):
         return Estimate(value, None, None, items)
-    variances = [weight**2 * part.variance for weight, part in zip(weights, parts)]
+    shares = [weight / total for weight in weights]
+    variances = [share**2 * part.variance for share, part in zip(shares, parts)]
     variance = sum(variances)
     if variance == 0:
         return Estimate(value, value, value, items)
@@ -164,11 +169,11 @@ def _combine(parts: Sequence[_Resampled], weights: Sequence[float], level: float
     drawn_variance = sum(own * (part.items - 1) / part.items for own, part in zip(variances, parts))
     freedom = variance**2 / sum(own**2 / (part.items - 1) for own, part in zip(variances, parts))
     width = math.sqrt(variance / drawn_variance) * student_quantile((1 + level) / 2, freedom)
-    third = sum(weight**3 * part.third for weight, part in zip(weights, parts))
+    third = sum(share**3 * part.third for share, part in zip(shares, parts))
     acceleration = third / (6 * variance**1.5)
-    shares = [_accelerated(acceleration, end) for end in (-width, width)]
-    replicates = sum(weight * part.replicates for weight, part in zip(weights, parts))
-    low, high = np.quantile(replicates, shares)
+    ends = [_accelerated(acceleration, end) for end in (-width, width)]
+    replicates = sum(weight * part.replicates for weight, part in zip(weights, parts)) / total
+    low, high = np.quantile(replicates, ends)
     return Estimate(value, float(low), float(high), items)
 
 
@@ -325,9 +330,8 @@ def _compare(
 def _difference(
     parts: Sequence[_Resampled], columns: Sequence[Array], p: float, left_out: int, settings: _Settings
 ) -> Difference:
-    weight = 1 / len(parts)
-    estimate = _combine(parts, [weight] * len(parts), settings.level)
-    error = math.sqrt(sum(weight**2 * part.variance for part in parts))
+    estimate = _combine(parts, [1] * len(parts), settings.level)
+    error = math.sqrt(sum(part.variance for part in parts)) / len(parts)
     needed = items_needed(estimate.value, error, estimate.items, level=settings.level, power=settings.power)
     values = np.concatenate(columns)
     return Difference(
@@ -769,12 +773,13 @@ def _kappa_estimate(
 
 
 def _kappa(cells: NDArray[np.int_]) -> Array:
-    """Return Cohen's kappa of tables of counts (tables, 9); NaN where both always say the same."""
-    shares = cells.reshape(-1, 3, 3) / cells.sum(axis=1)[:, None, None]
-    seen = np.trace(shares, axis1=1, axis2=2)
-    by_chance = (shares.sum(axis=1) * shares.sum(axis=2)).sum(axis=1)
+    """Return Cohen's kappa of tables of counts (tables, 9), by whole numbers; NaN where both always say the same."""
+    tables = cells.reshape(-1, 3, 3)
+    total = cells.sum(axis=1)
+    seen = np.trace(tables, axis1=1, axis2=2) * total
+    by_chance = (tables.sum(axis=1) * tables.sum(axis=2)).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (seen - by_chance) / (1 - by_chance)
+        return (seen - by_chance) / (total**2 - by_chance)
 
 
 def share_estimate(successes: int, total: int, *, level: float = 0.95) -> Estimate:

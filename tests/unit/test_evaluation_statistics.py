@@ -62,6 +62,17 @@ def test_an_interval_holds_the_mean_and_stays_within_the_scores(values) -> None:
         assert estimate.value <= estimate.high + 1e-9
 
 
+@pytest.mark.parametrize("categories", [1, 6, 14, 15, 49])
+def test_means_and_intervals_of_equal_scores_are_that_score(categories) -> None:
+    ones = {str(number): rows(np.ones(2 + number % 5)) for number in range(categories)}
+    means = estimate_means(ones, seed=0, draws=20)
+    for estimate in (*means.categories.values(), means.macro, means.micro):
+        assert (estimate.value, estimate.low, estimate.high) == (1, 1, 1)
+    zeros = {name: dict.fromkeys(column, 0.0) for name, column in ones.items()}
+    (comparison,) = compare_models({"A": ones, "B": zeros}, seed=0, draws=20)
+    assert comparison.overall.estimate == Estimate(1, 1, 1, means.macro.items)
+
+
 def test_an_interval_depends_on_its_seed_and_on_its_own_category_alone() -> None:
     rng = np.random.default_rng(0)
     add, text = graded(rng, 40), graded(rng, 30)
@@ -385,6 +396,10 @@ def test_full_agreement_is_one_and_one_verdict_alone_has_no_kappa() -> None:
     assert (full.all_pairs.value, full.decided.value, full.kappa.value) == (1, 1, 1)
     assert full.all_pairs.low < 0.6
     assert agreement([1, 1], [1, 1], seed=0).kappa is None
+    for ties in range(1, 50):
+        verdicts = [1, -1, *[0] * ties]
+        kappa = agreement(verdicts, verdicts, seed=0, draws=20).kappa
+        assert (kappa.value, kappa.low, kappa.high) == (1, 1, 1)
     assert agreement([0, 0], [1, -1], seed=0).decided is None
 
 
