@@ -12,6 +12,7 @@ from torch import Tensor
 from callbacks.lettering import Lettering
 from callbacks.live import Encoded, draw, encode
 from callbacks.sample_grid import Row, draw_grid, fitted
+from callbacks.signals import stopped_by_signal
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
@@ -78,6 +79,8 @@ class Prompts(L.Callback):
             self._draw_all(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if stopped_by_signal(trainer):  # whoever sent it does not wait
+            return
         self._draw_all(trainer, pl_module)
 
     # Drawing
@@ -120,7 +123,8 @@ class Prompts(L.Callback):
         for number, prompt in enumerate(self.prompts, start=1):
             _save(self._strip(prompt, number, folder), folder / f"strip_{number:02d}.png")
         rows = []
-        for number, (prompt, encoded, picture) in enumerate(zip(self.prompts, self._encoded, pictures, strict=True)):
+        shown = zip(self.prompts, self._encoded, pictures, strict=True)
+        for number, (prompt, encoded, picture) in enumerate(shown, start=1):
             cells = [*self._controls(encoded), (f"step {step}", fitted(picture, self.side))]
             rows.append(Row((number,), tuple(cells), prompt.instruction))
         _save(draw_grid(rows, f"step {step}", self.lettering), folder / f"step_{step:08d}.png")

@@ -195,6 +195,12 @@ def _kill_children(trainer: L.Trainer) -> None:
             process.wait(timeout=5)
 
 
+def stopped_by_signal(trainer: L.Trainer) -> bool:
+    """Return whether a signal ends this run. All processes have agreed on it."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, Signals) and callback.stopping is not None for callback in callbacks)
+
+
 def _launched(trainer: L.Trainer) -> list[Any]:
     """Return the processes that Lightning launched from here."""
     return getattr(trainer.strategy.launcher, "procs", [])

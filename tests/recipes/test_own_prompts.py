@@ -1,6 +1,9 @@
 """Prompts of one's own: drawn by the base, then every N steps with the same noise, beside an unchanged training."""
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,9 +45,8 @@ def pictures(run: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(prompts, tmp_path_factory, request):
+def whole(prompts, world, tmp_path_factory):
     """A run of five steps with its prompts, and the world that it learned from."""
-    world = request.getfixturevalue("world")
     run = tmp_path_factory.mktemp("whole") / "run"
     assert main(command(world, run, prompts, "trainer.max_steps=5")) == 0
     return world, run
@@ -83,6 +85,25 @@ def test_a_resumed_run_draws_the_same_pictures_and_training_is_as_without_them(w
     without = torch.load(newest(plain), weights_only=True)["state_dict"]
     assert with_prompts.keys() == without.keys()
     assert all(torch.equal(with_prompts[name], without[name]) for name in without)
+
+
+def test_a_run_that_a_signal_ends_draws_no_more(world, prompts, tmp_path):
+    run = tmp_path / "run"
+    ended = threading.Event()
+
+    def stop_when_saved() -> None:
+        while not ended.wait(0.02):
+            if newest(run) is not None:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=stop_when_saved)
+    thread.start()
+    code = main(command(world, run, prompts, "callbacks.prompts.every=100000", "trainer.max_steps=100000"))
+    ended.set()
+    thread.join()
+    assert code == 75
+    assert [path.name for path in (run / "prompts").glob("step_*.png")] == ["step_00000000.png"]
 
 
 @pytest.mark.slow
