@@ -8,13 +8,14 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from PIL import Image, ImageOps
 
 from callbacks.live import Encoded, draw, encode
+from callbacks.signals import stopped_by_signal
 from firered_lit.errors import UserError
 from firered_lit.evaluation import judging, report, scoring
-from firered_lit.evaluation.benchmarks.pictures import opened, png
+from firered_lit.evaluation.benchmarks.pictures import png
 from firered_lit.evaluation.benchmarks.subset import Subset
+from firered_lit.evaluation.drawing import source_picture
 from firered_lit.evaluation.judge_here import JudgeHere
 from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item
@@ -83,9 +84,8 @@ class Evaluation(L.Callback):
         Raises:
             UserError: one cannot be used, or needs a judge.
         """
-        for _, item in self._items():
-            scorings = next(one.suites() for one in self.benchmarks if item.suite in one.suites())
-            if scorings[item.suite].requests and self.judge.url is None:
+        for benchmark, item in self._items():
+            if benchmark.suites()[item.suite].requests and self.judge.url is None:
                 raise UserError(f"callbacks.evaluation.judge: {item.suite} is scored by a judge; name its url")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -104,8 +104,8 @@ class Evaluation(L.Callback):
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if any(getattr(callback, "stopping", None) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            return  # a signal: whoever sent it does not wait
+        if stopped_by_signal(trainer):  # whoever sent it does not wait
+            return
         if trainer.global_step % self.every:
             self._evaluate(trainer, pl_module)
         if trainer.is_global_zero:
@@ -177,7 +177,7 @@ class Evaluation(L.Callback):
 
     def _encode(self, benchmark: Subset, item: Item, stage: Any) -> Encoded:
         sources = zip(item.sources, benchmark.sources(item), strict=True)
-        pictures = [_upright(opened(data, name)) for name, data in sources]
+        pictures = [source_picture(name, file) for name, file in sources]
 
         def noise(shape: tuple[int, int, int]) -> torch.Tensor:
             return torch.randn((1, *shape), generator=torch.Generator().manual_seed(self.seed))
@@ -217,7 +217,3 @@ class Evaluation(L.Callback):
 def model_name(step: int) -> str:
     """Return the name under which the evaluation of a run's step has its pictures and scores."""
     return f"step_{step:08d}"
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(picture).convert("RGB")

@@ -19,7 +19,7 @@ Noise = Callable[[tuple[int, int, int]], torch.Tensor]  # (C, h, w) -> noise of 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the frozen models make of an instruction and its pictures, on the CPU.
+    """An edit as the frozen models encode it, on the CPU.
 
     Attributes:
         conditions: the instruction, and with guidance the unconditional text, each with the references' latents.
@@ -42,7 +42,7 @@ def encode(
     width: int | None = None,
     height: int | None = None,
 ) -> Encoded:
-    """Return what the stage's frozen text encoder and VAE make of an edit, at the sizes of training.
+    """Encode an edit by the stage's frozen text encoder and VAE, at the sizes of training.
 
     Args:
         stage: the training module, whose `base`, `codec` and `frozen` are used.

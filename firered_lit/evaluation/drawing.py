@@ -232,7 +232,9 @@ class _Work:
         failed = None
         digest = None
         try:
-            sources = [_opened(name, file) for name, file in zip(item.sources, benchmark.sources(item), strict=True)]
+            sources = [
+                source_picture(name, file) for name, file in zip(item.sources, benchmark.sources(item), strict=True)
+            ]
             picture = _file_of(self.model.draw(item, sources, self.seed))
         except UserError as problem:
             failed = one_line(problem, 500)
@@ -291,7 +293,7 @@ def _named_disk(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written: {problem.strerror}{hint}") from None
 
 
-def _opened(name: str, file: bytes) -> Any:
+def source_picture(name: str, file: bytes) -> Any:
     """Return a source picture as every model gets it: upright, in RGB.
 
     Raises:

@@ -74,6 +74,10 @@ def test_a_resumed_run_has_the_same_curves_and_pictures_and_training_is_as_witho
     pictures = {path.relative_to(whole): path.read_bytes() for path in whole.glob("evaluation/pictures/**/*.png")}
     assert len(pictures) == 4 * 2
     assert all((resumed / name).read_bytes() == content for name, content in pictures.items())
+    drawn = whole / "evaluation/pictures"
+    first = [path.read_bytes() for path in sorted(drawn.glob("step_00000000/**/*.png"))]
+    last = [path.read_bytes() for path in sorted(drawn.glob("step_00000005/**/*.png"))]
+    assert first != last, "the weights that learn draw"
 
     plain = tmp_path / "plain"
     assert main(command(plain, "trainer.max_steps=5", f"{NODE}=null", "logger=null")) == 0
@@ -132,7 +136,7 @@ def test_a_judges_answers_are_not_asked_for_again(standin, tmp_path):
         assert len(judge.asked) > len(asked)
 
 
-def test_a_judge_that_is_not_there_is_told_before_training(standin, tmp_path, capsys):
+def test_a_judge_that_is_not_there_is_named_before_training(standin, tmp_path, capsys):
     assert main(judged(standin, tmp_path / "run", "http://127.0.0.1:9/v1", "trainer.max_steps=2")) == 2
     assert "callbacks.evaluation: judge http://127.0.0.1:9" in capsys.readouterr().err
 
