@@ -115,7 +115,7 @@ class _ToScore:
 
     @property
     def region(self) -> Region | None:
-        """Where the text should stand."""
+        """The place where the text should stand; None without a layout."""
         return None if self.layout is None else self.layout.region(self.text, self.size)
 
     def scored(self, reading: Reading, region: Region | None, looks: int = 0) -> Scored | str:
@@ -193,7 +193,7 @@ def layout_floor(
 
 
 def cut_off(scored: Scored, size: tuple[int, int], text: str, layout: Layout | None) -> bool:
-    """Whether a line that stands in the text's place may go on behind the border of the close-up."""
+    """Return whether a line that stands in the text's place may go on behind the border of the close-up."""
     if layout is None or scored.region is None:
         return False
     places, others = layout.places(text)
@@ -206,7 +206,7 @@ def cut_off(scored: Scored, size: tuple[int, int], text: str, layout: Layout | N
 
 
 def touches(chars: Sequence[Char], region: Region, size: tuple[int, int]) -> bool:
-    """Whether one of the characters is near to the region's border, where that is not the image's own."""
+    """Return whether one of the characters is near to the region's border, where that is not the image's own."""
     left, top, right, bottom = region
     return any(
         (left > 0 and c.x < left + EDGE * c.h)

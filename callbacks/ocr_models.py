@@ -29,7 +29,7 @@ class Model:
 
 
 def offline_models(cache: Path) -> tuple[Model, Model]:
-    """Detection and recognition from the rapidocr wheel, as PaddleOCR folders under `cache`, built on first use.
+    """Return detection and recognition from the rapidocr wheel, as PaddleOCR folders under `cache`, built on first use.
 
     Raises UserError when rapidocr, or the version of it that has these files, is not installed.
     """
@@ -44,7 +44,7 @@ def offline_models(cache: Path) -> tuple[Model, Model]:
 
 
 def model(name: str) -> Model:
-    """A model that a user names: a folder with `inference.yml`, whose name stands in it, or one of PaddleOCR's names.
+    """Return a model that a user names: a folder with `inference.yml`, which holds its name, or a name of PaddleOCR's.
 
     Raises:
         UserError: a folder that is not a model's, or whose file holds a formula where PaddleOCR would evaluate it.
@@ -88,7 +88,7 @@ def _wheel() -> Path:
 
 
 def _build(home: Path, files: dict[str, Path]) -> None:
-    """Whole or not at all; several processes may try at once."""
+    """Write the folders whole or not at all; several processes may try at once."""
     import yaml
 
     try:
@@ -108,7 +108,7 @@ def _build(home: Path, files: dict[str, Path]) -> None:
 
 
 def _detection() -> dict[str, Any]:
-    """Preparation of PP-OCR's detectors; the thresholds are those of PaddleOCR's own OCR pipeline."""
+    """Return the preparation of PP-OCR's detectors; the thresholds are those of PaddleOCR's own OCR pipeline."""
     normalise = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": "1./255.", "order": "hwc"}
     steps = [{"DetResizeForTest": {"resize_long": 960}}, {"NormalizeImage": normalise}, {"ToCHWImage": None}]
     boxes = {"name": "DBPostProcess", "thresh": 0.3, "box_thresh": 0.6, "unclip_ratio": 1.5, "max_candidates": 3000}
@@ -122,7 +122,7 @@ def _recognition(onnx: Path) -> dict[str, Any]:
 
 
 def _dictionary(onnx: Path) -> list[str]:
-    """The characters that the recogniser knows, in the order of its outputs: the ONNX file's own metadata."""
+    """Return the characters that the recogniser knows, in the order of its outputs: the ONNX file's own metadata."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])

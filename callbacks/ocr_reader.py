@@ -13,7 +13,7 @@ from callbacks.ocr_layout import Layouts, Reading, reference_layout
 from callbacks.ocr_models import model, offline_models
 from callbacks.ocr_worker import EngineError, EngineProcess
 from firered_lit.models.tiny import cache_folder
-from firered_lit.rewards.layout_ocr import Char
+from firered_lit.rewards.layout_ocr import Char, lines
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +104,5 @@ class TextReader:
 
 def lines_of(characters: Sequence[Char]) -> list[str]:
     """Return characters in reading order as the lines that the engine found."""
-    lines: list[str] = []
-    last: int | None = None
-    for character in characters:
-        if not lines or character.line != last:
-            lines.append("")
-        lines[-1] += character.text
-        last = character.line
-    return [line.strip() for line in lines if line.strip()]
+    texts = ["".join(character.text for character in line).strip() for line in lines(characters)]
+    return [text for text in texts if text]

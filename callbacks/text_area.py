@@ -1,4 +1,4 @@
-"""How much of a picture is covered by text, for the corpus engine, read by the OCR engine that is there."""
+"""The share of a picture that text covers, for the corpus engine, read by the OCR engine that is there."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from callbacks.ocr_models import model, offline_models
 from firered_lit.curation.annotator import Annotator, Columns, Of
 from firered_lit.curation.rows import Picture, shrunk
 from firered_lit.models.tiny import cache_folder
-from firered_lit.rewards.layout_ocr import Char
+from firered_lit.rewards.layout_ocr import Char, lines
 
 _WATERMARK = re.compile(
     r"\bwww\.|\bhttps?:|\b[\w-]+\.(com|cn|net|org|io|me|co)\b|(^|\s)@\w{3,}|©|\(c\) ?\d{4}|copyright|all rights"
@@ -35,7 +35,7 @@ class TextArea(Annotator):
             or digits count.
         characters: How many there are.
         text: What they say, at most 200 characters.
-        watermark: Whether that names a site, an account, an agency or a copyright.
+        watermark: True where that names a site, an account, an agency or a copyright.
     """
 
     columns: ClassVar[dict[str, str]] = {
@@ -96,11 +96,4 @@ def _area(characters: Sequence[Char], shape: tuple[int, ...]) -> float:
 
 def _text(characters: Sequence[Char]) -> str:
     """Return what characters say, a space between lines."""
-    parts: list[str] = []
-    line = None
-    for character in characters:
-        if parts and character.line != line:
-            parts.append(" ")
-        parts.append(character.text)
-        line = character.line
-    return "".join(parts)
+    return " ".join("".join(character.text for character in line) for line in lines(characters))

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks.rubric_rows import RubricRow
+from firered_lit.places import user_path
 
 from . import images
 from .parquet import Embedded
@@ -21,12 +22,12 @@ class EvaluationRows:
 
     Args:
         source: A table, or a folder with one folder per task, as `prepare` reads them.
-        layout: Of the rows, when their columns do not tell.
+        layout: Of the rows, when their columns fit several.
         held_out: Only the rows that say that they are held out.
     """
 
     def __init__(self, source: str, layout: str = "", held_out: bool = False) -> None:
-        self.source = os.path.expanduser(source)
+        self.source = str(user_path(source))
         self.layout = layout
         self.held_out = held_out
         self._lock = threading.Lock()
@@ -51,8 +52,8 @@ class EvaluationRows:
         """Return a hash of all edits."""
         digest = hashlib.sha256()
         for _, record in self._records.values():
-            told = (record.id, record.task, record.references, sorted(record.instructions.items()))
-            digest.update(repr(told).encode())
+            parts = (record.id, record.task, record.references, sorted(record.instructions.items()))
+            digest.update(repr(parts).encode())
         return digest.hexdigest()
 
     @cached_property

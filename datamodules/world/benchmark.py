@@ -1,14 +1,12 @@
 """The learning world as a benchmark: held-out edits of every family, whose right answers are known exactly."""
 
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Literal
 
-from PIL import Image
-
 from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks.exact_rows import ExactRow
+from firered_lit.evaluation.benchmarks.pictures import png
 
 from .families import FAMILIES, Edit
 from .sample import edit
@@ -55,11 +53,11 @@ class WorldRows:
 
     def sources(self, name: str) -> list[bytes]:
         """Return the source pictures' files of an edit."""
-        return [_png(draw(scene, self.side)) for scene in self._edit(name).sources]
+        return [png(draw(scene, self.side)) for scene in self._edit(name).sources]
 
     def target(self, name: str) -> bytes:
         """Return the target picture's file of an edit."""
-        return _png(draw(self._edit(name).target, self.side))
+        return png(draw(self._edit(name).target, self.side))
 
     def fingerprint(self) -> str:
         """Return a hash of all edits."""
@@ -85,9 +83,3 @@ class WorldRows:
             landmarks=tuple(landmarks),
             facts={"target_text": found.target_text} if found.target_text else {},
         )
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
