@@ -24,8 +24,13 @@ _CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRA
 _OPTIONS = ("charset", "driver", "encrypt", "sslmode", "trustservercertificate")  # of a database's address
 
 
-def store_uri(uri: str | None, folder: Path) -> str:
-    """The address of the store, absolute. `folder` holds the default one.
+def store_uri(uri: str | None, folder: Path, name: str = "logger.uri") -> str:
+    """Return the address of the store, absolute.
+
+    Args:
+        uri: as the recipe gives it; None for the default one.
+        folder: holds the default store.
+        name: of the address in the recipe, for messages.
 
     Raises:
         UserError: neither a SQLite file, another database, nor a server; a server that would get credentials of the
@@ -37,17 +42,15 @@ def store_uri(uri: str | None, folder: Path) -> str:
     if scheme == "sqlite":
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
     if scheme.split("+")[0] not in ("http", "https", "postgresql", "mysql", "mssql", "databricks"):
-        raise UserError(f"logger.uri={uri}: give sqlite:///FILE, a database or http(s)://SERVER")
+        raise UserError(f"{name}={uri}: give sqlite:///FILE, a database or http(s)://SERVER")
     if scheme in ("http", "https"):
-        _refuse_to_send_credentials(uri)
+        _refuse_to_send_credentials(uri, name)
     elif strange := _strange_options(uri):
-        raise UserError(
-            f"logger.uri={uri}: the option {strange} is not for a recipe; allowed are {', '.join(_OPTIONS)}"
-        )
+        raise UserError(f"{name}={uri}: the option {strange} is not for a recipe; allowed are {', '.join(_OPTIONS)}")
     return uri
 
 
-def _refuse_to_send_credentials(uri: str) -> None:
+def _refuse_to_send_credentials(uri: str, name: str) -> None:
     """Refuse a server that the credentials in the environment are not meant for: MLflow would send them to it.
 
     Raises:
@@ -57,7 +60,7 @@ def _refuse_to_send_credentials(uri: str) -> None:
     meant = os.environ.get("MLFLOW_TRACKING_URI", "")
     if held and meant.rstrip("/") != uri.rstrip("/"):
         raise UserError(
-            f"logger.uri={uri}: MLflow would send {held[0]} there; if that is meant, set MLFLOW_TRACKING_URI={uri} too"
+            f"{name}={uri}: MLflow would send {held[0]} there; if that is meant, set MLFLOW_TRACKING_URI={uri} too"
         )
 
 

@@ -3,15 +3,16 @@
 Chromium comes from the distribution's packages. Without one these tests skip, and say so.
 """
 
+import re
 import shutil
 import threading
 import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
 
 import pytest
 from evaluated import CATEGORIES, MadeUp, evaluated, made_up
+from playwright.sync_api import sync_playwright
 
 from firered_lit.evaluation.protocols import Item
 from firered_lit.evaluation.report import write
@@ -27,8 +28,7 @@ def chromium():
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip(f"no browser is installed (looked for {', '.join(BROWSERS)}): apt-get install chromium")
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
-    with driver.sync_playwright() as started:
+    with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=program)
         yield browser
         browser.close()
@@ -186,6 +186,27 @@ def test_the_keyboard_walks_through_items_and_pictures(visit):
     assert visit.page.locator("#search").input_value() == "jg"
 
 
+class SomeWithThreeSources(MadeUp):
+    """Items of which the first has three source pictures."""
+
+    def sources(self, item):
+        count = 3 if item == self.contents[0] else 1
+        return super().sources(item) * count
+
+
+def test_space_turns_to_the_model_that_was_shown_before_whatever_number_of_sources_an_item_has(chromium, tmp_path):
+    benchmark = SomeWithThreeSources(made_up(4).items())
+    folder = evaluated(tmp_path, benchmark)
+    write(folder, [benchmark], MODELS, seed=0)
+    opened = Visit(chromium, folder)
+    for key in ("j", "Enter", "ArrowRight", " ", "Escape", "j"):
+        opened.key(key)
+    opened.page.locator("article:focus img").first.click()
+    opened.key(" ")
+    assert opened.page.locator("#large-caption").inner_text() == "theirs: 把第1个涂成绿色"
+    opened.page.close()
+
+
 def test_tables_name_the_judge_and_count_what_was_expected_and_scored(visit):
     first = visit.page.locator("details.table").first
     assert "Judge: made-up-judge (2026-01-31)" in first.inner_text()
@@ -280,13 +301,30 @@ INTRUSIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def without_policy(evaluation, tmp_path_factory):
+    """The same report without its content policy, on which all that must not happen does."""
+    bare = replace(evaluation, out=tmp_path_factory.mktemp("bare"))
+    shutil.copytree(evaluation.report, bare.report)
+    index = bare.report / "index.html"
+    page, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", index.read_text("utf-8"))
+    assert count == 1
+    index.write_text(page, "utf-8")
+    return bare
+
+
 @pytest.mark.parametrize("name", INTRUSIONS)
-def test_the_page_runs_nothing_that_gets_into_its_tree(chromium, evaluation, name):
-    opened = Visit(chromium, evaluation)
-    opened.page.evaluate(f"() => {{ try {{ {INTRUSIONS[name]} }} catch {{ window.stopped = true; }} }}")
-    opened.page.wait_for_timeout(100)
-    assert opened.page.evaluate("window.planted") is None
-    opened.page.close()
+def test_the_page_runs_nothing_that_gets_into_its_tree(chromium, evaluation, without_policy, name):
+    def planted(folder):
+        opened = Visit(chromium, folder)
+        opened.page.evaluate(f"() => {{ try {{ {INTRUSIONS[name]} }} catch {{}} }}")
+        opened.page.wait_for_timeout(100)
+        found = opened.page.evaluate("window.planted")
+        opened.page.close()
+        return found
+
+    assert planted(evaluation) is None
+    assert planted(without_policy) == 1
 
 
 def test_the_page_runs_nothing_that_gets_into_its_file(chromium, evaluation, tmp_path):
@@ -303,12 +341,10 @@ def test_the_page_runs_nothing_that_gets_into_its_file(chromium, evaluation, tmp
 
 
 class Counter(BaseHTTPRequestHandler):
-    """Answers everything and counts what was asked."""
-
-    hits: ClassVar[list[str]] = []
+    """Answers everything and notes what was asked of its server."""
 
     def do_GET(self):
-        self.hits.append(self.path)
+        self.server.asked.append(self.path.removeprefix("/"))
         self.send_response(200)
         self.end_headers()
 
@@ -319,12 +355,14 @@ class Counter(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_the_content_policy_lets_no_request_out(chromium, evaluation):
+@pytest.mark.parametrize("policy", [True, False], ids=["with its policy", "without"])
+def test_the_content_policy_lets_no_request_out(chromium, evaluation, without_policy, policy):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Counter)
+    server.asked = []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}"
-    opened = Visit(chromium, evaluation)
+    opened = Visit(chromium, evaluation if policy else without_policy)
     opened.page.evaluate(
         """(address) => {
             fetch(`${address}/fetch`, { mode: "no-cors" }).catch(() => {});
@@ -333,16 +371,21 @@ def test_the_content_policy_lets_no_request_out(chromium, evaluation):
             Object.assign(style, { rel: "stylesheet", href: `${address}/style` });
             const frame = document.createElement("iframe");
             frame.src = `${address}/frame`;
+            const answer = document.createElement("iframe");
+            answer.name = "answer";
             const form = document.createElement("form");
-            Object.assign(form, { action: `${address}/form`, method: "post" });
-            document.body.append(style, frame, form);
+            Object.assign(form, { action: `${address}/form`, method: "post", target: "answer" });
+            document.body.append(style, frame, answer, form);
             form.submit();
         }""",
         address,
     )
-    opened.page.wait_for_timeout(300)
+    everything = {"fetch", "image", "style", "frame", "form"}
+    end = time.monotonic() + (0.3 if policy else 20)
+    while time.monotonic() < end and not everything <= set(server.asked):
+        opened.page.wait_for_timeout(20)
     opened.page.close()
     server.shutdown()
     server.server_close()
     thread.join()
-    assert Counter.hits == []
+    assert set(server.asked) == (set() if policy else everything)

@@ -1,19 +1,25 @@
 """The report of an evaluation: counts and warnings, escaped words, plots, thumbnails, and what MLflow gets."""
 
+import io
 import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from evaluated import MadeUp, evaluated, made_up
+from icc import DISPLAY_P3, in_srgb, rgb_profile
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import EvaluationFolder, Item
 from firered_lit.evaluation.report import write
 from firered_lit.evaluation.report.markdown import escaped
 from firered_lit.evaluation.report.record import Record
+from firered_lit.evaluation.report.results import read
+from firered_lit.evaluation.report.thumbnails import Thumbnails
 from firered_lit.store import read_record
 
 MODELS = ("ours", "theirs")
@@ -131,6 +137,30 @@ def test_a_picture_that_cannot_be_read_is_named_on_its_card_and_stops_nothing(tm
     assert page.count("cannot be read: No such file or directory") == 1
 
 
+def test_a_thumbnail_has_the_colours_that_a_viewer_shows(tmp_path):
+    colour = (200, 60, 30)
+    seen = in_srgb(colour, DISPLAY_P3)
+    assert np.abs(seen - colour).max() > 10
+    pictures = [
+        (Image.new("RGB", (64, 64), colour), rgb_profile(DISPLAY_P3), seen),
+        (Image.new("RGBA", (64, 64), (*colour, 0)), None, (255, 255, 255)),
+    ]
+    for picture, profile, expected in pictures:
+        file = io.BytesIO()
+        picture.save(file, "PNG", icc_profile=profile)
+        thumbnail = Thumbnails(tmp_path).of(file.getvalue())
+        with Image.open(tmp_path / thumbnail.name) as shown:
+            assert np.abs(np.asarray(shown, int) - expected).max() <= 4
+
+
+def test_a_suite_whose_name_begins_with_that_of_another_has_its_own_items(tmp_path):
+    names = ("edits", "edits_en")
+    items = [Item(names[n % 2], str(n), "add", "en", "Do it", ("a.png",), f"{n}.png", {"seed": n}) for n in range(4)]
+    benchmark = MadeUp(items, names=names)
+    folder = evaluated(tmp_path, benchmark, ("ours",))
+    assert read(folder, [benchmark], ["ours"]).origins == {"edits": "edits", "edits_en": "edits_en"}
+
+
 def test_a_line_that_is_no_item_is_named(tmp_path):
     benchmark = made_up(4)
     folder = evaluated(tmp_path, benchmark)
@@ -226,6 +256,7 @@ def test_a_store_that_fails_costs_a_warning(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("settings", [{"pictures": -1}, {"uri": "ftp://elsewhere"}])
-def test_settings_of_the_record_that_mean_nothing_are_refused(settings):
-    with pytest.raises(UserError):
+def test_settings_of_the_record_that_mean_nothing_are_refused_by_their_name(settings):
+    (name,) = settings
+    with pytest.raises(UserError, match=rf"^mlflow\.{name}="):
         Record(**settings)

@@ -15,8 +15,8 @@ from firered_lit.draws import chooser
 from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import EvaluationFolder
 from firered_lit.evaluation.report.page import PICTURES, PLOTS
-from firered_lit.evaluation.report.results import OVERALL, Results
-from firered_lit.evaluation.report.tables import COUNTED, Table
+from firered_lit.evaluation.report.results import COUNTED, OVERALL, Results
+from firered_lit.evaluation.report.tables import Table
 from firered_lit.store import RECORD, alone, artifacts_of, read_record, store_uri, update_record
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIX = "evaluation"  # of the metrics and of the folder of artifacts
+MLFLOW_URI = "mlflow.uri"  # how a recipe names the address
 _MOST_METRICS = 1000  # that MLflow takes at a time
 _GAP = 8
 
 
 @dataclass(frozen=True)
 class Record:
-    """Where and how an evaluation is recorded in MLflow.
+    """An evaluation's place in MLflow, and what goes there.
 
     Args:
         uri: The store; None: mlflow.db in the evaluation's folder.
@@ -53,7 +54,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if self.uri is not None:
-            store_uri(self.uri, Path())
+            store_uri(self.uri, Path(), MLFLOW_URI)
         if self.pictures < 0:
             raise UserError(f"mlflow.pictures={self.pictures}: a number of items, at least 0")
 
@@ -128,7 +129,7 @@ class Record:
 
         # The run of an earlier report.
         home = folder.model_items(model).parent
-        uri = store_uri(self.uri, folder.out)
+        uri = store_uri(self.uri, folder.out, MLFLOW_URI)
         with alone(uri):
             client = MlflowClient(uri)
             record = read_record(home)

@@ -9,9 +9,10 @@ from typing import Any
 from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder
 from firered_lit.evaluation.scores import OVERALL, STATES, Scoring
+from firered_lit.evaluation.scoring import INTERSECTION, MODES
 from firered_lit.textfiles import open_regular, read_object
 
-MODES = ("official", "strict")
+COUNTED = ("expected", *STATES)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Results:
     def counts(self, suite: str, model: str, mode: str) -> dict[str, int]:
         """Return how many items are expected, scored, missing, refused and unparsed."""
         overall = self.score(suite, model, mode, OVERALL)
-        return {name: int(overall.get(name, 0)) for name in ("expected", *STATES)}
+        return {name: int(overall.get(name, 0)) for name in COUNTED}
 
     def warnings(self, suite: str, models: Sequence[str] | None = None) -> list[str]:
         """Return a line for every model of which less was scored than expected.
@@ -190,12 +191,12 @@ def read(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], models: Sequ
 
 
 def _origins(suites: Iterable[str], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return every suite that has scores -> the benchmark's suite whose items it has: its own name or its beginning."""
-    scored = list(dict.fromkeys(suite for by_suite in tables.values() for suite in by_suite))
+    """Return every suite that has scores -> the benchmark's suite whose items it has, all or some of them."""
+    scored = {suite for by_suite in tables.values() for suite in by_suite}
     origins: dict[str, str] = {}
     for origin in suites:
-        for suite in scored:
-            if suite == origin or suite.startswith(f"{origin}_"):
+        for suite in (origin, f"{origin}_{INTERSECTION}"):
+            if suite in scored:
                 origins.setdefault(suite, origin)
     return origins
 
@@ -227,4 +228,4 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
     return line
 
 
-__all__ = ["MODES", "OVERALL", "Results", "Row", "read"]
+__all__ = ["COUNTED", "MODES", "OVERALL", "Results", "Row", "read"]

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from firered_lit.evaluation.report.results import MODES, OVERALL, Results
+from firered_lit.evaluation.report.results import COUNTED, MODES, OVERALL, Results
 from firered_lit.evaluation.scores import Scoring
 
 NOTHING = "–"
-COUNTED = ("expected", "scored", "missing", "refused", "unparsed")
 
 
 @dataclass(frozen=True)

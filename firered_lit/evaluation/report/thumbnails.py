@@ -77,12 +77,14 @@ class Thumbnails:
 
 
 def _smaller(content: bytes, side: int) -> "Image.Image | None":
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from firered_lit.colours import as_seen
 
     try:
         with Image.open(io.BytesIO(content)) as opened:
             opened.draft("RGB", (side, side))
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            picture = as_seen(opened)
     except Exception:  # a damaged file may fail in any way
         return None
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)

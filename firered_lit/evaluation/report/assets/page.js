@@ -193,9 +193,9 @@ function update() {
   current = -1;
 }
 
-function choices(id, names, shownNames = names) {
-  names.forEach((name, index) => {
-    const option = element("option", "", shownNames[index]);
+function choices(id, names) {
+  names.forEach((name) => {
+    const option = element("option", "", name);
     option.value = name;
     byId(id).append(option);
   });
@@ -234,14 +234,14 @@ function turn(step) {
   }
 }
 
-let lastEdited = 0;
+let lastRank = 0;  // the model whose picture was enlarged last, in this item or in another one
 
 function blink() {
   const sources = open.item.sources.length;
   if (open.index < sources) {
-    enlarge(open.item, Math.max(lastEdited, sources));
+    enlarge(open.item, sources + lastRank);
   } else {
-    lastEdited = open.index;
+    lastRank = open.index - sources;
     enlarge(open.item, 0);
   }
 }
