@@ -1,4 +1,4 @@
-"""What is installed without a checkout: a wheel with its recipes, and with no folder of a common name."""
+"""The installation without a checkout: a wheel with its recipes, and with no folder of a common name."""
 
 import os
 import subprocess
