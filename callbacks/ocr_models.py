@@ -11,6 +11,7 @@ from typing import Any
 
 from firered_lit.errors import UserError
 from firered_lit.files import appearing
+from firered_lit.models.cache import cache_folder
 from firered_lit.places import user_path
 from firered_lit.textfiles import read_text
 
@@ -41,6 +42,25 @@ def offline_models(cache: Path) -> tuple[Model, Model]:
     if not home.is_dir():
         _build(home, files)
     return Model(DETECTION, home / DETECTION), Model(RECOGNITION, home / RECOGNITION)
+
+
+def chosen_models(detection: str | None, recognition: str | None) -> tuple[Model, Model]:
+    """Return the two models that an engine works with.
+
+    Args:
+        detection: Folder or name of a PaddleOCR model; that of the rapidocr wheel when None.
+        recognition: The same of the model that recognises lines.
+
+    Raises:
+        UserError: A folder is no model's, or the wheel is needed and not installed.
+    """
+    if detection and recognition:
+        return model(detection), model(recognition)
+    offline = offline_models(cache_folder())
+    return (
+        model(detection) if detection else offline[0],
+        model(recognition) if recognition else offline[1],
+    )
 
 
 def model(name: str) -> Model:

@@ -10,9 +10,8 @@ from PIL import Image
 
 from callbacks.ocr_engine import Picture
 from callbacks.ocr_layout import Layouts, Reading, reference_layout
-from callbacks.ocr_models import model, offline_models
+from callbacks.ocr_models import chosen_models
 from callbacks.ocr_worker import EngineError, EngineProcess
-from firered_lit.models.tiny import cache_folder
 from firered_lit.rewards.layout_ocr import Char, lines
 
 log = logging.getLogger(__name__)
@@ -21,12 +20,16 @@ log = logging.getLogger(__name__)
 def engine_process(
     detection: str | None, recognition: str | None, options: Mapping[str, Any], limit: float
 ) -> EngineProcess:
-    """An OCR engine in a process of its own. detection, recognition: folder or name of a PaddleOCR model; those of the
-    rapidocr wheel when None. options: see `PaddleEngine`. limit: seconds that one reading may take."""
-    named = (detection, recognition)
-    offline = offline_models(cache_folder()) if None in named else (None, None)
-    models = [model(name) if name else own for name, own in zip(named, offline)]
-    plain = {key: (m.name, str(m.folder or "")) for key, m in zip(("detection", "recognition"), models) if m}
+    """Return an OCR engine in a process of its own.
+
+    Args:
+        detection: Folder or name of a PaddleOCR model; that of the rapidocr wheel when None.
+        recognition: The same of the model that recognises lines.
+        options: Others of `PaddleEngine`.
+        limit: Seconds that one reading may take.
+    """
+    models = dict(zip(("detection", "recognition"), chosen_models(detection, recognition), strict=True))
+    plain = {role: (model.name, str(model.folder or "")) for role, model in models.items()}
     return EngineProcess({**options, **plain}, limit=limit)
 
 
@@ -34,7 +37,11 @@ class LayoutReader:
     """Reads reference layouts for `OCRReward`, which then never reads a reference again.
 
     Args:
-        detection, recognition, max_side, limit: as of `OCRReward`. threads: cores at work in the engine.
+        detection: Folder or name of a PaddleOCR model; that of the rapidocr wheel when None.
+        recognition: The same of the model that recognises lines.
+        threads: Pictures at work at once.
+        max_side: Pixels of a picture's longer side; a larger one is made smaller.
+        limit: Seconds that one reading may take.
     """
 
     def __init__(
@@ -52,8 +59,18 @@ class LayoutReader:
     def __call__(
         self, target: Image.Image | None, source: Image.Image | None, text: str, replaced: str
     ) -> dict[str, Any] | None:
-        """The layout of `text` as JSON holds it, in the pixels of the target, or of the source whose words `replaced`
-        it takes the place of. None when neither shows them; when the engine fails, with a warning."""
+        """Return the layout of words as JSON holds it.
+
+        Args:
+            target: The picture that shows them; None without one.
+            source: The picture that the edit starts from; None without one.
+            text: The words.
+            replaced: The words of the source that they take the place of.
+
+        Returns:
+            The layout in the pixels of the target, or of the source where the target does not show the words. None
+            where neither does, and, with a warning, where the engine fails.
+        """
         pictures = [None if image is None else np.asarray(image.convert("RGB")) for image in (target, source)]
         found = reference_layout(self.layouts, self._read, *pictures, text, replaced)
         return found.plain() if found and found.shows(text) else None

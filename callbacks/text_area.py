@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from callbacks.ocr_engine import PaddleEngine
-from callbacks.ocr_models import model, offline_models
+from callbacks.ocr_models import chosen_models
 from firered_lit.curation.annotator import Annotator, Columns, Of
 from firered_lit.curation.rows import Picture, shrunk
-from firered_lit.models.tiny import cache_folder
 from firered_lit.rewards.layout_ocr import Char, lines
 
 _WATERMARK = re.compile(
@@ -64,9 +63,7 @@ class TextArea(Annotator):
         Raises:
             UserError: A model is missing.
         """
-        offline = offline_models(cache_folder())
-        named = (self.detection, self.recognition)
-        models = [model(name) if name else own for name, own in zip(named, offline, strict=True)]
+        models = chosen_models(self.detection, self.recognition)
         self._engine = PaddleEngine(*models, max_side=self.side, least=self.least)
 
     def annotate(self, batch: Sequence[Picture]) -> Columns:
