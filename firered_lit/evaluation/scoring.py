@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, get_args
 
 from firered_lit.errors import UserError
@@ -22,6 +23,7 @@ from .answers import AnswersFile, Attempts, check_answers, file_for, read_answer
 from .arena import Arena, agreement_statistics, arena_statistics
 from .benchmarks.pictures import file_or_none, opened
 from .columns import Columns
+from .drawing import drawn_lines
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
 from .responses import Attempt, Responses, is_about_an_item, question_of, texts_of
 from .scores import ItemScore, JudgedItem, Mode, ScoreTable, Scoring, score_item
@@ -116,27 +118,37 @@ class _Found:
     repeats: tuple[Attempts, ...] = ()
 
 
+@dataclass(frozen=True)
 class _ModelScorer:
-    """Scores the pictures of one model."""
+    """Scores the pictures of one model.
 
-    def __init__(
-        self,
-        folder: EvaluationFolder,
-        model: str,
-        asking: Asking,
-        responses: Responses,
-        answers: AnswersFile | None,
-        columns: Columns,
-        texts: "_Texts | None",
-    ) -> None:
-        self.folder = folder
-        self.model = model
-        self.asking = asking
-        self.responses = responses
-        self.answers = answers
-        self.columns = columns
-        self.texts = texts
-        self.failures = drawing_failures(folder, model)
+    Attributes:
+        folder: The evaluation.
+        model: The model's name.
+        asking: Settings of the judge.
+        responses: The judge's answers.
+        answers: Answers made elsewhere, in their place.
+        columns: Gets what the statistics need.
+        texts: Gets what was read; None where no text is scored.
+    """
+
+    folder: EvaluationFolder
+    model: str
+    asking: Asking
+    responses: Responses
+    answers: AnswersFile | None
+    columns: Columns
+    texts: "_Texts | None"
+
+    @cached_property
+    def failures(self) -> dict[tuple[str, str], str]:
+        """(suite, item) -> why it has no picture, as the drawing has written it down last."""
+        found = {}
+        for key, lines in drawn_lines(self.folder, self.model).items():
+            failed = lines[-1].get("failed")
+            if failed:
+                found[key] = str(failed)
+        return found
 
     def score(self, benchmarks: Sequence[Benchmark]) -> Tables:
         """Write a line per item; return the tables."""
@@ -346,22 +358,6 @@ def _check_judged(folder: EvaluationFolder, columns: Columns, asking: Asking) ->
 
 
 # Items
-
-
-def drawing_failures(folder: EvaluationFolder, model: str) -> dict[tuple[str, str], str]:
-    """Return (suite, item) -> why it has no picture, as the drawing has written it down."""
-    failures: dict[tuple[str, str], str] = {}
-    drawings = folder.drawings(model)
-    if not drawings.is_dir():
-        return failures
-    for path in sorted(drawings.glob("*.jsonl")):
-        for row in rows(path):
-            key = (str(row.get("suite")), str(row.get("id")))
-            if row.get("failed"):
-                failures[key] = str(row["failed"])
-            else:
-                failures.pop(key, None)
-    return failures
 
 
 def _texts(attempts: Sequence[Attempt]) -> Attempts:

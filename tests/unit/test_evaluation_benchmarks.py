@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -128,81 +129,67 @@ def test_an_instruction_may_hold_any_line_end_but_its_own(tmp_path: Path) -> Non
     assert REDEdit(str(folder)).items()[0].instruction == odd
 
 
-class Damage:
-    """What can be wrong with a folder, and what the one line says."""
-
-    @staticmethod
-    def no_index(folder: Path) -> str:
-        (folder / "redbench.jsonl").unlink()
-        return r"redbench\.jsonl: missing; .*REDEdit_Bench\.tar"
-
-    @staticmethod
-    def no_pictures(folder: Path) -> str:
-        for path in (folder / "redbench").rglob("*.png"):
-            path.unlink()
-        return r"15 of 15 pictures are missing, first redbench/add/add-1\.png; .*REDEdit_Bench\.tar"
-
-    @staticmethod
-    def half_a_line(folder: Path) -> str:
-        index = folder / "redbench.jsonl"
-        index.write_text(index.read_text(encoding="utf-8") + '{"id": "1', encoding="utf-8")
-        return r"redbench\.jsonl:16: not valid JSON"
-
-    @staticmethod
-    def no_object(folder: Path) -> str:
-        (folder / "redbench.jsonl").write_text("[1]\n", encoding="utf-8")
-        return r"redbench\.jsonl:1: expected a JSON object, not a list"
-
-    @staticmethod
-    def no_text(folder: Path) -> str:
-        _change(folder, a_to_b_instructions=7)
-        return r"redbench\.jsonl:1: a_to_b_instructions: expected a text, got 7"
-
-    @staticmethod
-    def half_a_character(folder: Path) -> str:
-        _change(folder, a_to_b_instructions_eng="Write \ud800")
-        return r"redbench\.jsonl:1: a_to_b_instructions_eng: expected a text, got 'Write \\ud800'"
-
-    @staticmethod
-    def a_way_out_in_half_a_character(folder: Path) -> str:
-        _change(folder, source="redbench/\ud800.png")
-        return r"redbench\.jsonl:1: source: expected a text"
-
-    @staticmethod
-    def an_id_twice(folder: Path) -> str:
-        _change(folder, id="2")
-        return r"the id '2' stands there 2 times"
-
-    @staticmethod
-    def a_way_out(folder: Path) -> str:
-        _change(folder, source="redbench/../../outside.png")
-        return r"redbench\.jsonl:1: 'redbench/\.\./\.\./outside\.png' does not lie below"
-
-    @staticmethod
-    def a_task_with_a_way_out(folder: Path) -> str:
-        _change(folder, task="../add")
-        return r"'\.\./add' does not lie below"
-
-    @staticmethod
-    def other_text(folder: Path) -> str:
-        (folder / "redbench.jsonl").write_bytes(b"\xff\xfe")
-        return r"redbench\.jsonl: not UTF-8 text"
+# A damaged folder
 
 
-def _change(folder: Path, **columns: object) -> None:
+def change(folder: Path, columns: dict[str, object]) -> None:
     """Change columns of the first row."""
     index = folder / "redbench.jsonl"
     first, *rest = index.read_text(encoding="utf-8").splitlines(keepends=True)
     index.write_text(json.dumps(json.loads(first) | columns) + "\n" + "".join(rest), encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name in vars(Damage) if not name.startswith("_")])
-def test_a_damaged_rededit_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
-    folder = standin.write_rededit(tmp_path, each=1)
-    message = getattr(Damage, name)(folder)
-    with pytest.raises(UserError, match=message) as caught:
-        REDEdit(str(folder), version="any").items()
+def with_half_a_line(folder: Path) -> None:
+    with (folder / "redbench.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"id": "1')
+
+
+WRONG_COLUMNS = {
+    "no text": ({"a_to_b_instructions": 7}, r":1: a_to_b_instructions: expected a text, got 7"),
+    "half a character": (
+        {"a_to_b_instructions_eng": "Write \ud800"},
+        r":1: a_to_b_instructions_eng: expected a text, got 'Write \\ud800'",
+    ),
+    "half a character in a path": ({"source": "redbench/\ud800.png"}, r":1: source: expected a text"),
+    "an id twice": ({"id": "2"}, r": the id '2' stands there 2 times"),
+    "a way out": (
+        {"source": "redbench/../../outside.png"},
+        r":1: 'redbench/\.\./\.\./outside\.png' does not lie below",
+    ),
+    "a task with a way out": ({"task": "../add"}, r":1: '\.\./add' does not lie below"),
+}
+WRONG_FILES = {
+    "no index": (lambda folder: (folder / "redbench.jsonl").unlink(), r": missing; .*REDEdit_Bench\.tar"),
+    "half a line": (with_half_a_line, r":16: not valid JSON"),
+    "no object": (
+        lambda folder: (folder / "redbench.jsonl").write_text("[1]\n", encoding="utf-8"),
+        r":1: expected a JSON object, not a list",
+    ),
+    "other text": (lambda folder: (folder / "redbench.jsonl").write_bytes(b"\xff\xfe"), ": not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize(("columns", "message"), WRONG_COLUMNS.values(), ids=WRONG_COLUMNS)
+def test_a_row_of_rededit_with_a_wrong_column_is_refused_in_one_line(columns, message, tmp_path: Path) -> None:
+    change(standin.write_rededit(tmp_path, each=1), columns)
+    with pytest.raises(UserError, match=rf"redbench\.jsonl{message}") as caught:
+        REDEdit(str(tmp_path)).items()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("damage", "message"), WRONG_FILES.values(), ids=WRONG_FILES)
+def test_a_damaged_index_of_rededit_is_refused_in_one_line(damage, message, tmp_path: Path) -> None:
+    damage(standin.write_rededit(tmp_path, each=1))
+    with pytest.raises(UserError, match=rf"redbench\.jsonl{message}") as caught:
+        REDEdit(str(tmp_path)).items()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rededit_without_any_picture_is_refused_in_one_line(tmp_path: Path) -> None:
+    shutil.rmtree(standin.write_rededit(tmp_path, each=1) / "redbench")
+    told = r"15 of 15 pictures are missing, first redbench/add/add-1\.png; .*REDEdit_Bench\.tar"
+    with pytest.raises(UserError, match=told):
+        REDEdit(str(tmp_path)).items()
 
 
 @pytest.mark.parametrize(
@@ -266,3 +253,18 @@ def test_a_missing_prompt_is_named_with_the_file(copies: Path) -> None:
     benchmark = REDEdit(str(copies / "rededit"), version="any", prompts=str(copies / "nowhere.json"))
     with pytest.raises(UserError, match=r"nowhere\.json: missing; .*`prompts`"):
         benchmark.prompt(benchmark.items()[0])
+
+
+def test_a_missing_text_of_vie_prompts_is_named_with_the_file(tmp_path: Path) -> None:
+    folder = standin.write_gedit(tmp_path, each=1)
+    prompts = folder / "vie_prompts.py"
+    prompts.write_text(prompts.read_text(encoding="utf-8").replace("_0shot_rule_PQ", "_0shot_rule"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"vie_prompts\.py: the text _prompts_0shot_rule_PQ is missing; .*`prompts`"):
+        _ = GEdit(str(folder)).prompts
+
+
+@pytest.mark.parametrize("kind", [REDEdit, GEdit])
+@pytest.mark.parametrize("languages", [[], ["en", "fr"]])
+def test_another_language_is_refused_in_one_line(kind, languages, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{kind.__name__.lower()}\.languages: .*: choose en, cn or both"):
+        kind(str(tmp_path), languages=languages)

@@ -15,6 +15,7 @@ from firered_lit.textfiles import MEGABYTE, read_bytes
 
 logger = logging.getLogger(__name__)
 Version = Literal["published", "any"]
+LANGUAGES = {"en": "en", "cn": "zh"}  # as recipes and tables write them -> as an item does
 LARGEST_PICTURE = 256 * MEGABYTE
 
 
@@ -65,6 +66,22 @@ def text_of(row: Mapping[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip() or not is_text(value):
         raise UserError(f"{where}: {name}: expected a text, got {value!r}")
     return value
+
+
+def chosen_languages(languages: Sequence[str], name: str) -> tuple[str, ...]:
+    """Return the languages that a recipe chooses, each once.
+
+    Args:
+        languages: As LANGUAGES has them.
+        name: The benchmark's, for messages.
+
+    Raises:
+        UserError: There is none, or one of another name.
+    """
+    unknown = [language for language in languages if language not in LANGUAGES]
+    if unknown or not languages:
+        raise UserError(f"{name}.languages: {list(languages)}: choose en, cn or both")
+    return tuple(dict.fromkeys(languages))
 
 
 def path_below(name: str, where: str) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from firered_lit.errors import UserError
-from firered_lit.evaluation.benchmarks import copies
+from firered_lit.evaluation.benchmarks import copies, gedit_requests
+from firered_lit.evaluation.benchmarks.judged_copy import JudgedCopy
 from firered_lit.evaluation.benchmarks.picture_table import PictureTable, parquet_files
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import GEDIT, Scoring
 from firered_lit.judges.request import Request
-from firered_lit.places import user_path
 
-LANGUAGES = {"en": "en", "cn": "zh"}  # as the table writes them -> as an item does
 PUBLISHED = {
     "background_change": 40, "color_alter": 40, "material_alter": 40, "motion_change": 40, "ps_human": 70,
     "style_change": 60, "subject-add": 60, "subject-remove": 57, "subject-replace": 60, "text_change": 99,
@@ -22,10 +21,9 @@ PUBLISHED = {
 COLUMNS = ("task_type", "key", "instruction", "instruction_language", "Intersection_exist")
 PICTURES = "input_image"
 HINT = "GEdit-Bench is a folder of parquet files, there or in data/"
-PROMPTS = "vie_prompts.py"
 
 
-class GEdit:
+class GEdit(JudgedCopy):
     """A copy of GEdit-Bench.
 
     Args:
@@ -36,6 +34,9 @@ class GEdit:
         each: Only the first so many items of every group; None for all.
     """
 
+    own_prompts = "vie_prompts.py"
+    hint = "it is part of VIEScore; name it by `prompts` in the recipe's benchmark"
+
     def __init__(
         self,
         folder: str,
@@ -44,14 +45,8 @@ class GEdit:
         version: copies.Version = "any",
         each: int | None = None,
     ) -> None:
-        unknown = [name for name in languages if name not in LANGUAGES]
-        if unknown or not languages:
-            raise UserError(f"gedit.languages: {list(languages)}: choose en, cn or both")
-        self.folder = user_path(folder)
-        self.languages = tuple(dict.fromkeys(languages))
-        self.prompts_file = user_path(prompts) if prompts is not None else self.folder / PROMPTS
-        self.version = version
-        self.each = each
+        super().__init__(folder, prompts, version, each)
+        self.languages = copies.chosen_languages(languages, "gedit")
 
     def suites(self) -> Mapping[str, Scoring]:
         """Return gedit_en and gedit_cn, those that are asked for."""
@@ -60,8 +55,7 @@ class GEdit:
     def fingerprint(self) -> str:
         """Return the SHA-256 of the rows and, where they are there, of the prompts."""
         rows = [repr((item.suite, item.id, item.category, item.instruction)).encode() for item in self._all_items]
-        prompts = self.prompts_file.read_bytes() if self.prompts_file.is_file() else b""
-        return copies.sha256(*rows, prompts)
+        return self.fingerprint_with(*rows)
 
     def items(self) -> Sequence[Item]:
         """Return the rows of each language, in the order of the table.
@@ -77,25 +71,18 @@ class GEdit:
 
     def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
         """Return the two questions about an edited picture, SC and PQ, as the official script sends them."""
-        from firered_lit.evaluation.benchmarks import gedit_requests
-
         return gedit_requests.requests(item, self.sources(item), edited, self.prompts, asking)
-
-    def measure(self, item: Item, edited: bytes) -> Mapping[str, float] | None:
-        """Return None: a judge is asked."""
-        return None
 
     @cached_property
     def prompts(self) -> Mapping[str, str]:
         """The text constants of vie_prompts.py, by name.
 
         Raises:
-            UserError: It is missing, or no Python.
+            UserError: It is missing, no Python, or lacks a constant that the judge is asked with.
         """
         path = self.prompts_file
-        hint = "it is part of VIEScore; name it by `prompts` in the recipe's benchmark"
         try:
-            tree = ast.parse(copies.read_file(path, hint))
+            tree = ast.parse(self._prompts_content)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
             raise UserError(f"{path}: cannot be read as Python ({problem})") from None
         found = {}
@@ -106,6 +93,9 @@ class GEdit:
             for target in statement.targets:
                 if isinstance(target, ast.Name) and isinstance(value, str):
                     found[target.id] = value
+        for name in gedit_requests.NEEDED_PROMPTS:
+            if name not in found:
+                raise UserError(f"{path}: the text {name} is missing; {self.hint}")
         return found
 
     @cached_property
@@ -147,7 +137,7 @@ class GEdit:
                     suite=f"gedit_{language}",
                     id=f"{group}/{key}",
                     category=group,
-                    language=LANGUAGES[language],
+                    language=copies.LANGUAGES[language],
                     instruction=copies.text_of(row, "instruction", where),
                     sources=(self._table.name(number),),
                     output=f"fullset/{group}/{language}/{key}.png",

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from firered_lit.errors import UserError
-from firered_lit.evaluation.benchmarks import copies
+from firered_lit.evaluation.benchmarks import copies, imgedit_requests
+from firered_lit.evaluation.benchmarks.judged_copy import PromptedByTask
 from firered_lit.evaluation.benchmarks.picture_table import PictureTable, parquet_files
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import IMGEDIT, Scoring
 from firered_lit.judges.request import Request
-from firered_lit.places import user_path
 
 SUITE = "imgedit"
 INDEX = "basic_edit.json"
@@ -21,11 +21,10 @@ PUBLISHED = {
 }  # fmt: skip
 FOLDERS = ("singleturn", "Benchmark/singleturn")
 HINT = "ImgEdit Basic has basic_edit.json and the folder singleturn/ of Benchmark.tar, or parquet files"
-PROMPTS = "prompts.json"
 COLUMNS = ("key", "prompt", "edit_type")
 
 
-class ImgEdit:
+class ImgEdit(PromptedByTask):
     """A copy of ImgEdit Basic.
 
     Args:
@@ -36,18 +35,6 @@ class ImgEdit:
         each: Only the first so many items of every type; None for all.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        prompts: str | None = None,
-        version: copies.Version = "any",
-        each: int | None = None,
-    ) -> None:
-        self.folder = user_path(folder)
-        self.prompts_file = user_path(prompts) if prompts is not None else self.folder / PROMPTS
-        self.version = version
-        self.each = each
-
     def suites(self) -> Mapping[str, Scoring]:
         """Return the one suite."""
         return {SUITE: IMGEDIT}
@@ -55,8 +42,7 @@ class ImgEdit:
     def fingerprint(self) -> str:
         """Return the SHA-256 of the index and, where they are there, of the prompts."""
         index = [repr((item.id, item.category, item.instruction)).encode() for item in self._all_items]
-        prompts = self.prompts_file.read_bytes() if self.prompts_file.is_file() else b""
-        return copies.sha256(*index, prompts)
+        return self.fingerprint_with(*index)
 
     def items(self) -> Sequence[Item]:
         """Return the rows in the order of the index.
@@ -74,26 +60,7 @@ class ImgEdit:
 
     def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
         """Return the one question about an edited picture, as the official script sends it."""
-        from firered_lit.evaluation.benchmarks import imgedit_requests
-
         return imgedit_requests.requests(item, self.sources(item), edited, self.prompt(item), asking)
-
-    def measure(self, item: Item, edited: bytes) -> Mapping[str, float] | None:
-        """Return None: a judge is asked."""
-        return None
-
-    def prompt(self, item: Item) -> str:
-        """Return the judge's prompt for an item's type, without the instruction.
-
-        Raises:
-            UserError: There is none.
-        """
-        return copies.text_of(self._prompts, item.category, str(self.prompts_file))
-
-    @cached_property
-    def _prompts(self) -> dict[str, object]:
-        hint = "it lies beside the official scoring script; name it by `prompts` in the recipe's benchmark"
-        return copies.parse_json(copies.read_file(self.prompts_file, hint), str(self.prompts_file))
 
     @cached_property
     def _table(self) -> PictureTable | None:

@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from firered_lit.errors import UserError
-from firered_lit.evaluation.benchmarks import copies
+from firered_lit.evaluation.benchmarks import copies, rededit_requests
+from firered_lit.evaluation.benchmarks.judged_copy import PromptedByTask
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import REDEDIT, Scoring
 from firered_lit.judges.request import Request
-from firered_lit.places import user_path
 
 INDEX = "redbench.jsonl"
 SHA256 = "01f13f0cecb5a79ce9f3785a0bb0688c80e31d8ff8d7e9bdf1138cf4f6efa75f"
@@ -21,10 +21,9 @@ PUBLISHED = {
 }  # fmt: skip
 COLUMNS = {"en": "a_to_b_instructions_eng", "cn": "a_to_b_instructions"}
 HINT = "the dataset of REDEdit-Bench has redbench.jsonl and redbench/, which lies in REDEdit_Bench.tar"
-PROMPTS = "prompts.json"
 
 
-class REDEdit:
+class REDEdit(PromptedByTask):
     """A copy of REDEdit-Bench.
 
     Args:
@@ -43,14 +42,8 @@ class REDEdit:
         version: copies.Version = "any",
         each: int | None = None,
     ) -> None:
-        unknown = [name for name in languages if name not in COLUMNS]
-        if unknown or not languages:
-            raise UserError(f"rededit.languages: {list(languages)}: choose en, cn or both")
-        self.folder = user_path(folder)
-        self.languages = tuple(dict.fromkeys(languages))
-        self.prompts_file = user_path(prompts) if prompts is not None else self.folder / PROMPTS
-        self.version = version
-        self.each = each
+        super().__init__(folder, prompts, version, each)
+        self.languages = copies.chosen_languages(languages, "rededit")
 
     def suites(self) -> Mapping[str, Scoring]:
         """Return rededit_en and rededit_cn, those that are asked for."""
@@ -58,8 +51,7 @@ class REDEdit:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the index and, where they are there, of the prompts."""
-        prompts = self.prompts_file.read_bytes() if self.prompts_file.is_file() else b""
-        return copies.sha256(self._content, prompts)
+        return self.fingerprint_with(self._content)
 
     def items(self) -> Sequence[Item]:
         """Return the rows in each language, in the order of the index.
@@ -75,26 +67,7 @@ class REDEdit:
 
     def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
         """Return the one question about an edited picture, as the official script sends it."""
-        from firered_lit.evaluation.benchmarks import rededit_requests
-
         return rededit_requests.requests(item, self.sources(item), edited, self.prompt(item), asking)
-
-    def measure(self, item: Item, edited: bytes) -> Mapping[str, float] | None:
-        """Return None: a judge is asked."""
-        return None
-
-    def prompt(self, item: Item) -> str:
-        """Return the judge's prompt for an item's task, without the instruction.
-
-        Raises:
-            UserError: There is none.
-        """
-        return copies.text_of(self._prompts, item.category, str(self.prompts_file))
-
-    @cached_property
-    def _prompts(self) -> dict[str, object]:
-        hint = "it lies beside the official scoring script; name it by `prompts` in the recipe's benchmark"
-        return copies.parse_json(copies.read_file(self.prompts_file, hint), str(self.prompts_file))
 
     @cached_property
     def _content(self) -> bytes:
@@ -111,7 +84,7 @@ class REDEdit:
                         suite=f"rededit_{language}",
                         id=row["id"],
                         category=row["task"],
-                        language="en" if language == "en" else "zh",
+                        language=copies.LANGUAGES[language],
                         instruction=row[COLUMNS[language]],
                         sources=(row["source"],),
                         output=f"{row['task']}/{PurePosixPath(row['source']).name}",

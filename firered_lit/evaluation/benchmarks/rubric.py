@@ -7,6 +7,7 @@ from functools import cached_property
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks import copies
+from firered_lit.evaluation.benchmarks.judged_copy import Judged
 from firered_lit.evaluation.benchmarks.pictures import opened
 from firered_lit.evaluation.benchmarks.rubric_rows import RubricRow, RubricRows
 from firered_lit.evaluation.protocols import Asking, Item
@@ -16,10 +17,9 @@ from firered_lit.places import user_path
 
 SLOT = "<edit_prompt>"  # stands for the instruction in a rubric
 EVERY_TASK = "*"  # stands for all tasks that a rubric does not name
-LANGUAGES = {"en": "en", "cn": "zh"}
 
 
-class Rubric:
+class Rubric(Judged):
     """Rows of a user's own. The judge answers a line "Name: number" per criterion.
 
     Args:
@@ -43,9 +43,6 @@ class Rubric:
         highest: int = 5,
         criteria: int | None = None,
     ) -> None:
-        unknown = [language for language in languages if language not in LANGUAGES]
-        if unknown or not languages:
-            raise UserError(f"{name}.languages: {list(languages)}: choose en, cn or both")
         if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
             raise UserError(f"name={name}: a suite's name is made of letters, digits, '_' and '-'")
         if lowest >= highest:
@@ -53,7 +50,7 @@ class Rubric:
         self.rows = rows
         self.file = user_path(rubric)
         self.name = name
-        self.languages = tuple(dict.fromkeys(languages))
+        self.languages = copies.chosen_languages(languages, name)
         self.lowest = lowest
         self.highest = highest
         self.criteria = criteria
@@ -88,10 +85,6 @@ class Rubric:
         for name, file in zip((*item.sources, item.output), files, strict=True):
             parts.append(_shown(file, name))
         return [Request(asking.model, [user(*parts)], {"temperature": 0.0, **asking.settings})]
-
-    def measure(self, item: Item, edited: bytes) -> Mapping[str, float] | None:
-        """Return None: a judge is asked."""
-        return None
 
     def prompt(self, item: Item) -> str:
         """Return what the judge is asked about an item's task, without the instruction.
@@ -140,7 +133,7 @@ class Rubric:
             suite=f"{self.name}_{language}",
             id=row.id,
             category=row.category,
-            language=LANGUAGES[language],
+            language=copies.LANGUAGES[language],
             instruction=row.instructions[language],
             sources=row.sources,
             output=f"{plain_name(row.category)}/{plain_name(row.id)}.png",
