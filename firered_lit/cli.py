@@ -210,21 +210,14 @@ def _run_mine(arguments: Arguments) -> int:
 
 
 def _run_edit(arguments: Arguments) -> int:
-    """Draw one picture, or several: all of a file of prompts, and each with every seed."""
-    seeds = arguments.seed or [0]
-    shared = ("model", "out", "steps", "guidance", "stock", "width", "height")
-    options = {name: getattr(arguments, name) for name in shared}
-    options |= {"images": arguments.image, "loras": arguments.lora}
-    if arguments.prompts is None and len(seeds) == 1:
-        _call("firered_lit.edit.edit", prompt=arguments.prompt, seed=seeds[0], **options)
-    else:
-        _call(
-            "firered_lit.edit.edit_several",
-            prompt=arguments.prompt,
-            prompts=arguments.prompts,
-            seeds=arguments.seed,
-            **options,
-        )
+    names = ("model", "prompt", "out", "steps", "width", "height", "guidance", "stock")
+    options = {name: getattr(arguments, name) for name in names}
+    if arguments.prompts is not None:
+        options["prompts"] = arguments.prompts
+    elif not arguments.seed:
+        arguments.seed = [0]
+    seed = arguments.seed[0] if len(arguments.seed) == 1 else arguments.seed
+    _call("firered_lit.edit.edit", images=arguments.image, loras=arguments.lora, seed=seed, **options)
     return 0
 
 

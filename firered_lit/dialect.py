@@ -105,8 +105,15 @@ def dump(content: Any) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def scalar(value: Any) -> str:
-    """Return a plain scalar as it stands on a line and between brackets, so that `parse` reads it back as it was."""
+def flow(value: Any) -> str:
+    """Return plain values as text on one line, which `parse` reads back as they were."""
+    if isinstance(value, dict):
+        inner = ", ".join(f"{flow(key)}: {flow(item)}" for key, item in value.items())
+        return f"{{{inner}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(flow(item) for item in value)}]"
+
+    # A scalar is quoted as it must be between brackets.
     line = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf)
     return line.strip()[1:-1]
 

@@ -23,7 +23,7 @@ from .models.lora_files import find_lora, merge_file
 from .models.sampling import sample
 from .models.sizes import calculate_dimensions
 from .places import writable
-from .prompt_file import open_picture, read_prompts
+from .prompt_file import look_at, open_picture, read_prompts
 from .store import RECORD
 from .trained import checkpoint_of, is_checkpoint, is_run, merge_checkpoint, open_model
 
@@ -50,136 +50,72 @@ class Picture:
     prompt: str
     images: tuple[Path, ...]
     out: Path
-    seed: int = 0
-    width: int | None = None
-    height: int | None = None
+    seed: int
+    width: int | None
+    height: int | None
 
 
 def edit(
     model: str,
     images: Sequence[str],
-    prompt: str,
+    prompt: str | None,
     out: str,
     steps: int = 40,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     width: int | None = None,
     height: int | None = None,
     guidance: float = 4.0,
     stock: bool = False,
     loras: Sequence[str] = (),
+    prompts: str | None = None,
 ) -> None:
     """Edit `images` (none: text-to-image) as `prompt` says and write `out`.
 
-    Args:
-        model: See `edit_all`, as for steps, guidance, stock and loras.
-        images: Files of the references.
-        prompt: The instruction.
-        out: The file to write.
-        steps: Of the sampler.
-        seed: Of the noise.
-        width: Of the result, px; None takes the shape of the last reference.
-        height: Likewise.
-        guidance: The stock pipelines' `true_cfg_scale`.
-        stock: Use the stock pipeline as it is.
-        loras: LoRAs over the model.
-
-    Raises:
-        UserError: Bad input.
-    """
-    picture = Picture(prompt, tuple(map(Path, images)), Path(out), seed, width, height)
-    edit_all(model, [picture], steps, guidance, stock, loras)
-
-
-def edit_all(
-    model: str,
-    pictures: Sequence[Picture],
-    steps: int = 40,
-    guidance: float = 4.0,
-    stock: bool = False,
-    loras: Sequence[str] = (),
-) -> None:
-    """Draw pictures with a model that is loaded once, and write each as soon as it is drawn.
-
     At the stock pipeline's sizes, or when `stock`, the stock pipeline runs; at other sizes our own sampler does, and
-    says so. Unless `stock`, the prompt is encoded here, with the positions that the weights know.
+    says so. Unless `stock`, the prompt is encoded here, with the positions that the weights know. Several pictures are
+    drawn in one load, into the folder `out`: `seed3.png`, or `01.png` by the rows of `prompts`, or `01_seed3.png`.
 
     Args:
         model: A diffusers folder, a hub id, a built-in base, or a run's folder: its last checkpoint.
-        pictures: What to draw.
+        images: Files of the references.
+        prompt: The instruction.
+        out: The file to write; a folder for several pictures.
         steps: Of the sampler.
+        seed: Of the noise; several draw as many pictures of each prompt. An empty list takes the seed of each row.
+        width: Of the result, px; None takes the shape of the last reference.
+        height: Likewise.
         guidance: The stock pipelines' `true_cfg_scale`, with the negative prompt " "; 1 switches it off.
         stock: Use the stock pipeline as it is.
         loras: Files, folders as `export` writes them, or LoRA runs, merged one after another; `PATH@0.8` for less than
             full strength.
+        prompts: A file of prompts in place of `prompt` and `images`, see `prompt_file.read_prompts`.
 
     Raises:
-        UserError: Bad input; nothing is drawn before all of it was looked at.
+        UserError: Bad input. Nothing is drawn before all files and options were looked at.
     """
-    for picture in pictures:
-        _check_out(picture.out)
-    opened = open_model(model)
-    editor = Editor(opened.base, loras, stock=stock, weights=opened.weights, keep_encoder=len(pictures) > 1)
-    for picture in pictures:
-        if editor.base.variant == Variant.EDIT and len(picture.images) > 1:
-            raise UserError(f"{model}: takes one --image, not {len(picture.images)}")
-    for picture in pictures:
-        references = [open_picture(path, "--image") for path in picture.images]
-        size = _size(editor.base, references, picture.width, picture.height)
-        begin = time.perf_counter()
-        image = editor.draw(references, picture.prompt, steps, picture.seed, size, guidance)
-        with replacing(picture.out, "wb") as file:
-            image.save(file, format=Image.registered_extensions()[picture.out.suffix.lower()])
-        seconds = time.perf_counter() - begin
-        how = f"{steps} steps, guidance {guidance:g}, seed {picture.seed}, {editor.sampler}, {seconds:.1f} s"
-        print(f"{picture.out}: {image.width}x{image.height}, {how}", flush=True)
-
-
-def edit_several(
-    model: str,
-    out: str,
-    prompt: str | None = None,
-    prompts: str | None = None,
-    images: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    steps: int = 40,
-    width: int | None = None,
-    height: int | None = None,
-    guidance: float = 4.0,
-    stock: bool = False,
-    loras: Sequence[str] = (),
-) -> None:
-    """Draw a prompt with several seeds, or a file of prompts, into a folder.
-
-    The files are called `seed3.png`, or `01.png` by the rows of the file, or `01_seed3.png`.
-
-    Args:
-        model: See `edit_all`, as for steps, guidance, stock and loras.
-        out: The folder of the pictures.
-        prompt: The instruction, for `images`.
-        prompts: A file of prompts in its place, see `prompt_file.read_prompts`.
-        images: Files of the references.
-        seeds: Of every prompt; empty takes each row's own, or 0.
-        steps: Of the sampler.
-        width: Of the result, px; None takes the shape of the last reference.
-        height: Likewise.
-        guidance: The stock pipelines' `true_cfg_scale`.
-        stock: Use the stock pipeline as it is.
-        loras: LoRAs over the model.
-
-    Raises:
-        UserError: Bad input.
-    """
-    folder = Path(out)
-    if folder.is_file():
-        raise UserError(f"--out {out}: several pictures go into a folder, and a file lies there")
-    if prompts is None:
-        files = tuple(map(Path, images))
-        pictures = [Picture(str(prompt), files, folder / f"seed{seed}.png", seed, width, height) for seed in seeds]
-    else:
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    if prompts is not None:
         if images or width or height:
             raise UserError("--prompts: its rows name images, width and height; leave those options out")
-        pictures = _pictures_of_file(Path(prompts), folder, seeds)
-    edit_all(model, pictures, steps, guidance, stock, loras)
+        pictures = _pictures_of_file(Path(prompts), Path(out), seeds)
+    else:
+        files = [Path(out)] if len(seeds) == 1 else [Path(out, f"seed{one}.png") for one in seeds]
+        references = tuple(map(Path, images))
+        pictures = [Picture(str(prompt), references, *pair, width, height) for pair in zip(files, seeds)]
+    if len(pictures) > 1 and Path(out).is_file():
+        raise UserError(f"--out {out}: several pictures go into a folder, and a file lies there")
+    for picture in pictures:
+        _check_out(picture.out)
+        for path in picture.images:
+            look_at(path, "--image")
+
+    # The weights are loaded by the first picture.
+    opened = open_model(model)
+    editor = Editor(opened.base, loras, stock=stock, weights=opened.weights, keep_encoder=len(pictures) > 1)
+    if editor.base.variant == Variant.EDIT and any(len(picture.images) > 1 for picture in pictures):
+        raise UserError(f"{model}: takes one --image")
+    for picture in pictures:
+        _draw(editor, picture, steps, guidance)
 
 
 def _pictures_of_file(file: Path, folder: Path, seeds: Sequence[int]) -> list[Picture]:
@@ -191,6 +127,19 @@ def _pictures_of_file(file: Path, folder: Path, seeds: Sequence[int]) -> list[Pi
             name = f"{number:02d}_seed{seed}.png" if len(seeds) > 1 else f"{number:02d}.png"
             pictures.append(Picture(row.instruction, row.images, folder / name, seed, row.width, row.height))
     return pictures
+
+
+def _draw(editor: "Editor", picture: Picture, steps: int, guidance: float) -> None:
+    """Draw a picture, write it, and say so."""
+    references = [open_picture(path, "--image") for path in picture.images]
+    size = _size(editor.base, references, picture.width, picture.height)
+    begin = time.perf_counter()
+    image = editor.draw(references, picture.prompt, steps, picture.seed, size, guidance)
+    with replacing(picture.out, "wb") as file:
+        image.save(file, format=Image.registered_extensions()[picture.out.suffix.lower()])
+    seconds = time.perf_counter() - begin
+    how = f"{steps} steps, guidance {guidance:g}, seed {picture.seed}, {editor.sampler}, {seconds:.1f} s"
+    print(f"{picture.out}: {image.width}x{image.height}, {how}", flush=True)
 
 
 class Editor:

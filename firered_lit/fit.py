@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import locks, stopping
-from .checkpoint import BEST, AtomicCheckpointIO, best, read_facts, resolve
+from .checkpoint import BEST, FOLDER, AtomicCheckpointIO, best, read_facts, resolve
 from .dialect import dump
 from .errors import UserError, naming
 from .files import write_json, write_text
@@ -280,15 +280,20 @@ def _missing(stage: Stage, callbacks: Iterable[L.Callback]) -> list[str]:
 
 
 def _to_take(folder: Path, metrics: Mapping[str, float]) -> list[str]:
-    """Return in a line which checkpoint to export and why; nothing where validation has chosen none."""
-    path = best(folder)
+    """Return in a line which checkpoint to export and why; nothing where validation has chosen none that is known."""
+    try:
+        path = best(folder)
+        record = read_object(folder / FOLDER / BEST, "monitor", "score", "step") if path else {}
+    except UserError:  # damaged: the run itself is whole
+        return []
     if path is None:
         return []
-    record = read_object(path.parent / BEST, "monitor", "score", "step")
-    name, score, step = record["monitor"], float(record["score"]), record["step"]
+    name = record["monitor"]
     now = metrics.get(name)
-    later = "" if now is None or now == score else f"; it is {now:.4f} at the end"
-    return [f"{path}: the best {name} of all validations, {score:.4f} at step {step}{later} (export --checkpoint best)"]
+    line = f"{path}: the best {name} of all validations, {record['score']:.4f} at step {record['step']}"
+    if now is not None and now != record["score"]:
+        line += f"; it is {now:.4f} at the end"
+    return [f"{line} (export --checkpoint best)"]
 
 
 def _stopped_early(engine: L.Trainer) -> list[str]:

@@ -1,10 +1,11 @@
 """How much memory a recipe needs on every device, said before anything is loaded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .dialect import flow
 from .models.family import BUILT_IN, transformer_config
 from .models.sizes import Shape, Sizes, largest_tokens, shape_table, tokens
 from .places import user_path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 GB = 2**30
 SIZES = {"float64": 8, "float32": 4, "bfloat16": 2}
 STORED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a quantised weight, with its scales
+EIGHT_BIT_ADAMW = "firered_lit.optim.adamw8bit"
 EIGHT_BIT = 2 * (1 + 4 / 256)  # an 8-bit AdamW's two states, a float32 scale for each 256 values
 VAE_WEIGHTS = 126_892_531 * 4  # of AutoencoderKLQwenImage, float32
 VAE_PER_PIXEL = 6920  # bytes of a float32 decode, by PyTorch's memory tracker at 512 and 1024 px
@@ -75,8 +77,8 @@ class Training:
     def shape(self) -> Shape:
         """The target's shape (height, width) in the micro-batch that fills the capacity most."""
         shapes = shape_table(self.sizes.target_area)
-        taken = [shape for shape in shapes if self.sides * self._sample(shape) <= self.capacity]
-        return max(taken or shapes, key=lambda shape: self._fit(shape) * self._sample(shape))
+        taken = [shape for shape in shapes if self.sides * self.tokens_of(shape) <= self.capacity]
+        return max(taken or shapes, key=lambda shape: self._fit(shape) * self.tokens_of(shape))
 
     @property
     def batch(self) -> int:
@@ -86,14 +88,14 @@ class Training:
     @property
     def tokens(self) -> int:
         """Visual tokens of a sample of the largest micro-batch."""
-        return self._sample(self.shape)
+        return self.tokens_of(self.shape)
 
     def _fit(self, shape: Shape) -> int:
         """Return how many samples with targets of this shape a micro-batch holds; of preferences, pairs."""
-        fit = max(1, self.capacity // self.sides // self._sample(shape))
+        fit = max(1, self.capacity // self.sides // self.tokens_of(shape))
         return min(fit, self.max_batch or self.group or fit)
 
-    def _sample(self, shape: Shape) -> int:
+    def tokens_of(self, shape: Shape) -> int:
         """Return the visual tokens of a sample whose target has this shape; its references are the largest."""
         return tokens(shape) + self.references * largest_tokens(self.sizes.reference_area)
 
@@ -280,44 +282,38 @@ def first_that_fits(recipe: Mapping[str, Any], t: Training, gpu_memory: float) -
     for change in _changes(recipe, t):
         if _fits(change.training, gpu_memory):
             return [change.override]
-    taken = []
-    while True:
-        further = [change for change in _changes(recipe, t) if change.override not in taken]
-        if not further:
-            return []
-        taken = [*_without_replaced(taken, further[0].override), further[0].override]
-        t = further[0].training
+
+    # None alone: one upon the other. Each is left out of the changes of the training that it makes.
+    taken: dict[str, str] = {}  # key -> override; a later one of the same key takes its place
+    while change := next(_changes(recipe, t), None):
+        taken[change.override.partition("=")[0]] = change.override
+        t = change.training
         if _fits(t, gpu_memory):
-            return taken
+            return list(taken.values())
+    return []
 
 
 def _fits(t: Training, gpu_memory: float) -> bool:
     return sum(part.size for part in estimate(t)) / GB <= gpu_memory
 
 
-def _without_replaced(overrides: Sequence[str], new: str) -> list[str]:
-    """Return the overrides but the one of the same key."""
-    key = new.partition("=")[0]
-    return [override for override in overrides if override.partition("=")[0] != key]
-
-
 def _changes(recipe: Mapping[str, Any], t: Training) -> Iterator[Change]:
     """Yield the changes that this training has left, what costs least of speed and quality first."""
     if t.checkpointing is not True:
         yield Change("stage.backbone.gradient_checkpointing=true", replace(t, checkpointing=True))
-    largest = max(t._sample(shape) for shape in shape_table(t.sizes.target_area))
+    largest = max(t.tokens_of(shape) for shape in shape_table(t.sizes.target_area))
     if t.group and t.capacity > largest:
         yield Change(f"stage.capacity={largest}", replace(t, capacity=largest))
     if t.ema:
         yield from (Change(f"callbacks.{name}=null", replace(t, ema=False)) for name in _averages(recipe))
     if t.lora is None:
         return
-    if "8bit" not in t.optimizer and recipe["stage"]["optimizer"].get("_target_") == "torch.optim.AdamW":
-        lr = recipe["stage"]["optimizer"].get("lr", 1e-4)
-        target = "firered_lit.optim.adamw8bit"
-        node = f"{{_target_: {target}, _partial_: true, lr: {lr:.1e}}}"
-        yield Change(f"'stage.optimizer={node}'", replace(t, optimizer=target))
-    if t.lora.rank > 16 and isinstance(t.lora.rank, int):
+    optimizer = recipe["stage"]["optimizer"]
+    if optimizer.get("_target_") == "torch.optim.AdamW" and "8bit" not in t.optimizer:
+        kept = {key: optimizer[key] for key in ("_partial_", "lr", "betas", "eps", "weight_decay") if key in optimizer}
+        node = flow({"_target_": EIGHT_BIT_ADAMW} | kept)
+        yield Change(f"'stage.optimizer={node}'", replace(t, optimizer=EIGHT_BIT_ADAMW))
+    if t.lora.rank > 16:
         yield Change("stage.backbone.lora.rank=16", replace(t, lora=replace(t.lora, rank=16)))
     if t.quantize is None:
         yield Change("stage.backbone.quantize=8bit", replace(t, quantize="8bit"))

@@ -78,7 +78,7 @@ def _prompt(line: str, where: str, folder: Path) -> Prompt:
         raise UserError(f"{where}: images: expected a list of paths")
     paths = tuple(folder / image for image in images)
     for path in paths:
-        open_picture(path, f"{where}: images")
+        look_at(path, f"{where}: images")
 
     width = _whole_number(row, "width", 16, where)
     height = _whole_number(row, "height", 16, where)
@@ -99,6 +99,25 @@ def _whole_number(row: Mapping[str, Any], key: str, lowest: int, where: str) -> 
     return value
 
 
+def look_at(path: Path, where: str) -> None:
+    """Refuse a file that is no picture, by its first bytes; the pixels are not decoded.
+
+    Args:
+        path: the file.
+        where: what named it, for the message.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with open_regular(path) as file, Image.open(file):
+            pass
+    except Exception as problem:  # a damaged file may raise anything
+        raise UserError(f"{where} {path}: cannot be read as an image ({problem})") from problem
+
+
 def open_picture(path: Path, where: str) -> "Image.Image":
     """Return a picture as it is looked at: upright, RGB.
 
@@ -117,4 +136,4 @@ def open_picture(path: Path, where: str) -> "Image.Image":
         with open_regular(path) as file, Image.open(file) as image:
             return as_seen(image)
     except Exception as problem:  # a damaged file may raise anything
-        raise UserError(f"{where}: {path} cannot be read as an image ({problem})") from problem
+        raise UserError(f"{where} {path}: cannot be read as an image ({problem})") from problem

@@ -179,7 +179,8 @@ def _locate(path: str, name: str) -> str:
     beside = os.path.normpath(os.path.join(os.path.dirname(path), name))
     if os.path.lexists(beside) or not os.path.normpath(name).startswith(f"recipes{os.sep}"):
         return beside
-    return shipped.find(name) if shipped.find(name) != name else beside
+    found = shipped.find(name)
+    return beside if found == name else found
 
 
 def _mark(origins: dict[str, str], key: str, value: Any, origin: str) -> None:

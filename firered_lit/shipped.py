@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from firered_lit.dialect import scalar
+from firered_lit.dialect import flow
 
 _PACKAGE = Path(__file__).resolve().parent
 _WIDTH = 100  # columns of a copied recipe
@@ -37,9 +37,9 @@ def find(path: str) -> str:
             `recipes/sft_lora.yaml`.
 
     Returns:
-        The path as it was where it is a file or names no shipped recipe.
+        The path as it was where it is a file or names no shipped recipe. A folder of that name is no recipe.
     """
-    if os.path.lexists(path) or os.path.isabs(path):
+    if os.path.isabs(path) or (os.path.lexists(path) and not os.path.isdir(path)):
         return path
     name = os.path.normpath(path).removeprefix(f"recipes{os.sep}")
     for candidate in (name, f"{name}.yaml"):
@@ -171,21 +171,11 @@ def _write(lines: list[str], node: Mapping[str, Any], prefix: str, depth: int, c
         key = f"{prefix}{name}"
         lines.extend(f"{indent}{comment}" for comment in comments.above.get(key, []))
         beside = comments.beside.get(key, "")
-        line = f"{indent}{_flow(name)}: {_flow(value)}"
+        line = f"{indent}{flow(name)}: {flow(value)}"
         inner = [commented for commented in (*comments.above, *comments.beside) if commented.startswith(f"{key}.")]
         opens = isinstance(value, Mapping) and value and (inner or len(line) > _WIDTH or depth == 0)
         if opens:
-            line = f"{indent}{_flow(name)}:"
+            line = f"{indent}{flow(name)}:"
         lines.append(f"{line}  {beside}" if beside else line)
         if opens:
             _write(lines, value, f"{key}.", depth + 1, comments)
-
-
-def _flow(value: Any) -> str:
-    """Return a value on one line."""
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items())
-        return f"{{{inner}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(_flow(item) for item in value)}]"
-    return scalar(value)

@@ -39,19 +39,15 @@ def choices_of_run(run: Path) -> list[Choice]:
         UserError: The folder is no run, or has no checkpoint yet.
     """
     from firered_lit import lineage
-    from firered_lit.checkpoint import listed, resolve
-    from firered_lit.store import RECORD
+    from firered_lit.checkpoint import FOLDER, listed
+    from firered_lit.trained import checkpoint_of, is_run
 
-    if not (run / RECORD).is_file():
-        raise UserError(f"serve --run {run}: not a run's folder (no {RECORD})")
-    last = resolve(run, "last")
-    if last is None:
-        raise UserError(f"serve --run {run}: has no checkpoint yet")
-
+    if not is_run(run):
+        raise UserError(f"serve --run {run}: not a run's folder")
+    last = checkpoint_of(run)
     base = lineage.base_of(last, lineage.recorded(last), run)
     choices = [Choice("base", str(base.folder))]
-    checkpoints = listed(run / "checkpoints")
-    choices += [Choice(path.stem, str(run), checkpoint=str(path)) for path in checkpoints]
+    choices += [Choice(path.stem, str(run), checkpoint=str(path)) for path in listed(run / FOLDER)]
     if _averages(run):
         choices.append(Choice(f"{last.stem}, averaged", str(run), checkpoint=str(last), ema=True))
     return choices
@@ -117,7 +113,8 @@ class Loaded:
         Raises:
             UserError: There is no such choice, or it cannot be loaded.
         """
-        from firered_lit.evaluation.models.local import Local
+        from firered_lit.edit import Editor
+        from firered_lit.trained import open_model
 
         if name not in self.choices:
             raise UserError(f"no model {name!r} here; there are {', '.join(self.choices)}")
@@ -125,7 +122,7 @@ class Loaded:
             while len(self._editors) >= self.keep:
                 self._editors.popitem(last=False)
             choice = self.choices[name]
-            local = Local(choice.model, choice.loras, checkpoint=choice.checkpoint, ema=choice.ema)
-            self._editors[name] = local.editor
+            opened = open_model(choice.model, choice.checkpoint, choice.ema)
+            self._editors[name] = Editor(opened.base, choice.loras, weights=opened.weights)
         self._editors.move_to_end(name)
         return self._editors[name]

@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 
 from firered_lit.colours import as_seen
 from firered_lit.errors import UserError
-from firered_lit.serve.choices import Choice, Loaded, choices_of_model, choices_of_run
+from firered_lit.serve.choices import Loaded, choices_of_model, choices_of_run
 
 ASSETS = Path(__file__).with_name("assets")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -278,6 +278,3 @@ def _number(fields: Any, name: str, kind: type[Any], lowest: float, highest: flo
     if value is None or not lowest <= value <= highest:
         raise UserError(f"{name}={text!r}: expected a number from {lowest:g} to {highest:g}")
     return value
-
-
-__all__ = ["Choice", "State", "application", "serve"]

@@ -5,7 +5,6 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from firered_lit.cli import main
@@ -63,10 +62,3 @@ def test_the_commands_of_the_page_lead_to_a_lora_and_an_edit(tmp_path, monkeypat
     }
     with Image.open(tmp_path / "winter.png") as picture:
         assert picture.width > picture.height
-
-
-@pytest.mark.parametrize("page", PAGES, ids=["English", "Chinese"])
-def test_a_base_is_named_in_both_places(page):
-    text = page.read_text(encoding="utf-8")
-    assert "model=` " in text
-    assert "stage.backbone.name=" in text

@@ -8,7 +8,6 @@ import io
 import re
 import shutil
 import socket
-import time
 from pathlib import Path
 
 import numpy as np
@@ -122,9 +121,8 @@ def test_a_photo_is_dropped_and_two_checkpoints_are_compared_in_a_browser(served
 
     # Nothing came from elsewhere, and nothing listens beyond loopback.
     assert errors == []
-    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {
-        url for url in asked if url.startswith(address)
-    }
+    elsewhere = [url for url in asked if not url.startswith(("data:", "blob:", address))]
+    assert elsewhere == []
     assert listening(process.popen.pid) == {"0100007F"}
     page.close()
 
@@ -253,7 +251,5 @@ def test_a_port_that_is_taken_is_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        begin = time.monotonic()
         with pytest.raises(UserError, match="cannot listen there"):
             serve(model="world", port=taken.getsockname()[1])
-        assert time.monotonic() - begin < 60

@@ -274,6 +274,9 @@ def test_what_does_not_fit_is_answered_with_a_command_line_that_does(capsys, nam
     assert overrides
     assert main([*command, *overrides]) == 0
     assert line.count("quantize") <= 1
+    before, after = load(name).root["stage"]["optimizer"], load(name, overrides).root["stage"]["optimizer"]
+    kept = ("lr", "betas", "weight_decay")
+    assert [after[key] for key in kept] == [before[key] for key in kept]
 
 
 def test_the_first_change_that_is_enough_stands_alone(capsys):

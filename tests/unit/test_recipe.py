@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from firered_lit.dialect import dump, is_text, parse
+from firered_lit.dialect import dump, flow, is_text, parse
 from firered_lit.errors import UserError
 from firered_lit.recipe import Recipe, lay_over, load
 
@@ -126,9 +126,12 @@ def test_scalars_mean_the_same_in_files_and_on_the_command_line(write, text, val
 @example("a\x85b\u2028\n c")
 @given(st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none() | st.text(max_size=20).filter(is_text))
 def test_what_is_saved_is_read_back(value):
-    back = parse(dump({"a": [value]}), "saved")["a"][0]
-    assert back == value
-    assert type(back) is type(value)
+    content = {"a": [value], "b": {"c": value}}
+    for text in (dump(content), flow(content)):
+        back = parse(text, "saved")
+        assert back == content
+        assert type(back["a"][0]) is type(back["b"]["c"]) is type(value)
+    assert "\n" not in flow(content)
 
 
 def test_a_base_may_have_a_base(write):

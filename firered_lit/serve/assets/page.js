@@ -34,6 +34,7 @@ function showPhotos() {
     const figure = make("figure", "", find("photos"));
     const image = make("img", "", figure);
     image.src = URL.createObjectURL(file);
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
     image.alt = file.name;
     image.title = "×";
     image.addEventListener("click", (event) => {
