@@ -126,7 +126,7 @@ class Results:
         """
         lines = []
         for model in self.models if models is None else models:
-            counts = {mode: self.counts(suite, model, mode) for mode in MODES}
+            counts: dict[str, dict[str, int]] = {mode: self.counts(suite, model, mode) for mode in MODES}
             if any(counted["scored"] < counted["expected"] for counted in counts.values()):
                 lines.append(_warning(model, counts, self.scorings[suite]))
         return lines
