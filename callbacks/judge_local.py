@@ -209,7 +209,7 @@ class LocalVLM:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a judge's files lie, and whether it is asked in our own chat form."""
+    """The folders of a judge's files, and whether it is asked in our own chat form."""
 
     model: Path
     processor: Path

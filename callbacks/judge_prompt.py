@@ -1,4 +1,4 @@
-"""What a judge is asked: text files beside this one, versioned, and hashed into every answer."""
+"""Prompts for a judge: text files beside this one, versioned, and hashed into every answer."""
 
 import hashlib
 import math

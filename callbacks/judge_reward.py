@@ -152,7 +152,11 @@ class JudgeReward(RewardCallback):
         return scores
 
     def _scores(self, asked: "Sequence[Sequence[Future[Answer]]]") -> Scores:
-        """Of the ended passes. UserError when the judge can never answer, or its answers cannot be recorded."""
+        """Return the scores of the ended passes.
+
+        Raises:
+            UserError: the judge can never answer, or its answers cannot be recorded.
+        """
         if self._problem is not None:
             raise self._problem
         values = self.prompt.values

@@ -47,7 +47,7 @@ class Answer:
 
 
 class Judge(Protocol):
-    """What answers questions, from several threads.
+    """A judge that answers questions, from several threads.
 
     One that can be asked without a thread for each question has `submit` as well, with the arguments of `ask`, which
     returns a future. One that keeps something running or loaded has `close`.
@@ -229,7 +229,7 @@ class Server:
         return Answer(reply.text, score)
 
     def _no_score(self, reply: Reply, marker: str) -> JudgeError:
-        """Why there is no score in what the model says."""
+        """Return why there is no score in what the model says."""
         if reply.kind is Kind.CUT:
             reason = f"cut at max_tokens={self.max_tokens} before its score; raise judge.max_tokens"
             return JudgeError(f"{self.url}: {reason}", Kind.CUT)
@@ -240,7 +240,7 @@ class Server:
         return JudgeError(f"{self.url}: no score after {marker!r} in its answer", Kind.UNPARSED)
 
     def _words(self, reply: Reply) -> str:
-        """What the model says, thoughts apart."""
+        """Return the model's words, thoughts apart."""
         reply = self._usable(reply)
         if not reply.words.strip():
             raise JudgeError(f"{self.url}: {reply.reason or 'an answer without words'}", reply.kind)

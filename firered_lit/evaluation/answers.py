@@ -10,6 +10,7 @@ from typing import Any
 
 from firered_lit.errors import UserError
 from firered_lit.judges.log import rows
+from firered_lit.places import user_path
 from firered_lit.textfiles import read_object, read_text
 
 from .protocols import Item
@@ -32,7 +33,7 @@ def file_for(answers: AnswersFile | None, model: str, suite: str) -> Path | None
         return None
     if not isinstance(chosen, str | Path):
         raise UserError(f"answers of {model}, {suite}: {chosen!r} is no file; name one file per suite")
-    return Path(chosen)
+    return user_path(chosen)
 
 
 def check_answers(answers: AnswersFile | None, models: Sequence[str], suites: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from firered_lit.errors import UserError
 from firered_lit.judges.asker import Asker
 from firered_lit.judges.log import rows
 from firered_lit.judges.request import Picture, Request, user
+from firered_lit.places import user_path
 from firered_lit.textfiles import read_text
 
 from .benchmarks.pictures import file_or_none, opened, png
@@ -44,7 +45,7 @@ VERDICT = re.compile(r"\[\[\s*(a|b|c|tie)\s*\]\]", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Arena:
-    """What is asked about pairs of edits.
+    """The choice of pairs of edits, and what is asked about them.
 
     Args:
         duels: Ask about every two models on the same items.
@@ -72,7 +73,7 @@ class Arena:
             raise UserError("judge.model: name the model that compares edits; no official script says which")
         self.text()
         if self.preferences is not None:
-            for _ in preference_pairs(Path(self.preferences)):
+            for _ in preference_pairs(user_path(self.preferences)):
                 """Each row is looked at."""
 
     def text(self) -> str:
@@ -84,7 +85,7 @@ class Arena:
         if self.prompt is None:
             return PROMPT
         try:
-            text = read_text(self.prompt)
+            text = read_text(user_path(self.prompt))
         except (OSError, UnicodeDecodeError) as problem:
             raise UserError(f"arena.prompt={self.prompt}: cannot be read: {problem}") from None
         if SLOT not in text:
@@ -246,7 +247,7 @@ def _own_preferences(arena: Arena, shard: int, num_shards: int) -> list[_Pair]:
     """Return one order of this process's share of the pairs that people decided."""
     if arena.preferences is None:
         return []
-    return [pair for pair, _ in preference_pairs(Path(arena.preferences))][shard::num_shards]
+    return [pair for pair, _ in preference_pairs(user_path(arena.preferences))][shard::num_shards]
 
 
 def chosen_items(items: Sequence[Item], each: int | None) -> list[Item]:
@@ -469,7 +470,7 @@ def agreement_statistics(asking: Asking, responses: Responses, arena: Arena, see
     tally = _Tally()
     judge: list[int] = []
     people: list[int] = []
-    for pair, wanted in preference_pairs(Path(arena.preferences)):
+    for pair, wanted in preference_pairs(user_path(arena.preferences)):
         settled = tally.add(pair, _verdicts(pair, prompt, asking, responses))
         if settled is None:
             continue

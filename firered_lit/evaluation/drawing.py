@@ -29,7 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from firered_lit.colours import as_seen
 from firered_lit.errors import UserError
+from firered_lit.evaluation.benchmarks.pictures import opened
 from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder, Item, Model
 from firered_lit.files import replacing
 from firered_lit.judges import log as lines
@@ -44,7 +46,7 @@ Line = dict[str, Any]
 
 @dataclass
 class Tally:
-    """What became of a process's share of a model's items.
+    """Counts of what became of a process's share of a model's items.
 
     Attributes:
         drawn: Pictures that were drawn.
@@ -294,18 +296,12 @@ def _named_disk(path: Path) -> Iterator[None]:
 
 
 def source_picture(name: str, file: bytes) -> Any:
-    """Return a source picture as every model gets it: upright, in RGB.
+    """Return a source picture as every model gets it, and as `edit` and training see it: upright, in sRGB.
 
     Raises:
         UserError: It cannot be read.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(file)) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except Exception as problem:  # a damaged file raises whatever its decoder likes
-        raise UserError(f"source {name}: cannot be read as an image ({problem})") from None
+    return as_seen(opened(file, f"source {name}"))
 
 
 def _file_of(picture: Any) -> bytes:
@@ -314,17 +310,11 @@ def _file_of(picture: Any) -> bytes:
     Raises:
         UserError: It cannot be read.
     """
-    from PIL import Image
-
     if not isinstance(picture, bytes):
         file = io.BytesIO()
         picture.save(file, "PNG")
         return file.getvalue()
-    try:
-        with Image.open(io.BytesIO(picture)) as opened:
-            opened.load()
-    except Exception as problem:
-        raise UserError(f"the picture cannot be read as an image ({problem})") from None
+    opened(picture, "the picture")
     return picture
 
 

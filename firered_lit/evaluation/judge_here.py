@@ -32,12 +32,12 @@ class JudgeHere:
 
     @property
     def url(self) -> str:
-        """What stands for a server's address: the kind of the judge."""
+        """The kind of the judge, in the place of a server's address."""
         return f"{type(self.answerer).__name__} {self.answerer.version}".strip()
 
     @property
     def asking(self) -> Asking:
-        """What goes into the requests."""
+        """The name and the settings that go into the requests."""
         return Asking(self.model or self.answerer.version, self.settings)
 
     def client(self, log: Path) -> LocalJudge:

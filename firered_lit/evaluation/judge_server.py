@@ -47,7 +47,7 @@ class JudgeServer:
 
     @property
     def asking(self) -> Asking:
-        """What goes into the requests."""
+        """The name and the settings that go into the requests."""
         return Asking(self.model, self.settings)
 
     def client(self, log: Path) -> Client:

@@ -38,7 +38,7 @@ BUILDERS = 2  # threads that read and encode pictures
 
 @dataclass
 class Judged:
-    """What came of a judging.
+    """The outcome of a judging.
 
     Attributes:
         items: Pictures whose questions were looked at.

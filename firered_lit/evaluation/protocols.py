@@ -96,7 +96,7 @@ class Benchmark(Protocol):
 
 
 class Model(Protocol):
-    """What draws: a run, an export, a pipeline, a server or a folder of pictures made elsewhere.
+    """A model that draws: a run, an export, a pipeline, a server or a folder of pictures made elsewhere.
 
     Attributes:
         parallel: How many items it draws at once, each in a thread of its own.

@@ -88,7 +88,7 @@ class Response:
 
     @property
     def refused(self) -> bool:
-        """Whether a filter or the model itself declined to answer."""
+        """Return whether a filter or the model itself declined to answer."""
         return self.reply.kind is Kind.REFUSED or self.reply.declines
 
 

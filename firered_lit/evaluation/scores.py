@@ -1,4 +1,4 @@
-"""What a judge's answers score on REDEdit-Bench, ImgEdit Basic and GEdit-Bench, as pure functions.
+"""Scores of a judge's answers on REDEdit-Bench, ImgEdit Basic and GEdit-Bench, as pure functions.
 
 Two modes stand side by side:
 
@@ -511,7 +511,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class _Column:
-    """What one category has gathered: how many items are in each state, and the numbers of each dimension."""
+    """The items of one category: how many are in each state, and the numbers of each dimension."""
 
     states: Counter[str]
     values: dict[str, "array[float]"]

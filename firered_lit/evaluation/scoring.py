@@ -97,7 +97,7 @@ def score(
 
 @dataclass(frozen=True)
 class _Found:
-    """What is known of one item of one model before it is scored.
+    """All that is known of one item of one model before it is scored.
 
     Attributes:
         attempts: The judge's words.
@@ -267,7 +267,7 @@ class _ModelScorer:
 
 
 class _Texts:
-    """What was read on the pictures of all models, beside what was to be read.
+    """The texts that were read on the pictures of all models, beside those that were to be read.
 
     Args:
         folder: The evaluation.

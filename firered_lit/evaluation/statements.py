@@ -1,4 +1,4 @@
-"""What `statistics.json` says beside the scores: intervals, comparisons, the judge's noise."""
+"""Entries of `statistics.json`: intervals, comparisons, the judge's noise."""
 
 from collections.abc import Sequence
 from typing import Any, get_args

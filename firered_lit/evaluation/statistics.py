@@ -1,4 +1,4 @@
-"""What scores allow to say: intervals, paired comparisons, the judge's noise, strengths from duels, agreement.
+"""Statistics of scores: intervals, paired comparisons, the judge's noise, strengths from duels, agreement.
 
 Everything is a pure function of scores and a seed. Items are drawn anew within their categories, as the categories of a
 benchmark are fixed. An interval of `level` 0.95 is meant to hold the true value in 95 of 100 repetitions with other

@@ -1,4 +1,4 @@
-"""How right the text on edited pictures is: each text that must be there beside the part of the reading nearest to it.
+"""Metrics of the text on edited pictures: each text that must be there beside the nearest part of the reading.
 
 A picture shows more text than an edit is about, so a target is not held against all that was read but against the run
 of words (of characters in Chinese) that comes nearest to it. Texts that must be gone are counted apart.
@@ -18,7 +18,7 @@ SLACK = 3  # units by which a run may be shorter or longer than its target
 
 @dataclass
 class TextColumn:
-    """What one suite and model has gathered.
+    """Targets and readings of one suite and model.
 
     Attributes:
         pairs: (target, nearest part of the reading), one per text that must be there; None where nothing was read.

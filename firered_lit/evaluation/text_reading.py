@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -14,6 +13,7 @@ from firered_lit.judges.asker import Asker
 from firered_lit.judges.log import Log
 from firered_lit.judges.reply import Kind
 from firered_lit.judges.request import Picture, Request, user
+from firered_lit.places import user_path
 
 from .benchmarks.pictures import file_or_none, opened, png
 from .drawing import own_items
@@ -35,11 +35,11 @@ Reading = list[str] | str  # lines, or why there are none
 
 
 class TextReader(Protocol):
-    """What reads pictures: `callbacks.ocr_reader.TextReader` does."""
+    """A reader of pictures, as `callbacks.ocr_reader.TextReader`."""
 
     @property
     def identity(self) -> str:
-        """What tells this reader and its settings from others."""
+        """The name that tells this reader and its settings from others."""
         ...
 
     def read(self, pictures: Sequence[bytes]) -> list[Reading]:
@@ -49,7 +49,7 @@ class TextReader(Protocol):
 
 @dataclass(frozen=True)
 class TextReading:
-    """How the text metrics are made.
+    """The reader, the targets and the weights of the text metrics.
 
     Args:
         reader: Reads the pictures; the judge does where this is None.
@@ -113,7 +113,7 @@ def targets_of(benchmarks: Sequence[Benchmark], table: str | None = None) -> dic
     Raises:
         UserError: The table cannot be read, or names an item that is not there.
     """
-    own = {} if table is None else read_targets(Path(table))
+    own = {} if table is None else read_targets(user_path(table))
     targets: dict[tuple[str, str], TextTarget | None] = {}
     known = set()
     for benchmark in benchmarks:

@@ -1,4 +1,4 @@
-"""How well the text on a picture matches its target: edit distance (ED), completion (CR) and word accuracy (WAC).
+"""Scores of the text on a picture beside its target: edit distance (ED), completion (CR) and word accuracy (WAC).
 
 The report names these three and a "weighted normalized score", without weights and without code. They are the three of
 OneIG-Bench, whose formula is public; a weighted mean stands beside it.

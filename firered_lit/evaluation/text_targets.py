@@ -1,4 +1,4 @@
-"""What a picture must and must not show after a text edit, derived from the instruction by rule.
+"""Texts that a picture must and must not show after a text edit, derived from the instruction by rule.
 
 No benchmark comes with such targets. Quotation marks are dirty there (mixed, reversed, unclosed, missing), a deleted
 text must be absent, a moved or restyled one must still be there, and a text that only says where ("below 'SALE'") is
@@ -21,7 +21,7 @@ Role = Literal["new", "old", "kept", "elsewhere"]
 
 @dataclass(frozen=True)
 class TextTarget:
-    """What is to be read on a picture.
+    """The texts to be read on a picture, and those that must be gone.
 
     Attributes:
         operation: What the instruction asks for.
@@ -146,7 +146,7 @@ CLAUSE = r"[^,，.。;；:：]*"
 
 @dataclass(frozen=True)
 class _Grammar:
-    """How a language says what is done to a text.
+    """The words by which a language says what is done to a text.
 
     Attributes:
         adds, replaces, deletes, keeps: Verbs; the last one before a text decides.

@@ -1,4 +1,4 @@
-"""Where a server is, which secret it may have, and which proxy leads to it."""
+"""The address of a server, the secret that it may have, and the proxy that leads to it."""
 
 import ipaddress
 import urllib.request

@@ -1,4 +1,4 @@
-"""What every judge can do that answers one request in a loop of its own: ask one, ask many, ask from any thread."""
+"""The interface of judges that answer in a loop of their own: ask one, ask many, ask from any thread."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ class Asker(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What errors call this judge: a server's address, or a model's name."""
+        """The judge's name in errors: a server's address, or a model's name."""
 
     @abstractmethod
     def record(self, request: Request, reply: Reply) -> None:

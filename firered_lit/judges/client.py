@@ -108,7 +108,7 @@ class Client(Asker):
 
     @property
     def name(self) -> str:
-        """What errors call this judge."""
+        """The judge's name in errors: the server's address."""
         return self.address.url
 
     @property

@@ -6,7 +6,6 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from firered_lit.errors import UserError
@@ -15,13 +14,14 @@ from firered_lit.judges.log import Log
 from firered_lit.judges.record import is_final, reply_of, row_of
 from firered_lit.judges.reply import Kind, Reply, one_line
 from firered_lit.judges.request import Request
+from firered_lit.places import user_path
 
 T = TypeVar("T")
 KEY = ("request", "repeat")
 
 
 class Answerer(Protocol):
-    """What answers a request in this process: `callbacks.judge_local.LocalVLM`, or `Replay`.
+    """A source of answers in this process: `callbacks.judge_local.LocalVLM`, or `Replay`.
 
     Attributes:
         version: The model's name, "" where requests name it.
@@ -47,9 +47,10 @@ class Replay:
     version = ""
 
     def __init__(self, log: str) -> None:
-        if not Path(log).is_file():
+        path = user_path(log)
+        if not path.is_file():
             raise UserError(f"judge log {log}: no such file")
-        self.log = Log(log, KEY, counts=is_final)
+        self.log = Log(path, KEY, counts=is_final)
 
     def answer(self, request: Request) -> Reply:
         """Return the answer in the log."""

@@ -138,7 +138,7 @@ class Log:
 
 
 class _Index:
-    """Where lines begin, by a 64-bit hash of their key."""
+    """The places where lines begin, by a 64-bit hash of their key."""
 
     def __init__(self) -> None:
         self._hashes: Any = array("Q")

@@ -1,4 +1,4 @@
-"""What came of a question: the kind of answer, its words, and why there are none."""
+"""The reply to a question: the kind of answer, its words, and why there are none."""
 
 import re
 from collections.abc import Mapping, Sequence

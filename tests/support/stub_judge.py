@@ -137,7 +137,7 @@ class StubJudge:
 
     @property
     def count(self) -> int:
-        """How many requests came."""
+        """The number of requests that came."""
         return self.asked.total()
 
     def fault_of(self, raw: bytes) -> str | None:

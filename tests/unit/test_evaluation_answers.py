@@ -287,7 +287,7 @@ def golden(root):
 
 
 def expected_of(case):
-    """What the official code returned; None where it stops."""
+    """Return the official code's result; None where it stops."""
     return None if isinstance(case["expected"], dict) else case["expected"]
 
 

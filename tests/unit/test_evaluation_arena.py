@@ -39,7 +39,7 @@ def grey(level):
 
 
 def levels(body):
-    """How bright the three pictures of a question are."""
+    """Return the brightness of a question's three pictures."""
     found = []
     for url in pictures(body):
         data = base64.b64decode(url.partition(";base64,")[2])

@@ -263,6 +263,12 @@ def test_a_missing_text_of_vie_prompts_is_named_with_the_file(tmp_path: Path) ->
         _ = GEdit(str(folder)).prompts
 
 
+@pytest.mark.parametrize("kind", [REDEdit, ImgEdit, GEdit])
+def test_another_choice_of_a_version_is_refused_in_one_line(kind, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="version=publishd: choose one of published, any"):
+        kind(str(tmp_path), version="publishd")
+
+
 @pytest.mark.parametrize("kind", [REDEdit, GEdit])
 @pytest.mark.parametrize("languages", [[], ["en", "fr"]])
 def test_another_language_is_refused_in_one_line(kind, languages, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from firered_lit.evaluation.models.pictures import Pictures
 from firered_lit.evaluation.models.planted import Blank, Copier, RandomCrop
 from firered_lit.evaluation.protocols import EvaluationFolder
 from firered_lit.evaluation.run import evaluate
+from firered_lit.prompt_file import open_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -180,7 +181,25 @@ def test_a_source_that_cannot_be_read_costs_its_item_alone(tmp_path: Path) -> No
     tally = draw(tmp_path / "out", red, Copier())
     assert (tally.drawn, tally.failed) == (14, 1)
     (line,) = drawing.drawn_lines(EvaluationFolder(tmp_path / "out"), "mine")["rededit_en", "14"]
-    assert "text-14.png: cannot be read as an image" in line["failed"]
+    assert "text-14.png: cannot be read as a picture" in line["failed"]
+
+
+def test_a_source_is_drawn_from_as_edit_sees_it(tmp_path: Path) -> None:
+    copy = standin.write_rededit(tmp_path / "copy", each=1)
+    seen = Image.new("RGBA", (8, 6), (255, 0, 0, 0))
+    seen.save(copy / "redbench/text/text-14.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("I;16", (8, 6), 65535).save(copy / "redbench/add/add-1.png", exif=turned)
+    red = REDEdit(str(copy), version="any", languages=["en"])
+    draw(tmp_path / "out", red, Copier())
+    folder = EvaluationFolder(tmp_path / "out")
+    by_id = {item.id: item for item in red.items()}
+    for name, size in {"14": (8, 6), "1": (6, 8)}.items():
+        drawn = Image.open(folder.picture("mine", by_id[name]))
+        source = open_picture(copy / by_id[name].sources[0], "source")
+        assert drawn.size == source.size == size
+        assert drawn.tobytes() == source.tobytes() == b"\xff" * (3 * 48)
 
 
 def test_a_damaged_source_does_not_keep_the_others_from_the_judge(tmp_path: Path) -> None:
@@ -279,7 +298,7 @@ def test_pictures_made_elsewhere_are_taken_as_they_are(copies: Path, tmp_path: P
     assert (tally.drawn, tally.failed) == (7, 2)
     lines = drawing.drawn_lines(out, "made")
     assert "no picture" in lines["imgedit", items[0].id][0]["failed"]
-    assert "cannot be read as an image" in lines["imgedit", items[3].id][0]["failed"]
+    assert "cannot be read as a picture" in lines["imgedit", items[3].id][0]["failed"]
     assert out.picture("made", items[2]).read_bytes() == (made / f"{items[2].id}.jpg").read_bytes()
     assert out.picture("made", items[4]).read_bytes() == (made / items[4].output).read_bytes()
 

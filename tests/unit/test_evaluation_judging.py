@@ -102,7 +102,7 @@ def tables(folder):
 
 
 def requests_of(benchmarks):
-    """How many requests one attempt at everything takes."""
+    """Return how many requests one attempt at everything takes."""
     return sum(benchmark.suites()[item.suite].requests for benchmark, item in items_of(benchmarks))
 
 

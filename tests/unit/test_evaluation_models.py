@@ -139,6 +139,9 @@ def test_any_pipeline_of_diffusers_draws_by_its_own_class(source: Path) -> None:
         Pipeline(folder, "QwenImageEditPlusPipeline", arguments={"strength": 1}).draw(item_of(), [], 1)
     with pytest.raises(UserError, match=r"arguments\.prompt: is given by the evaluation itself"):
         Pipeline(folder, arguments={"prompt": "x"})
+    for dtype in ("int4", "load", "__doc__"):
+        with pytest.raises(UserError, match=rf"dtype={dtype}: choose one of float32, bfloat16, float16"):
+            Pipeline(folder, dtype=dtype)
     with pytest.raises(UserError, match="model /nowhere: "):
         Pipeline("/nowhere").draw(item_of(), [], 1)
 

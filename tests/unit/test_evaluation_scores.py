@@ -1,4 +1,4 @@
-"""What answers score: own cases for every rule of the official parsers, and the shared golden cases where they are."""
+"""Scores of answers: own cases for every rule of the official parsers, and the shared golden cases where they are."""
 
 import itertools
 import json

@@ -145,7 +145,7 @@ SENTINELS = [float("-inf"), -9999.0, -1e9, -3.4e38]
 
 @pytest.mark.parametrize("sentinel", SENTINELS)
 def test_a_sentinel_is_no_log_probability(sentinel):
-    """What a server cut from its list may be as likely as the least that it lists."""
+    """A token that a server cut from its list may be as likely as the least that it lists."""
     assert expected_from_logprobs({"4": 0.0, "#": sentinel}, VALUES) is None
     unsure = {"4": math.log(0.7), "5": math.log(0.2), "3": math.log(0.1), "#": sentinel, "2": sentinel}
     assert expected_from_logprobs(unsure, VALUES) is None

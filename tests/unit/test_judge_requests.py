@@ -1,4 +1,4 @@
-"""What the judges of the benchmarks are asked, byte for byte, as a recording server receives it."""
+"""The questions to the judges of the benchmarks, byte for byte, as a recording server receives them."""
 
 import base64
 import io

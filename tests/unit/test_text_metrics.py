@@ -1,4 +1,4 @@
-"""How right the text on edited pictures is: nearest parts, texts that must be gone, readers, each picture once."""
+"""Metrics of the text on edited pictures: nearest parts, texts that must be gone, readers, each picture once."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a picture must show after a text edit: derived from badly quoted instructions in two languages."""
+"""Texts that a picture must show after an edit: derived from badly quoted instructions in two languages."""
 
 import json
 import os

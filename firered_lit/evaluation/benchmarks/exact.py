@@ -1,6 +1,5 @@
 """Edits whose right answer is known exactly: each is right or wrong, and no judge is asked."""
 
-import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks import copies
 from firered_lit.evaluation.benchmarks.exact_rows import ExactRow, ExactRows
+from firered_lit.evaluation.benchmarks.pictures import opened
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import Scoring, macro_mean
 from firered_lit.judges.request import Request
@@ -96,10 +96,5 @@ def _item(suite: str, row: ExactRow) -> Item:
 def _pixels(file: bytes, what: str) -> Any:
     """Return a picture (H, W, 3) on [0, 1]."""
     import numpy as np
-    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(file)) as picture:
-            return np.asarray(picture.convert("RGB"), np.float64) / 255
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise UserError(f"{what}: cannot be read as an image ({problem})") from None
+    return np.asarray(opened(file, what).convert("RGB"), np.float64) / 255

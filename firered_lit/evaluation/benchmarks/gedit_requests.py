@@ -1,4 +1,4 @@
-"""What GEdit-Bench asks its judge, in the order and encoding of the official script."""
+"""The questions of GEdit-Bench to its judge, in the order and encoding of the official script."""
 
 from collections.abc import Mapping, Sequence
 

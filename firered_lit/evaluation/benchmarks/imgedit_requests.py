@@ -1,4 +1,4 @@
-"""What ImgEdit asks its judge, in the order and encoding of the official script."""
+"""The question of ImgEdit to its judge, in the order and encoding of the official script."""
 
 from collections.abc import Sequence
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import get_args
 
+from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks import copies
 from firered_lit.evaluation.protocols import Item
 from firered_lit.places import user_path
@@ -25,6 +27,9 @@ class JudgedCopy(Judged):
         version: "published" refuses another version than the published one; "any" warns of it.
         each: Only the first so many items of every category; None for all.
 
+    Raises:
+        UserError: There is no such choice of a version.
+
     Attributes:
         own_prompts: The name of the prompts' file in a folder.
         hint: Where the prompts come from.
@@ -40,6 +45,8 @@ class JudgedCopy(Judged):
         version: copies.Version = "any",
         each: int | None = None,
     ) -> None:
+        if version not in get_args(copies.Version):
+            raise UserError(f"version={version}: choose one of {', '.join(get_args(copies.Version))}")
         self.folder = user_path(folder)
         self.prompts_file = self.folder / self.own_prompts if prompts is None else user_path(prompts)
         self.version = version

@@ -1,4 +1,4 @@
-"""What REDEdit-Bench asks its judge, in the order and encoding of the official script."""
+"""The question of REDEdit-Bench to its judge, in the order and encoding of the official script."""
 
 from collections.abc import Sequence
 

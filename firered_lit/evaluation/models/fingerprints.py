@@ -1,4 +1,4 @@
-"""What tells models apart: hashes of their files and settings."""
+"""Fingerprints of models: hashes of their files and settings."""
 
 import hashlib
 import json

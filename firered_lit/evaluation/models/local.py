@@ -65,7 +65,7 @@ class Local:
     @property
     def run(self) -> Path | None:
         """The folder of the training run; None of any other model."""
-        return Path(self.model).expanduser() if is_run(self.model) else None
+        return user_path(self.model) if is_run(self.model) else None
 
     def fingerprint(self) -> str:
         """Return a hash of the weights, the LoRAs, the sizes and the settings of the sampler."""

@@ -1,4 +1,4 @@
-"""Which kind of model a name means."""
+"""Models by their names: a folder of pictures, a model of this machine or of the hub, or a node of a recipe."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from firered_lit.errors import UserError
 from firered_lit.evaluation.models import fingerprints
 from firered_lit.evaluation.protocols import Item
+from firered_lit.places import user_path
 from firered_lit.textfiles import MEGABYTE, read_bytes
 
 if TYPE_CHECKING:
@@ -33,14 +34,15 @@ class Pictures:
     parallel = 4
 
     def __init__(self, folder: str | Mapping[str, str]) -> None:
-        self.folders = dict(folder) if isinstance(folder, Mapping) else {"": folder}
+        named = folder if isinstance(folder, Mapping) else {"": folder}
+        self.folders = {suite: user_path(path) for suite, path in named.items()}
         for path in self.folders.values():
-            if not Path(path).is_dir():
+            if not path.is_dir():
                 raise UserError(f"{path}: no folder of pictures there")
 
     def fingerprint(self) -> str:
         """Return a hash of the names, sizes and times of all pictures."""
-        found = {suite: fingerprints.of_folder(Path(path), ENDINGS) for suite, path in self.folders.items()}
+        found = {suite: fingerprints.of_folder(path, ENDINGS) for suite, path in self.folders.items()}
         return fingerprints.of_settings(kind="pictures", folders=found)
 
     def draw(self, item: Item, sources: "Sequence[Image.Image]", seed: int) -> bytes:
@@ -64,10 +66,10 @@ class Pictures:
     def _places(self, item: Item) -> list[Path]:
         """Return the folders that may hold an item's picture."""
         if item.suite in self.folders:
-            return [Path(self.folders[item.suite])]
+            return [self.folders[item.suite]]
         if "" not in self.folders:
             raise UserError(f"no folder is named for {item.suite}")
-        folder = Path(self.folders[""])
+        folder = self.folders[""]
         places = [folder / item.suite]
         language = item.suite.rpartition("_")[2]
         one_of_two = language in ("en", "cn")

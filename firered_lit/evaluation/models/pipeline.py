@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from firered_lit.errors import UserError, naming
 from firered_lit.evaluation.models import fingerprints
@@ -12,6 +12,7 @@ from firered_lit.places import user_path
 if TYPE_CHECKING:
     from PIL import Image
 
+Precision = Literal["float32", "bfloat16", "float16"]
 FIXED = ("image", "prompt", "num_inference_steps", "generator")  # what an evaluation gives itself
 
 
@@ -27,7 +28,7 @@ class Pipeline:
         dtype: Precision of the weights.
 
     Raises:
-        UserError: diffusers has no such pipeline.
+        UserError: An argument is none that can be chosen. Whether diffusers has the pipeline is seen when it is loaded.
     """
 
     parallel = 1
@@ -39,7 +40,7 @@ class Pipeline:
         steps: int | None = None,
         arguments: Mapping[str, Any] | None = None,
         several: bool = False,
-        dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+        dtype: Precision = "bfloat16",
     ) -> None:
         self.model = model
         self.pipeline = pipeline
@@ -51,6 +52,8 @@ class Pipeline:
         taken = [name for name in FIXED if name in self.arguments]
         if taken:
             raise UserError(f"model {model}: arguments.{taken[0]}: is given by the evaluation itself")
+        if dtype not in get_args(Precision):
+            raise UserError(f"model {model}: dtype={dtype}: choose one of {', '.join(get_args(Precision))}")
 
     def fingerprint(self) -> str:
         """Return a hash of the weights' files and the settings; of a hub id, of its name."""

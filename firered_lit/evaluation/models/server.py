@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ from firered_lit.errors import UserError
 from firered_lit.evaluation.models import fingerprints
 from firered_lit.evaluation.protocols import Item
 from firered_lit.judges.address import Address
+from firered_lit.judges.client import PASSING, retry_after
 from firered_lit.judges.reply import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
-PASSING = (408, 409, 425, 429)  # HTTP codes that may pass, as all from 500 on do
 LARGEST = 1 << 28  # bytes of one answer
 
 
@@ -130,23 +131,31 @@ class Server:
             async with aiohttp.ClientSession(timeout=patience, headers=headers) as session:
                 target = f"{self.address.url}/images/edits"
                 async with session.post(target, data=form, proxy=self.address.proxy, allow_redirects=False) as response:
-                    body = await response.content.read(LARGEST + 1)
-                    while len(body) <= LARGEST:
-                        more = await response.content.read(LARGEST)
-                        if not more:
+                    body = bytearray()
+                    async for piece in response.content.iter_any():
+                        body += piece
+                        if len(body) > LARGEST:
                             break
-                        body += more
-                    return self._picture(response.status, response.headers.get("Retry-After", ""), body)
+                    return self._picture(response.status, response.headers.get("Retry-After"), bytes(body))
         except TimeoutError:
             raise PassingError(f"no answer in {self.timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as problem:
             raise PassingError(one_line(f"{type(problem).__name__} {problem}")) from None
 
-    def _picture(self, status: int, retry_after: str, body: bytes) -> bytes:
-        """Return the picture in an answer."""
+    def _picture(self, status: int, later: str | None, body: bytes) -> bytes:
+        """Return the picture in an answer.
+
+        Args:
+            status: Of HTTP.
+            later: The header `Retry-After`.
+            body: The answer.
+
+        Raises:
+            PassingError: Another try may give one.
+            UserError: None would.
+        """
         if status in PASSING or status >= 500:
-            wait = float(retry_after) if retry_after.strip().isdecimal() else None
-            raise PassingError(f"HTTP {status}", wait)
+            raise PassingError(f"HTTP {status}", retry_after(later, time.time()))
         if status != 200:
             raise UserError(f"{self.address.url}: HTTP {status}: {one_line(body.decode(errors='replace'))}")
         if len(body) > LARGEST:
