@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -22,6 +22,7 @@ from .records import Record, Refusal, rows
 from .refusals import Refuse, guarded
 
 Wanted = Callable[[int], bool]
+T = TypeVar("T")
 SHOWN = 5  # pictures of nobody that are named
 COLUMNS = {"original/en": "instruction", "original/cn": "instruction_cn"}
 
@@ -52,10 +53,13 @@ class Requests:
     def items(self, wanted: Wanted) -> Iterator[tuple[int, tuple[dict[str, Any], list[Image.Image]]]]:
         """(number, (line, source images)) of the wanted requests; the line of one that cannot be used has `refused`."""
         for number, record in self.records(wanted):
-            found = record if isinstance(record, Refusal) else guarded(partial(self._item, record), record.where)
-            yield number, ((refused(number, found), []) if isinstance(found, Refusal) else found)
+            item = unless_refused(record, self._item)
+            if isinstance(item, Refusal):
+                item = (refused(number, item), [])
+            yield number, item
 
     def _item(self, record: Record) -> tuple[dict[str, Any], list[Image.Image]]:
+        """Return a request's line and its source images. Raises Refuse."""
         _in_files(record)
         return line_of(record), self.sources(record)
 
@@ -65,10 +69,8 @@ class Requests:
 
     def load(self, path: str, field: str) -> Image.Image:
         """Return the image of a field. Raises Refuse when it cannot be used."""
-        try:
+        with images.refusing_field(field):
             return images.load(path, max_pixels=self.max_pixels, allow_urls=self.allow_urls)
-        except images.BadImageError as problem:
-            raise Refuse(field, problem.reason, problem.detail) from None
 
 
 class Candidates(Requests):
@@ -111,35 +113,48 @@ class Candidates(Requests):
                 print(f"{name}: {len(nobody)} pictures belong to no request: {listed}{more}")
 
     def made_from(self) -> dict[str, Any]:
-        models = {name: [expert, str(gallery)] for name, expert, gallery in self.models}
+        models = {name: [expert, str(pictures)] for name, expert, pictures in self.models}
         return super().made_from() | {"models": models}
 
     def items(self, wanted: Wanted) -> Iterator[tuple[int, Request]]:
         for number, record in self.records(wanted):
-            found = record if isinstance(record, Refusal) else guarded(partial(self._request, record), record.where)
-            if isinstance(found, Refusal):
-                found = Request(refused(number, found) | {"candidates": []}, ())
-            yield number, found
+            request = unless_refused(record, self._request)
+            if isinstance(request, Refusal):
+                request = Request(refused(number, request) | {"candidates": []}, ())
+            yield number, request
 
     def _request(self, record: Record) -> Request:
+        """Return a request with its candidates; those that cannot be used are noted in its line. Raises Refuse."""
         _in_files(record)
-        line, unusable, shown = line_of(record), [], []
+        line = line_of(record)
         sources = self.sources(record)
         target = self.load(record.target, record.columns.target) if record.target else None
+        unusable: list[str] = []
+        shown: list[Shown] = []
         for model, expert, pictures in self.models:
             for path in pictures.of(record.id):
                 try:
                     picture = self.load(path, model)
                 except Refuse as problem:
-                    unusable.append(f"{problem.args[1]}: {problem.args[2]}")
+                    unusable.append(f"{problem.reason}: {problem.detail}")
                     continue
-                sample = sample_of(record, sources, target and target.resize(picture.size, Image.Resampling.LANCZOS))
+                like = target and target.resize(picture.size, Image.Resampling.LANCZOS)
+                sample = sample_of(record, sources, like)
                 shown.append(Shown(model, expert, path, to_pixels(picture)[None], sample))
-        return Request(line | ({"unusable": unusable} if unusable else {}), tuple(shown))
+        if unusable:
+            line["unusable"] = unusable
+        return Request(line, tuple(shown))
+
+
+def unless_refused(record: Record | Refusal, work: Callable[[Record], T]) -> T | Refusal:
+    """Return what the work on a record returns, or the row's refusal."""
+    if isinstance(record, Refusal):
+        return record
+    return guarded(partial(work, record), record.where)
 
 
 def line_of(record: Record) -> dict[str, Any]:
-    """What a manifest says of a request. Its images are absolute paths or URLs."""
+    """Return the line of a manifest about a request. Its images are absolute paths or URLs."""
     line = {"id": record.id, "task": record.task, "source_image": [_absolute(path) for path in record.references]}
     line |= {column: record.instructions[key] for key, column in COLUMNS.items() if key in record.instructions}
     more = ("target_text", "replaced_text", "requirement", "cluster")

@@ -1,4 +1,4 @@
-"""What kind the cells of a CSV file are: a cell is text, and its column says what the text stands for.
+"""The cells of a CSV file as values: a cell is text, and its column says what the text stands for.
 
 A cell that does not fit its column stays text, and is refused where its row is read.
 """
@@ -27,6 +27,7 @@ def typed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, cell: Any) -> Any:
+    """Return the value of a column's cell; the cell when it does not fit its column. Raises Refuse."""
     if not isinstance(cell, str):
         return cell
     if is_missing(cell):
@@ -47,7 +48,9 @@ def _number(cell: str) -> int | float | str:
         number = float(cell)
     except ValueError:
         return cell
-    return int(number) if math.isfinite(number) and number.is_integer() else number
+    if math.isfinite(number) and number.is_integer():
+        return int(number)
+    return number
 
 
 def _flag(cell: str) -> bool | str:
@@ -55,4 +58,6 @@ def _flag(cell: str) -> bool | str:
     word = cell.strip().casefold()
     if word in TRUE:
         return True
-    return False if word in FALSE else cell
+    if word in FALSE:
+        return False
+    return cell

@@ -50,7 +50,7 @@ def packed(sample: Sample) -> Packed:
 
 
 def pack(sample: Sample) -> dict[str, Any]:
-    """The leaves that LitData stores. `meta` carries checksums of itself and of the blobs, and where each order lies.
+    """Return the leaves that LitData stores. `meta` has checksums of itself and the blobs, and where each order lies.
 
     The blob of tensors is an array: rows of text and bytes alone would be stored as Arrow tables, and to read one of
     them LitData decodes all that lie with it.

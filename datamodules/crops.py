@@ -71,10 +71,8 @@ class Opening:
         return found | ({first.mask: self._open(first.mask, first.columns.mask, mask=True)} if first.mask else {})
 
     def _open(self, path: str, field: str, mask: bool = False) -> Image.Image:
-        try:
+        with images.refusing_field(field):
             return images.load(path, max_pixels=self.max_pixels, allow_urls=self.allow_urls, mask=mask)
-        except images.BadImageError as problem:
-            raise Refuse(field, problem.reason, problem.detail) from None
 
     def crop(
         self,

@@ -51,8 +51,13 @@ def check_data(root: str | Path, base: Base | None = None) -> dict[str, Any]:
     made_by = content["fingerprints"]
     if not isinstance(made_by, dict):
         raise UserError(f"{folder / 'data.json'}: fingerprints: expected a mapping, got {made_by!r}; run prepare again")
-    for part in ("vae", "text_encoder") if base is not None else ():
-        same_commit = base.origin(part) is not None and base.origin(part) == content.get("origin")
+    if base is None:
+        return content
+
+    # Made by the base's own parts.
+    for part in ("vae", "text_encoder"):
+        origin = base.origin(part)
+        same_commit = origin is not None and origin == content.get("origin")
         if not same_commit and made_by.get(part) != base.fingerprint(part):
             raise UserError(f"{folder}: encoded by another {part} than that of {base.name}; prepare it with this model")
     return content

@@ -64,7 +64,7 @@ class Encoder:
         self.conditioner = base.conditioner(device, self.dtype)
 
     def encode(self, some: Sequence[Cropped]) -> list[Sample | Refusal]:
-        """Records as they are stored, in their order, or why one cannot be.
+        """Return records as they are stored, in their order, or why one cannot be.
 
         Held-out samples are for validation, which shows references as they are. What a sample becomes depends on the
         others beside it by rounding alone.
@@ -77,13 +77,16 @@ class Encoder:
             return [guarded(partial(self._alone, cropped), cropped.record.where) for cropped in some]
 
     def _alone(self, cropped: Cropped) -> Sample | Refusal:
+        """Return one record as it is stored, or why it cannot be."""
         (found,) = self._together([cropped])
         return found
 
     def _together(self, some: Sequence[Cropped]) -> list[Sample | Refusal]:
+        """Return records as they are stored, or why a record's texts cannot be encoded. Raises whatever else fails."""
         some = [self._placed(self._with_faces(cropped)) for cropped in some]
         prompts = [self._prompts(cropped) for cropped in some]
-        latents, texts = self._latents(some), self._texts(some, prompts)
+        latents = self._latents(some)
+        texts = self._texts(some, prompts)
         return [
             found if isinstance(found, Refusal) else self._sample(cropped, latents, asked, found)
             for cropped, asked, found in zip(some, prompts, texts, strict=True)

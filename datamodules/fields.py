@@ -57,15 +57,24 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def path_of(name: str, value: Any, many: bool = False) -> str:
+    """Return a value that is a path.
+
+    Args:
+        name: of the column.
+        value: its value, or one of its values.
+        many: whether the column may hold several, for the message.
+
+    Raises:
+        Refuse: it is none, or one that no file can have.
+    """
     wanted = "a path, a list of paths or null" if many else "a path"
     if not isinstance(value, str):
         raise Refuse(name, "wrong type", f"expected {wanted}, got {shown(value)}")
     if not value.strip():
         raise Refuse(name, "wrong type", f"expected {wanted}, got an empty path")
     if "\0" in value or not _is_utf8(value):
-        raise Refuse(
-            name, "wrong type", f"expected {wanted}, got {ascii(value)[:60]}, which no file here can be called"
-        )
+        detail = f"expected {wanted}, got {ascii(value)[:60]}, which no file here can be called"
+        raise Refuse(name, "wrong type", detail)
     return value
 
 
@@ -83,6 +92,7 @@ def shown(value: Any) -> str:
 
 
 def text_of(row: dict[str, Any], name: str) -> str:
+    """Return the text of a column, without the blanks around it; "" when it is missing. Raises Refuse."""
     value = row.get(name)
     if value is None:
         return ""
@@ -99,8 +109,10 @@ def is_missing(text: str) -> bool:
 def flag_of(row: dict[str, Any], name: str) -> bool | None:
     """Return true or false, which may be written as 1 or 0; None when it is missing."""
     value = number_of(row, name, "true or false")
-    if value is None or value in (0, 1):
-        return None if value is None else bool(value)
+    if value is None:
+        return None
+    if value in (0, 1):
+        return bool(value)
     raise Refuse(name, "wrong type", f"expected true or false, got {shown(value)}")
 
 
@@ -115,23 +127,34 @@ def number_of(row: dict[str, Any], name: str, wanted: str = "a number") -> int |
 
 
 def texts_of(row: dict[str, Any], names: Mapping[str, str]) -> dict[str, str]:
-    """The texts by "kind/language". Of a list the first is the original, the others are paraphrases.
+    """Return the texts by "kind/language". Of a list the first is the original, the others are paraphrases.
 
     A text such as "nan" or "None" is a value that a program did not have, and no text.
     """
     found: dict[str, str] = {}
     for name, key in names.items():
-        listed = name.endswith("_list") and isinstance(row.get(name), list)
-        texts = [text_of({name: value}, name) for value in (row[name] if listed else [row.get(name)])]
+        # The texts of the column.
+        value = row.get(name)
+        values = value if name.endswith("_list") and isinstance(value, list) else [value]
+        texts = [text_of({name: item}, name) for item in values]
+        texts = [text for text in texts if not is_missing(text)]
+
+        # Each by its kind and language.
         kind, _, language = key.partition("/")
-        for number, text in enumerate(text for text in texts if not is_missing(text)):
-            kind = kind if number == 0 else f"paraphrase_{number}"
-            found[f"{kind}/{language or ('cn' if CHINESE.search(text) else 'en')}"] = text
+        for number, text in enumerate(texts):
+            if number > 0:
+                kind = f"paraphrase_{number}"
+            found[f"{kind}/{language or language_of(text)}"] = text
     return found
 
 
+def language_of(text: str) -> str:
+    """Return what a text is written in: "cn" where it holds a Chinese character, else "en"."""
+    return "cn" if CHINESE.search(text) else "en"
+
+
 def captions_of(row: dict[str, Any], count: int) -> tuple[dict[str, str], ...]:
-    """What stands for each reference when it is dropped, by language; nothing when the row does not say."""
+    """Return what stands for each reference when it is dropped, by language; nothing when the row does not say."""
     found: tuple[dict[str, str], ...] = tuple({} for _ in range(count))
     for name, language in (("reference_captions", ""), ("reference_captions_cn", "cn")):
         captions = row.get(name)
@@ -140,22 +163,27 @@ def captions_of(row: dict[str, Any], count: int) -> tuple[dict[str, str], ...]:
         if not isinstance(captions, list) or len(captions) != count:
             detail = f"expected a list of {count} texts, one per reference, got {shown(captions)}"
             raise Refuse(name, "wrong type", detail)
-        for own, text in zip(found, (text_of({name: caption}, name) for caption in captions), strict=True):
-            own.update({language or ("cn" if CHINESE.search(text) else "en"): text} if text else {})
+        for of_reference, caption in zip(found, captions, strict=True):
+            text = text_of({name: caption}, name)
+            if text:
+                of_reference[language or language_of(text)] = text
     return found if any(found) else ()
 
 
 def size_of(row: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) of the target, when the row says both."""
-    height, width = (_pixels(row, name) for name in ("height", "width"))
+    """Return (height, width) of the target when the row says both, else (0, 0)."""
+    height = _pixels(row, "height")
+    width = _pixels(row, "width")
     return (height, width) if height and width else (0, 0)
 
 
 def _pixels(row: dict[str, Any], name: str) -> int:
+    """Return a number of pixels, which may be written as text; 0 when it is missing. Raises Refuse."""
     value = row.get(name)
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         return int(value)
     pixels = number_of(row, name, "a number of pixels") or 0
-    if 0 <= pixels <= MOST_PIXELS and pixels == int(pixels) and not isinstance(pixels, bool):
+    whole = 0 <= pixels <= MOST_PIXELS and pixels == int(pixels)
+    if whole and not isinstance(pixels, bool):
         return int(pixels)
     raise Refuse(name, "wrong type", f"expected a number of pixels, got {shown(value)}")

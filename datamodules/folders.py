@@ -1,4 +1,4 @@
-"""What counts in a folder of the user's: what is not hidden, by its ending in upper or lower case, each name once.
+"""The files of a user's folder that count: those not hidden, by ending in upper or lower case, each name once.
 
 Hidden is what begins with a dot: the copies that notebooks keep (`.ipynb_checkpoints`), what macOS writes beside files
 on other disks (`._a.png`), and what is still being written. The folder of a `prepare` is no data either.

@@ -58,11 +58,13 @@ class FolderGallery:
         return {owner for stem in self.stems for owner, _ in _owners(stem)}
 
     def assign(self, ids: Collection[str]) -> list[str]:
-        self.owned, nobody = {}, list[str]()
+        self.owned = {}
+        nobody: list[str] = []
         for stem, names in self.stems.items():
-            owner, number = next((owner for owner in _owners(stem) if owner[0] in ids), ("", 0))
-            if owner:
-                self.owned.setdefault(owner, []).append((number, stem))
+            owners = [owner for owner in _owners(stem) if owner[0] in ids]
+            if owners:
+                name, number = owners[0]
+                self.owned.setdefault(name, []).append((number, stem))
             else:
                 nobody += names
         return nobody
@@ -70,30 +72,36 @@ class FolderGallery:
     def of(self, name: str) -> list[str]:
         found = []
         for _, stem in sorted(self.owned.get(name, [])):
-            found.append(str((self.path / folders.only(self.stems[stem], self.path, "id")).resolve()))
+            file = folders.only(self.stems[stem], self.path, "id")
+            found.append(str((self.path / file).resolve()))
         return found
 
 
 def _owners(stem: str) -> list[tuple[str, int]]:
     """Return (id, number) of the requests that a picture of this name may be of, the likelier one first."""
+    owners = [(stem, -1)]
     numbered = NUMBERED.fullmatch(stem)
-    return [(stem, -1), *([(numbered[1], int(numbered[2]))] if numbered else [])]
+    if numbered:
+        owners.append((numbered[1], int(numbered[2])))
+    return owners
 
 
 class TableGallery:
     """Pictures listed by a table of {id, image}."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.images = path, dict[str, list[str]]()
+        self.path = path
+        self.images: dict[str, list[str]] = {}
         digest = hashlib.blake2b(digest_size=8)
         for where, row in tables.rows(path):
             if isinstance(row, Refuse):
-                raise UserError(f"{where}: {row.args[0]}: {row.args[2]}")
+                raise UserError(f"{where}: {row.field}: {row.detail}")
             if not all(isinstance(row.get(key), str) for key in ("id", "image")):
                 raise UserError(f"{where}: a list of candidates has the columns id and image, both text")
-            place = row["image"] if images.URL.match(row["image"]) else str((path.parent / row["image"]).resolve())
-            self.images.setdefault(row["id"], []).append(place)
-            digest.update(json.dumps([row["id"], row["image"]]).encode())
+            name, image = row["id"], row["image"]
+            place = image if images.URL.match(image) else str((path.parent / image).resolve())
+            self.images.setdefault(name, []).append(place)
+            digest.update(json.dumps([name, image]).encode())
         self.digest = digest.hexdigest()
 
     def __str__(self) -> str:

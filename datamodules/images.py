@@ -15,16 +15,16 @@ import aiohttp
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from firered_lit.colours import as_seen, in_srgb
+from firered_lit.colours import DEPTHS, as_seen, in_srgb
 from firered_lit.models.sizes import Shape, Sizes, assign, cover, crop_box, shape_table
 from firered_lit.textfiles import open_regular
 
 from .parquet import Embedded
-from .refusals import ends_the_work, said
+from .refusals import Refuse, ends_the_work, said
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # none that runs other programs
 SMALLEST_SIDE = 32
-MASKS = (1, 255, 4095, 65535)  # what white may be in a mask: of labels, and of 8, 12 and 16 bits
+MASKS = (1, *DEPTHS)  # white in a mask: of labels, and of 8, 12 and 16 bits
 HALF = 128  # from here on a mask lets the edit change the picture
 MAX_PIXELS = 1 << 26  # 8192 x 8192
 ORIENTATION = 0x0112  # of EXIF; from 5 on it swaps the sides
@@ -109,6 +109,22 @@ def size(path: str | os.PathLike[str], *, allow_urls: bool = False, url_seconds:
 
 
 @contextlib.contextmanager
+def refusing_field(field: str) -> Iterator[None]:
+    """Have an image that is refused be the refusal of its row.
+
+    Args:
+        field: the column that names the image.
+
+    Raises:
+        Refuse: a BadImageError was raised.
+    """
+    try:
+        yield
+    except BadImageError as problem:
+        raise Refuse(field, problem.reason, problem.detail) from None
+
+
+@contextlib.contextmanager
 def _refusing(name: str) -> Iterator[None]:
     """Have whatever a decoder raises be a BadImageError; a damaged file may raise anything, out of memory included."""
     try:
@@ -154,7 +170,7 @@ def crop(image: Image.Image, shape: Shape) -> Image.Image:
 
 
 def window(size: tuple[int, int], shape: Shape) -> tuple[float, float, float, float]:
-    """What `crop` shows of an image of `size` (width, height): left, top, right, bottom in the image's pixels."""
+    """Return what `crop` shows of an image of `size` (width, height): left, top, right, bottom in its pixels."""
     left, top, right, bottom = crop_box(size[1], size[0], shape)
     return max(left, 0.0), max(top, 0.0), min(right, size[0]), min(bottom, size[1])  # rounding may step outside
 
@@ -200,13 +216,14 @@ def _header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
 
 
 def _white(image: Image.Image, name: str) -> Image.Image:
-    """What is white or transparent, 255, in 8-bit grey; an image with transparency is told by that alone."""
+    """Return a mask in 8-bit grey, 255 where it is white, or transparent where it has transparency."""
     if not image.has_transparency_data:
         return _levels(image, name)
-    alpha = image.convert("RGBA").getchannel("A")
+    picture = image.convert("RGBA")
+    alpha = picture.getchannel("A")
     if alpha.getextrema()[0] == 255:
         return _levels(image, name)
-    opaque = np.asarray(image.convert("RGBA").convert("L"))[np.asarray(alpha) >= 128]
+    opaque = np.asarray(picture.convert("L"))[np.asarray(alpha) >= HALF]
     if len(opaque) and opaque.min() >= 250:
         raise BadImageError("bad mask", f"{name} is white on transparent: which of them the edit may change is unclear")
     return ImageOps.invert(alpha)
@@ -219,7 +236,8 @@ def _levels(image: Image.Image, name: str) -> Image.Image:
     Raises BadImageError when it holds something and nothing of it is white.
     """
     if image.mode.startswith(("I", "F")):
-        grey = _scaled(np.asarray(image).astype(np.float64), MASKS[:2] if image.mode == "F" else MASKS, name)
+        whites = MASKS[:2] if image.mode == "F" else MASKS
+        grey = _scaled(np.asarray(image).astype(np.float64), whites, name)
     else:
         grey = in_srgb(image).convert("L")
     brightest = int(np.asarray(grey).max())
@@ -252,15 +270,20 @@ def _fetch(url: str, seconds: float, limit: int) -> bytes:
         raise BadImageError("URL", detail) from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:
         code = getattr(problem, "errno", None)
-        raise BadImageError("URL", f"{url}: {os.strerror(code) if code else said(problem)}") from None
+        reason = os.strerror(code) if code else said(problem)
+        raise BadImageError("URL", f"{url}: {reason}") from None
     if not body:
         raise BadImageError("empty image", f"{url} has zero bytes")
     return body
 
 
 async def _body(url: str, seconds: float, limit: int) -> bytes:
+    """Return the body of a URL. Raises BadImageError when the server refuses it, or when it is too large."""
     timeout = aiohttp.ClientTimeout(total=seconds)
-    proxy = None if proxy_bypass(urlsplit(url).netloc) else getproxies().get(urlsplit(url).scheme.lower())
+    address = urlsplit(url)
+    proxy = None
+    if not proxy_bypass(address.netloc):
+        proxy = getproxies().get(address.scheme.lower())
     async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, proxy=proxy) as response:
         if response.status >= 400:
             raise BadImageError("URL", f"{url}: the server answers {response.status} {response.reason or ''}")

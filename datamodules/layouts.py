@@ -23,12 +23,12 @@ INVERSE = {"inverse_instruction": "original/en", "inverse_instruction_cn": "orig
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a layout keeps the parts of a record.
+    """The columns in which a layout keeps each thing of a record.
 
-    source, target: columns. `source` "control_path" also
-    stands for control_path_0, control_path_1, ... An empty target: prompts for reinforcement learning have none.
-    texts: column -> "kind/language", or "kind" where the writing says the language. wanted: columns that must be there
-    besides source, target and one text; group: whose rows are held out together, when not those of one source image.
+    source, target: columns. `source` "control_path" also stands for control_path_0, control_path_1, ... An empty
+    target: prompts for reinforcement learning have none. texts: column -> "kind/language", or "kind" where the writing
+    says the language. wanted: columns that must be there besides source, target and one text. group: whose rows are
+    held out together, when not those of one source image.
     """
 
     source: str
@@ -52,7 +52,7 @@ class Columns:
         return tuple(name for name in (self.source, self.target, self.loser) if name)
 
     def there(self, row: Collection[str], sourceless: bool = False) -> bool:
-        """Whether these are the columns of the layout; `sourceless`: by name, when the source may be left out."""
+        """Return whether a row has the layout's columns; `sourceless`: by name, when the source may be left out."""
         if not any(name in row for name in self.texts):
             return False
         if sourceless:
@@ -60,7 +60,7 @@ class Columns:
         return self.share(row) == 1 and not any(name in row for name in self.other)
 
     def share(self, row: Collection[str]) -> float:
-        """The share of the layout's columns that are there."""
+        """Return the share of the layout's columns that are there."""
         there = [name in row or f"{name}_0" in row for name in (*self.images, *self.wanted)]
         there.append(any(name in row for name in self.texts))
         return sum(there) / len(there)
@@ -141,63 +141,79 @@ def names_image(column: str) -> bool:
 
 
 def named(layout: str) -> tuple[Columns, ...]:
-    """The layouts of a name, more than one where a column has two names. UserError when there is none."""
+    """Return the layouts of a name, more than one where a column has two names. UserError when there is none."""
     found = tuple(columns for columns in LAYOUTS if columns.name == layout)
     if not found:
         near = get_close_matches(layout, NAMES, 1)
-        raise UserError(f"layout={layout}: {f'is {near[0]} meant? ' if near else ''}one of {', '.join(NAMES)}")
+        hint = f"is {near[0]} meant? " if near else ""
+        raise UserError(f"layout={layout}: {hint}one of {', '.join(NAMES)}")
     return found
 
 
 def columns_of(row: Mapping[str, Any], layout: str = "") -> Columns:
-    """The columns of the row's layout, or a refusal. Which image is the target is never guessed.
+    """Return the columns of the row's layout. Which image is the target is never guessed.
 
-    layout: its name, when the columns do not tell; then a row may lack its source, and is text-to-image.
+    Args:
+        row: By the names of its columns.
+        layout: Its name, when the columns do not tell; then a row may lack its source, and is text-to-image.
+
+    Raises:
+        Refuse: No layout has these columns, or several have.
     """
     return _columns_of(tuple(row), layout)
 
 
 @lru_cache(1024)
 def _columns_of(row: tuple[str, ...], layout: str) -> Columns:
-    found = [columns for columns in LAYOUTS if columns.there(row)]
+    meant = named(layout) if layout else ()
     if layout:
-        found = [columns for columns in named(layout) if columns.there(row, sourceless=True)]
+        found = [columns for columns in meant if columns.there(row, sourceless=True)]
+    else:
+        found = [columns for columns in LAYOUTS if columns.there(row)]
+    if not found:
+        raise _unknown(row, meant)
     if len(found) == 1:
         return found[0]
-    if not found:
-        raise _unknown(row, named(layout) if layout else ())
-    first, targets = found[0], " and ".join(columns.target or columns.source for columns in found)
+
+    # Several fit.
+    targets = [columns.target or columns.source for columns in found]
     if len({columns.name for columns in found}) == 1:
-        raise Refuse(first.target or first.source, "several targets", f"{targets} both name a target; keep one")
-    detail = f"{_described(found, ' and ')} both fit the columns; keep one layout's, or say {_say(found)}"
-    raise Refuse(first.target or first.source, "several targets", detail)
+        detail = f"{' and '.join(targets)} both name a target; keep one"
+    else:
+        detail = f"{_described(found, ' and ')} both fit the columns; keep one layout's, or say {_say(found)}"
+    raise Refuse(targets[0], "several targets", detail)
 
 
 def _unknown(row: tuple[str, ...], meant: tuple[Columns, ...]) -> Refuse:
-    """The refusal of a row that has no layout's columns, which names the layout that it is nearest to."""
-    scores = {columns.name: columns.share(row) for columns in reversed(LAYOUTS)}
-    best = [columns for columns in meant or LAYOUTS if columns.share(row) == max(scores.values())]
+    """Return the refusal of a row that has no layout's columns; it names the layout that it is nearest to."""
     if meant:
         return Refuse("columns", "wrong columns", f"not of layout={meant[0].name}: expected {meant[0].expected()}")
-    if max(scores.values()) < 0.5 or EDITS in best or CODED in best:
+    most = max(columns.share(row) for columns in LAYOUTS)
+    best = [columns for columns in LAYOUTS if columns.share(row) == most]
+    if most < 0.5 or EDITS in best or CODED in best:
         return _unlike(row)
-    ask = f"say {_say(best)}" if len(best) > 1 else f"expected {best[0].expected()}"
-    if best[0].there(row, sourceless=True) and len(best) == 1:
-        ask += f"; write null for text-to-image, or say {_say(best)}"
+    if len(best) > 1:
+        ask = f"say {_say(best)}"
+    else:
+        ask = f"expected {best[0].expected()}"
+        if best[0].there(row, sourceless=True):
+            ask += f"; write null for text-to-image, or say {_say(best)}"
     return Refuse("columns", "wrong columns", f"this looks like {_described(best, ' or ')}; {ask}")
 
 
 def _unlike(row: tuple[str, ...]) -> Refuse:
-    """What a row lacks of FireRed's columns."""
-    there = {SOURCE: SOURCE in row, TARGETS[0]: any(name in row for name in TARGETS)}
-    there |= {"instruction": any(name in row for name in INSTRUCTIONS)}
-    missing = next(name for name, present in there.items() if not present)
+    """Return the refusal of a row by the first of FireRed's columns that it lacks."""
+    wanted = {SOURCE: (SOURCE,), TARGETS[0]: TARGETS, "instruction": tuple(INSTRUCTIONS)}
+    missing = next(name for name, names in wanted.items() if not any(name in row for name in names))
     near = get_close_matches(missing, set(row) - {SOURCE, *TARGETS}, 1, 0.75)
-    hint = f"; is {near[0]!r} meant?" if near else "; write null for text-to-image" if missing == SOURCE else ""
+    hint = ""
+    if near:
+        hint = f"; is {near[0]!r} meant?"
+    elif missing == SOURCE:
+        hint = "; write null for text-to-image"
     expected = f"{SOURCE}, {' or '.join(TARGETS)}, {' and/or '.join(INSTRUCTIONS)}"
-    return Refuse(
-        missing, "wrong columns", f"no {missing}{hint} (expected {expected}, or those of {', '.join(NAMES[1:])})"
-    )
+    detail = f"no {missing}{hint} (expected {expected}, or those of {', '.join(NAMES[1:])})"
+    return Refuse(missing, "wrong columns", detail)
 
 
 def _described(layouts: Sequence[Columns], word: str) -> str:

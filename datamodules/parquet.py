@@ -98,6 +98,7 @@ def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _value(column: pa.Array, place: int) -> Any:
+    """Return one of a column's values; `Unreadable` when Python cannot have it."""
     try:
         return column[place].as_py()
     except Exception as problem:
@@ -112,7 +113,10 @@ def _holds_bytes(kind: pa.DataType) -> bool:
         return _holds_bytes(kind.value_type)
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
-        return place >= 0 and (pa.types.is_null(kind.field(place).type) or _holds_bytes(kind.field(place).type))
+        if place < 0:
+            return False
+        of_bytes = kind.field(place).type
+        return pa.types.is_null(of_bytes) or _holds_bytes(of_bytes)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _holds_bytes(kind.value_type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
@@ -123,7 +127,9 @@ def _embedded(value: Any, name: str, wanted: bool) -> Any:
     if isinstance(value, list):
         return [_embedded(item, f"{name}[{i}]", wanted) for i, item in enumerate(value)]
     if isinstance(value, dict) and "bytes" in value:
-        return value.get("path") if value["bytes"] is None else _embedded(value["bytes"], name, wanted)
+        if value["bytes"] is None:
+            return value.get("path")
+        return _embedded(value["bytes"], name, wanted)
     if isinstance(value, bytes):
         return Embedded(name, value if wanted else b"")
     return value

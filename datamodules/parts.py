@@ -215,7 +215,8 @@ def made_from(folder: Path, options: dict[str, Any], inherited: Sequence[str] = 
     Raises:
         UserError: When the folder was begun with other options.
     """
-    path, options = folder / PREPARED, json.loads(json.dumps(options))
+    path = folder / PREPARED
+    options = json.loads(json.dumps(options))
     if not path.exists():
         strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         if strangers:

@@ -78,7 +78,7 @@ def rows(
     layout: str = "",
     wanted: Wanted = lambda number: True,
 ) -> Iterator[list[Record] | Refusal]:
-    """Every row, in order: its records, or the refusal of the whole row. Memory holds a few rows.
+    """Yield every row, in order: its records, or the refusal of the whole row. Memory holds a few rows.
 
     Its records are the edit and, when it has an inverse instruction and exactly one reference, the inverted edit, whose
     id ends in ".inverse"; of a row that lists several targets, or several losers, one for each, ".0", ".1", ...
@@ -98,15 +98,19 @@ def rows_as_written(
     wanted: Wanted = lambda number: True,
 ) -> Iterator[tuple[Written, list[Record] | Refusal]]:
     """Yield every row as the table has it, with its records or the refusal of the whole row; see `rows`."""
-    base, seen, total = Path(source) if Path(source).is_dir() else Path(source).parent, Ids(), 0
     if layout:
-        named(layout)
+        named(layout)  # which refuses a name that no layout has
+    base = Path(source)
+    if not base.is_dir():
+        base = base.parent
+    seen = Ids()
+    total = 0
     for path in tables.files(source):
         place = Place(path if path.is_dir() else path.parent, base)
         for where, row in tables.rows(path, partial(_later, wanted, total)):
             total += 1
             if isinstance(row, Refuse):
-                yield Written({}, place, where), Refusal(where, *row.args)
+                yield Written({}, place, where), row.at(where)
                 continue
             fields = Fields(row)
             work = partial(_admitted, fields, place, where, inverse, layout, seen)
@@ -123,11 +127,12 @@ def _admitted(row: Fields, place: "Place", where: str, inverse: bool, layout: st
 
 
 def _later(wanted: Wanted, first: int, number: int) -> bool:
+    """Return whether a row is wanted, by its number in its table and that of the table's first row."""
     return wanted(first + number)
 
 
 def read(source: str | os.PathLike[str], *, inverse: bool = True, layout: str = "") -> Iterator[Record | Refusal]:
-    """`rows`, one by one."""
+    """Yield the records and refusals of `rows`, one by one."""
     for row in rows(source, inverse=inverse, layout=layout):
         if isinstance(row, Refusal):
             yield row
@@ -136,9 +141,11 @@ def read(source: str | os.PathLike[str], *, inverse: bool = True, layout: str = 
 
 
 def named_images(record: Record) -> Iterator[tuple[str, str]]:
-    """(column, path) of every image: the references, the target, and of a pair the loser."""
-    columns, many = record.columns, len(record.references) > 1
-    yield from ((f"{columns.source}[{i}]" if many else columns.source, x) for i, x in enumerate(record.references))
+    """Yield (column, path) of every image: the references, the target, and of a pair the loser."""
+    columns = record.columns
+    many = len(record.references) > 1
+    for number, path in enumerate(record.references):
+        yield (f"{columns.source}[{number}]" if many else columns.source), path
     if record.target:
         yield columns.target, record.target
     if record.loser:
@@ -146,16 +153,19 @@ def named_images(record: Record) -> Iterator[tuple[str, str]]:
 
 
 class Place:
-    """Where the paths of a table lead, and what they are called wherever the data lies."""
+    """The folder that a table's paths lead from, and its name wherever the data lies."""
 
     def __init__(self, folder: Path, base: Path) -> None:
-        self.folder, self.task, self.relative = str(folder), folder.resolve().name, str(folder.relative_to(base))
+        self.folder = str(folder)
+        self.task = folder.resolve().name
+        self.relative = str(folder.relative_to(base))
 
     def open(self, name: str) -> str:
-        """The image as it is opened: a URL as it is, a path relative to the folder of its table."""
+        """Return an image as it is opened: a URL as it is, a path relative to the folder of its table."""
         return self._in(self.folder, name)
 
     def call(self, name: str) -> str:
+        """Return the name of an image that does not depend on where the data lies."""
         return str(self._in(self.relative, name))
 
     @staticmethod
@@ -240,15 +250,15 @@ def _records(row: Fields, place: Place, where: str, inverse: bool, layout: str) 
 
 
 def _edits(row: dict[str, Any], columns: Columns) -> list[list[tuple[str, Any]]]:
-    """(column, value) of the target and of the loser, if there is one; so for each of a list of them."""
+    """Return (column, value) of the target and of the loser, if there is one; so for each of a list of them."""
     _preferred(row, columns)
-    named = [(name, row[name]) for name in (columns.target, columns.loser) if name]
-    found = next(((name, value) for name, value in named if name == columns.listed and isinstance(value, list)), None)
-    if not found:
-        return [named]
-    if not found[1]:
-        raise Refuse(found[0], "missing image", f"{found[0]} is an empty list")
-    return [[(name, image if name == found[0] else value) for name, value in named] for image in found[1]]
+    images = {name: row[name] for name in (columns.target, columns.loser) if name}
+    listed = images.get(columns.listed)
+    if not isinstance(listed, list):
+        return [list(images.items())]
+    if not listed:
+        raise Refuse(columns.listed, "missing image", f"{columns.listed} is an empty list")
+    return [list((images | {columns.listed: image}).items()) for image in listed]
 
 
 def _preferred(row: dict[str, Any], columns: Columns) -> None:
@@ -271,11 +281,12 @@ def _regions(row: dict[str, Any], prefix: str = "") -> tuple[tuple[Region, ...],
 
 
 def _sources(row: dict[str, Any], columns: Columns) -> list[tuple[str, Any]]:
-    """(column, value) of every reference: a path, a list, or numbered columns up to the last one filled."""
+    """Return (column, value) of every reference: a path, a list, or numbered columns up to the last one filled."""
     name = columns.source
-    if row.get(name) is not None:
-        value = row[name]
-        return [(name, item) for item in value] if isinstance(value, list) else [(name, value)]
+    value = row.get(name)
+    if value is not None:
+        values = value if isinstance(value, list) else [value]
+        return [(name, item) for item in values]
     numbered = [(f"{name}_{i}", row[f"{name}_{i}"]) for i in range(len(row)) if f"{name}_{i}" in row]
     while numbered and numbered[-1][1] is None:
         numbered.pop()
@@ -302,13 +313,14 @@ def _once(columns: Columns, references: list[str]) -> None:
 
 
 def _same(name: str, other: str) -> bool:
+    """Return whether two names are of one file, or two images in a table are of equal bytes."""
     if isinstance(name, Embedded) and isinstance(other, Embedded):
         return bool(name.data) and name.data == other.data
     return name == other
 
 
 def _group(row: dict[str, Any], columns: Columns, place: Place, images: list[str]) -> str:
-    """What names the source: the layout's column, else the first image, by its bytes when it lies in the table."""
+    """Return what names the source: the layout's column, else the first image, by its bytes if it is in the table."""
     if columns.group and row.get(columns.group) is not None:
         return f"{place.call('.')} {row[columns.group]}"
     if isinstance(images[0], Embedded) and images[0].data:
@@ -317,7 +329,7 @@ def _group(row: dict[str, Any], columns: Columns, place: Place, images: list[str
 
 
 def _identity(row: dict[str, Any], columns: Columns, task: str, images: list[str], texts: dict[str, str]) -> str:
-    """The row's own id, or a hash of what it says; the latter does not depend on where the data lies."""
+    """Return the row's own id, or a hash of what it says; the latter does not depend on where the data lies."""
     name = columns.id if columns.id in row else "id"
     value = row.get(name)
     if isinstance(value, int) and not isinstance(value, bool):

@@ -42,7 +42,14 @@ class Refuse(Exception):  # noqa: N818, it carries a refusal, it is no fault
     """A row that cannot be used: its field, the category for counting, and a line for the person who mends it."""
 
     def __init__(self, field: str, reason: str, detail: str) -> None:
-        self.args = (field, reason, detail)
+        super().__init__(field, reason, detail)
+        self.field = field
+        self.reason = reason
+        self.detail = detail
+
+    def at(self, where: str) -> Refusal:
+        """Return the refusal of the row that lies there."""
+        return Refusal(where, self.field, self.reason, self.detail)
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
@@ -102,4 +109,4 @@ def guarded(work: Callable[[], T], where: str, field: str | Callable[[], str] = 
         with refusing(field):
             return work()
     except Refuse as problem:
-        return Refusal(where, *problem.args)
+        return problem.at(where)

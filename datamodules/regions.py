@@ -24,7 +24,7 @@ Window = tuple[float, float, float, float]  # left, top, right, bottom of what a
 
 FACE, BOX = 5, 2
 LEAST = 2.0  # pixels that a region spans; less is a slip, such as shares of the sides in place of pixels
-LARGEST = 1e9  # pixels; also above what a float holds, and NaN, is no place in a picture
+LARGEST = 1e9  # pixels; a number that is not below it, NaN and infinity too, is no place in a picture
 HINT = 'a region is {"points": [[x, y], ... 5]} or {"box": [left, top, right, bottom]}, in pixels of the target'
 
 

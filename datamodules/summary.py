@@ -1,4 +1,4 @@
-"""What a source or a prepared folder holds, in lines to print: the report of `check --data`."""
+"""The report of `check --data`: lines that say what a source or a prepared folder holds."""
 
 import os
 import time
@@ -48,7 +48,7 @@ class Addresses:
 
 @dataclass
 class Summary:
-    """What a source holds, before anything is encoded."""
+    """The content of a source, counted before anything is encoded."""
 
     rows: int = 0
     layouts: Counter[str] = field(default_factory=Counter)
@@ -93,20 +93,18 @@ class Summary:
             counts = ", ".join(f"{key} {count}" for key, count in sorted(getattr(self, name).items()))
             yield f"{name:<11} {counts or 'nothing'}"
         if self.shapes:
-            shapes = self.shapes.most_common(SHAPES)
+            listed = ", ".join(f"{w}x{h} {count}" for (h, w), count in self.shapes.most_common(SHAPES))
             rest = f", {len(self.shapes) - SHAPES} others" if len(self.shapes) > SHAPES else ""
-            seen = f"{self.shapes.total()} targets seen"
-            yield f"shapes      {', '.join(f'{w}x{h} {count}' for (h, w), count in shapes)}{rest} ({seen})"
+            yield f"shapes      {listed}{rest} ({self.shapes.total()} targets seen)"
         if self.addresses.allowed:
             rest = f"{self.addresses.passed_over} passed over after {URL_TOTAL:g} s"
             yield f"addresses   {self.addresses.fetched} fetched, {rest}"
         yield from (f"refused     {count:>6} {reason}" for reason, count in self.refused.most_common())
         yield from (f"  {problem}" for problem in self.problems)
-        yield from (
-            f"e.g. {r.where}: {', '.join(r.references) or 'text'} -> {r.target or 'to be drawn'}"
-            f"{f' rather than {r.loser}' if r.loser else ''}: {r.instructions}"
-            for r in self.first
-        )
+        for record in self.first:
+            sources = ", ".join(record.references) or "text"
+            rather = f" rather than {record.loser}" if record.loser else ""
+            yield f"e.g. {record.where}: {sources} -> {record.target or 'to be drawn'}{rather}: {record.instructions}"
 
 
 def summary(
@@ -118,7 +116,7 @@ def summary(
     looked_up: int = 10_000,
     opened: int = 1000,
 ) -> Summary:
-    """Counts by task, number of references, language and shape, the first problems and the first records.
+    """Count by task, number of references, language and shape; keep the first problems and the first records.
 
     Whether images are there is looked up for the first `looked_up` rows. Shapes are what the rows say and, of the first
     `opened` rows that do not say, what the targets' headers do; no image is decoded. Images that are addresses are
@@ -133,7 +131,8 @@ def summary(
             row = guarded(looks, row[0].where)
         if isinstance(row, Refusal):
             total.refused[row.reason] += 1
-            total.problems += [row] * (len(total.problems) < shown)
+            if len(total.problems) < shown:
+                total.problems.append(row)
             continue
         total.first += row[: max(0, shown - len(total.first))]
         total.add(row)
@@ -141,7 +140,7 @@ def summary(
 
 
 def _carried(record: Record) -> dict[str, bool]:
-    """What a record has beside images and instructions, by the name that is counted."""
+    """Return whether a record has each thing beside images and instructions, by the name that is counted."""
     texts = ("target_text", "replaced_text", "requirement", "cluster")
     marks = {"regions": bool(record.regions), "mask": bool(record.mask), "captions": any(record.captions)}
     kinds = {"pair": bool(record.loser), "prompt without target": not record.target}
@@ -175,10 +174,8 @@ def _fetched(row: list[Record], addresses: Addresses, opened: bool) -> dict[str,
     found: dict[str, Shape] = {}
     for name, path in _named(row):
         if images.URL.match(path) and (opened or not addresses.allowed):
-            try:
+            with images.refusing_field(name):
                 found[path] = addresses.size(path)
-            except images.BadImageError as problem:
-                raise Refuse(name, problem.reason, problem.detail) from None
     return found
 
 
@@ -195,11 +192,9 @@ def _shape(row: list[Record], total: Summary, fetched: dict[str, Shape]) -> None
     path = record.target or next(iter(record.references), "")
     shape = record.size if any(record.size) else fetched.get(path, (0, 0))
     if not any(shape) and path and not images.URL.match(path):
-        try:
+        column = record.columns.target if record.target else record.columns.source
+        with images.refusing_field(column):
             shape = images.size(path)
-        except images.BadImageError as problem:
-            column = record.columns.target if record.target else record.columns.source
-            raise Refuse(column, problem.reason, problem.detail) from None
     if any(shape):
         check_inside(record.regions, shape[::-1], record.region_column)
         total.shapes[shape] += 1
@@ -221,7 +216,7 @@ _table = lru_cache(shape_table)
 
 
 def table(folder: str | os.PathLike[str], capacity: int | None = None) -> Iterator[str]:
-    """The buckets of a prepared folder: samples, batch size, tokens, and what share of the capacity stays empty.
+    """Yield the buckets of a prepared folder: samples, batch size, tokens, and what share of the capacity stays empty.
 
     capacity: visual tokens of a micro-batch; when None, four of the largest samples'.
     """
@@ -234,7 +229,8 @@ def table(folder: str | os.PathLike[str], capacity: int | None = None) -> Iterat
             continue
         full = capacity or FULL * max(bucket.tokens for bucket in index.buckets)
         planned = BatchPlan(index, capacity=full, plan_ranks=1, seed=0)
-        plan, left = planned.table(), len(planned.left_out(0).rows)
+        plan = planned.table()
+        left = len(planned.left_out(0).rows)
         empty = 1 - sum(line.samples * line.tokens for line in plan) / (full * sum(line.batches for line in plan))
         yield f"{split}: {len(index)} samples in {len(plan)} buckets, capacity {full} tokens, {empty:.1%} of it unused"
         yield f"  an epoch of one process leaves out {left} of them ({left / len(index):.1%}), others each time"

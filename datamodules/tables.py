@@ -1,4 +1,4 @@
-"""What rows lie in: JSONL, JSON, CSV, Parquet, and folders of images. A row at a time, in memory that does not grow.
+"""Tables of rows: JSONL, JSON, CSV, Parquet, folders of images. A row at a time, in memory that does not grow.
 
 JSONL holds an object a line; JSON one array of objects; CSV a header and cells, one that begins with "[" being a list
 and the others what `datamodules.cells` says; Parquet is read some rows at a time, and images that lie in it come as
@@ -80,15 +80,19 @@ def _openable(path: Path) -> Path:
 def rows(path: Path, wanted: parquet.Wanted = lambda number: True) -> Iterator[tuple[str, Row]]:
     """Yield (where, row) of everything that is not blank; what cannot be read as a row is the reason why."""
     before = ""
+    is_csv = kind_of(path) == "csv"
     for number, (where, row) in enumerate(_written(path, wanted), 1):
         numbered = f"{where}, row {number}" if where == before else where  # several rows stand on one line
         before = where
-        yield numbered, _typed(row) if kind_of(path) == "csv" else row
+        yield numbered, _typed(row) if is_csv else row
 
 
 def _typed(row: Row) -> Row:
+    """Return a row of cells as what its columns say, or why it is none."""
+    if isinstance(row, Refuse):
+        return row
     try:
-        return row if isinstance(row, Refuse) else cells.typed(row)
+        return cells.typed(row)
     except Refuse as problem:
         return problem
 
@@ -107,7 +111,8 @@ def _written(path: Path, wanted: parquet.Wanted = lambda number: True) -> Iterat
 
 def survey(source: str | os.PathLike[str]) -> tuple[int, str]:
     """Return how many rows `rows` gives, and a hash of what they are made from. UserError when there is none."""
-    count, digest = 0, hashlib.blake2b(digest_size=12)
+    count = 0
+    digest = hashlib.blake2b(digest_size=12)
     for path in files(source):
         digest.update(json.dumps(path.name).encode())
         if kind_of(path) == "parquet":
@@ -126,7 +131,7 @@ def survey(source: str | os.PathLike[str]) -> tuple[int, str]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, bytes) of the lines that are not blank; what is longer than 16 MiB comes cut to that."""
+    """Yield (number from 1, bytes) of the lines that are not blank; what is longer than 16 MiB comes cut to that."""
     with open_regular(path) as file:
         number = 0
         while line := file.readline(LONGEST_LINE):
@@ -211,7 +216,8 @@ def _array(path: Path) -> Iterator[tuple[str, Row]]:
 
     What follows an error in JSON cannot be told apart, so it ends there.
     """
-    decode, number = json.JSONDecoder().raw_decode, 1
+    decode = json.JSONDecoder().raw_decode
+    number = 1
     with io.TextIOWrapper(open_regular(path), "utf-8-sig", errors="surrogateescape") as file:
         text = file.read(PIECE)
         at = text.index("[") + 1
@@ -225,16 +231,19 @@ def _array(path: Path) -> Iterator[tuple[str, Row]]:
                     row, end = _decoded(decode, text, start)
                     if end == len(text):
                         raise Refuse("line", "invalid JSON", "not valid JSON (the array does not end)")
-            except Refuse as problem:
-                more = file.read(max(PIECE, len(text) - at)) if len(text) - at < LONGEST_LINE else ""
+            except Refuse as problem:  # or the text ends within the row, and more of it is read
+                left = len(text) - at
+                more = file.read(max(PIECE, left)) if left < LONGEST_LINE else ""
                 if not more:
                     yield f"{path}:{number}", problem
                     return
-                text, at = text[at:] + more, 0
+                text = text[at:] + more
+                at = 0
                 continue
             number += text.count("\n", at, start)
             yield f"{path}:{number}", _element(row, text[start:end])
-            number, at = number + text.count("\n", start, end), end
+            number += text.count("\n", start, end)
+            at = end
 
 
 def _element(row: Any, text: str) -> Row:
@@ -268,26 +277,28 @@ def _header(path: Path, reader: "csv.DictReader[str]") -> list[str]:
     """Return the names of a CSV file's columns. Raises UserError when they are none that a row can be read by."""
     try:
         names = [_encodable(name) for name in reader.fieldnames or ()]
-    except (csv.Error, Refuse) as problem:
-        detail = problem.args[-1]
-        raise UserError(f"{path}:1: its header cannot be read ({detail})") from None
+    except Refuse as problem:
+        raise UserError(f"{path}:1: its header cannot be read ({problem.detail})") from None
+    except csv.Error as problem:
+        raise UserError(f"{path}:1: its header cannot be read ({problem})") from None
     if twice := next((name for name in names if name and names.count(name) > 1), None):
         raise UserError(f"{path}:1: two columns are called {twice!r}; keep one")
     return names
 
 
 def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row's cells as text, lists of text and None. Raises Refuse when they are not one for each column."""
     if "\0more" in row or "\0less" in row.values():
         raise Refuse("line", "invalid CSV", "it has not as many cells as the header; quote cells that hold commas")
     try:
         "".join(row.values()).encode()
     except UnicodeEncodeError as problem:
         raise _not_utf8(problem) from None
-    return {name: _listed(cell) if cell.startswith("[") else cell or None for name, cell in row.items()}
+    return {name: _listed(cell) if cell.startswith("[") else (cell or None) for name, cell in row.items()}
 
 
 def _listed(cell: str) -> Any:
-    """A list of paths, as a cell holds it; any other text as it is."""
+    """Return a list of paths, as a cell holds it; any other text as it is."""
     try:
         items = json.loads(cell)
     except (ValueError, RecursionError):
@@ -318,7 +329,7 @@ def _controls(path: Path, stem: str, controls: Mapping[str, Mapping[str, list[st
     """Return the paths of a target's controls, in the order of their folders. Raises Refuse for one left out."""
     absent = [name for name in controls if stem not in controls[name]]
     there = [name for name in controls if name not in absent]
-    if absent and (not there or absent[0] < there[-1]):
+    if absent and (not there or absent[0] < there[-1]):  # only the last ones may be left out
         raise Refuse(absent[0], "missing image", f"{path / absent[0] / stem}.* does not exist")
     return [f"{name}/{folders.only(controls[name][stem], path / name, name)}" for name in there]
 

@@ -176,8 +176,9 @@ def _check(dtype: str, max_refused: float, held_out: float, part_rows: int, max_
 
 
 def _say_sizes(first: Iterable[Row], count: int, estimate: Callable[[list[Record]], float], folder: Path) -> None:
-    some = [guarded(partial(estimate, row), row[0].where) for row in first if not isinstance(row, Refusal)]
-    known = [size for size in some if not isinstance(size, Refusal)]
+    """Print how much will be written, by the first rows' sizes, and how much is free; a refused row has none."""
+    sizes = [guarded(partial(estimate, row), row[0].where) for row in first if not isinstance(row, Refusal)]
+    known = [size for size in sizes if not isinstance(size, Refusal)]
     needed = sum(known) / max(1, len(known)) * count
     free = shutil.disk_usage(folder).free
     print(f"{count} rows, about {needed / 1e6:,.0f} MB to write; {free / 1e6:,.0f} MB are free in {folder}")
