@@ -3,18 +3,11 @@
 import numpy as np
 
 from firered_lit.draws import seed_of
+from firered_lit.splitmix import GOLDEN, mix
 
 ROUNDS = 6
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: the increment of splitmix64
 WINDOW = 1024  # items of an interleaving that are laid out together
 UNIT = 1 << 24  # denominators of rates that are not whole numbers
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014): uint64 -> uint64, every bit depends on every bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def hashes(n: int, *key: object) -> np.ndarray:

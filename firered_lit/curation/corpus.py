@@ -1,4 +1,4 @@
-"""The score files of a corpus as tables: by shard for rules, as one for quantiles."""
+"""The score files of a corpus as tables: a shard's for rules, all of them for quantiles."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,17 @@ from firered_lit.errors import UserError
 from . import scores
 from .annotator import Annotator
 from .rules import Values, nearest
-from .shards import FILE, OWN, ROW
+from .shards import FILE, LABEL, OWN, ROW
 
 STATE = "state"
+COSTS = "costs"  # in STATE, a file for each command that shares the work
 PICTURES = {"any": "true", "target": "picture = 0", "source": "picture > 0"}
 _NUMERIC = ("number", "count")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What `annotate` has written.
+    """The score files that the step `annotate` has written.
 
     Args:
         folder: OUT.
@@ -38,7 +39,7 @@ class Corpus:
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """The number of shards."""
         return -(-self.count // self.shard_rows)
 
     def size(self, shard: int) -> int:
@@ -76,10 +77,21 @@ class Corpus:
         """
         path = scores.path_of(self.folder, name, shard)
         wanted = dict.fromkeys((*scores.KEYS, scores.FAILURE, *columns))
-        table = scores.read(path, list(wanted))
+        table = scores.read(path, list(wanted), "label" if name == LABEL else "annotate")
         if name == ROW and table.num_rows != self.size(shard):
             raise UserError(f"{path}: has {table.num_rows} rows in place of {self.size(shard)}; annotate again")
         return table
+
+    def of_rows(self, shard: int, column: str) -> Values:
+        """Return a column with a value for each row of a shard, that of the first picture; NaN or None without one."""
+        name, _, field = column.partition(".")
+        table = self.table(shard, name, [field])
+        values = values_of(table, field)
+        first_pictures = table.column("picture").to_numpy() == 0
+        places = table.column("row").to_numpy() - shard * self.shard_rows
+        placed = np.full(self.size(shard), None if values.dtype == object else np.nan, values.dtype)
+        placed[places[first_pictures]] = values[first_pictures]
+        return placed
 
     def quantiles(self, column: str, shares: Sequence[float], of: str = "any") -> list[float]:
         """Return quantiles of a column, linear between its values.
@@ -95,18 +107,21 @@ class Corpus:
         if not self.is_numeric(column):
             raise UserError(f"{column}: holds {self.kinds[column]}, which has no quantiles")
         name, _, field = column.partition(".")
-        query = f'SELECT quantile_cont("{field}"::DOUBLE, $shares) FROM {self._all(name)} WHERE {PICTURES[of]}'  # noqa: S608, names of columns that there are
+        query = f'SELECT quantile_cont("{field}"::DOUBLE, $shares) FROM {self.queried(name)} WHERE {PICTURES[of]}'  # noqa: S608, names of columns that there are
         with connection(self.folder) as database:
             found = database.execute(query, {"shares": list(shares)}).fetchall()[0][0]
         if found is None:
             raise UserError(f"{column}: has no value at all, so it has no quantiles; is its annotator for such rows?")
         return [float(value) for value in found]
 
-    def _all(self, name: str) -> str:
+    def queried(self, name: str) -> str:
         """Return an annotator's score files as a table of a query."""
-        paths = scores.files(self.folder, name, self.shards)
-        listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-        return f"read_parquet([{listed}])"
+        return f"read_parquet([{', '.join(map(quoted, scores.files(self.folder, name, self.shards)))}])"
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a text of a query."""
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def connection(folder: Path, file: str = ":memory:", memory: str = "3GB") -> Any:

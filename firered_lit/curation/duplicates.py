@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from firered_lit.splitmix import GOLDEN
+
 Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
 
@@ -198,7 +200,7 @@ def _parts(given: _Given | _Different, blocks: list[tuple[int, int]], chunk: int
 
 def _spread(key: Hashes, count: int) -> NDArray[np.int16]:
     """Return one of `count` numbers for each key, the same for equal keys, about evenly."""
-    mixed = key * np.uint64(0x9E3779B97F4A7C15)
+    mixed = key * GOLDEN
     return ((mixed >> np.uint64(40)) % np.uint64(count)).astype(np.int16)
 
 

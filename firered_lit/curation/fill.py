@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-import pyarrow.parquet as pq
-
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
 
+from . import scores
 from .corpus import Corpus
 from .make.templates import TASKS
 from .rows import RawTable
@@ -105,19 +104,14 @@ class Fill:
         """Write the pictures that something is wanted of."""
         with replacing(corpus.folder / FILL) as file:
             for row in table.rows(wanted.__contains__) if wanted else ():
-                if row.number in wanted:
-                    line = table.line(row, corpus.folder)
-                    line["wanted"] = wanted[row.number]
-                    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+                line = table.line(row, corpus.folder)
+                line["wanted"] = wanted[row.number]
+                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
 
 
 def _kept(corpus: Corpus) -> Iterator[tuple[int, str, str, int | None]]:
     """Yield (number, kind, category or task, cluster) of the kept rows."""
-    path = corpus.folder / DECISIONS
-    try:
-        decisions = pq.read_table(path, columns=["kept", "cluster"])
-    except (OSError, ValueError):
-        raise UserError(f"{path}: missing or damaged; run the step select first") from None
+    decisions = scores.read(corpus.folder / DECISIONS, ["kept", "cluster"], "select")
     for shard in range(corpus.shards):
         first = shard * corpus.shard_rows
         some = decisions.slice(first, corpus.size(shard)).to_pylist()

@@ -1,4 +1,4 @@
-"""What depends on all rows at once, made from score files alone: groups of near duplicates, and clusters.
+"""Groups of near duplicates and clusters: they depend on all rows at once, and are made from score files alone.
 
 OUT/state/groups.parquet has (row, group) of the rows that have near duplicates, OUT/state/clusters.parquet (row,
 cluster). Each notes what it was made from, and is made again when that has changed.
@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
-from firered_lit.files import replacing
+from firered_lit.splitmix import lots
 
 from . import duplicates, scores
 from .annotator import identity
@@ -26,7 +25,6 @@ from .corpus import STATE, Corpus, shard_numbers, values_of
 from .shards import ROW
 
 GROUPS, CLUSTERS = "groups", "clusters"
-_MADE_FROM = b"firered_lit.curation"
 Direction = Literal["highest", "lowest"]
 
 
@@ -107,18 +105,18 @@ def fit(corpus: Corpus, near: Duplicates | None, clusters: Clusters | None) -> l
         near.check(corpus)
         options = {"column": near.column, "text": near.text, "distance": near.distance}
         made_from = _made_from(corpus, options, (near.column, near.text))
-        if not _is_made(corpus.folder, GROUPS, made_from):
+        if not scores.is_done(path_of(corpus.folder, GROUPS), made_from):
             rows, groups = _groups(corpus, near)
-            _write(corpus.folder, GROUPS, rows, groups, made_from)
+            scores.put(path_of(corpus.folder, GROUPS), _table(GROUPS, rows, groups), made_from)
             count = len(np.unique(groups))
             said.append(f"duplicates {len(rows):>8} rows in {count} groups")
     if clusters is not None:
         corpus.check(clusters.column, "clusters.column")
         options = {"column": clusters.column, "count": clusters.count, "sample": clusters.sample, "seed": clusters.seed}
         made_from = _made_from(corpus, options, (clusters.column,))
-        if not _is_made(corpus.folder, CLUSTERS, made_from):
+        if not scores.is_done(path_of(corpus.folder, CLUSTERS), made_from):
             rows, numbers = _clusters(corpus, clusters)
-            _write(corpus.folder, CLUSTERS, rows, numbers, made_from)
+            scores.put(path_of(corpus.folder, CLUSTERS), _table(CLUSTERS, rows, numbers), made_from)
             said.append(f"clusters   {len(np.unique(numbers)):>8}")
     return said
 
@@ -133,7 +131,7 @@ def _groups(corpus: Corpus, near: Duplicates) -> tuple[NDArray[np.int64], NDArra
     rows, targets, sources, has_source = [], [], [], []
     for shard, first, size in shard_numbers(corpus):
         kinds = values_of(corpus.table(shard, ROW, ["kind"]), "kind")
-        texts = _by_row(corpus, shard, near.text, first, size)
+        texts = corpus.of_rows(shard, near.text)
         hashes = corpus.table(shard, near.column.partition(".")[0], [near.column.partition(".")[2]])
         bits = hashes.column(near.column.partition(".")[2])
         there = np.asarray(bits.is_valid())
@@ -176,15 +174,6 @@ def _also_by_source(
     return members[kept], members[first[inverse[kept]]]
 
 
-def _by_row(corpus: Corpus, shard: int, column: str, first: int, size: int) -> NDArray[Any]:
-    """Return a text column with a place for every row of a shard; None where there is none."""
-    name, _, field_name = column.partition(".")
-    table = corpus.table(shard, name, [field_name])
-    found = np.full(size, None, object)
-    found[table.column("row").to_numpy() - first] = values_of(table, field_name)
-    return found
-
-
 def _placed(
     values: NDArray[np.uint64], places: NDArray[np.int64], wanted: NDArray[np.bool_], size: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
@@ -213,9 +202,10 @@ def _clusters(corpus: Corpus, clusters: Clusters) -> tuple[NDArray[np.int64], ND
     if not total:
         raise UserError(f"clusters.column: {clusters.column} has no value at all")
     # Fitted on rows that are spread over all shards, the same ones for one seed.
-    lots = [_lots(rows, clusters.seed) for rows, _ in parts]
-    limit = np.partition(np.concatenate(lots), min(clusters.sample, total) - 1)[min(clusters.sample, total) - 1]
-    sample = np.concatenate([vectors[lot <= limit] for (_, vectors), lot in zip(parts, lots)])
+    lots_of = [lots(rows, seed_of(clusters.seed, "lots")) for rows, _ in parts]
+    last = min(clusters.sample, total) - 1
+    limit = np.partition(np.concatenate(lots_of), last)[last]
+    sample = np.concatenate([vectors[lot <= limit] for (_, vectors), lot in zip(parts, lots_of)])
     count = min(clusters.count, len(np.unique(sample, axis=0)))
     seed = seed_of(clusters.seed, "clusters") % (1 << 32)
     means = MiniBatchKMeans(count, random_state=seed, n_init=3, batch_size=4096).fit(sample)
@@ -234,42 +224,16 @@ def _vectors(corpus: Corpus, shard: int, column: str) -> tuple[NDArray[np.int64]
     return rows, vectors
 
 
-def _lots(rows: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """Return a random number for every row, of its number and the seed alone (splitmix64)."""
-    return lots(rows, seed_of(seed, "lots"))
-
-
-def lots(rows: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """Return 64 random bits for every row, of its number and the seed alone.
-
-    Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014 (splitmix64).
-    """
-    mixed = rows.astype(np.uint64) + np.uint64(seed % (1 << 64))
-    mixed = (mixed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def _made_from(corpus: Corpus, options: Mapping[str, Any], columns: tuple[str, ...]) -> bytes:
-    """Return what decides a result, as bytes to compare."""
+def _made_from(corpus: Corpus, options: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
+    """Return all that decides a result."""
     names = sorted({column.partition(".")[0] for column in columns})
     annotators = {name: identity(corpus.annotators[name]) for name in names if name in corpus.annotators}
-    content = {"options": options, "annotators": annotators, "rows": corpus.count, "shard_rows": corpus.shard_rows}
-    return json.dumps(content, sort_keys=True).encode()
+    return {"options": options, "annotators": annotators, "rows": corpus.count, "shard_rows": corpus.shard_rows}
 
 
-def _is_made(folder: Path, name: str, made_from: bytes) -> bool:
-    try:
-        return (pq.read_schema(path_of(folder, name)).metadata or {}).get(_MADE_FROM) == made_from
-    except (OSError, pa.ArrowException):
-        return False
-
-
-def _write(folder: Path, name: str, rows: NDArray[np.int64], numbers: NDArray[np.int64], made_from: bytes) -> None:
-    table = pa.table({"row": rows, name.removesuffix("s"): numbers}).replace_schema_metadata({_MADE_FROM: made_from})
-    with replacing(path_of(folder, name), "wb") as file:
-        pq.write_table(table, file, compression="zstd")
+def _table(name: str, rows: NDArray[np.int64], numbers: NDArray[np.int64]) -> pa.Table:
+    """Return rows with their groups or clusters."""
+    return pa.table({"row": rows, name.removesuffix("s"): numbers})
 
 
 def read(folder: Path, name: str) -> pa.Table:
@@ -278,13 +242,10 @@ def read(folder: Path, name: str) -> pa.Table:
     Raises:
         UserError: They were not made, or the file is damaged.
     """
-    path = path_of(folder, name)
-    if not path.exists():
-        raise UserError(f"{path}: missing; run the step fit first")
-    return scores.read(path, ["row", name.removesuffix("s")])
+    return scores.read(path_of(folder, name), ["row", name.removesuffix("s")], "fit")
 
 
 def nothing(name: str) -> pa.Table:
     """Return a table of groups or clusters without a row."""
     empty: NDArray[np.int64] = np.zeros(0, np.int64)
-    return pa.table({"row": empty, name.removesuffix("s"): empty})
+    return _table(name, empty, empty)

@@ -36,12 +36,12 @@ def write_losers(folder: Path, table: RawTable, reasons: Collection[str]) -> int
             rejected.add(number)
     losers: dict[str, list[str]] = {}
     for row in table.rows(rejected.__contains__) if rejected else ():
-        if row.number in rejected and row.kind == "edit":
+        if row.kind == "edit":
             losers.setdefault(_question(row), []).append(_target(row))
     count = 0
     with replacing(folder / LOSERS) as file:
         for row in table.rows(kept.__contains__) if losers else ():
-            if row.number not in kept or row.kind != "edit":
+            if row.kind != "edit":
                 continue
             for place, loser in enumerate(losers.get(_question(row), ())):
                 file.write(json.dumps(_pair(row, loser, place), ensure_ascii=False) + "\n")

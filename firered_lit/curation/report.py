@@ -1,9 +1,9 @@
-"""What a selection did, to look at: funnel, tables, histograms, dropped pictures and near duplicates.
+"""The report of a selection: funnel, tables, histograms, dropped pictures and near duplicates.
 
 OUT/report/index.html is one static page without scripts, its pictures in it; OUT/report/report.md has the tables.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,20 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 from firered_lit.files import write_text
+from firered_lit.splitmix import lots
 from firered_lit.textfiles import read_object
 
 from . import page, scores
-from .corpus import PICTURES, STATE, Corpus, connection
-from .fit import lots
+from .corpus import COSTS, PICTURES, STATE, Corpus, connection, quoted
 from .rows import RawRow, RawTable, UnusablePictureError, shrunk
 from .rules import Rule, Threshold
-from .select import DECISIONS, DUPLICATE
+from .select import DECISIONS, DUPLICATE, SELECTION
 from .shards import FILE, ROW
 
 FOLDER = "report"
@@ -39,7 +38,7 @@ _LANGUAGE = "language"
 
 @dataclass(frozen=True)
 class Shown:
-    """A row as the page shows it: its first picture, and what its file is called, what it says and measures."""
+    """A row as the page shows it: its first picture, its name, its words and its numbers."""
 
     id: str
     where: str
@@ -85,11 +84,11 @@ def report(corpus: Corpus, table: RawTable, rules: Mapping[str, Rule], seed: int
     Raises:
         UserError: There are no decisions.
     """
-    path = corpus.folder / STATE / "selection.json"
+    path = corpus.folder / STATE / SELECTION
     if not path.exists():
         raise UserError(f"{path}: missing; run the step select first")
     state = read_object(path, "rows", "kept", "reasons", "matched")
-    decided = _decisions(corpus)
+    decided = scores.read(corpus.folder / DECISIONS, ["reason", "group"], "select")
     found = Report(state["rows"], state["kept"])
     costs = _costs(corpus)
     left = found.rows
@@ -106,23 +105,11 @@ def report(corpus: Corpus, table: RawTable, rules: Mapping[str, Rule], seed: int
     return folder / "index.html"
 
 
-def _decisions(corpus: Corpus) -> pa.Table:
-    path = corpus.folder / DECISIONS
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read(columns=["reason", "group"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; run the step select first") from None
-    except (OSError, pa.ArrowException) as problem:
-        said = " ".join(str(problem).split())
-        raise UserError(f"{path}: cannot be read ({said}); run the step select again") from None
-
-
 def _costs(corpus: Corpus) -> dict[str, float]:
     """Return the milliseconds that each annotator took for an item, over all commands that worked here."""
     items: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
-    for path in sorted((corpus.folder / STATE).glob("costs-*.json")):
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for path in sorted((corpus.folder / STATE).glob(f"{COSTS}-*.json")):
         for name, spent in read_object(path).items():
             items[name] += spent["items"]
             seconds[name] += spent["seconds"]
@@ -137,15 +124,14 @@ def _cost(rule: Rule | None, costs: Mapping[str, float]) -> str:
 def _tables(corpus: Corpus) -> dict[str, list[tuple[str, int, int, str]]]:
     """Return, by source, kind, task, category, licence, language and cluster, the rows, the kept ones and the reason
     that dropped most."""
-    decisions = str(corpus.folder / DECISIONS).replace("'", "''")
-    rows = f"SELECT file_row_number AS row, * FROM read_parquet('{decisions}', file_row_number = true)"  # noqa: S608
+    decisions = quoted(corpus.folder / DECISIONS)
+    rows = f"SELECT file_row_number AS row, * FROM read_parquet({decisions}, file_row_number = true)"  # noqa: S608
     fields = {name: f"facts.{name}" for name in ("kind", "task", "category", "license")}
     values = {"source": "decided.source", **fields, "cluster": "decided.cluster"}
-    facts = _listed(corpus, ROW)
-    joined = f"({rows}) decided JOIN {facts} facts USING (row)"
+    joined = f"({rows}) decided JOIN {corpus.queried(ROW)} facts USING (row)"
     for name, annotator in corpus.annotators.items():
         if _LANGUAGE in annotator.columns and annotator.of == "row":
-            joined += f" LEFT JOIN {_listed(corpus, name)} words USING (row)"
+            joined += f" LEFT JOIN {corpus.queried(name)} words USING (row)"
             values[_LANGUAGE] = f"words.{_LANGUAGE}"
             break
     tables = {}
@@ -159,11 +145,6 @@ def _tables(corpus: Corpus) -> dict[str, list[tuple[str, int, int, str]]]:
             if len(found) > 1:
                 tables[name] = [tuple(row) for row in found]
     return tables
-
-
-def _listed(corpus: Corpus, name: str) -> str:
-    paths = scores.files(corpus.folder, name, corpus.shards)
-    return "read_parquet([" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths) + "])"
 
 
 def _histograms(corpus: Corpus, rules: Mapping[str, Rule], fitted: Mapping[str, Any]) -> list[Histogram]:
@@ -184,7 +165,7 @@ def _histograms(corpus: Corpus, rules: Mapping[str, Rule], fitted: Mapping[str, 
         annotator, _, column = rule.column.partition(".")
         place = f'floor(("{column}" - $low) / ($high - $low) * {BINS})'
         query = (
-            f"SELECT greatest(0, least({BINS - 1}, {place}))::INTEGER, count(*) FROM {_listed(corpus, annotator)}"  # noqa: S608
+            f"SELECT greatest(0, least({BINS - 1}, {place}))::INTEGER, count(*) FROM {corpus.queried(annotator)}"  # noqa: S608
             f' WHERE {PICTURES[rule.of]} AND "{column}" IS NOT NULL GROUP BY 1'
         )
         with connection(corpus.folder) as database:

@@ -2,11 +2,11 @@
 
 import errno
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -17,23 +17,22 @@ from firered_lit.textfiles import read_object
 
 from . import workers as processes
 from .annotator import Annotator
-from .corpus import STATE, Corpus
+from .corpus import COSTS, STATE, Corpus
 from .fill import Fill
 from .fit import Clusters, Duplicates, fit
-from .label.label import NAME as LABEL
 from .label.label import Label, Texts
 from .losers import LOSERS, write_losers
 from .make.maker import Make
 from .report import report
 from .rows import RawRow, RawTable
 from .rules import Rule, read
-from .select import DECISIONS, Quota, Selection, select
-from .shards import OWN, Done, Shards, Work
+from .select import DECISIONS, DUPLICATE, SELECTION, Quota, Selection, select
+from .shards import LABEL, OWN, Done, Shards, Work
 from .write import SELECTED, write
 
 Stepname = Literal["annotate", "fit", "select", "label", "write", "make", "fill", "report"]
-STEPS: tuple[Stepname, ...] = ("annotate", "fit", "select", "label", "write", "make", "fill", "report")
-MADE_FROM, COSTS, SELECTION = "curate.json", "costs", "selection.json"
+STEPS: tuple[Stepname, ...] = get_args(Stepname)
+MADE_FROM = "curate.json"
 _FEW = 64  # items of an annotator, from which on the share that it failed at is looked at
 
 
@@ -125,13 +124,15 @@ def _check(steps: Sequence[str], annotators: Mapping[str, Annotator], rules: Map
         if step not in STEPS:
             raise UserError(f"steps: {step!r} is none of {', '.join(STEPS)}")
     for name in annotators:
-        if name in OWN:
+        if name in (*OWN, LABEL):
             raise UserError(f"annotators.{name}: this name is taken by the engine's own columns; choose another one")
         if not name.isidentifier():
             raise UserError(f"annotators.{name}: a name is made of letters, digits and underscores")
     for name in rules or {}:
         if ":" in name or not name.isprintable():
             raise UserError(f"rules.{name}: a rule's name has no colon, and nothing that cannot be printed")
+        if name == DUPLICATE:
+            raise UserError(f"rules.{name}: this name is the reason of near duplicates; choose another one")
 
 
 def _note(folder: Path, made_from: Mapping[str, Any]) -> None:
@@ -164,14 +165,14 @@ def _annotate(
         return
     items: Counter[str] = Counter()
     failed: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     with tqdm(total=total, unit="row", desc="annotate", smoothing=0.05) as bar:
 
         def done(one: Done) -> None:
             items.update(one.items)
             failed.update(one.failed)
             for name, spent in one.seconds.items():
-                seconds[name] += spent  # type: ignore[assignment]
+                seconds[name] += spent
             bar.update(corpus.size(one.shard))
             for name, count in failed.items():
                 if items[name] >= _FEW and count > max_failed * items[name]:
@@ -219,7 +220,7 @@ def _add_costs(path: Path, items: Mapping[str, int], seconds: Mapping[str, float
 
 @dataclass(frozen=True)
 class Choice:
-    """What decides which rows are kept; see `select`."""
+    """All that decides which rows are kept; see `select`."""
 
     rules: Mapping[str, Rule]
     duplicates: Duplicates | None
@@ -228,7 +229,7 @@ class Choice:
     seed: int
 
     def before_labels(self) -> "Choice":
-        """Return what decides which rows a model is asked about: rules that need no labels, and no quotas yet."""
+        """Return the choice of the rows that a model is asked about: rules that need no labels, and no quotas yet."""
         rules = {name: rule for name, rule in self.rules.items() if not needs_labels(rule)}
         best = self.duplicates.best if self.duplicates is not None else {}
         by_labels = any(column.startswith(f"{LABEL}.") for column in best)

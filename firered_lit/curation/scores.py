@@ -5,8 +5,9 @@ row's pictures it is (0 for the first, which is the target where there is one; 0
 the annotator gave nothing for it. What the numbers are made by stands in the file's own metadata.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .annotator import KINDS
 FOLDER = "scores"
 KEYS = {"row": pa.int64(), "picture": pa.int16()}
 FAILURE = "failure"
-_METADATA = b"firered_lit.curation"
+_MADE_BY = b"firered_lit.curation"  # of a file's metadata
 
 
 def path_of(folder: Path, name: str, shard: int) -> Path:
@@ -50,33 +51,54 @@ def write(
         made_by: What decides the numbers; see `annotator.identity`.
     """
     schema = schema_of(columns)
-    table = pa.table({field.name: pa.array(values[field.name], field.type) for field in schema}, schema)
-    noted = json.dumps(made_by, sort_keys=True).encode()
+    put(path, pa.table({field.name: pa.array(values[field.name], field.type) for field in schema}, schema), made_by)
+
+
+def put(path: Path, table: pa.Table, made_by: Mapping[str, Any]) -> None:
+    """Write a table as Parquet, whole or not at all, and note in it what it is made by."""
     with replacing(path, "wb") as file:
-        pq.write_table(table.replace_schema_metadata({_METADATA: noted}), file, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({_MADE_BY: _noted(made_by)}), file, compression="zstd")
 
 
 def is_done(path: Path, made_by: Mapping[str, Any]) -> bool:
-    """Return whether a whole score file, made by just this, is there."""
+    """Return whether a whole file, made by just this, is there."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):
         return False
-    return metadata.get(_METADATA) == json.dumps(made_by, sort_keys=True).encode()
+    return metadata.get(_MADE_BY) == _noted(made_by)
 
 
-def read(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Return some columns of a score file.
+def read(path: Path, columns: Sequence[str], step: str = "annotate") -> pa.Table:
+    """Return some columns of a Parquet file.
+
+    Args:
+        path: The file.
+        columns: Their names.
+        step: The step of `curate` that writes it, for messages.
+
+    Raises:
+        UserError: It is missing, cut short or damaged.
+    """
+    with opened(path, step) as file:
+        return file.read(columns=list(columns))
+
+
+@contextlib.contextmanager
+def opened(path: Path, step: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file that a step of `curate` writes.
 
     Raises:
         UserError: It is missing, cut short or damaged.
     """
     try:
         with pq.ParquetFile(path) as file:
-            return file.read(columns=list(columns))
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run the step {step} first") from None
     except (OSError, pa.ArrowException) as problem:
         said = " ".join(str(problem).split())
-        raise UserError(f"{path}: cannot be read ({said}); run the step annotate, which makes it again") from None
+        raise UserError(f"{path}: cannot be read ({said}); run the step {step} again") from None
 
 
 def files(folder: Path, name: str, shards: int) -> list[Path]:
@@ -90,3 +112,7 @@ def files(folder: Path, name: str, shards: int) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{path}: missing; run the step annotate first")
     return paths
+
+
+def _noted(made_by: Mapping[str, Any]) -> bytes:
+    return json.dumps(made_by, sort_keys=True).encode()

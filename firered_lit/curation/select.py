@@ -1,14 +1,14 @@
-"""Which rows are kept: refused ones, rules in their order, near duplicates, then quotas. No picture is opened.
+"""The choice of the rows that are kept, by what was refused, rules in their order, near duplicates, then quotas.
 
-Every dropped row has the first reason that dropped it. Near duplicates are settled among the rows that all rules keep,
-so that no defective copy takes the place of a good one.
+No picture is opened. Every dropped row has the first reason that dropped it. Near duplicates are settled among the rows
+that all rules keep, so that no defective copy takes the place of a good one.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
+from firered_lit.splitmix import lots
 
 from . import fit
 from .corpus import STATE, Corpus, connection, shard_numbers, values_of
-from .fit import CLUSTERS, GROUPS, Clusters, Duplicates, lots
+from .fit import CLUSTERS, GROUPS, Clusters, Direction, Duplicates
 from .rules import Role, Rule, Threshold, Values
 from .scores import FAILURE
 from .shards import FILE, ROW
 
 DECISIONS = "decisions.parquet"
+SELECTION = "selection.json"  # in STATE, what the last selection did
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -45,7 +47,7 @@ _ROLES: dict[Role, tuple[int, int]] = {"any": (0, 1 << 15), "target": (0, 1), "s
 
 @dataclass(frozen=True)
 class Quota:
-    """How many rows of each value of a column are kept.
+    """A limit to the rows of each value of a column. Rows without a value are dropped.
 
     Args:
         column: Of rows, or of an annotator of rows, as words.language; "cluster" for the clusters.
@@ -58,7 +60,7 @@ class Quota:
     column: str
     shares: Mapping[str, float] | None = None
     most: int | None = None
-    best: Mapping[str, Literal["highest", "lowest"]] = field(default_factory=dict)
+    best: Mapping[str, Direction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.shares is None) == (self.most is None):
@@ -74,11 +76,11 @@ class Quota:
 
 @dataclass
 class Selection:
-    """What a selection did.
+    """The outcome of a selection.
 
     Args:
-        rows: How many there are.
-        kept: How many of them are kept.
+        rows: Their number.
+        kept: The number of those that are kept.
         reasons: Rows that were dropped by each reason, in the order of the rules.
         matched: Rows that each rule would drop if it were alone.
         bounds: Of rules with quantiles, the numbers that these are.
@@ -133,14 +135,17 @@ def select(
             names, matched = _verdicts(database, corpus, fitted, keys, strata, seed)
             _settle(database, corpus, near, clusters, keys, names)
             for quota in quotas:
-                _fill(database, corpus, quota, keys, strata, names)
+                _fill(database, quota, keys, strata, names)
             weights = _weights(database, clusters)
             counts = _write(database, corpus, names, weights)
     finally:
         database_file.unlink(missing_ok=True)
         Path(f"{database_file}.wal").unlink(missing_ok=True)
-    reasons = {name: counts[number] for number, name in enumerate(names) if counts[number]}
-    return Selection(corpus.count, counts[_KEPT], reasons, matched, bounds)
+    reasons: Counter[str] = Counter()  # two quotas of one column have one name
+    for number, name in enumerate(names):
+        if counts[number]:
+            reasons[name] += counts[number]
+    return Selection(corpus.count, counts[_KEPT], dict(reasons), matched, bounds)
 
 
 def _fitted(corpus: Corpus, rules: Mapping[str, Rule]) -> tuple[dict[str, Rule], dict[str, dict[str, float]]]:
@@ -185,9 +190,9 @@ def _verdicts(
         rows = np.arange(first, first + size)
         columns: dict[str, Any] = {"row": rows, "reason": reasons, "lot": lots(rows, seed_of(seed, "quota"))}
         for number, column in enumerate(keys):
-            columns[f"key{number}"] = pa.array(_of_rows(corpus, shard, column, first, size), from_pandas=True)
+            columns[f"key{number}"] = pa.array(corpus.of_rows(shard, column), from_pandas=True)
         for number, column in enumerate(strata):
-            texts = _of_rows(corpus, shard, column, first, size)
+            texts = corpus.of_rows(shard, column)
             columns[f"stratum{number}"] = pa.array([None if text is None else str(text) for text in texts], pa.string())
         some = pa.table(columns)
         database.register("arrived", some)
@@ -210,15 +215,15 @@ def _dropped(
     corpus: Corpus, rules: Mapping[str, Rule], shard: int, first: int, size: int
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Yield (reason, which rows of a shard it drops): what was refused or failed, then every rule."""
-    rows = corpus.table(shard, ROW, ["refusal"])
-    yield from _by_reason("row", rows, first, size, "refusal")
-    yield from _by_reason("picture", corpus.table(shard, FILE, ["refusal"]), first, size, "refusal")
+    yield from _refused("row", corpus.table(shard, ROW, ["refusal"]), first, size)
+    yield from _refused("picture", corpus.table(shard, FILE, ["refusal"]), first, size)
     for name in corpus.annotators:
-        failed = np.asarray(corpus.table(shard, name, []).column(FAILURE).is_valid())
+        table = corpus.table(shard, name, [])
+        failed = np.asarray(table.column(FAILURE).is_valid())
         if failed.any():
-            places = corpus.table(shard, name, []).column("row").to_numpy() - first
+            places = table.column("row").to_numpy() - first
             yield f"failed: {name}", _any_of(places, failed, size)
-    tables = _Tables(corpus, rules, shard, first, size)
+    tables = _Tables(corpus, rules, shard, first)
     for name, rule in rules.items():
         places, values, wanted = tables.of(rule)
         dropped = np.asarray(rule.drops(values))
@@ -227,10 +232,9 @@ def _dropped(
         yield name, _any_of(places, dropped & wanted, size)
 
 
-def _by_reason(
-    kind: str, table: pa.Table, first: int, size: int, column: str
-) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    refusals = values_of(table, column)
+def _refused(kind: str, table: pa.Table, first: int, size: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield (reason, which rows of a shard were refused for it), of the rows themselves or of their pictures."""
+    refusals = values_of(table, "refusal")
     places = table.column("row").to_numpy() - first
     for refusal in sorted({text for text in refusals if text is not None}):
         yield f"{kind}: {refusal}", _any_of(places, np.array([text == refusal for text in refusals]), size)
@@ -239,7 +243,7 @@ def _by_reason(
 class _Tables:
     """The columns of a shard that rules look at, each annotator's read once."""
 
-    def __init__(self, corpus: Corpus, rules: Mapping[str, Rule], shard: int, first: int, size: int) -> None:
+    def __init__(self, corpus: Corpus, rules: Mapping[str, Rule], shard: int, first: int) -> None:
         self.first = first
         wanted: dict[str, set[str]] = {ROW: set()}
         for rule in rules.values():
@@ -252,7 +256,6 @@ class _Tables:
             for name, columns in wanted.items()
             for column in columns
         }
-        self.size = size
 
     def of(self, rule: Rule) -> tuple[NDArray[np.int64], dict[str, Values], NDArray[np.bool_]]:
         """Return the rows' places of the items that a rule looks at, its columns, and which items it is for."""
@@ -273,22 +276,11 @@ def _any_of(places: NDArray[np.int64], dropped: NDArray[np.bool_], size: int) ->
     return rows
 
 
-def _of_rows(corpus: Corpus, shard: int, column: str, first: int, size: int) -> Values:
-    """Return a column with a value for each row of a shard, that of the first picture; NaN or None without one."""
-    name, _, field_name = column.partition(".")
-    table = corpus.table(shard, name, [field_name])
-    values = values_of(table, field_name)
-    first_pictures = table.column("picture").to_numpy() == 0
-    placed = np.full(size, None if values.dtype == object else np.nan, values.dtype)
-    placed[(table.column("row").to_numpy() - first)[first_pictures]] = values[first_pictures]
-    return placed
-
-
-def _order(best: Mapping[str, str], keys: Sequence[str]) -> str:
-    """Return the ORDER BY of what is kept first; the last word has the row's number, so that it is always the same."""
-    ways = {"highest": "DESC", "lowest": "ASC"}
+def _order(best: Mapping[str, Direction], keys: Sequence[str], *last: str) -> str:
+    """Return the ORDER BY of what is kept first; `last` decides where `best` does not."""
+    ways: dict[Direction, str] = {"highest": "DESC", "lowest": "ASC"}
     parts = [f"key{keys.index(column)} {ways[way]} NULLS LAST" for column, way in best.items()]
-    return ", ".join(parts)
+    return ", ".join((*parts, *last))
 
 
 def _settle(
@@ -300,16 +292,16 @@ def _settle(
     names: list[str],
 ) -> None:
     """Drop all but the best of the kept rows of every group."""
-    database.register("groups_read", fit.read(corpus.folder, GROUPS) if near is not None else fit.nothing(GROUPS))
-    database.register(
-        "clusters_read", fit.read(corpus.folder, CLUSTERS) if clusters is not None else fit.nothing(CLUSTERS)
-    )
+    groups = fit.nothing(GROUPS) if near is None else fit.read(corpus.folder, GROUPS)
+    database.register("groups_read", groups)
+    found = fit.nothing(CLUSTERS) if clusters is None else fit.read(corpus.folder, CLUSTERS)
+    database.register("clusters_read", found)
     database.execute('CREATE TABLE groups AS SELECT "row", "group" AS label FROM groups_read')
     database.execute('CREATE TABLE clusters AS SELECT "row", cluster FROM clusters_read')
     database.execute("CREATE TABLE losers (row BIGINT, reason INTEGER)")
     if near is None:
         return
-    order = ", ".join(filter(None, (_order(near.best, keys), "row")))
+    order = _order(near.best, keys, "row")
     names.append(DUPLICATE)
     database.execute(
         f"INSERT INTO losers SELECT row, {len(names) - 1} FROM ("  # noqa: S608, numbers and our own names
@@ -318,9 +310,7 @@ def _settle(
     )
 
 
-def _fill(
-    database: Any, corpus: Corpus, quota: Quota, keys: Sequence[str], strata: Sequence[str], names: list[str]
-) -> None:
+def _fill(database: Any, quota: Quota, keys: Sequence[str], strata: Sequence[str], names: list[str]) -> None:
     """Drop what a quota has no room for."""
     value = "cluster::VARCHAR" if quota.column == "cluster" else f"stratum{strata.index(quota.column)}"
     left = (
@@ -333,7 +323,7 @@ def _fill(
     names.append(f"quota: {quota.column}")
     table = pa.table({"value": pa.array(list(rooms), pa.string()), "room": pa.array(list(rooms.values()), pa.int64())})
     database.register("rooms", table)
-    order = ", ".join(filter(None, (_order(quota.best, keys), "lot", "row")))
+    order = _order(quota.best, keys, "lot", "row")
     database.execute(
         f"INSERT INTO losers SELECT row, {len(names) - 1} FROM ("  # noqa: S608
         f" SELECT row, value, row_number() OVER (PARTITION BY value ORDER BY {order}) AS place FROM ({left}))"
@@ -343,7 +333,7 @@ def _fill(
 
 
 def _rooms(quota: Quota, counts: Mapping[str | None, int]) -> dict[str, int]:
-    """Return how many rows of every value are kept."""
+    """Return the number of rows of every value that are kept."""
     there = {value: count for value, count in counts.items() if value is not None}
     if quota.shares is None:
         return {value: min(count, quota.most or 0) for value, count in there.items()}

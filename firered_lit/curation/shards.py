@@ -21,6 +21,7 @@ from .rows import TARGET, Pair, Picture, RawRow, RawTable, UnusablePictureError
 
 ROW = "row"  # what a row says
 FILE = "file"  # what a picture's file says
+LABEL = "label"  # what a model says of a row, in the step of this name
 OWN = {
     ROW: {
         **dict.fromkeys(("id", "source", "where", "kind", "task", "category", "license"), "text"),

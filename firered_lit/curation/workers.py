@@ -5,6 +5,7 @@ which takes the batch at which that happened item by item; the item at which it 
 reason. The shards that are finished are on the disk.
 """
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -24,6 +25,7 @@ from .shards import Done, Shards, Step, Work
 _LOOK = 1.0  # seconds between two looks at processes that say nothing
 _DEATHS = 2  # at one item, after which it is left out
 _SHARD_DEATHS = 1000  # of one shard, after which something else is wrong than its items
+_BEFORE_ANY: Step = ("", -1, -1)  # the step of a process that has named none yet
 
 
 @dataclass
@@ -45,17 +47,15 @@ class _Process:
         self.process.start()
         other.close()
         self.job: _Job | None = None
-        self.step: Step | None = None
+        self.step = _BEFORE_ANY
         self.heard = time.monotonic()
 
     def give(self, job: _Job) -> None:
         self.job = job
-        self.step = None
+        self.step = _BEFORE_ANY
         self.heard = time.monotonic()
-        try:
+        with contextlib.suppress(OSError):  # it is dead, which the next look finds
             self.connection.send(job.work)
-        except OSError:
-            """It is dead; the next look finds that."""
 
     def end(self) -> None:
         self.process.kill()
@@ -125,7 +125,10 @@ def _hand_out(
 
 
 def _hear(process: _Process, done: Callable[[Done], None]) -> bool:
-    """Take what a process says. Returns False when it is dead.
+    """Take what a process says.
+
+    Returns:
+        Whether it is alive.
 
     Raises:
         UserError: It says that nothing can go on.
@@ -155,16 +158,15 @@ def _after_death(process: _Process) -> _Job:
     process.end()
     job, step = process.job, process.step
     assert job is not None  # noqa: S101, only busy processes are looked at
-    key = step or ("", -1, -1)
-    job.deaths[key] = job.deaths.get(key, 0) + 1
-    if sum(job.deaths.values()) > _SHARD_DEATHS or job.deaths.get(("", -1, -1), 0) > _DEATHS:
+    job.deaths[step] = job.deaths.get(step, 0) + 1
+    if sum(job.deaths.values()) > _SHARD_DEATHS or job.deaths.get(_BEFORE_ANY, 0) > _DEATHS:
         raise UserError(f"shard {job.work.shard}: its processes die again and again; try workers=0 to see why")
     work = job.work
     one_by_one, skipped = set(work.one_by_one), set(work.skipped)
-    if key[2] < 0:
-        one_by_one.add(key[:2])
-    elif job.deaths[key] >= _DEATHS:
-        skipped.add(key)
+    if step[2] < 0:
+        one_by_one.add(step[:2])
+    elif job.deaths[step] >= _DEATHS:
+        skipped.add(step)
     job.work = Work(work.shard, work.rows, work.names, frozenset(one_by_one), frozenset(skipped))
     return job
 

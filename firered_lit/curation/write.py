@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow.parquet as pq
-
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
 
+from . import scores
 from .rows import RawTable
 from .select import DECISIONS
 
@@ -77,12 +76,6 @@ def read_decisions(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: The file is missing or damaged.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(4096, columns=["id", "kept", "reason", "cluster", "weight"]):
-                yield from batch.to_pylist()
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; run the step select first") from None
-    except (OSError, ValueError) as problem:
-        said = " ".join(str(problem).split())
-        raise UserError(f"{path}: cannot be read ({said}); run the step select again") from None
+    with scores.opened(path, "select") as file:
+        for batch in file.iter_batches(4096, columns=["id", "kept", "reason", "cluster", "weight"]):
+            yield from batch.to_pylist()

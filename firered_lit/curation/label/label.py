@@ -23,6 +23,7 @@ from firered_lit.curation.annotator import Annotator, Of
 from firered_lit.curation.corpus import STATE, Corpus
 from firered_lit.curation.rows import TARGET, RawRow, RawTable, UnusablePictureError, shrunk
 from firered_lit.curation.select import DECISIONS
+from firered_lit.curation.shards import LABEL
 from firered_lit.curation.write import read_decisions
 from firered_lit.errors import UserError
 from firered_lit.evaluation.judge_server import JudgeServer
@@ -32,7 +33,6 @@ from firered_lit.judges.request import Picture, Request, user
 
 from .prompt import Prompt, read_prompt
 
-NAME = "label"
 LOG = "answers.jsonl"
 _QUALITY = 90  # of the JPEG files that are sent
 _FEW = 16  # rows, from which on the share without an answer is looked at
@@ -49,7 +49,7 @@ TEXTS = {
 
 @dataclass(frozen=True)
 class _Labelled:
-    """What came of a row: values, or why there are none, and whether asking again may help."""
+    """The answers about a row, or why there are none, and whether asking again may help."""
 
     values: Mapping[str, Any]
     failure: str = ""
@@ -99,7 +99,7 @@ class Label(Annotator):
 
     def is_there(self, corpus: Corpus) -> bool:
         """Return whether the step was run."""
-        return all(scores.path_of(corpus.folder, NAME, shard).is_file() for shard in range(corpus.shards))
+        return all(scores.path_of(corpus.folder, LABEL, shard).is_file() for shard in range(corpus.shards))
 
     def run(self, corpus: Corpus, table: RawTable) -> list[str]:
         """Ask about the kept rows that have no answer yet, and write the score files.
@@ -115,7 +115,7 @@ class Label(Annotator):
         todo = {
             shard
             for shard in range(corpus.shards)
-            if not scores.is_done(scores.path_of(corpus.folder, NAME, shard), made_by[shard])
+            if not scores.is_done(scores.path_of(corpus.folder, LABEL, shard), made_by[shard])
         }
         counts: Counter[str] = Counter()
         total = sum(len(asked[shard]) for shard in todo)
@@ -214,7 +214,7 @@ class Label(Annotator):
         """Return what decides a score file: who is asked what, and about which rows."""
         asked = hashlib.blake2b(json.dumps(numbers).encode(), digest_size=12).hexdigest()
         return {
-            "class": NAME,
+            "class": LABEL,
             "model": self.server.model,
             "settings": json.loads(json.dumps(dict(self.server.settings))),
             "prompts": {prompt.name: prompt.digest for prompt in self.prompts},
@@ -242,7 +242,7 @@ class Label(Annotator):
             values[name] = [one.values.get(name) for one in found]
         passing = sum(one.passing for one in found)
         noted = {**made_by, "unanswered": passing} if passing else made_by
-        scores.write(scores.path_of(corpus.folder, NAME, shard), self.columns, values, noted)
+        scores.write(scores.path_of(corpus.folder, LABEL, shard), self.columns, values, noted)
 
 
 class Texts:
@@ -258,8 +258,8 @@ class Texts:
         """Put texts into the columns of a row that have none."""
         shard = number // self.corpus.shard_rows
         if shard != self.shard:
-            path = scores.path_of(self.corpus.folder, NAME, shard)
-            read = scores.read(path, ["row", *self.names]).to_pylist()
+            path = scores.path_of(self.corpus.folder, LABEL, shard)
+            read = scores.read(path, ["row", *self.names], "label").to_pylist()
             self.shard = shard
             self.rows = {labels["row"]: labels for labels in read}
         labels = self.rows.get(number, {})
