@@ -7,8 +7,8 @@
 `judge` asks a local server, in a process of its own, that answers each request after a fixed time: once by loops that
 work as the official scripts do (REDEdit-Bench: 20 threads; ImgEdit: a pool of 32; GEdit-Bench: one item after the
 other, its two questions in turn), once by the step `judge`. Both make the same requests from the same files, pictures
-read and encoded anew for each. `ratio` is the step's items a second over the loop's, `ideal` its requests under way over
-the loop's, `of ideal` the one over the other. CPU seconds are those of the asking process.
+read and encoded anew for each. `ratio` is the step's items a second over the loop's, `ideal` its requests under way
+over the loop's, `of ideal` the one over the other. CPU seconds are those of the asking process.
 
 `memory` judges and scores benchmarks of so many rows with small pictures, each in a process of its own, and shows the
 largest resident memory of each step.

@@ -14,7 +14,7 @@ from torch import Tensor
 from callbacks.judge_prompt import Prompt, Question
 from callbacks.judge_server import Answer, JudgeError
 from firered_lit.draws import generator
-from firered_lit.errors import UserError
+from firered_lit.errors import UserError, first_line
 from firered_lit.judges.reply import Kind, Reply
 from firered_lit.judges.request import Picture as RequestPicture
 from firered_lit.judges.request import Request
@@ -252,5 +252,4 @@ def _load(name: str, folders: Folders) -> tuple[Any, Any]:
 
 
 def _no_judge(name: str, problem: Exception) -> UserError:
-    reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-    return UserError(f"judge {name}: no vision-language model of transformers ({reason})")
+    return UserError(f"judge {name}: no vision-language model of transformers ({first_line(problem)})")

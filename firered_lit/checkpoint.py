@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from firered_lit import lineage
-from firered_lit.errors import UserError
+from firered_lit.errors import UserError, first_line
 from firered_lit.files import put_in_place, replacing
 from firered_lit.integrity import SealedFile, damage_of_file, is_archive, read_manifest
 from firered_lit.textfiles import read_object
@@ -293,7 +293,7 @@ def read_safely(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused, it holds Python objects (code could run): {_named(error)}") from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: the checkpoint is damaged ({_first_line(error)})") from error
+        raise UserError(f"{path}: the checkpoint is damaged ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a training checkpoint: it has no `state_dict`")
     return content
@@ -371,11 +371,7 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _named(error: BaseException) -> str:
     """The object that the safe reader refused."""
     found = re.search(r"(?:GLOBAL|global|class) `?([\w.]+)`?", str(error))
-    return found[1] if found else _first_line(error)
+    return found[1] if found else first_line(error)

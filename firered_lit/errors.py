@@ -10,6 +10,11 @@ class UserError(Exception):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says; its kind when it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextmanager
 def naming(key: str, settings: Collection[str] = ()) -> Iterator[None]:
     """Have whatever a library raises, while it builds from what the user wrote, be one line that names the key.

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from .background import Background, fits_on_host, on_host
 from .checkpoint import incomplete, read_safely, refuse_objects, remove
-from .errors import UserError
+from .errors import UserError, first_line
 from .files import put_in_place, replacing, write_text
 from .integrity import COMPLETE, crc_of, damage_of_file, damage_of_slice, manifest, read_manifest
 
@@ -291,4 +291,4 @@ def _cause(error: BaseException) -> str:
     inner = inner[0] if isinstance(inner, tuple) else inner
     if isinstance(inner, OSError) and inner.strerror:
         return inner.strerror
-    return (str(inner).strip() or type(inner).__name__).splitlines()[0]
+    return first_line(inner)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 CONFIGS = ("*.json", "*.txt", "*.jinja")  # what is downloaded of every part: configs, tokenizers, indices of weights
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -79,6 +79,6 @@ def _download(name: str, repository: str, revision: str | None, cache: Path | No
             ignore_patterns=["*.bin", "*.pt", "*.ckpt"],
         )
     except Exception as problem:  # of the hub, the network, the cache or the name
-        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise UserError(f"{name}: no folder of that name here, and the hub does not give it: {reason}") from problem
+        said = first_line(problem)
+        raise UserError(f"{name}: no folder of that name here, and the hub does not give it: {said}") from problem
     return Path(folder)

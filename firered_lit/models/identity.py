@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..draws import generator
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..places import user_path
 from ..textfiles import read_object
 from .component import read_config, weight_files
@@ -204,8 +204,7 @@ def _vision_part(folder: Path) -> nn.Module:
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # a library's own words for a file that it cannot use
-        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise UserError(f"{folder}: no model that transformers knows ({reason})") from problem
+        raise UserError(f"{folder}: no model that transformers knows ({first_line(problem)})") from problem
     model = getattr(model, "vision_model", model)
     if getattr(model, "main_input_name", None) != "pixel_values":
         raise UserError(f"{folder}: {type(model).__name__} does not look at images")

@@ -1,11 +1,11 @@
-"""The command line called in this process, with a limit of seconds, and what may come of it."""
+"""The command line called in this process, with a limit of seconds, and how it may end."""
 
 import contextlib
 import io
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from time_limit import Hung, within
 
 from firered_lit.cli import main
 
@@ -14,12 +14,8 @@ class Reached(BaseException):
     """The work that a command is for would begin: everything before it was accepted."""
 
 
-class Hung(BaseException):
-    """A command was not over in its time."""
-
-
 class Outcome(NamedTuple):
-    """How a command ended, and what it wrote to stderr."""
+    """The end of a command: its exit code, and all that it wrote to stderr."""
 
     code: int
     stderr: str
@@ -28,22 +24,6 @@ class Outcome(NamedTuple):
     def line(self) -> str:
         """The last line of stderr."""
         return (self.stderr.strip().splitlines() or [""])[-1]
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Raise Hung in what takes longer."""
-
-    def late(*_: object) -> None:
-        raise Hung(f"not over after {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def run(arguments: Sequence[str], seconds: float = 60) -> Outcome:
@@ -70,3 +50,18 @@ def problem(outcome: Outcome) -> str | None:
     if "error: " not in outcome.line:
         return "its last line is no error"
     return None
+
+
+def ended_well(arguments: Sequence[str], seconds: float, case: str) -> int:
+    """Return the exit code of a command that ended as it should.
+
+    Raises:
+        AssertionError: it did not; the message names the case.
+    """
+    try:
+        outcome = run(arguments, seconds)
+    except Hung as late:
+        raise AssertionError(f"{case}: {late}") from late
+    wrong = problem(outcome)
+    assert wrong is None, f"{case}: {wrong}\n{outcome.stderr[-3000:]}"
+    return outcome.code

@@ -1,4 +1,4 @@
-"""What the fuzzers share: a small prepared data set, and a folder of their own to run in."""
+"""Fixtures that the fuzzers share: a small prepared data set, and a folder of their own to run in."""
 
 from pathlib import Path
 

@@ -1,8 +1,5 @@
-"""What the fuzzers of rows and pictures share: damage to bytes by a seeded generator, and a limit of seconds."""
+"""Damage to the bytes of tables and pictures, by a seeded generator."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from random import Random
 
 ODD = (
@@ -20,27 +17,6 @@ ODD = (
     b"\x1b",
 )
 DAMAGE = (*["change"] * 5, *["flip a bit"] * 2, "cut off", "leave out", "put in", "repeat", "take from another")
-SECONDS = 20.0  # of one case
-
-
-class Hung(BaseException):
-    """A case was not over in its time."""
-
-
-@contextmanager
-def within(seconds: float = SECONDS) -> Iterator[None]:
-    """Raise Hung in what takes longer."""
-
-    def late(*_: object) -> None:
-        raise Hung(f"not over after {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def damaged(data: bytes, random: Random, others: tuple[bytes, ...] = ()) -> bytes:

@@ -10,8 +10,9 @@ from random import Random
 
 import numpy as np
 import pytest
-from damage import damaged, one_line, within
+from damage import damaged, one_line
 from PIL import Image
+from time_limit import within
 
 from datamodules import images
 from datamodules.crops import Cropped, Opening
@@ -21,6 +22,7 @@ from datamodules.records import Record, Refusal
 from firered_lit.models.sizes import Sizes
 
 QUICK, SLOW = 1000, 30_000
+SECONDS = 20.0  # of one picture
 SIZES = Sizes(target_area=64 * 64, reference_area=64 * 64, condition_area=56 * 56)
 PIXELS = 1 << 20
 OPENING = Opening(SIZES, lambda row: False, max_pixels=PIXELS)
@@ -107,7 +109,7 @@ def refused_or_sized(image: Embedded) -> None:
 
 
 def looked_at(image: Embedded) -> str:
-    """Look at a picture as `check --data`, and open it in every role as `prepare` does; what came of the last one."""
+    """Look at a picture as `check --data`, open it in every role as `prepare`; return what came of the last one."""
     for role in ("size", "mask", "target", "source"):
         if role == "size":
             refused_or_sized(image)
@@ -127,14 +129,14 @@ def looked_at(image: Embedded) -> str:
 
 
 def fuzz(numbers: range) -> Counter[str]:
-    """What came of so many damaged pictures. AssertionError names the first one that ended otherwise."""
+    """Count how damaged pictures ended. AssertionError names the first one that ended otherwise."""
     counts: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it reads in spite of damage
         for number in numbers:
             name, image = case(number)
             try:
-                with within():
+                with within(SECONDS):
                     counts[looked_at(image)] += 1
             except BaseException as problem:
                 if isinstance(problem, KeyboardInterrupt):

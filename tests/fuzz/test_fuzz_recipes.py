@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import yaml
-from commands import Hung, Reached, problem, run
+from commands import Reached, ended_well
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 import callbacks.signals
@@ -159,8 +159,12 @@ def command(draw: random.Random, recipes: dict[str, str], folder: Path) -> list[
     given = GIVEN.get(verb, ())
     path = folder / "changed.yaml"
     way = draw.randrange(5)
-    raw = changed_text(draw, text) if way <= 1 else changed_tree(draw, text).encode() if way <= 3 else text.encode()
-    path.write_bytes(raw)
+    if way <= 1:
+        path.write_bytes(changed_text(draw, text))
+    elif way <= 3:
+        path.write_text(changed_tree(draw, text), encoding="utf-8")
+    else:
+        path.write_text(text, encoding="utf-8")
     settings = [setting for setting in given if draw.random() < 0.95]
     if way == 4:
         settings += [override(draw, text) for _ in range(draw.choice((1, 2, 3)))]
@@ -175,13 +179,8 @@ def fuzz(seeds: range, recipes: dict[str, str], folder: Path) -> dict[str, int]:
     endings: dict[str, int] = {}
     for seed in seeds:
         arguments = command(random.Random(f"recipe {seed}"), recipes, folder)
-        try:
-            outcome = run(arguments, SECONDS)
-        except Hung as late:
-            raise AssertionError(f"seed {seed}: {arguments}: {late}") from late
-        wrong = problem(outcome)
-        assert wrong is None, f"seed {seed}: {arguments}: {wrong}\n{outcome.stderr[-3000:]}"
-        ending = f"{arguments[0]} {outcome.code}"
+        code = ended_well(arguments, SECONDS, f"seed {seed}: {arguments}")
+        ending = f"{arguments[0]} {code}"
         endings[ending] = endings.get(ending, 0) + 1
     print(endings)
     return endings

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
-from damage import one_line, within
+from damage import one_line
 from hostile_rows import ROWS, TABLES, pictures, write
+from time_limit import within
 
 from datamodules import tables
 from datamodules.chunks import Packed
@@ -35,7 +36,7 @@ OPENING = Opening(SIZES, lambda row: False, max_pixels=1 << 20)
 
 @dataclass
 class Seen:
-    """What came of tables: rows by what happened, the tables that were refused whole, and rows that may be encoded."""
+    """Tables that were gone through: rows and tables counted by how they ended, and rows that may be encoded."""
 
     rows: Counter[str] = field(default_factory=Counter)
     tables: Counter[str] = field(default_factory=Counter)
@@ -106,7 +107,7 @@ def case(kind: str, number: int, folder: Path, seen: Seen) -> None:
         if isinstance(problem, KeyboardInterrupt):
             raise
         raise AssertionError(f"write({kind!r}, {number}): {type(problem).__name__}: {problem}") from problem
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove(path)
 
 
 def fuzz(kind: str, numbers: range, folder: Path) -> Seen:
@@ -160,8 +161,9 @@ def prepared(path: Path, out: Path) -> int:
 @pytest.mark.parametrize("kind", TABLES)
 def test_prepare_goes_through_hostile_rows(folder: Path, tmp_path: Path, kind: str) -> None:
     number = next(number for number in range(10**5, 10**5 + 100) if readable(kind, number, folder))
-    assert prepared(write(kind, number, folder), tmp_path / "out") > 0
-    remove(folder, kind)
+    path = write(kind, number, folder)
+    assert prepared(path, tmp_path / "out") > 0
+    remove(path)
 
 
 def readable(kind: str, number: int, folder: Path) -> bool:
@@ -171,9 +173,12 @@ def readable(kind: str, number: int, folder: Path) -> bool:
     return bool(seen.cropped)
 
 
-def remove(folder: Path, kind: str) -> None:
-    path = folder / ("toolkit" if kind == "toolkit" else f"rows.{kind}")
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+def remove(path: Path) -> None:
+    """Remove a table, so that another can be written in its place."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def parts(count: int, size: int) -> Iterator[range]:

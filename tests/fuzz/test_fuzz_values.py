@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import Hung, Reached, problem, run
+from commands import Reached, ended_well
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 import callbacks.signals
@@ -88,13 +88,9 @@ def fuzz(seeds: range, folder: Path, data: Path) -> dict[str, int]:
         name = draw.choice(TINY)
         given = [f"run.dir={folder / 'run'}", f"data.root={data}", "trainer.max_steps=1", "data.workers=0"]
         given += ["logger=null", "callbacks.progress=null", *passing(draw, name)]
-        try:
-            outcome = run(["fit", "--recipe", f"recipes/tiny/{name}.yaml", *given], SECONDS)
-        except Hung as late:
-            raise AssertionError(f"seed {seed}: {name} {given}: {late}") from late
-        wrong = problem(outcome)
-        assert wrong is None, f"seed {seed}: {name} {given}: {wrong}\n{outcome.stderr[-3000:]}"
-        endings[str(outcome.code)] = endings.get(str(outcome.code), 0) + 1
+        arguments = ["fit", "--recipe", f"recipes/tiny/{name}.yaml", *given]
+        code = ended_well(arguments, SECONDS, f"seed {seed}: {name} {given}")
+        endings[str(code)] = endings.get(str(code), 0) + 1
         shutil.rmtree(folder / "run", ignore_errors=True)
     print(endings)
     return endings
@@ -102,7 +98,7 @@ def fuzz(seeds: range, folder: Path, data: Path) -> dict[str, int]:
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would start other processes is accepted before it does."""
+    """Count a run of several processes as accepted, before it starts them."""
 
     def reach(*_: object, **__: object) -> None:
         raise Reached
