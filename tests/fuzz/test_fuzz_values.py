@@ -11,7 +11,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 import callbacks.signals
 from firered_lit import build, recipe
-from firered_lit.dialect import scalar
+from firered_lit.dialect import flow
 from firered_lit.errors import UserError
 from firered_lit.nameable import NAMES
 
@@ -50,11 +50,11 @@ def settings(draw: random.Random, name: str) -> list[str]:
     for _ in range(draw.choice((1, 1, 1, 2))):
         key = draw.choice((*leaves, *MORE))
         number = isinstance(leaves.get(key), int | float)
-        value = scalar(plausible(draw, leaves[key])) if number and draw.random() < 0.6 else draw.choice(VALUES)
+        value = flow(plausible(draw, leaves[key])) if number and draw.random() < 0.6 else draw.choice(VALUES)
         if key.endswith("_target_"):
             value = draw.choice(OTHER_PARTS)
         elif draw.random() < 0.1:
-            value = f"{{_target_: {draw.choice(OTHER_PARTS)}, _partial_: {scalar(draw.random() < 0.5)}}}"
+            value = f"{{_target_: {draw.choice(OTHER_PARTS)}, _partial_: {flow(draw.random() < 0.5)}}}"
         found.append(f"{key}={value}")
     return found
 
