@@ -1,4 +1,4 @@
-"""Whether a plain value from a recipe can be what an annotation asks for, judged by the annotation's text."""
+"""Check plain values of a recipe against annotations, by the annotation's text alone."""
 
 import ast
 from collections.abc import Callable
@@ -39,7 +39,7 @@ Test = Callable[[Any], bool]
 
 
 class _Known(NamedTuple):
-    """What is known of values: which are open, and which are objects."""
+    """Two tests of a value: is it open (not known yet), and does it stand for an object?"""
 
     is_open: Test
     is_object: Test

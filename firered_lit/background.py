@@ -71,7 +71,7 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def fits_on_host(value: Any, processes: int = 1) -> bool:
-    """Whether so many processes of this machine can each hold a copy beside what is there. True where nobody knows."""
+    """Return whether so many processes of this machine can each hold a copy. True where nobody knows."""
     free = _free()
     return free is None or processes * sum(_bytes(value)) < SPARE * free
 

@@ -59,7 +59,7 @@ class Unencoded(Text):
 
 @dataclass(frozen=True)
 class Condition(_Movable):
-    """What the edit is conditioned on: the text, and the clean latents of the references, in the prompt's order."""
+    """The condition of an edit: its text and its references' clean latents, in the prompt's order."""
 
     text: Text
     references: tuple[Tensor, ...]  # n tensors (B, 16, h_i, w_i): one list of shapes is true for the whole batch
@@ -167,7 +167,7 @@ class PreferenceBatch(EditBatch):
 
 @dataclass(frozen=True)
 class PromptBatch(_Movable):
-    """What one process draws in one iteration of reinforcement learning: samples to edit, each the seed of a group."""
+    """The samples that one process edits in an iteration of reinforcement learning, one per group."""
 
     groups: tuple[EditBatch, ...]  # one sample each, of any shape; with pixels and sources
     step: int  # which iteration since the start of training

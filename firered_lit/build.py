@@ -39,7 +39,7 @@ def validate(recipe: Recipe, allow: Sequence[str] = (), supplied: Sequence[str] 
 
 
 def problems(recipe: Recipe, allow: Sequence[str] = (), supplied: Sequence[str] = ()) -> Iterator[UserError]:
-    """What keeps the recipe from being built, read from signatures alone: nothing is imported.
+    """Yield every problem that keeps the recipe from being built. Signatures are read, nothing is imported.
 
     `allow`: packages of the user's, from the command line. `supplied`: root arguments that the caller adds.
     """
@@ -113,7 +113,7 @@ def build(node: Any, allow: Sequence[str] = (), key: str = "") -> Any:
 
 
 class Factory(functools.partial[Any]):
-    """What `_partial_: true` gives: its first call says in one line what does not fit where it stands.
+    """A `functools.partial` made by `_partial_: true`; its first call turns a misfit into one line.
 
     key: of the node in the recipe. made: the classes that the code which calls it asks for; None where that is open.
     """
@@ -222,7 +222,7 @@ def _import(target: str, allow: Sequence[str], nested: bool) -> Any:
 
 
 def _within(name: str, packages: Sequence[str]) -> bool:
-    """Whether `name` is one of the packages or lies inside one."""
+    """Return whether `name` is one of the packages or lies inside one."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
@@ -263,7 +263,7 @@ def _problems(
 def _binding(
     recipe: Recipe, node: dict[str, Any], key: str, found: Signature, supplied: Sequence[str]
 ) -> Iterator[UserError]:
-    """Whether the node's arguments are those of its signature."""
+    """Yield a problem for each argument that the node's signature does not accept, or lacks."""
     partial = node.get(PARTIAL, False)
     if not isinstance(partial, bool) or (partial and not key):
         what = "the root is called, never partial" if partial is True else f"expected true or false, got {partial!r}"
@@ -299,7 +299,7 @@ def _withheld(target: str, name: str, parameter: Parameter | None, value: Any) -
 
 
 def _limits(recipe: Recipe, key: str, found: Signature, parameter: Parameter, value: Any) -> Iterator[UserError]:
-    """Whether a number lies in its range, and whether a plain value stands where an object must."""
+    """Yield a problem for a number outside its range, and for a plain value where an object must stand."""
     expected = None if _is_node(value) else outside(found.name, parameter.name, value)
     if expected is not None:
         yield recipe.refusal(key, f"expected {expected}, got {value!r}")
@@ -312,7 +312,7 @@ def _limits(recipe: Recipe, key: str, found: Signature, parameter: Parameter, va
 
 
 def _asks_for_an_object(annotation: str, home: str) -> bool:
-    """Whether an annotation in the module `home` names a class of which no plain value is an instance."""
+    """Return whether an annotation in the module `home` names a class without plain instances."""
     try:
         node = resolve(f"{home}.{annotation.removesuffix(' | None')}").node
     except NotFoundError:
@@ -321,7 +321,7 @@ def _asks_for_an_object(annotation: str, home: str) -> bool:
 
 
 def _typing(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Iterator[UserError]:
-    """Whether a plain value can be what the parameter's annotation asks for."""
+    """Yield a problem when a plain value cannot be what the parameter's annotation asks for."""
     if parameter.annotation == "KeyVariable" and value != MISSING and not is_key_variable(value):
         yield recipe.refusal(key, f"expected the name of an environment variable that ends in _API_KEY, got {value!r}")
         return

@@ -1,4 +1,4 @@
-"""What can be known before anything is loaded: whether recipes fit, what is installed, what a data folder holds."""
+"""Checks that load nothing: do recipes fit, is everything installed, what does a data folder hold?"""
 
 import json
 import logging
@@ -88,7 +88,7 @@ def everything(folder: Path | None = None) -> list[str]:
 
 
 def memory(paths: Sequence[str], overrides: Sequence[str], gpus: int, gpu_memory: float) -> Iterator[Finding]:
-    """What each recipe needs on every GPU, part by part, and whether it fits; nothing is loaded."""
+    """Yield the memory that each recipe needs on every GPU, item by item, and whether it fits."""
     from firered_lit.memory import report as lines
 
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # its traceback; one line says it
@@ -148,7 +148,7 @@ def _accelerators() -> list[str]:
 
 
 def loses_text_positions() -> bool:
-    """Whether the installed stock edit pipelines drop the processor's token types, which transformers 5 asks for."""
+    """Return whether the installed stock edit pipelines drop the token types that transformers 5 needs."""
     spec = find_spec("diffusers")
     folders = spec.submodule_search_locations if spec else None
     file = Path(next(iter(folders or ["."])), _PIPELINE)
@@ -166,7 +166,7 @@ def source(name: str, lines: Iterable[str], problem: str) -> Iterator[Finding]:
 
 
 def prepared(folder: str) -> Iterator[Finding] | None:
-    """What `data.json` says of a folder that `prepare` wrote; None when it is no such folder."""
+    """Return the findings of `data.json` in a prepared folder; None for any other folder."""
     path = Path(folder, "data.json")
     if not path.is_file():
         return None

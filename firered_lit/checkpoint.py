@@ -264,7 +264,7 @@ def read_weights(path: Path, also: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """What is known of the base that a checkpoint was trained over, by itself or by its run's record."""
+    """Return the recorded facts of a checkpoint's base, from the checkpoint or from its run's record."""
     if path.is_dir():
         from .sharded import read_meta
 

@@ -119,6 +119,6 @@ def flow(value: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words, for an error."""
+    """Return the name of a value's kind in words, for an error."""
     names = {dict: "a mapping", list: "a list", str: "text", bool: "a bool", int: "an int", float: "a float"}
     return "empty" if value is None else names.get(type(value), f"a {type(value).__name__}")

@@ -182,7 +182,7 @@ class Editor:
 
     @property
     def sampler(self) -> str:
-        """What draws, in words."""
+        """Return a description of the sampler in words."""
         if self.stock:
             return "the stock pipeline"
         if self.base.at_stock_sizes:

@@ -34,7 +34,7 @@ PARTS = ("vae", "text_encoder", "tokenizer", "scheduler", "processor")
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds of the transformer."""
+    """The transformer's weights in a checkpoint."""
 
     path: Path
     weights: dict[str, Tensor]  # by diffusers' names; with LoRA, the adapter's alone

@@ -31,7 +31,7 @@ from .textfiles import read_object
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives and how it starts.
+    """The folder of a run, and how it starts.
 
     dir: the run's folder. start_from: a run, a checkpoint or a diffusers folder whose weights are trained on from, in
     place of the base's; see `start.start_folder`. start_dtype: precision in which a run's or a checkpoint's weights are

@@ -1,4 +1,4 @@
-"""Whether the bytes of a checkpoint are those that were written: a CRC-32 of every file, kept with it.
+"""Detection of damaged checkpoints by a CRC-32 of every file, kept beside it.
 
 A single file is the ZIP archive that torch writes; its seal, a CRC-32 of all its other bytes, is the archive's comment,
 which every reader skips. A sharded checkpoint is a folder whose complete.json has the size and the CRC-32 of each file,

@@ -1,4 +1,4 @@
-"""How much memory a recipe needs on every device, said before anything is loaded."""
+"""Estimate of the memory that a recipe needs on every device, made before anything is loaded."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """What the memory of a recipe's training depends on.
+    """The settings that decide the memory of a recipe's training.
 
     weights: precision in which they are kept; compute: FSDP2's for the forward. shards: devices that share one copy of
     the model, of `gpus` in all. capacity: visual tokens of a micro-batch. sides: of a pair, each a sample of its own.
@@ -106,7 +106,11 @@ class Training:
 
 
 def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
-    """What a `fit` recipe says of its memory. Raises UserError for a mesh that does not fit so many GPUs."""
+    """Read from a `fit` recipe all that decides its memory.
+
+    Raises:
+        UserError: for a mesh that does not fit so many GPUs.
+    """
     stage, trainer, data = recipe["stage"], recipe["trainer"], recipe["data"]
     backbone, strategy = stage["backbone"], trainer.get("strategy")
     sharded = isinstance(strategy, Mapping) and str(strategy.get("_target_")).endswith(".FSDP2")
@@ -139,7 +143,7 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
 
 
 def _of_stage(name: str, stage: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What preferences and reinforcement hold beside the transformer, and how much they compute at once."""
+    """Return what DPO and NFT hold beside the transformer, and how much they compute at once."""
     lora = bool(stage["backbone"].get("lora"))
     if name == "NFT":
         group = int(stage.get("group_size", 12))
@@ -194,7 +198,7 @@ def _widened(t: Training) -> float:
 
 
 def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trained: float) -> list[Part]:
-    """What comes and goes, where it is most, beside weights, states and all gradients.
+    """Return the peak of the temporary tensors, beside weights, optimizer states and all gradients.
 
     That is at the forward's end, while the last step's gradients are still there; or as the backward begins, without
     them; or as it ends, when of the activations only those of one block are left; or in the optimizer's step, which
@@ -214,7 +218,7 @@ def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trai
 
 
 def _gathered(training: Training, footprint: "Footprint", size: int) -> tuple[float, float]:
-    """What sharding holds of whole blocks: in the forward, and in the backward.
+    """Return the bytes of gathered whole blocks under sharding: in the forward, and in the backward.
 
     Forward: a block's gathered weights, the buffer that the next one arrives in, and what belongs to no block.
     Backward: also the block's whole gradients, and the float32 buffer from which they are reduced.
@@ -348,7 +352,7 @@ def _torch(name: str) -> Any:
 
 
 def _sizes(name: str, root: str | None) -> Sizes:
-    """Of the prepared data where there is some, else of the base."""
+    """Return the sizes of the prepared data where there is some, else of the base."""
     if root and (Path(root) / "data.json").exists():
         path = Path(root) / "data.json"
         return Sizes.read(read_object(path, "sizes")["sizes"], f"{path}: sizes")

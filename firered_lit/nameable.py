@@ -1,4 +1,4 @@
-"""What a recipe may name, one full name a line; whatever does not stand here is refused.
+"""The classes and functions that a recipe may name, one full name a line; any other is refused.
 
 A recipe can come from a stranger, so a name is listed only when nothing that a recipe may give it is run: no command,
 no module, no path to code and no callable's name. A class or function of your own is listed here when it belongs to

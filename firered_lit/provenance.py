@@ -1,4 +1,4 @@
-"""What a run was made with: the state of the code and the packages beside it."""
+"""The versions that made a run: the state of the code and the installed packages."""
 
 import subprocess
 from importlib.metadata import distributions

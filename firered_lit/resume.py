@@ -1,4 +1,4 @@
-"""What a resumed run takes from its recipe and not from the checkpoint: rates, decays, schedules, settings."""
+"""Resuming by the recipe: rates, decays, schedules and settings come from it, not from the checkpoint."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""What a recipe's weights and routes name, held against the rewards that it would build. Nothing is built for it."""
+"""Checks of a recipe's reward weights and routes, without building anything."""
 
 import json
 from collections.abc import Collection, Iterator

@@ -1,4 +1,4 @@
-"""What a person reads of a run in MLflow before its curves: a description, the data set, and the way to its page."""
+"""The page of a run in MLflow that a person reads before its curves: a description, the data set, a link."""
 
 import json
 import shlex

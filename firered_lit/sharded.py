@@ -116,7 +116,7 @@ def _on_first(action: Callable[[], object], group: Any) -> None:
 
 
 def _all(here: bool, group: Any) -> bool:
-    """Whether it is so on every process."""
+    """Return whether a condition holds on every process."""
     if not dist.is_initialized():
         return here
     flag = torch.tensor(int(here))
@@ -130,7 +130,7 @@ def _neighbours() -> int:
 
 
 def _is_sharded(value: Any) -> bool:
-    """Whether a sharded tensor is somewhere in it."""
+    """Return whether a value holds a sharded tensor at any depth."""
     if isinstance(value, Mapping):
         return any(map(_is_sharded, value.values()))
     return isinstance(value, DTensor) or (isinstance(value, list | tuple) and any(map(_is_sharded, value)))
@@ -201,7 +201,7 @@ def load_into(state: dict[str, Any], reader: Reader, alone: bool = False) -> Non
 
 
 def blank(metadata: Metadata, parts: Sequence[str] | None, place: Place) -> dict[str, Any]:
-    """What a checkpoint holds, nested as it was saved, its tensors empty as `place` makes them of (key, facts).
+    """Return a checkpoint's content, nested as it was saved, with empty tensors made by `place(key, facts)`.
 
     parts: the top-level keys that are wanted; None: all.
     """
@@ -257,7 +257,7 @@ def damage_of_folder(path: Path, rank: int = 0, world: int = 1) -> str | None:
 
 
 def _damage_of_items(path: Path) -> str | None:
-    """Of an earlier version's folder: each tensor and value is an archive of its own inside a file."""
+    """Return the damage of an earlier version's folder: an archive per tensor, inside a file."""
     if problem := damage_of_file(path / META):
         return f"{META}: {problem}"
     try:

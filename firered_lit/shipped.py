@@ -92,7 +92,7 @@ def _summary(file: Path) -> str:
 
 
 class Comments(NamedTuple):
-    """What a file says beside its keys.
+    """The comments of a recipe file, beside its keys.
 
     Attributes:
         above: Dotted key -> the full-line comments right above it.

@@ -1,4 +1,4 @@
-"""What a dotted name accepts, read from its source: a recipe is refused before anything heavy loads."""
+"""Signatures of dotted names, read from their source: a recipe is refused before anything heavy loads."""
 
 import ast
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a class or function accepts by name, and where it is defined."""
+    """The parameters that a class or function accepts by name, and the module that defines it."""
 
     name: str
     home: str  # the module that defines it
@@ -41,7 +41,7 @@ def signature(target: str) -> Signature:
 
 
 def _of_class(found: Found) -> tuple[tuple[Parameter, ...], bool]:
-    """What calling the class accepts: the nearest `__init__`, `__new__` or dataclass on its line of bases."""
+    """Return the parameters of the class's nearest `__init__`, `__new__` or dataclass."""
     maker = _maker(found)
     if maker is not None and _base_call(maker) is None:  # before its bases, which may be heavy to read
         return _of_function(maker, bound=True)
@@ -121,7 +121,7 @@ def _line(found: Found) -> tuple[list[Found], bool]:
 
 
 def _is_dataclass(node: ast.ClassDef | ast.FunctionDef) -> bool:
-    """Whether a decorator generates an `__init__` from the fields."""
+    """Return whether a decorator generates an `__init__` from the fields."""
     texts = [ast.unparse(decorator) for decorator in node.decorator_list]
     return any(t.partition("(")[0].split(".")[-1] == "dataclass" and "init=False" not in t for t in texts)
 

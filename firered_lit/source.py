@@ -1,4 +1,4 @@
-"""Where a dotted name is really defined, read from source files. Nothing is imported, so nothing is run.
+"""The definition of a dotted name, found by reading source files. Nothing is imported, so nothing is run.
 
 The last parts of the name are followed through re-exports (`from x import y as z`, `from .a import *`, `z = y`), the
 likeliest first where a module binds a name more than once.
@@ -33,7 +33,7 @@ class Source:
 
     @property
     def package(self) -> str:
-        """What its relative imports start from."""
+        """Return the package that its relative imports start from."""
         return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
 
     @cached_property
@@ -181,7 +181,7 @@ def module_source(name: str) -> Source | None:
 
 @cache
 def _spec(top: str) -> ModuleSpec | None:
-    """Where a top-level package lies. Of a dotted name, this would import the parents."""
+    """Return the spec of a top-level package. (With a dotted name, this would import the parents.)"""
     try:
         return importlib.util.find_spec(top)
     except (ValueError, ImportError):

@@ -1,4 +1,4 @@
-"""Where a stage starts that goes on from another one's output: a diffusers folder in the new run's own folder."""
+"""The start of a stage from another one's output: a diffusers folder in the new run's own folder."""
 
 import shutil
 import time
@@ -22,7 +22,7 @@ PATIENCE = 3600.0  # seconds that the other processes wait for the first one to 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: a diffusers folder that is there, or one that is still to be written.
+    """The start of a run: a diffusers folder that exists, or one that is still to be written.
 
     source: the checkpoint whose weights the first process is to write to `folder`, and their base. dtype: the precision
     to write them in. awaited: another process writes it.

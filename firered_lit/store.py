@@ -1,4 +1,4 @@
-"""Where a run's record is: the address of the MLflow store, and `run.json` in the run's folder. Imports no MLflow."""
+"""The address of a run's MLflow store, and `run.json` in the run's folder. Imports no MLflow."""
 
 import fcntl
 import os
@@ -73,7 +73,7 @@ def _strange_options(uri: str) -> str:
 
 
 def artifacts_of(uri: str) -> str | None:
-    """Where a local store keeps artifacts: beside the database. A server decides for itself."""
+    """Return the artifact folder of a local store, beside its database. A server decides for itself."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()

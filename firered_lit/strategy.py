@@ -101,7 +101,7 @@ class FSDP2(ModelParallelStrategy):
 
     @property
     def sharding(self) -> Sharding:
-        """What `Stage.configure_model` builds its transformer by."""
+        """The sharding by which `Stage.configure_model` builds its transformer."""
         mesh = self.device_mesh if self.replicate > 1 else self.device_mesh["shard"]
         return Sharding(mesh, self.root_device, DTYPES[self.compute])
 
@@ -157,7 +157,7 @@ class FSDP2(ModelParallelStrategy):
         return {**meta, **rest, **found}
 
     def _load_file(self, path: Path) -> dict[str, Any]:
-        """What another strategy has saved: every process reads the file, which is mapped, and takes its part."""
+        """Load a checkpoint of another strategy: every process maps the file and takes its shards."""
         checkpoint = read_safely(path)
         weights = self._expected(checkpoint["state_dict"])
         weights = {name: placed_like(checkpoint["state_dict"][name], own) for name, own in weights.items()}

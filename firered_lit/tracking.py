@@ -177,7 +177,7 @@ class MLflow(MLFlowLogger):
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """What the store does not do is bad input: its address is the recipe's."""
+        """Turn a failure of the store into a UserError: its address comes from the recipe."""
         try:
             yield
         except MlflowException as error:

@@ -1,4 +1,4 @@
-"""Where on the path to train: laws of sigma, strata over the global batch, the resolution shift, the loss weight.
+"""The distribution of sigma in training: inverse CDFs, strata over the global batch, loss weights.
 
 A law is an inverse CDF: it maps u in [0, 1) to sigma in [0, 1], increasing, elementwise, in float64 inside and in the
 dtype of `u` outside. So stratified uniforms compose with any density. sigma = 1 is pure noise.

@@ -94,7 +94,7 @@ def _onto(points: Tensor, canvas: tuple[int, int]) -> Tensor:
 
 
 def seen_boxes(transform: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """What canvases (height, width) show of an image of `size`: (N, 4) int, left, top, right, bottom in pixels.
+    """Return the box of an image that each canvas shows: (N, 4) int, left, top, right, bottom in pixels.
 
     The neighbours that `warp` mixes in are inside. A canvas that shows nothing of the image has no area.
     """

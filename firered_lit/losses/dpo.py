@@ -15,7 +15,7 @@ from firered_lit.losses.flow_matching import at_least_float32
 
 @dataclass(frozen=True)
 class DPOTerms:
-    """What a DPO run logs, each (B,)."""
+    """The numbers that a DPO run logs, each (B,)."""
 
     win_diff: Tensor  # winner's error, policy minus reference; below 0 = the policy is better
     lose_diff: Tensor  # loser's error, policy minus reference
@@ -55,7 +55,7 @@ def dpo_loss(
 
 
 def double_degradation(win_diffs: Tensor, lose_diffs: Tensor, significance: float = 2.0) -> bool:
-    """Whether both differences rise over a window of step means (W,), W >= 3.
+    """Return whether both differences rise over a window of step means (W,), W >= 3.
 
     A rise is a least-squares slope above 0 by `significance` standard errors: both slopes of mere noise are above 0 one
     time in four.

@@ -105,7 +105,7 @@ def _normalised_error(estimate: Tensor, x_0: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """Of each sample's own group, over its valid rewards; float64, (N,)."""
+    """Statistics of each sample's own group over its valid rewards; float64, (N,)."""
 
     mean: Tensor
     std: Tensor  # population; exactly 0 when the rewards are equal, or fewer than two are valid

@@ -1,4 +1,4 @@
-"""What a mining has found, a line of JSON for every number, in files that a killed process goes on with.
+"""The results of a mining, a line of JSON for every number, in files that a killed process continues.
 
 mine.json        what the folder is made from; nothing else is added to it
 found/0.jsonl    the lines of the process of shard 0, as they come; of two lines of one number the later counts
@@ -49,17 +49,17 @@ class Ledger:
                     offset += len(line)
 
     def wants(self, number: int) -> bool:
-        """Whether this process has yet to make the line of a number."""
+        """Return whether this process has yet to make the line of a number."""
         return number % self.shards == self.shard and not self.settled[number]
 
     @property
     def own(self) -> int:
-        """How many numbers are this process's."""
+        """Return how many numbers belong to this process."""
         return len(range(self.shard, self.count, self.shards))
 
     @property
     def done(self) -> int:
-        """How many of them have their line."""
+        """Return how many of this process's numbers have their line."""
         return int(self.settled[self.shard :: self.shards].sum())
 
     @property

@@ -28,7 +28,7 @@ class Pair:
 
 
 class PairRule(Protocol):
-    """How candidates are paired."""
+    """A rule by which candidates are paired."""
 
     def pairs(self, candidates: Sequence[Candidate]) -> list[Pair]:
         """The pairs of one request, the widest gap first. No picture is in two."""
@@ -61,7 +61,7 @@ class MixPolicy:
 
 @dataclass(frozen=True)
 class VisualEnhancement:
-    """Of two pictures that both do what was asked, whoever made them, the better looking one wins.
+    """The better looking of two pictures that both do what was asked wins, whoever made them.
 
     by: the reward that tells looks, such as a judge's with the prompt `aesthetic`; the gap in it is at least `margin`,
     and the winner's at least `win`. Both have reward >= least: give `by` the weight 0, so that it has no part in that.

@@ -85,7 +85,7 @@ def mine(task: Task, out: str, shard: int = 0, num_shards: int = 1, recipe: Mapp
 
 
 def judged_by(recipe: Mapping[str, Any] | None) -> Line:
-    """What a recipe says of what its task's rewards and its writer say."""
+    """Return the settings of a recipe that decide the answers of its task's rewards and writer."""
     task = (recipe or {}).get("task", {})
     return {name: _without(task[name], WHERE) for name in ("rewards", "writer") if name in task}
 

@@ -28,7 +28,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the rewards say of K images of one sample."""
+    """The rewards of K images of one sample."""
 
     total: Marks
     rewards: dict[str, Marks]
@@ -109,6 +109,6 @@ def _empty(marks: Marks) -> bool:
 
 
 def _means(reward: Reward, sample: EditBatch) -> bool:
-    """Whether a reward means to score a sample; those that do not say mean all."""
+    """Return whether a reward applies to a sample; one without a method `applies` applies to all."""
     applies = getattr(reward, "applies", None)
     return applies is None or any(applies(sample))

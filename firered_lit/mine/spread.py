@@ -1,4 +1,4 @@
-"""How the rewards of one instruction's edits spread, and which instructions are worth learning from. Pure."""
+"""The spread of one instruction's rewards, and the band that decides if it is worth learning from. Pure."""
 
 import math
 from collections.abc import Mapping

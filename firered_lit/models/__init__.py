@@ -1,1 +1,1 @@
-"""What has weights, and the sizes and layouts it expects."""
+"""Everything with weights, and the sizes and layouts that it expects."""

@@ -8,7 +8,7 @@ from ..files import appearing
 
 
 def cache_folder() -> Path:
-    """Where things built on first use are kept: $FIRERED_LIT_CACHE, else ~/.cache/firered_lit."""
+    """Return the folder of things built on first use: $FIRERED_LIT_CACHE, else ~/.cache/firered_lit."""
     return Path(os.environ.get("FIRERED_LIT_CACHE") or Path.home() / ".cache" / "firered_lit")
 
 

@@ -59,5 +59,5 @@ class Codec:
         return self.vae.decode(latents[:, :, None], return_dict=False)[0][:, :, 0]
 
     def parts(self, latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True) -> list[Part]:
-        """What boxes show of the pictures, with a gradient: `decode_parts`."""
+        """Decode the boxes of the pictures with a gradient, see `decode_parts`."""
         return decode_parts(self, latents, owner, boxes, checkpointed)

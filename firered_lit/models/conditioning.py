@@ -36,7 +36,7 @@ class Template:
 
     @property
     def prefix(self) -> str:
-        """What stands before the first thing that differs between prompts."""
+        """Return the tokens before the first one that differs between prompts."""
         return self.text.split("<|vision_start|>")[0].split("{}")[0]
 
 

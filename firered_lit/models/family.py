@@ -66,12 +66,12 @@ class Base:
 
     @property
     def stock_sizes(self) -> Sizes:
-        """What the stock pipeline of this variant does; its constants, not settings."""
+        """The sizes of this variant's stock pipeline: constants of it, not settings."""
         return Sizes(condition_area=1024 * 1024) if self.variant == Variant.EDIT else Sizes()
 
     @property
     def at_stock_sizes(self) -> bool:
-        """Whether the stock pipeline would show this model what it was trained on."""
+        """Return whether the stock pipeline would show this model the sizes that it was trained on."""
         stock = self.stock_sizes
         return (self.sizes.reference_area, self.sizes.condition_area) == (stock.reference_area, stock.condition_area)
 
@@ -230,7 +230,7 @@ class Base:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What made the cached latents and embeddings: a hash of each frozen component's config and weights."""
+        """Return a hash of each frozen component that makes latents and embeddings, by its name."""
         return {part: self.fingerprint(part) for part in ("vae", "text_encoder")}
 
     def fingerprint(self, part: str) -> str:

@@ -31,7 +31,7 @@ def peak(device: str) -> float | None:
 
 
 def forward_flops(config: Mapping[str, Any], visual: int, text: int) -> float:
-    """Of one sample with so many visual (target and references) and text tokens, by the transformer's config."""
+    """Return the FLOPs of one sample's forward."""
     width = _width(config)
     linear = sum(_tokens(name, visual, text) * 2 * i * o * width**2 for name, (i, o) in INSIDE.items())
     attention = 4 * (visual + text) ** 2 * width
@@ -41,7 +41,7 @@ def forward_flops(config: Mapping[str, Any], visual: int, text: int) -> float:
 
 
 def training_flops(config: Mapping[str, Any], visual: int, text: int, lora: "LoRA | None" = None) -> float:
-    """Of forward and backward of one sample; what checkpointing computes again is not counted, as MFU has it.
+    """Return the FLOPs of one sample's forward and backward, without recomputation, as MFU counts.
 
     A backward takes the gradients of activations and of weights, each as much as the forward; with LoRA the frozen
     weights have none.
@@ -54,7 +54,7 @@ def training_flops(config: Mapping[str, Any], visual: int, text: int, lora: "LoR
 
 
 def _adapter(config: Mapping[str, Any], visual: int, text: int, lora: "LoRA") -> float:
-    """Of the adapter's two factors in one forward."""
+    """Return the FLOPs of the adapter's two factors in one forward."""
     hit = {name for name in INSIDE for t in lora.targets if name == t or f".{name}".endswith(f".{t}")}
     sides = sum(_tokens(name, visual, text) * sum(INSIDE[name]) for name in hit)
     return config["num_layers"] * 2 * lora.rank * _width(config) * sides

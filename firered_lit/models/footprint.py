@@ -1,4 +1,4 @@
-"""What one training forward would hold, found on tensors without memory: nothing is allocated, no weight is read."""
+"""Memory of one training step, measured on tensors without storage: no weight is read."""
 
 import json
 import weakref
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of a transformer and one micro-batch; counts of parameters, sizes in bytes.
+    """The memory of a transformer and one micro-batch: parameters as counts, sizes in bytes.
 
     block: parameters of one block. trained: those that get a gradient. saved: what the forward keeps for the backward,
     weights aside. block_kept: one block's part of it. block_saved: what one block would keep without checkpointing, and
@@ -62,7 +62,7 @@ class Forward:
 
 
 def footprint(config: Mapping[str, Any], forward: Forward) -> Footprint:
-    """Of the transformer that `config` (diffusers' config.json) describes.
+    """Measure the transformer that `config` (diffusers' config.json) describes.
 
     Blocks are alike but for the last, so that one and two of them tell what any number needs.
     """
@@ -88,7 +88,7 @@ def _footprint(text: str, forward: Forward) -> Footprint:
 
 
 class _Trace(NamedTuple):
-    """Of a transformer of few blocks. peak: the most that forward and backward hold beside weights and gradients."""
+    """The trace of one step of a transformer of few blocks."""
 
     parameters: int
     trained: int

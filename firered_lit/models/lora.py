@@ -71,7 +71,7 @@ def add_adapter(transformer: "QwenImageTransformer2DModel", lora: LoRA, seed: in
 
 
 def first_values(key: str, shape: "torch.Size", seed: int) -> "Tensor":
-    """What an adapter's parameter starts with, by its name in the transformer."""
+    """Return the first values of an adapter's parameter, by its name in the transformer."""
     import torch
 
     if ".lora_A." not in key:
@@ -96,7 +96,7 @@ def matched(transformer: "nn.Module", targets: Sequence[str]) -> list[str]:
 
 
 def is_adapter(key: str) -> bool:
-    """Whether a key of a state dict belongs to an adapter."""
+    """Return whether a key of a state dict belongs to an adapter."""
     return ".lora_A." in key or ".lora_B." in key
 
 
@@ -108,7 +108,7 @@ def factors(weights: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]
 
 
 def delta(a: "Tensor", b: "Tensor", scale: float = 1.0) -> "Tensor":
-    """What an adapter adds to a weight: scale * B A, (outputs, inputs), float32."""
+    """Return the change of a weight by an adapter: scale * B A, (outputs, inputs), float32."""
     return scale * (b.float() @ a.float())
 
 

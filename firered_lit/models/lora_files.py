@@ -66,7 +66,7 @@ def hollow(config: Mapping[str, Any]) -> nn.Module:
 
 
 def through_diffusers(source: Path | dict[str, Tensor], transformer: nn.Module, pipeline: str) -> Factors:
-    """What `load_lora_weights` of the installed diffusers makes of a folder or tensors; its scale is put into B."""
+    """Read a LoRA by the installed diffusers' `load_lora_weights`; its scale is put into B."""
     import diffusers
 
     kind = getattr(diffusers, pipeline)
@@ -83,7 +83,7 @@ def through_diffusers(source: Path | dict[str, Tensor], transformer: nn.Module, 
 
 
 def through_comfyui(tensors: Mapping[str, Tensor], transformer: nn.Module) -> Factors:
-    """What ComfyUI makes of a file, restated from its key map for Qwen-Image; `alpha / rank` is put into B.
+    """Read a file as ComfyUI does, by its key map for Qwen-Image; `alpha / rank` is put into B.
 
     ComfyUI's model has diffusers' names under `diffusion_model.`. A weight's LoRA may be called by that whole name, by
     the name without it, with `transformer.`, or as `lora_unet_` or `lycoris_` with underscores.

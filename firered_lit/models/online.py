@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def encoded(conditioner: "Conditioner | WordConditioner", text: Unencoded) -> Text:
-    """What the text encoder makes of prompts and pictures that the loader left to it, (B, T, D) on its device."""
+    """Encode the prompts and pictures that the loader left to the text encoder: (B, T, D) on its device."""
     pictures = [[Image.fromarray(picture) for picture in own] for own in text.pictures]
     rows = conditioner.encode(list(text.prompts), pictures, text.condition_area)
     return Text.pad([row.to(text.embeddings) for row in rows])

@@ -72,7 +72,9 @@ def reach(decoder: nn.Module) -> int:
 def _crops(
     rows: list[int], boxes: list[list[int]], sides: Sequence[int], factor: int, margin: int
 ) -> list[tuple[int, Box, dict[int, Box]]]:
-    """What to decode, in latents: (row, crop, the boxes in it by number). Two crops become one where that is less.
+    """Return the crops to decode, in latents: (row, crop, the boxes in it by number).
+
+    Two crops become one where that is less to decode.
 
     boxes are in pixels; sides: height, width of the latents.
     """
@@ -112,7 +114,7 @@ def _first_layers(decoder: nn.Module, x: Tensor) -> Tensor:
 
 
 def _layers(decoder: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """What follows the middle block."""
+    """Return the layers that follow the middle block."""
     for block in decoder.up_blocks:
         yield from (partial(_residual, layer) for layer in block.resnets)
         yield from block.upsamplers or ()

@@ -1,4 +1,4 @@
-"""What a block keeps for its backward when the rest is made again from what it keeps."""
+"""Activation checkpointing: which tensors a block keeps for its backward, and which it computes again."""
 
 from collections.abc import Callable
 from functools import partial

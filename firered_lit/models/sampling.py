@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preview:
-    """How validation draws its edits: solver steps (0 draws none) and the stock pipelines' `true_cfg_scale`."""
+    """Solver steps (0 draws none) and `true_cfg_scale` of the edits that validation draws."""
 
     steps: int = 8
     guidance: float = 1.0

@@ -25,7 +25,7 @@ Drawn = Callable[[str, torch.Size], Tensor]
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model is spread over processes.
+    """The spreading of a model over processes.
 
     mesh: one dimension (shard) or two (replicate, shard). device: this process's own. compute: the precision of the
     gathered weights, of the activations and so of the forward; None: that of the weights themselves.
@@ -99,7 +99,7 @@ def own_part(tensor: Tensor) -> tuple[slice, ...]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
+    """Return this process's shard of a tensor, sharing its memory."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
@@ -131,7 +131,7 @@ def accumulate_in_float32(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def synchronise(module: nn.Module, gradients: bool, replicas: bool) -> None:
-    """Whether the next backward passes reduce gradients over the shards, and over the replicas."""
+    """Set whether the next backward passes reduce gradients over the shards, and over the replicas."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(gradients, recurse=False)

@@ -1,4 +1,4 @@
-"""How large every image is: the one place that loader, trainer, validation and export ask."""
+"""The size of every image: the one place that loader, trainer, validation and export ask."""
 
 import math
 from dataclasses import asdict, dataclass

@@ -62,7 +62,7 @@ def range_of(reward: Reward) -> tuple[float, float]:
 
 @dataclass
 class Asked:
-    """What was asked about one group's edits, and what went wrong."""
+    """The pending rewards of one group's edits, and the failures so far."""
 
     tasks: tuple[str, ...]  # (K,)
     futures: dict[str, "Future[Scores]"]

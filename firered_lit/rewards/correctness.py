@@ -32,7 +32,7 @@ FACES = ("portrait", "beauty")
 
 @dataclass(frozen=True)
 class Correctness:
-    """Whether an edit is right, and what decided it: terms in [0, 1], all of which must reach `WANTED`."""
+    """The verdict on an edit, and its terms in [0, 1], all of which must reach `WANTED`."""
 
     correct: bool
     terms: dict[str, float] = field(default_factory=dict)
@@ -48,7 +48,7 @@ def score(
     target_text: str = "",
     read: Reader | None = None,
 ) -> Correctness:
-    """Whether `output` is the edit `target` of `sources`.
+    """Decide whether `output` is the edit `target` of `sources`.
 
     edited, kept: see `edited_and_kept`; in "restore" what is edited is measured by `restored` alone. In "portrait" and
     "beauty", `landmarks` (P, 2), x and y in the target's pixels, must be where they were. With `read` and a
@@ -67,8 +67,10 @@ def score(
 
 
 def right(terms: Mapping[str, float], task: str = "") -> bool:
-    """Whether every term is what a right edit has at least. Where an edit is larger than the things it must not lose,
-    nearly all of it has to be right."""
+    """Return whether every term reaches what a right edit has at least.
+
+    Where an edit is larger than the things it must not lose, nearly all of it has to be right.
+    """
     wanted = WANTED | ({"edited": WANTED["kept"]} if task in WHOLE else {})
     return all(value >= wanted[name] for name, value in terms.items())
 
@@ -103,7 +105,10 @@ def restored(output: Picture, target: Picture, source: Picture) -> float:
 
 
 def displacement(output: Picture, target: Picture, landmarks: NDArray[np.floating]) -> NDArray[np.floating]:
-    """How far each landmark (P, 2) moved, in pixels (P,): where around it the output looks most like the target."""
+    """Return how far each landmark (P, 2) moved, in pixels (P,).
+
+    It moved to where the output around it looks most like the target.
+    """
     return np.array([_moved(output, target, round(x), round(y)) for x, y in np.asarray(landmarks, float)])
 
 

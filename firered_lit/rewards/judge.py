@@ -76,7 +76,7 @@ def expected_from_logprobs(
 
 
 def _mean(pairs: Sequence[tuple[float, float]]) -> float:
-    """Of values by their shares."""
+    """Return the mean of values weighted by their shares."""
     return sum(value * share for value, share in pairs) / sum(share for _, share in pairs)
 
 
@@ -137,7 +137,7 @@ def before_marker(text: str, marker: str) -> str:
 
 
 def _after_marker(text: str, marker: str, begin: int | None) -> int | None:
-    """Where the last marker at or after `begin` ends; one in other capitals counts where there is no exact one."""
+    """Return the end of the last marker at or after `begin`; other capitals count where none is exact."""
     if begin is None:
         return None
     for flag in (re.NOFLAG, re.IGNORECASE):
@@ -154,7 +154,7 @@ def _marker_pattern(marker: str, flag: re.RegexFlag) -> re.Pattern[str]:
 
 
 def _start_of(text: str, words: str) -> int | None:
-    """Where an answer's words begin among all that the model wrote; None when there are none or they are not found."""
+    """Return where an answer's words begin in all that the model wrote; None when not found."""
     own = _plain(words).strip()
     if not own:
         return None

@@ -130,7 +130,7 @@ def matches(read: str, wanted: str, *, equal_only: bool) -> list[tuple[int, int]
 
 
 def locate(reference: Chars, wanted: str) -> list[Char | None]:
-    """Where each character of `wanted` stands in a reading that holds it among other words. (|wanted|,)
+    """Return where each character of `wanted` stands, (|wanted|,), in a reading with other words.
 
     All None when the nearest run of lines is not even half right. A misread character keeps its place.
     """
@@ -144,7 +144,7 @@ def locate(reference: Chars, wanted: str) -> list[Char | None]:
 
 
 def readings(read: Chars, places: Chars, others: Chars, wanted: str) -> tuple[list[Chars], Chars]:
-    """What stands in the place of the text (one or two ways to read it), and the nearest text that stands elsewhere.
+    """Return the text in the wanted place, read in one or two ways, and the nearest text elsewhere.
 
     In place: the characters inside the reference boxes, grown, save those nearer to other words of the reference; and,
     where those are only parts of lines that cover the place (as oversized text does), these lines whole.
@@ -190,7 +190,10 @@ def lines(chars: Chars) -> list[list[Char]]:
 
 
 def _follows(last: Char, char: Char) -> bool:
-    """Whether `char` continues the line of `last`: half of the lower one's height shared, and near to its right."""
+    """Return whether `char` continues the line of `last`.
+
+    It does when it shares half of the lower one's height and is near to its right.
+    """
     if last.line is not None and char.line is not None:
         return last.line == char.line
     shared = min(last.y + last.h, char.y + char.h) - max(last.y, char.y)
@@ -204,13 +207,13 @@ def grow(chars: Chars) -> list[Box]:
 
 
 def within(char: Char, boxes: Sequence[Box]) -> bool:
-    """Whether the character's centre lies in one of the boxes."""
+    """Return whether the character's centre lies in one of the boxes."""
     x, y = char.centre
     return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
 
 
 def nearer(char: Char, one: Chars, other: Chars) -> bool:
-    """Whether the character's centre is at least as near to a centre of `one` as to all of `other`."""
+    """Return whether the character's centre is at least as near to a centre of `one` as to all of `other`."""
     to_one, to_other = ([math.dist(char.centre, c.centre) for c in chars] for chars in (one, other))
     return min(to_one, default=math.inf) <= min(to_other, default=math.inf)
 

@@ -1,4 +1,4 @@
-"""What a reward is: images and their batch go in, a score per sample comes back when it is ready."""
+"""The protocol of a reward: images and their batch go in, a score per sample comes back when it is ready."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field

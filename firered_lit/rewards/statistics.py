@@ -1,4 +1,4 @@
-"""What a rollout's rewards look like: the numbers to watch for collapse and for hacking."""
+"""Statistics of a rollout's rewards: the numbers to watch for collapse and for reward hacking."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,9 @@ class Scored:
 
 
 def statistics(scored: Scored, optimality: Tensor, used: Tensor) -> dict[str, float]:
-    """What to log of a rollout: rewards by name and task, shares of groups that teach nothing, optimality, distance.
+    """Compute the numbers to log of a rollout.
+
+    They are rewards by name and task, groups that teach nothing, optimality, and distance from the source.
 
     optimality (N,), used (N,) bool: what the policy term learns from.
     """

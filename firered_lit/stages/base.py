@@ -1,4 +1,4 @@
-"""What every stage shares: the transformer, its optimizer, and the validation that needs no loss of its own."""
+"""The base of every stage: the transformer, its optimizer, and validation."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -79,7 +79,7 @@ class Stage(L.LightningModule):
 
     @cached_property
     def _base_facts(self) -> dict[str, Any]:
-        """What every checkpoint says of the base."""
+        """The facts of the base that every checkpoint records."""
         return lineage.facts_of(self.base)
 
     @property
@@ -98,7 +98,7 @@ class Stage(L.LightningModule):
             self.backbone = self.backbone.at(place)
 
     def kept(self, state: dict[str, Any]) -> dict[str, Any]:
-        """What a checkpoint holds of a state dict: everything, or with LoRA the adapter alone."""
+        """Return the tensors of a state dict that a checkpoint holds: all, or with LoRA the adapter alone."""
         return state if self.backbone.lora is None else {k: v for k, v in state.items() if is_adapter(k)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -263,7 +263,7 @@ class Stage(L.LightningModule):
             metric.reset()
 
     def fixed_scores(self, batch: EditBatch) -> dict[str, Tensor]:
-        """What validation measures of every sample (B,) without drawing it."""
+        """Return the validation scores (B,) of every sample that need no drawing."""
         return {"loss": self.fixed_loss(batch)}
 
     def fixed_points(self, batch: EditBatch, points: int = 4) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ from ..models.part_decoder import Decoder
 
 
 class Identity(NamedTuple):
-    """What the term made of a batch, a value per sample (B,)."""
+    """The consistency term of a batch, a value per sample (B,)."""
 
     loss: Tensor  # lambda(sigma) * distance
     distance: Tensor  # mean over regions of 1 - cosine; 0 where none was compared

@@ -82,7 +82,7 @@ class DPO(SFT):
         return numbers["loss"].mean() * batch.scale
 
     def flops(self, batch: PreferenceBatch) -> float:
-        """Of both sides, and of the reference's forward on each."""
+        """Return the FLOPs of one DPO step: both sides, plus the reference's forward on each."""
         return 2 * (super().flops(batch) + len(batch) * forward_flops(*self.sample(batch)))
 
     def losses(self, batch: PreferenceBatch) -> Tensor:

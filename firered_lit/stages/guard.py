@@ -44,7 +44,7 @@ class Guard:
         self._seen.append((ids, loss.detach()))
 
     def admits(self, norm: float, step: int) -> bool:
-        """Whether to take optimizer step `step`, whose gradient has this norm over all processes. All of them ask.
+        """Return whether to take optimizer step `step`, by its gradient's norm over all processes.
 
         Raises UserError when it is not the first in a row that is left out, but the `patience`-th.
         """

@@ -197,7 +197,10 @@ class NFT(Stage):
         return Rollout(sample, x_0, to_bytes(pixels), source_distance(pixels, sample.source), asked)
 
     def flops(self, batch: PromptBatch) -> float:
-        """Of drawing every edit, and at each of its points of the old policy, the reference and the update."""
+        """Return the FLOPs of an iteration.
+
+        They are those of drawing every edit, and of the old policy, the reference and the update at each of its points.
+        """
         forwards = self.rollout_steps + self.points * ((not self.on_policy) + bool(self.kl))
         drawn = sum(forward_flops(*self.sample(group)) for group in batch.groups)
         return self.group_size * (forwards * drawn + self.points * sum(super(NFT, self).flops(g) for g in batch.groups))
@@ -235,7 +238,7 @@ class NFT(Stage):
                     p.v_reference = self.velocity_at(p)
 
     def scoring(self) -> Callable[[Rollout], Scored]:
-        """What waits for the rewards of a group; all groups' patience begins now."""
+        """Return the function that waits for a group's rewards; the patience for all groups begins now."""
         weights = self.weights or dict.fromkeys(self.rewards, 1.0)
         until = time.monotonic() + self.patience
 

@@ -1,4 +1,4 @@
-"""What an iteration of reinforcement learning holds: groups of edits, the points they are learnt at, their verdicts."""
+"""The pieces of an iteration of reinforcement learning: groups of edits, points to learn at, advantages."""
 
 import time
 from collections import defaultdict
@@ -121,7 +121,7 @@ class Verdicts:
         return torch.stack([torch.where(group.valid, group.reward, torch.nan) for group in groups])
 
     def everyone(self) -> list[Scored]:
-        """What each process has scored, in their order. Called by all alike."""
+        """Return the scored edits of each process, by rank. Every process must call it."""
         if self.all is None:
             mine = Scored.join([self._wait(place) for place in range(len(self.rollouts))])
             self.all = [mine]
