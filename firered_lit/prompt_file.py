@@ -114,6 +114,8 @@ def look_at(path: Path, where: str) -> None:
     try:
         with open_regular(path) as file, Image.open(file):
             pass
+    except FileNotFoundError:
+        raise UserError(f"{where} {path}: no such file") from None
     except Exception as problem:  # a damaged file may raise anything
         raise UserError(f"{where} {path}: cannot be read as an image ({problem})") from problem
 
@@ -135,5 +137,7 @@ def open_picture(path: Path, where: str) -> "Image.Image":
     try:
         with open_regular(path) as file, Image.open(file) as image:
             return as_seen(image)
+    except FileNotFoundError:
+        raise UserError(f"{where} {path}: no such file") from None
     except Exception as problem:  # a damaged file may raise anything
         raise UserError(f"{where} {path}: cannot be read as an image ({problem})") from problem
