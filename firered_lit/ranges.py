@@ -22,7 +22,7 @@ RANGES = {
     **dict.fromkeys(("group_size", "rollout_steps", "points", "updates", "rotate_every", "rank", "draws"), ">= 1"),
     **dict.fromkeys(("passes", "tries", "parallel", "threads", "ahead", "window", "fall", "replicate"), ">= 1"),
     **dict.fromkeys(("validate_every", "accumulate_grad_batches", "num_nodes", "Preview.steps"), ">= 1"),
-    **dict.fromkeys(("shard_rows", "Clusters.count", "sample"), ">= 1"),
+    **dict.fromkeys(("shard_rows", "Clusters.count", "sample", "together"), ">= 1"),
     **dict.fromkeys(("SemiHard.steps", "Prompts.steps", "FSDP2.shard", "JudgeReward.least", "Evolution.least"), ">= 1"),
     **dict.fromkeys(("each", "repeats", "attempts", "repeated_items", "criteria"), ">= 1"),
     **dict.fromkeys(("Local.steps", "Drawing.steps", "Pipeline.steps", "Evaluation.steps", "WorldRows.side"), ">= 1"),
@@ -31,6 +31,7 @@ RANGES = {
     **dict.fromkeys(("max_steps", "max_epochs", "min_steps", "min_epochs"), ">= -1"),
     **dict.fromkeys(("seed", "top_k", "lowest", "highest"), _FREE),
     **dict.fromkeys(("Duplicates.distance",), ">= 0 and <= 5"),
+    **dict.fromkeys(("Duplicates.cosine",), "> 0 and <= 1"),
     **dict.fromkeys(("pictures",), ">= 0"),
     # shares and probabilities
     **dict.fromkeys(("decay", "cap", "floor", "end", "cutoff", "gate", "quantile", "dropout", "left_out"), _SHARE),

@@ -1,4 +1,4 @@
-"""What turns pictures into columns. A class of your own with these few names is an annotator too.
+"""What turns pictures into columns. A subclass of `Annotator` of your own is an annotator too.
 
 An annotator computes numbers and never decides; thresholds are the rules' part (`firered_lit.curation.rules`). One that
 is added later, or whose version or settings change, computes its own columns alone.
@@ -32,11 +32,18 @@ class Annotator:
         version: Raised when the same settings give other numbers than before.
         of: What a line of its columns is about: each "picture", each "pair" of source and target, or each "row".
         columns: The kind of every column: number, count, bits, text, flag or vector.
+        needs: Columns of annotators before it, ANNOTATOR.COLUMN, each with its kind. It then computes from these
+            alone, without a picture; see `derived`.
     """
 
     version: ClassVar[int] = 1
     of: ClassVar[Of] = "picture"
     columns: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        """None, unless a subclass says so."""
+        return {}
 
     def open(self) -> None:
         """Load what is heavy, once in every process that works.
@@ -49,7 +56,8 @@ class Annotator:
         """Return the columns of a batch.
 
         Args:
-            batch: Pictures (`rows.Picture`), pairs (`rows.Pair`) or rows (`rows.RawRow`), as `of` says.
+            batch: Pictures (`rows.Picture`), pairs (`rows.Pair`) or rows (`rows.RawRow`), as `of` says; values of
+                other columns where it `needs` some.
 
         Returns:
             By column, a value for each item of the batch; None where it has none.
@@ -67,6 +75,21 @@ def identity(annotator: Annotator) -> dict[str, Any]:
         "columns": dict(annotator.columns),
         "settings": {name: _plain(value) for name, value in sorted(settings.items())},
     }
+
+
+def made_by(name: str, annotators: Mapping[str, Annotator]) -> dict[str, Any]:
+    """Return what decides the numbers of an annotator: its identity, and that of what it computes from."""
+    annotator = annotators[name]
+    found = identity(annotator)
+    needed = [other for other in tables_needed(annotator) if other in annotators]
+    if needed:
+        found["needs"] = {other: made_by(other, annotators) for other in needed}
+    return found
+
+
+def tables_needed(annotator: Annotator) -> list[str]:
+    """Return the names of the annotators whose columns an annotator computes from."""
+    return sorted({column.partition(".")[0] for column in annotator.needs})
 
 
 def columns_of(annotator: Annotator, batch: Sequence[Any]) -> Columns:

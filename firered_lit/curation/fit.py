@@ -6,7 +6,7 @@ cluster). Each notes what it was made from, and is made again when that has chan
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
-from firered_lit.splitmix import lots
 
-from . import duplicates, scores
-from .annotator import identity
+from . import duplicates, scores, vectors
+from .annotator import made_by
 from .corpus import STATE, Corpus, shard_numbers, values_of
 from .shards import ROW
 
@@ -34,21 +33,29 @@ class Duplicates:
     are the same; of text-to-image rows the text does not count.
 
     Args:
-        column: Of 64-bit hashes.
+        column: Of 64-bit hashes; none when null.
         text: Of texts that are equal for equal words.
         distance: Bits in which the hashes of near pictures may differ.
+        vectors: A column of vectors: pictures are near as well where these are. None when null.
+        cosine: From which on vectors are near.
         best: Which row of a group is kept: columns, each highest or lowest, the first that differs decides. Sharpness
             prefers noisy copies: name a measure of quality first.
     """
 
-    column: str = "hashes.perceptual"
+    column: str | None = "hashes.perceptual"
     text: str = "words.folded"
     distance: int = 3
+    vectors: str | None = None
+    cosine: float = 0.97
     best: Mapping[str, Direction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.distance <= duplicates.MOST_DISTANCE:
             raise UserError(f"duplicates.distance={self.distance}: from 0 to {duplicates.MOST_DISTANCE} bits")
+        if not 0 < self.cosine <= 1:
+            raise UserError(f"duplicates.cosine={self.cosine}: above 0, and at most 1")
+        if self.column is None and self.vectors is None:
+            raise UserError("duplicates: name a column of hashes, vectors, or both")
         for column, direction in self.best.items():
             if direction not in ("highest", "lowest"):
                 raise UserError(f"duplicates.best.{column}: expected highest or lowest, got {direction!r}")
@@ -59,12 +66,17 @@ class Duplicates:
         Raises:
             UserError: With the nearest that is.
         """
-        corpus.check(self.column, "duplicates.column")
         corpus.check(self.text, "duplicates.text")
         for column in self.best:
             corpus.check(column, "duplicates.best")
-        if corpus.kinds[self.column] != "bits":
-            raise UserError(f"duplicates.column: {self.column} holds {corpus.kinds[self.column]}, not hashes")
+        if self.column is not None:
+            corpus.check(self.column, "duplicates.column")
+            if corpus.kinds[self.column] != "bits":
+                raise UserError(f"duplicates.column: {self.column} holds {corpus.kinds[self.column]}, not hashes")
+        if self.vectors is not None:
+            corpus.check(self.vectors, "duplicates.vectors")
+            if corpus.kinds[self.vectors] != "vector":
+                raise UserError(f"duplicates.vectors: {self.vectors} holds {corpus.kinds[self.vectors]}, not vectors")
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,11 @@ def fit(corpus: Corpus, near: Duplicates | None, clusters: Clusters | None) -> l
     said = []
     if near is not None:
         near.check(corpus)
-        options = {"column": near.column, "text": near.text, "distance": near.distance}
-        made_from = _made_from(corpus, options, (near.column, near.text))
+        options: dict[str, Any] = {"column": near.column, "text": near.text, "distance": near.distance}
+        if near.vectors is not None:
+            options |= {"vectors": near.vectors, "cosine": near.cosine}
+        looked_at = [column for column in (near.column, near.text, near.vectors) if column is not None]
+        made_from = _made_from(corpus, options, looked_at)
         if not scores.is_done(path_of(corpus.folder, GROUPS), made_from):
             rows, groups = _groups(corpus, near)
             scores.put(path_of(corpus.folder, GROUPS), _table(GROUPS, rows, groups), made_from)
@@ -112,8 +127,10 @@ def fit(corpus: Corpus, near: Duplicates | None, clusters: Clusters | None) -> l
             said.append(f"duplicates {len(rows):>8} rows in {count} groups")
     if clusters is not None:
         corpus.check(clusters.column, "clusters.column")
+        if corpus.kinds[clusters.column] != "vector":
+            raise UserError(f"clusters.column: {clusters.column} holds {corpus.kinds[clusters.column]}, not vectors")
         options = {"column": clusters.column, "count": clusters.count, "sample": clusters.sample, "seed": clusters.seed}
-        made_from = _made_from(corpus, options, (clusters.column,))
+        made_from = _made_from(corpus, options, [clusters.column])
         if not scores.is_done(path_of(corpus.folder, CLUSTERS), made_from):
             rows, numbers = _clusters(corpus, clusters)
             scores.put(path_of(corpus.folder, CLUSTERS), _table(CLUSTERS, rows, numbers), made_from)
@@ -127,62 +144,92 @@ def path_of(folder: Path, name: str) -> Path:
 
 
 def _groups(corpus: Corpus, near: Duplicates) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows that have near duplicates, sorted, and the group of each."""
-    rows, targets, sources, has_source = [], [], [], []
+    """Return the rows that have near duplicates, sorted, and the group of each: its lowest row."""
+    # Rows of other kinds, or with other words, are near to nothing.
+    apart = np.zeros(corpus.count, np.uint64)
     for shard, first, size in shard_numbers(corpus):
         kinds = values_of(corpus.table(shard, ROW, ["kind"]), "kind")
         texts = corpus.of_rows(shard, near.text)
-        hashes = corpus.table(shard, near.column.partition(".")[0], [near.column.partition(".")[2]])
-        bits = hashes.column(near.column.partition(".")[2])
-        there = np.asarray(bits.is_valid())
-        places = hashes.column("row").to_numpy() - first
-        pictures = hashes.column("picture").to_numpy()
-        filled = bits.fill_null(0).to_numpy()
-        target, is_target = _placed(filled, places, there & (pictures == 0), size)
-        source, is_source = _placed(filled, places, there & (pictures == 1), size)
-        # Rows of other kinds, or with other words, are moved to where nothing is near them.
-        apart = np.array([_apart(kind, text) for kind, text in zip(kinds, texts, strict=True)], np.uint64)
-        rows.append(np.flatnonzero(is_target) + first)
-        targets.append((target ^ apart)[is_target])
-        sources.append((source ^ apart)[is_target])
-        has_source.append(is_source[is_target])
-    numbers, hashes_of = np.concatenate(rows), np.concatenate(targets)
-    members, labels = duplicates.groups(hashes_of, near.distance)
-    pairs = np.concatenate(has_source)
-    if pairs[members].any():
-        members, labels = _also_by_source(members, labels, np.concatenate(sources), pairs, near.distance)
-    return numbers[members], numbers[labels]
+        codes = [_apart(kind, text) for kind, text in zip(kinds, texts, strict=True)]
+        apart[first : first + size] = np.array(codes, np.uint64)
+
+    # Near targets, then of edits near sources too.
+    members, labels = _near(corpus, near, 0, apart)
+    grouped = np.zeros(corpus.count, bool)
+    grouped[members] = True
+    has_source = _have(corpus, near, 1) & grouped
+    if has_source.any():
+        near_sources = _near(corpus, near, 1, apart, has_source)
+        members, labels = _also_by_source(members, labels, has_source, *near_sources)
+    return members, labels
+
+
+def _near(
+    corpus: Corpus,
+    near: Duplicates,
+    picture: int,
+    apart: NDArray[np.uint64],
+    only: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of which one picture is near to another row's by hash or by vector, and the lowest such row."""
+    lower: list[NDArray[np.int64]] = []
+    upper: list[NDArray[np.int64]] = []
+    if near.column is not None:
+        hashes = [_hashes(corpus, shard, near.column, picture) for shard in range(corpus.shards)]
+        rows = np.concatenate([rows for rows, _ in hashes])
+        bits = np.concatenate([bits for _, bits in hashes])
+        if only is not None:
+            rows, bits = rows[only[rows]], bits[only[rows]]
+        members, labels = duplicates.groups(bits ^ apart[rows], near.distance)
+        lower.append(rows[labels])
+        upper.append(rows[members])
+    if near.vectors is not None:
+        members, labels = vectors.near_groups(corpus, near.vectors, picture, near.cosine, apart, only)
+        lower.append(labels)
+        upper.append(members)
+    return duplicates.connected(np.concatenate(lower), np.concatenate(upper))
+
+
+def _have(corpus: Corpus, near: Duplicates, picture: int) -> NDArray[np.bool_]:
+    """Return which rows have a hash or a vector of a picture."""
+    there = np.zeros(corpus.count, bool)
+    for column in (near.column, near.vectors):
+        if column is None:
+            continue
+        name, _, field_name = column.partition(".")
+        for shard in range(corpus.shards):
+            table = corpus.table(shard, name, [field_name])
+            wanted = np.asarray(table.column(field_name).is_valid()) & (table.column("picture").to_numpy() == picture)
+            there[table.column("row").to_numpy()[wanted]] = True
+    return there
+
+
+def _hashes(corpus: Corpus, shard: int, column: str, picture: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Return the rows of a shard of which a picture has a hash, and these."""
+    name, _, field_name = column.partition(".")
+    table = corpus.table(shard, name, [field_name])
+    bits = table.column(field_name)
+    wanted = np.asarray(bits.is_valid()) & (table.column("picture").to_numpy() == picture)
+    return table.column("row").to_numpy()[wanted], bits.fill_null(0).to_numpy()[wanted]
 
 
 def _also_by_source(
     members: NDArray[np.int64],
     labels: NDArray[np.int64],
-    sources: NDArray[np.uint64],
     has_source: NDArray[np.bool_],
-    distance: int,
+    near: NDArray[np.int64],
+    near_labels: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split groups by the groups of the first sources; what has no source stays together."""
-    edits = members[has_source[members]]
-    near, near_labels = duplicates.groups(sources[edits], distance)
+    """Split groups by those of the first sources; what has no source stays together."""
     label_of = np.full(len(has_source), -1, np.int64)
+    edits = np.flatnonzero(has_source)
     label_of[edits] = edits  # alone, unless it is near another one
-    label_of[edits[near]] = edits[near_labels]
+    label_of[near] = near_labels
     both = np.stack([labels, label_of[members]], axis=1)
     _, first, inverse, counts = np.unique(both, axis=0, return_index=True, return_inverse=True, return_counts=True)
     inverse = inverse.reshape(-1)
     kept = counts[inverse] > 1
     return members[kept], members[first[inverse[kept]]]
-
-
-def _placed(
-    values: NDArray[np.uint64], places: NDArray[np.int64], wanted: NDArray[np.bool_], size: int
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Return the wanted values at their rows' places, and which rows have one."""
-    placed = np.zeros(size, np.uint64)
-    there = np.zeros(size, bool)
-    placed[places[wanted]] = values[wanted]
-    there[places[wanted]] = True
-    return placed, there
 
 
 def _apart(kind: Any, text: Any) -> int:
@@ -195,39 +242,23 @@ def _apart(kind: Any, text: Any) -> int:
 
 def _clusters(corpus: Corpus, clusters: Clusters) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows whose target has a vector, and the cluster of each."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    parts = [_vectors(corpus, shard, clusters.column) for shard in range(corpus.shards)]
-    total = sum(len(rows) for rows, _ in parts)
+    found = vectors.pieces(corpus, clusters.column)
+    sample, total = vectors.sample_of(found, clusters.sample, seed_of(clusters.seed, "lots"))
     if not total:
         raise UserError(f"clusters.column: {clusters.column} has no value at all")
-    # Fitted on rows that are spread over all shards, the same ones for one seed.
-    lots_of = [lots(rows, seed_of(clusters.seed, "lots")) for rows, _ in parts]
-    last = min(clusters.sample, total) - 1
-    limit = np.partition(np.concatenate(lots_of), last)[last]
-    sample = np.concatenate([vectors[lot <= limit] for (_, vectors), lot in zip(parts, lots_of)])
-    count = min(clusters.count, len(np.unique(sample, axis=0)))
-    seed = seed_of(clusters.seed, "clusters") % (1 << 32)
-    means = MiniBatchKMeans(count, random_state=seed, n_init=3, batch_size=4096).fit(sample)
-    rows = np.concatenate([rows for rows, _ in parts])
-    numbers = np.concatenate([means.predict(vectors) for _, vectors in parts if len(vectors)])
-    return rows, numbers.astype(np.int64)
+    means = vectors.fitted(sample, clusters.count, seed_of(clusters.seed, "clusters"), starts=3)
+    rows: list[NDArray[np.int64]] = []
+    numbers: list[NDArray[np.int64]] = []
+    for some, own in vectors.pieces(corpus, clusters.column):
+        rows.append(some)
+        numbers.append(means.predict(own).astype(np.int64))
+    return np.concatenate(rows), np.concatenate(numbers)
 
 
-def _vectors(corpus: Corpus, shard: int, column: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    name, _, field_name = column.partition(".")
-    table = corpus.table(shard, name, [field_name])
-    wanted = np.asarray(table.column(field_name).is_valid()) & (table.column("picture").to_numpy() == 0)
-    table = table.filter(pa.array(wanted))
-    rows = table.column("row").to_numpy()
-    vectors = np.array(table.column(field_name).to_pylist(), np.float32).reshape(len(rows), -1)
-    return rows, vectors
-
-
-def _made_from(corpus: Corpus, options: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
+def _made_from(corpus: Corpus, options: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     """Return all that decides a result."""
     names = sorted({column.partition(".")[0] for column in columns})
-    annotators = {name: identity(corpus.annotators[name]) for name in names if name in corpus.annotators}
+    annotators = {name: made_by(name, corpus.annotators) for name in names if name in corpus.annotators}
     return {"options": options, "annotators": annotators, "rows": corpus.count, "shard_rows": corpus.shard_rows}
 
 

@@ -18,6 +18,7 @@ from firered_lit.textfiles import read_object
 from . import workers as processes
 from .annotator import Annotator
 from .corpus import COSTS, STATE, Corpus
+from .derived import check_needs
 from .fill import Fill
 from .fit import Clusters, Duplicates, fit
 from .label.label import Label, Texts
@@ -128,6 +129,7 @@ def _check(steps: Sequence[str], annotators: Mapping[str, Annotator], rules: Map
             raise UserError(f"annotators.{name}: this name is taken by the engine's own columns; choose another one")
         if not name.isidentifier():
             raise UserError(f"annotators.{name}: a name is made of letters, digits and underscores")
+    check_needs(annotators, OWN)
     for name in rules or {}:
         if ":" in name or not name.isprintable():
             raise UserError(f"rules.{name}: a rule's name has no colon, and nothing that cannot be printed")

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
 
 from . import scores
-from .annotator import Annotator, columns_of, identity
+from .annotator import Annotator, columns_of, made_by, tables_needed
+from .derived import lines_of
 from .rows import TARGET, Pair, Picture, RawRow, RawTable, UnusablePictureError
 
 ROW = "row"  # what a row says
@@ -34,9 +35,11 @@ OWN = {
     },
 }
 OWN_VERSION = 1
+_LINES = 1024  # that a derived annotator looks at together
 DIED = "the process died or hung"
 _MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS})
 
+T = TypeVar("T")
 Step = tuple[str, int, int]  # annotator, number of the batch, number in the batch or -1 for all of it
 Report = Callable[[Step], None]
 
@@ -94,7 +97,7 @@ class Shards:
         """Return what decides the numbers of a score file."""
         if name in OWN:
             return {"class": name, "version": OWN_VERSION}
-        return identity(self.annotators[name])
+        return made_by(name, self.annotators)
 
     def todo(self, shard: int) -> tuple[str, ...]:
         """Return the score files of a shard that are not there, or were made by something else."""
@@ -108,22 +111,46 @@ class Shards:
         names = [name for name in work.names if name not in OWN]
         for name in names:
             self._open(name)
-        columns = {name: _Values(self.annotators[name].columns) for name in names}
+        looking = [name for name in names if not self.annotators[name].needs]
+        derived = [name for name in names if self.annotators[name].needs]
+
+        # What looks at rows and pictures.
+        columns = {name: _Values(self.annotators[name].columns) for name in looking}
         files = _Values(OWN[FILE])
         rows = _Values(OWN[ROW])
         for number, some in enumerate(_batches(work.rows, self.batch)):
             for row in some:
                 rows.add(row.number, 0, _row_columns(row))
             pictures = self._pictures(work, number, some, files, done, report)
-            for name in names:
+            for name in looking:
                 items = _items(self.annotators[name].of, some, pictures)
                 self._columns(work, number, name, items, columns[name], done, report)
         made = {ROW: rows, FILE: files, **columns}
         for name in work.names:
-            path = scores.path_of(self.folder, name, work.shard)
-            kinds = OWN[name] if name in OWN else self.annotators[name].columns
-            scores.write(path, kinds, made[name].values, self.made_by(name))
+            if name in made:
+                self._write(work.shard, name, made[name])
+
+        # What computes from the columns of others, each written before the next one.
+        for name in derived:
+            values = _Values(self.annotators[name].columns)
+            for number, some_items in enumerate(_batches(self._lines(work.shard, name), _LINES)):
+                self._columns(work, number, name, some_items, values, done, report)
+            self._write(work.shard, name, values)
         return done
+
+    def _write(self, shard: int, name: str, values: "_Values") -> None:
+        path = scores.path_of(self.folder, name, shard)
+        kinds = OWN[name] if name in OWN else self.annotators[name].columns
+        scores.write(path, kinds, values.values, self.made_by(name))
+
+    def _lines(self, shard: int, name: str) -> list[_Item]:
+        """Return what a derived annotator looks at in a shard."""
+        annotator = self.annotators[name]
+        tables = {}
+        for other in tables_needed(annotator):
+            own = [column.partition(".")[2] for column in annotator.needs if column.startswith(f"{other}.")]
+            tables[other] = scores.read(scores.path_of(self.folder, other, shard), [*scores.KEYS, *own])
+        return [_Item(line.row, line.picture, line.values) for line in lines_of(annotator, tables)]
 
     def _open(self, name: str) -> None:
         if name not in self._opened:
@@ -137,7 +164,7 @@ class Shards:
         begun = time.perf_counter()
         opened: dict[tuple[str, str], Picture | UnusablePictureError] = {}
         pictures: dict[int, list[Picture | None]] = {}
-        wants_pictures = any(name != ROW for name in work.names)
+        wants_pictures = any(self._looks_at_pictures(name) for name in work.names)
         for row in rows if wants_pictures else ():
             pictures[row.number] = []
             for place, (role, path) in enumerate(row.pictures):
@@ -151,6 +178,12 @@ class Shards:
         done.items[FILE] += sum(map(len, pictures.values()))
         _spend(done, FILE, begun)
         return pictures
+
+    def _looks_at_pictures(self, name: str) -> bool:
+        if name in OWN:
+            return name == FILE
+        annotator = self.annotators[name]
+        return annotator.of != "row" and not annotator.needs
 
     def _picture(self, work: Work, step: Step, role: str, path: str, report: Report) -> Picture | UnusablePictureError:
         if step in work.skipped:
@@ -288,8 +321,8 @@ def _pair(pictures: Sequence[Picture | None]) -> Pair | None:
     return Pair(source, target)
 
 
-def _batches(rows: Sequence[RawRow], size: int) -> list[Sequence[RawRow]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _row_columns(row: RawRow) -> dict[str, Any]:
