@@ -34,7 +34,7 @@ WAYS = ("as the recipe has it", "bfloat16, rounded stochastically", "bfloat16, r
 def full_weight_recipes() -> dict[str, dict[str, Any]]:
     """Return the recipes that train all weights of a full-size model, by name."""
     found = {path.stem: load(str(path)).root for path in sorted((ROOT / "recipes").glob("*.yaml"))}
-    fits = {name: root for name, root in found.items() if root["_target_"] == "firered_lit.fit.fit"}
+    fits = {name: root for name, root in found.items() if root["_target_"] == "firered_lit.training.fit"}
     return {name: root for name, root in fits.items() if not root["stage"]["backbone"].get("lora")}
 
 

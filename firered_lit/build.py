@@ -20,7 +20,7 @@ from firered_lit.annotation import fits
 from firered_lit.api_keys import is_key_variable
 from firered_lit.dialect import MISSING, kind
 from firered_lit.errors import UserError, naming
-from firered_lit.nameable import LIBRARIES, NAMES, ROOTS, WITHHELD
+from firered_lit.nameable import LIBRARIES, NAMES, RENAMED, ROOTS, WITHHELD
 from firered_lit.ranges import outside
 from firered_lit.recipe import PARTIAL, TARGET, Recipe, join, nearest
 from firered_lit.signature import Parameter, Signature, signature
@@ -63,6 +63,8 @@ def admit(target: object, allow: Sequence[str] = (), nested: bool = False) -> Si
         raise UserError(f"expected the dotted name of a class or function, got {kind(target)} {target!r}")
     if any(part.startswith("_") for part in target.split(".")):
         raise UserError(f"{target!r} names something private")
+    if target in RENAMED:
+        raise UserError(f"{target!r} is now called {RENAMED[target]!r}; write the new name")
     if nested and target in ROOTS:
         raise UserError(f"{target!r} is what a command runs; it stands at the top of a recipe alone")
     listed = target in NAMES

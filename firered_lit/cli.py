@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from firered_lit import stopping
+from firered_lit import stopping, surroundings
 from firered_lit.errors import UserError
 
 Arguments = argparse.Namespace
@@ -21,7 +21,6 @@ class Verb(NamedTuple):
     help: str
     options: Callable[[Parser], None]
     run: Callable[[Arguments], int]
-    root: str = ""  # the root `_target_` of its recipes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +36,7 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else list(argv))
     quiet()
     try:
-        _rooms_beside()
+        surroundings.refuse_other_rooms()
         code = arguments.verb.run(arguments)
         sys.stdout.flush()
         return code
@@ -183,19 +182,10 @@ def _positive(text: str) -> int:
 
 def _run_recipe(arguments: Arguments) -> int:
     """Read the recipe, refuse what does not fit, build its nodes and call its root."""
-    from firered_lit import build, recipe, signature
+    from firered_lit import running
 
-    root, allow = arguments.verb.root, arguments.allow
-    read = recipe.load(arguments.recipe, arguments.overrides)
-    other = next((verb.name for verb in VERBS if verb.root and verb.root == read.root.get(recipe.TARGET)), None)
-    if other not in (None, arguments.verb.name):
-        raise read.refusal(recipe.TARGET, f"this recipe is for `{other}`: python -m firered_lit {other} --recipe ...")
-    build.validate(read, allow, supplied=("recipe",))
-    if other is None:
-        raise read.refusal(recipe.TARGET, f"a recipe for `{arguments.verb.name}` starts with `_target_: {root}`")
-    run = build.build({**read.root, recipe.PARTIAL: True}, allow)
-    wants = any(parameter.name == "recipe" for parameter in signature.signature(root).parameters)
-    return int((run(recipe=read.root) if wants else run()) or 0)
+    recipe = running.open_recipe(arguments.verb.name, arguments.recipe, arguments.overrides, arguments.allow)
+    return running.run_recipe(recipe, arguments.allow)
 
 
 def _run_mine(arguments: Arguments) -> int:
@@ -217,13 +207,13 @@ def _run_edit(arguments: Arguments) -> int:
     elif not arguments.seed:
         arguments.seed = [0]
     seed = arguments.seed[0] if len(arguments.seed) == 1 else arguments.seed
-    _call("firered_lit.edit.edit", images=arguments.image, loras=arguments.lora, seed=seed, **options)
+    _call("firered_lit.editing.edit", images=arguments.image, loras=arguments.lora, seed=seed, **options)
     return 0
 
 
 def _run_export(arguments: Arguments) -> int:
     names = ("run", "out", "checkpoint", "merge", "ema", "log", "dtype")
-    _call("firered_lit.export.export", **{name: getattr(arguments, name) for name in names})
+    _call("firered_lit.exporting.export", **{name: getattr(arguments, name) for name in names})
     return 0
 
 
@@ -237,30 +227,20 @@ def _run_check(arguments: Arguments) -> int:
     if arguments.make_tiny:
         print(_call("firered_lit.models.tiny.make_tiny", arguments.make_tiny) or arguments.make_tiny)
         return 0
-    from firered_lit import check
+    from firered_lit import checking
 
     if arguments.names:
-        print("\n".join(check.names(arguments.allow)))
+        print("\n".join(checking.names(arguments.allow)))
         return 0
     _part_overrides(arguments)
     if arguments.data:
-        findings = check.prepared(arguments.data)
-        if findings is None:
-            options = {"layout": arguments.layout, "allow_urls": arguments.allow_urls}
-            found = _call("datamodules.summary.summary", arguments.data, **options)
-            return check.report(check.source(arguments.data, found.lines(), found.problem()))
-        lines = _call("datamodules.summary.table", arguments.data, arguments.capacity)
-        return check.report([*findings, *map(check.Finding, lines)])
-    roots = {verb.root: verb.name for verb in VERBS if verb.root}
-    lines = check.recipes(arguments.recipe, roots, arguments.overrides, arguments.allow)
-    if arguments.gpus:
-        if not arguments.recipe:
-            raise UserError("check --gpus: say with --recipe whose memory to estimate")
-        found = list(lines)
-        if not any(finding.wrong for finding in found):
-            found += check.memory(arguments.recipe, arguments.overrides, arguments.gpus, arguments.gpu_memory)
-        return check.report(found)
-    return check.report(lines if arguments.recipe else [*lines, *check.environment()])
+        found = checking.data(arguments.data, arguments.layout, arguments.allow_urls, arguments.capacity)
+        return checking.report(found)
+    if arguments.gpus and not arguments.recipe:
+        raise UserError("check --gpus: say with --recipe whose memory to estimate")
+    gpus, memory = arguments.gpus, arguments.gpu_memory
+    lines = checking.recipes(arguments.recipe, arguments.overrides, arguments.allow, gpus=gpus, gpu_memory=memory)
+    return checking.report(lines if arguments.recipe else [*lines, *checking.environment()])
 
 
 def _run_serve(arguments: Arguments) -> int:
@@ -314,36 +294,12 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     return getattr(importlib.import_module(module), function)(*args, **kwargs)
 
 
-def _rooms_beside() -> None:
-    """`datamodules` and `callbacks` are common names, and `python -m` looks in the current folder first."""
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    home = Path(__file__).resolve().parents[1]
-    for room in ("datamodules", "callbacks"):
-        spec = find_spec(room)
-        places = [Path(place).resolve() for place in (spec.submodule_search_locations or [spec.origin])] if spec else []
-        if home / room not in places or places[0] != home / room:
-            found = f"{places[0]} stands before it" if places else "it is missing"
-            raise UserError(f"the package {room!r} must lie in {home}, beside firered_lit, but {found}; run elsewhere")
-
-
 def quiet() -> None:
-    """Defaults that keep libraries from phoning home and from known harmless noise. What the user set stays."""
+    """Show names that the terminal cannot, and keep libraries quiet."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no failure
-    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "TOKENIZERS_PARALLELISM": "false"}.items():
-        os.environ.setdefault(name, value)
-    import logging
-
-    said = {
-        "bitsandbytes.backends.cpu.ops": "gemm_4bit_forward",  # an optional kernel of inference, never used here
-        "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor",
-        "torch.utils._pytree": "Calling register_constant() on Enum",  # torchao's, of one of its own classes
-    }
-    for name, text in said.items():
-        logging.getLogger(name).addFilter(lambda record, text=text: text not in str(record.msg))  # type: ignore[misc]
+    surroundings.quiet_libraries()
 
 
 def _fail(message: str, arguments: Arguments, code: int) -> int:
@@ -359,23 +315,11 @@ def _fail(message: str, arguments: Arguments, code: int) -> int:
 
 
 VERBS = (
-    Verb("fit", "train as a recipe says", _recipe_options, _run_recipe, "firered_lit.fit.fit"),
-    Verb("prepare", "encode a dataset once, for training", _recipe_options, _run_recipe, "datamodules.write.prepare"),
-    Verb("mine", "make pairs and prompts worth learning from", _mine_options, _run_mine, "firered_lit.mine.run.mine"),
-    Verb(
-        "eval",
-        "score models on a benchmark: draw, judge, score, report",
-        _recipe_options,
-        _run_recipe,
-        "firered_lit.evaluation.run.evaluate",
-    ),
-    Verb(
-        "curate",
-        "make a training set out of raw pictures and pairs",
-        _recipe_options,
-        _run_recipe,
-        "firered_lit.curation.run.curate",
-    ),
+    Verb("fit", "train as a recipe says", _recipe_options, _run_recipe),
+    Verb("prepare", "encode a dataset once, for training", _recipe_options, _run_recipe),
+    Verb("mine", "make pairs and prompts worth learning from", _mine_options, _run_mine),
+    Verb("eval", "score models on a benchmark: draw, judge, score, report", _recipe_options, _run_recipe),
+    Verb("curate", "make a training set out of raw pictures and pairs", _recipe_options, _run_recipe),
     Verb("edit", "edit an image with a trained model", _edit_options, _run_edit),
     Verb("serve", "open a local page to try a model or a run's checkpoints", _serve_options, _run_serve),
     Verb("export", "write a run as a diffusers folder or LoRA files", _export_options, _run_export),

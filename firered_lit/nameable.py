@@ -5,14 +5,14 @@ no module, no path to code and no callable's name. A class or function of your o
 this project, and is admitted by `--allow PACKAGE` when it does not.
 """
 
-# What a verb runs. It stands at the top of a recipe and nowhere below.
-ROOTS = (
-    "firered_lit.fit.fit",
-    "datamodules.write.prepare",
-    "firered_lit.mine.run.mine",
-    "firered_lit.evaluation.run.evaluate",
-    "firered_lit.curation.run.curate",
-)
+# What a verb runs, and the verb. It stands at the top of a recipe and nowhere below.
+ROOTS = {
+    "firered_lit.training.fit": "fit",
+    "datamodules.write.prepare": "prepare",
+    "firered_lit.mine.run.mine": "mine",
+    "firered_lit.evaluation.run.evaluate": "eval",
+    "firered_lit.curation.run.curate": "curate",
+}
 
 OURS = (
     "callbacks.checkpoint.Checkpoint",
@@ -86,7 +86,7 @@ OURS = (
     "firered_lit.evaluation.models.server.Server",
     "firered_lit.evaluation.report.record.Record",
     "firered_lit.evaluation.text_reading.TextReading",
-    "firered_lit.fit.Run",
+    "firered_lit.training.Run",
     "firered_lit.flow.sampler.dpm_solver_2",
     "firered_lit.flow.sampler.euler",
     "firered_lit.flow.timesteps.logit_normal",
@@ -160,6 +160,12 @@ LIBRARIES = tuple(
 )
 
 NAMES = frozenset((*ROOTS, *OURS, *LIBRARIES))
+
+# Names of earlier versions. A run's own recipe may have them still; any other is asked to take the new ones.
+RENAMED = {
+    "firered_lit.fit.fit": "firered_lit.training.fit",
+    "firered_lit.fit.Run": "firered_lit.training.Run",
+}
 
 # Arguments of listed names that a recipe may not give: this one sends checkpoints to a service.
 WITHHELD = {"lightning.pytorch.Trainer": ("model_registry",)}

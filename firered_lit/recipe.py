@@ -6,7 +6,7 @@ A string may name other keys, `${run.dir}`, as in OmegaConf, whose resolvers are
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 from firered_lit import shipped
 from firered_lit.dialect import DEEPEST, MISSING, is_text, kind, parse
 from firered_lit.errors import UserError
+from firered_lit.nameable import RENAMED
+from firered_lit.store import RECORD
 from firered_lit.textfiles import MEGABYTE, read_text
 
 TARGET, PARTIAL = "_target_", "_partial_"
+Overrides = Sequence[str] | Mapping[str, Any]  # `key.path=value` of a command line, or key.path -> value
 _LARGEST = MEGABYTE // 4  # bytes of one file
 _MOST_BASES = 20  # that stand on each other
 
+_KEY = re.compile(r"[\w/-]+(\.[\w/-]+)*")
 _INTERPOLATION = re.compile(r"\$\{\w+(\.\w+)*\}")
 _HOLE = "\0?"  # stands for MISSING while OmegaConf resolves, which would stop at it
 
@@ -47,11 +51,17 @@ class Recipe:
         return UserError(f"{self.where(key)}: {key}: {what}" if key else f"{self.path}: {what}")
 
 
-def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
-    """Read the recipe in `path` over its bases, apply `key.path=value`, and resolve interpolations.
+def load(path: str | os.PathLike[str], overrides: Overrides = ()) -> Recipe:
+    """Read a recipe over its bases, change values in it, and resolve interpolations.
 
-    `path` is a file, or the name of a shipped recipe where no such file is, see `shipped.find`.
-    Raises UserError for anything that cannot be read. Whether the arguments fit their targets is `build.validate`'s.
+    Whether the arguments fit their targets is for `build.validate` to say.
+
+    Args:
+        path: A file, or the name of a shipped recipe where no such file is, see `shipped.find`.
+        overrides: `key.path=value` as on the command line, or a mapping from `key.path` to a plain value.
+
+    Raises:
+        UserError: A file cannot be read, or there is no such key.
     """
     path = shipped.find(os.fspath(path))
     origins: dict[str, str] = {}
@@ -59,8 +69,13 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
     for name, content in _layers(path):
         root = lay_over(root, content)
         _mark(origins, "", content, name)
-    typed = f"{path} (command line)"
-    for key, value in sorted(map(_parse_override, overrides), key=lambda pair: not pair[0].endswith(TARGET)):
+    if isinstance(overrides, Mapping):
+        typed = f"{path} (overrides)"
+        changes = [_plain_override(key, value) for key, value in overrides.items()]
+    else:
+        typed = f"{path} (command line)"
+        changes = [_parse_override(text) for text in overrides]
+    for key, value in sorted(changes, key=lambda pair: not pair[0].endswith(TARGET)):
         root = _set(root, key.split("."), value, Recipe(typed, root))
         _mark(origins, key, value, typed)
     missing = tuple(key for key, value in leaves(root) if value == MISSING)
@@ -156,7 +171,20 @@ def _read(path: str) -> dict[str, Any]:
     for key, value in leaves(content):
         if not isinstance(value, str | int | float | None):
             raise UserError(f"{path}: {key}: {kind(value)} has no place in a recipe; write a plain value")
-    return content
+    return _with_new_names(content) if Path(path).with_name(RECORD).is_file() else content
+
+
+def _with_new_names(node: Any) -> Any:
+    """Return the recipe of a run, which an earlier version may have written, with the names of this one."""
+    if isinstance(node, list):
+        return [_with_new_names(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    renamed = {key: _with_new_names(value) for key, value in node.items()}
+    target = renamed.get(TARGET)
+    if isinstance(target, str):
+        renamed[TARGET] = RENAMED.get(target, target)
+    return renamed
 
 
 def _neighbours(path: str) -> str:
@@ -195,7 +223,7 @@ def _mark(origins: dict[str, str], key: str, value: Any, origin: str) -> None:
 def _parse_override(text: str) -> tuple[str, Any]:
     """`key.path=value` -> (key, value). A bare value is taken to the letter: only `{`, `[` and quotes begin more."""
     key, equals, raw = text.partition("=")
-    if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
+    if not equals or not _KEY.fullmatch(key):
         raise UserError(f"command line: {text!r}: expected key.path=value")
     if not is_text(raw):
         raise UserError(f"command line: {key}: {raw!r} holds what is no text")
@@ -206,6 +234,32 @@ def _parse_override(text: str) -> tuple[str, Any]:
     except UserError:
         return key, raw
     return key, raw if isinstance(value, str | dict | list) else value
+
+
+def _plain_override(key: str, value: Any) -> tuple[str, Any]:
+    """Return an override that was given as a Python value, in the types that a recipe is made of."""
+    if not _KEY.fullmatch(key):
+        raise UserError(f"overrides: {key!r} is no dotted key, as in 'trainer.max_steps'")
+    return key, _plain(value, f"overrides: {key}")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return a Python value in the types that a recipe is made of; a path is text there.
+
+    Raises:
+        UserError: It, or something in it, is another kind of object.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item, join(where, name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, join(where, number)) for number, item in enumerate(value)]
+    if not isinstance(value, str | int | float | None):
+        raise UserError(f"{where}: a {type(value).__name__} has no place in a recipe; give a plain value or a mapping")
+    if isinstance(value, str) and not is_text(value):
+        raise UserError(f"{where}: {value!r} holds what is no text")
+    return value
 
 
 def _set(node: Any, parts: list[str], value: Any, recipe: Recipe, at: str = "") -> Any:

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 
 from .checkpoint import read_facts, resolve, sound
 from .errors import UserError
-from .export import KEPT, PARTS, load_weights, lost, stored_precision, write_transformer
-from .export import START_NOTE as NOTE
+from .exporting import KEPT, PARTS, load_weights, lost, stored_precision, write_transformer
+from .exporting import START_NOTE as NOTE
 from .files import appearing, write_json
 from .lineage import START, base_of
 from .models.family import Base

@@ -95,7 +95,7 @@ def trained_weights(
     """
     from firered_lit import lineage
     from firered_lit.checkpoint import sound
-    from firered_lit.export import load_weights, stored_precision, trained_transformer
+    from firered_lit.exporting import load_weights, stored_precision, trained_transformer
 
     saved = load_weights(sound(checkpoint, fall_back=falls_back), ema)
     lineage.refuse_other_base(saved.base, base, checkpoint, lineage.PUT_BACK)
@@ -122,7 +122,7 @@ def merge_checkpoint(transformer: Any, base: "Base", checkpoint: Path, strength:
     """
     from firered_lit import lineage
     from firered_lit.checkpoint import sound
-    from firered_lit.export import load_weights
+    from firered_lit.exporting import load_weights
     from firered_lit.models.lora import factors, merge
 
     saved = load_weights(sound(checkpoint, fall_back=True))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from firered_lit.errors import UserError
 
 if TYPE_CHECKING:
-    from firered_lit.edit import Editor
+    from firered_lit.editing import Editor
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def choices_of_model(model: str, loras: Sequence[str]) -> list[Choice]:
     Raises:
         UserError: There is no such model or LoRA.
     """
-    from firered_lit.edit import lora_of
+    from firered_lit.editing import lora_of
     from firered_lit.trained import open_model
 
     open_model(model)
@@ -113,8 +113,7 @@ class Loaded:
         Raises:
             UserError: There is no such choice, or it cannot be loaded.
         """
-        from firered_lit.edit import Editor
-        from firered_lit.trained import open_model
+        from firered_lit.editing import Editor
 
         if name not in self.choices:
             raise UserError(f"no model {name!r} here; there are {', '.join(self.choices)}")
@@ -122,7 +121,6 @@ class Loaded:
             while len(self._editors) >= self.keep:
                 self._editors.popitem(last=False)
             choice = self.choices[name]
-            opened = open_model(choice.model, choice.checkpoint, choice.ema)
-            self._editors[name] = Editor(opened.base, choice.loras, weights=opened.weights)
+            self._editors[name] = Editor(choice.model, choice.loras, checkpoint=choice.checkpoint, ema=choice.ema)
         self._editors.move_to_end(name)
         return self._editors[name]

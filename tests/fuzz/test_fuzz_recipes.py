@@ -15,10 +15,9 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 import callbacks.signals
 import datamodules.write
 import firered_lit.mine.run
-from firered_lit import check, recipe
-from firered_lit.cli import VERBS
+from firered_lit import checking, recipe
 from firered_lit.dialect import dump
-from firered_lit.nameable import NAMES
+from firered_lit.nameable import NAMES, ROOTS
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK, SLOW = 500, 10_000
@@ -50,7 +49,7 @@ def recipes() -> dict[str, str]:
     """Every shipped recipe, its bases laid under it: name -> text."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return {name: dump(recipe.load(name).root) for name in check.everything()}
+        return {name: dump(recipe.load(name).root) for name in checking.everything()}
 
 
 @pytest.fixture
@@ -154,8 +153,7 @@ def command(draw: random.Random, recipes: dict[str, str], folder: Path) -> list[
     """Write a changed recipe and return the command that runs or checks it."""
     name = draw.choice(sorted(recipes))
     text = recipes[name]
-    root = yaml.safe_load(text)["_target_"]
-    verb = next(row.name for row in VERBS if row.root == root)
+    verb = ROOTS[yaml.safe_load(text)["_target_"]]
     given = GIVEN.get(verb, ())
     path = folder / "changed.yaml"
     way = draw.randrange(5)

@@ -68,7 +68,7 @@ def test_an_unpacked_wheel_finds_its_recipes_from_an_empty_folder(wheel, tmp_pat
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "_target_: firered_lit.fit.fit" in done.stdout
+    assert "_target_: firered_lit.training.fit" in done.stdout
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft.utils.error import NoMatchingPeftModuleError
 
-from firered_lit.edit import stock_pipeline
+from firered_lit.editing import stock_pipeline
 from firered_lit.models.family import open_base
 from firered_lit.models.lora import LoRA, add_adapter, delta, factors
 from firered_lit.models.lora_files import COMFYUI, DIFFUSERS, hollow, through_comfyui, write_lora

@@ -10,8 +10,8 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock_
 from PIL import Image
 
 from firered_lit.batch import Condition, Text
-from firered_lit.check import loses_text_positions
-from firered_lit.edit import stock_pipeline
+from firered_lit.checking import loses_text_positions
+from firered_lit.editing import stock_pipeline
 from firered_lit.flow.sampler import schedule
 from firered_lit.models.codec import to_image, to_pixels
 from firered_lit.models.conditioning import UNCONDITIONAL, stock_templates

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from firered_lit import edit as editing
+from firered_lit import editing
 from firered_lit.cli import main
 
 FIT = ["fit", "--recipe", "recipes/tiny/sft_lora.yaml", "run.validate_every=null", "callbacks.progress=null"]

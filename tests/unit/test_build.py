@@ -12,7 +12,7 @@ from firered_lit import cli
 from firered_lit.annotation import fits
 from firered_lit.build import admit, build, problems, validate
 from firered_lit.errors import UserError
-from firered_lit.nameable import LIBRARIES, NAMES, OURS, ROOTS, WITHHELD
+from firered_lit.nameable import LIBRARIES, NAMES, OURS, RENAMED, ROOTS, WITHHELD
 from firered_lit.recipe import Recipe, load
 
 ATTACKS = [
@@ -32,17 +32,17 @@ ATTACKS = [
     "firered_lit.build.build",
     "firered_lit.recipe.load",
     "firered_lit.cli.main",
-    "firered_lit.fit.os.system",
-    "firered_lit.fit.json.load",
-    "firered_lit.fit.yaml.unsafe_load",
-    "firered_lit.fit.L.LightningModule.load_from_checkpoint",
-    "firered_lit.fit.UserError",
+    "firered_lit.training.os.system",
+    "firered_lit.training.json.load",
+    "firered_lit.training.yaml.unsafe_load",
+    "firered_lit.training.L.LightningModule.load_from_checkpoint",
+    "firered_lit.training.UserError",
     "firered_lit.stages.sft.SFT.load_from_checkpoint",
     "firered_lit.stages.sft.torch.load",
     "firered_lit.models.family.json.loads",
-    "firered_lit.fit._replace",
-    "firered_lit.fit.__builtins__.eval",
-    "firered_lit.fit.Run.__init__",
+    "firered_lit.training._replace",
+    "firered_lit.training.__builtins__.eval",
+    "firered_lit.training.Run.__init__",
     "firered_lit.fitter.fit",
     "datamodules.buckets.np.load",
     "callbacks.checkpoint.os.remove",
@@ -108,8 +108,8 @@ def test_what_trains_can_be_named():
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "lightning.pytorch.strategies.DDPStrategy",
         "lightning.pytorch.profilers.SimpleProfiler",
-        "firered_lit.fit.fit",
-        "firered_lit.fit.Run",
+        "firered_lit.training.fit",
+        "firered_lit.training.Run",
         "firered_lit.stages.sft.SFT",
         "callbacks.checkpoint.Checkpoint",
     ):
@@ -139,13 +139,20 @@ def test_no_name_on_the_list_takes_a_command_a_module_or_a_callables_name():
 
 
 def test_what_a_verb_runs_stands_at_the_top_alone():
-    assert {verb.root for verb in cli.VERBS if verb.root} == set(ROOTS)
+    assert set(ROOTS.values()) < {verb.name for verb in cli.VERBS}
     for root in ROOTS:
         assert admit(root).kind == "function"
         with pytest.raises(UserError, match="stands at the top of a recipe alone"):
             admit(root, nested=True)
         with pytest.raises(UserError, match="stands at the top of a recipe alone"):
             build({"callbacks": {"x": {"_target_": root, "_partial_": True}}})
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_is_refused_with_the_new_one(old, new):
+    assert new in NAMES
+    with pytest.raises(UserError, match=f"'{old}' is now called '{new}'; write the new name"):
+        admit(old, nested=True)
 
 
 def test_the_nearest_name_is_offered():
@@ -209,7 +216,7 @@ def test_one_thing_of_a_library_can_be_opened_by_its_name():
 
 def test_a_recipe_cannot_open_a_package_itself(mine):
     recipe = Recipe(
-        "r.yaml", {"_target_": "firered_lit.fit.fit", "allow": ["mine"], "stage": {"_target_": "mine.parts.Part"}}
+        "r.yaml", {"_target_": "firered_lit.training.fit", "allow": ["mine"], "stage": {"_target_": "mine.parts.Part"}}
     )
     found = [str(problem) for problem in problems(recipe)]
     assert "r.yaml: allow: fit has no argument 'allow'" in found

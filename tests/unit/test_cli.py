@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from firered_lit import check, cli, nameable
+from firered_lit import checking, cli, nameable
 from firered_lit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,8 @@ def stub(monkeypatch, tmp_path):
         "_target_: stubs.run\ndir: ???\nsteps: 1\nstage: {_target_: stubs.Stage, rate: 0.5}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(cli, "VERBS", tuple(v._replace(root="stubs.run") if v.name == "fit" else v for v in cli.VERBS))
+    monkeypatch.delitem(nameable.ROOTS, "firered_lit.training.fit")
+    monkeypatch.setitem(nameable.ROOTS, "stubs.run", "fit")
     monkeypatch.chdir(tmp_path)
     yield ["--recipe", "r.yaml", "--allow", "stubs"]
     sys.modules.pop("stubs", None)
@@ -201,10 +202,10 @@ def test_an_unknown_option_is_never_taken_for_an_override(stub, capsys):
 
 def test_edit_and_export_pass_on_what_they_were_given(monkeypatch):
     calls = []
-    for name in ("edit", "export", "average"):
-        module = types.ModuleType(f"firered_lit.{name}")
+    for name, home in (("edit", "editing"), ("export", "exporting"), ("average", "average")):
+        module = types.ModuleType(f"firered_lit.{home}")
         setattr(module, name, lambda _name=name, **given: calls.append((_name, given)))
-        monkeypatch.setitem(sys.modules, f"firered_lit.{name}", module)
+        monkeypatch.setitem(sys.modules, f"firered_lit.{home}", module)
     edit = (
         "edit --model M --image A --image B --prompt T --out F --steps 2 --seed 0 --width 128 --height 96 --guidance 1"
     )
@@ -227,10 +228,10 @@ def test_those_functions_take_what_is_passed():
     """Held against the real signatures, without their imports."""
     from firered_lit.signature import signature
 
-    edit = {p.name for p in signature("firered_lit.edit.edit").parameters}
+    edit = {p.name for p in signature("firered_lit.editing.edit").parameters}
     names = {"model", "images", "prompt", "out", "steps", "seed", "width", "height", "guidance", "stock", "loras"}
     assert names <= edit
-    assert {"run", "out", "checkpoint"} <= {p.name for p in signature("firered_lit.export.export").parameters}
+    assert {"run", "out", "checkpoint"} <= {p.name for p in signature("firered_lit.exporting.export").parameters}
     assert len([p for p in signature("firered_lit.models.tiny.make_tiny").parameters if p.required]) == 1
 
 
@@ -282,8 +283,8 @@ def test_check_lists_every_problem_and_exits_with_2(stub, capsys, tmp_path):
         "error: bad.yaml: stage._target_: 'os.system' is not among the things that a recipe may name; "
         "a package of your own is added by --allow PACKAGE",
         "error: worse.yaml:1: not valid YAML: expected the node content, but found '<stream end>'",
-        "error: other.yaml: _target_: no verb runs this; one of stubs.run, datamodules.write.prepare, "
-        "firered_lit.mine.run.mine, firered_lit.evaluation.run.evaluate, firered_lit.curation.run.curate does",
+        "error: other.yaml: _target_: no verb runs this; one of datamodules.write.prepare, firered_lit.mine.run.mine, "
+        "firered_lit.evaluation.run.evaluate, firered_lit.curation.run.curate, stubs.run does",
     ]
     assert shown.err == "error: check found 5 problems, each on its line above\n"
 
@@ -320,20 +321,20 @@ def test_every_recipe_is_found_and_fragments_are_not(tmp_path, monkeypatch):
         (tmp_path / "recipes" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "recipes" / name).write_text("a: 1")
     monkeypatch.chdir(tmp_path)
-    found = check.everything(tmp_path / "recipes")
+    found = checking.everything(tmp_path / "recipes")
     assert found == ["recipes/sft.yaml", "recipes/tiny/deep/more.yml", "recipes/tiny/sft.yaml"]
 
 
 def test_a_check_of_nothing_does_not_pass(tmp_path):
     with pytest.raises(UserError, match="no recipes here; name one with --recipe"):
-        check.everything(tmp_path)
+        checking.everything(tmp_path)
 
 
 def test_the_projects_recipes_fit_and_nothing_heavy_is_imported():
     script = (
         "import sys\n"
-        "from firered_lit import check, cli\n"
-        "found = list(check.recipes(None, {v.root: v.name for v in cli.VERBS if v.root}))\n"
+        "from firered_lit import checking\n"
+        "found = list(checking.recipes())\n"
         "assert len(found) >= 4 and not any(f.wrong for f in found), found\n"
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)\n"
     )
@@ -342,12 +343,12 @@ def test_the_projects_recipes_fit_and_nothing_heavy_is_imported():
 
 
 def test_the_environment_is_told(monkeypatch):
-    lines = [finding.line for finding in check.environment()]
+    lines = [finding.line for finding in checking.environment()]
     assert lines[0].startswith("python 3.")
     assert any(re.fullmatch(r"torch \d+\.\d+.*", line) for line in lines)
     assert any(line.startswith("accelerators: ") for line in lines)
-    assert any("lose the 3-D text positions" in line for line in lines) == check.loses_text_positions()
-    assert not any(finding.wrong for finding in check.environment())
+    assert any("lose the 3-D text positions" in line for line in lines) == checking.loses_text_positions()
+    assert not any(finding.wrong for finding in checking.environment())
 
 
 @pytest.mark.parametrize(
@@ -360,7 +361,7 @@ def test_the_environment_is_told(monkeypatch):
     ],
 )
 def test_a_requirement_is_held_against_what_is_installed(requirement, line, wrong):
-    found = check._package(requirement)
+    found = checking._package(requirement)
     assert line in found.line
     assert found.wrong is wrong
 

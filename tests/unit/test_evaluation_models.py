@@ -18,7 +18,7 @@ from PIL import Image
 sys.path.append(str(Path(__file__).resolve().parents[1] / "old_work"))
 from opened import unpack
 
-from firered_lit.edit import edit
+from firered_lit.editing import edit
 from firered_lit.errors import UserError
 from firered_lit.evaluation.models.local import Local
 from firered_lit.evaluation.models.opening import Drawing, name_of, open_model
@@ -26,7 +26,7 @@ from firered_lit.evaluation.models.pictures import Pictures
 from firered_lit.evaluation.models.pipeline import Pipeline
 from firered_lit.evaluation.models.server import Server
 from firered_lit.evaluation.protocols import Item
-from firered_lit.export import export
+from firered_lit.exporting import export
 
 
 @pytest.fixture(scope="module")

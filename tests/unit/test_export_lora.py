@@ -17,7 +17,7 @@ from callbacks.ema import EMA
 from firered_lit.checkpoint import newest
 from firered_lit.cli import main
 from firered_lit.errors import UserError
-from firered_lit.export import load_weights, write_transformer
+from firered_lit.exporting import load_weights, write_transformer
 from firered_lit.models import lora_files
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.family import open_base

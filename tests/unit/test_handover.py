@@ -9,7 +9,7 @@ from firered_lit.average import average
 from firered_lit.checkpoint import AtomicCheckpointIO
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
-from firered_lit.export import PARTS, export
+from firered_lit.exporting import PARTS, export
 from firered_lit.models.family import open_base
 from firered_lit.start import start_folder
 

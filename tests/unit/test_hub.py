@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from datamodules.edits import check_data
 from firered_lit import lineage
 from firered_lit.errors import UserError
-from firered_lit.export import PARTS, _copy_parts
+from firered_lit.exporting import PARTS, _copy_parts
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.family import open_base
 from firered_lit.models.hub import parse, snapshot_of

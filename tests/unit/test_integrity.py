@@ -19,7 +19,7 @@ from firered_lit import sharded
 from firered_lit.average import average
 from firered_lit.checkpoint import AtomicCheckpointIO, damage, newest, resolve, sound
 from firered_lit.errors import UserError
-from firered_lit.export import export
+from firered_lit.exporting import export
 from firered_lit.integrity import COMPLETE
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.family import open_base

@@ -10,8 +10,8 @@ from toy_prompts import PromptData
 
 from callbacks.checkpoint import Checkpoint
 from firered_lit.errors import UserError
-from firered_lit.fit import Run, _missing, fit
 from firered_lit.losses.nft import adaptive
+from firered_lit.training import Run, _missing, fit
 
 
 def train(folder, answer, **options):

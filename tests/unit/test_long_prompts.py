@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from firered_lit.edit import edit
+from firered_lit.editing import edit
 from firered_lit.errors import UserError
 from firered_lit.models.conditioning import MAX_EDIT_TOKENS, MAX_TEXT_TOKENS
 from firered_lit.models.family import open_base

@@ -215,7 +215,7 @@ def full_size_recipes():
     """Recipes that train all weights of a full-size transformer."""
     paths = sorted(Path("recipes").glob("*.yaml"))
     roots = {path.stem: load(str(path)).root for path in paths}
-    fits = {name: root for name, root in roots.items() if root["_target_"] == "firered_lit.fit.fit"}
+    fits = {name: root for name, root in roots.items() if root["_target_"] == "firered_lit.training.fit"}
     return {name: root for name, root in fits.items() if not root["stage"]["backbone"].get("lora")}
 
 

@@ -30,7 +30,7 @@ def write(tmp_path, monkeypatch):
 
 
 BASE = """
-_target_: firered_lit.fit.fit
+_target_: firered_lit.training.fit
 run: {dir: '???', resume: null}
 stage:
   optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 1e-4, betas: [0.9, 0.999]}
@@ -45,6 +45,16 @@ grid: ${run.dir}/grid
 def test_layers_merge_key_by_key(write):
     write(base="a: {x: 1, y: [1, 2]}\nb: 1", more="a: {z: 3}", top="base: [base.yaml, more.yaml]\na: {y: [3]}\nc: 2")
     assert load("top.yaml").root == {"a": {"x": 1, "y": [3], "z": 3}, "b": 1, "c": 2}
+
+
+def test_a_run_of_an_earlier_version_is_read_by_the_names_of_this_one(write, tmp_path):
+    text = "_target_: firered_lit.fit.fit\nrun: {_target_: firered_lit.fit.Run, dir: x}\nlist: [{_target_: a.b}]"
+    write(run__recipe=text, mine=text)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    root = load("run/recipe.yaml").root
+    assert (root["_target_"], root["run"]["_target_"]) == ("firered_lit.training.fit", "firered_lit.training.Run")
+    assert root["list"] == [{"_target_": "a.b"}]
+    assert load("mine.yaml").root["_target_"] == "firered_lit.fit.fit", "a recipe of the user's stays as it is"
 
 
 def test_a_whole_node_can_be_added_from_the_command_line(write):

@@ -11,7 +11,7 @@ from toy_prompts import Prompts, sample, trainer
 
 from callbacks.pixel_reward import PixelReward
 from callbacks.reward import RewardCallback, Sums
-from firered_lit.check import recipes
+from firered_lit.checking import recipes
 from firered_lit.errors import UserError
 from firered_lit.models.backbone import Backbone
 from firered_lit.recipe import load

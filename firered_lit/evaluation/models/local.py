@@ -14,7 +14,7 @@ from firered_lit.trained import Opened, is_run, open_model
 if TYPE_CHECKING:
     from PIL import Image
 
-    from firered_lit.edit import Editor
+    from firered_lit.editing import Editor
 
 STEPS = 40  # as the official script of REDEdit-Bench draws
 GUIDANCE = 4.0  # its true_cfg_scale
@@ -69,7 +69,7 @@ class Local:
 
     def fingerprint(self) -> str:
         """Return a hash of the weights, the LoRAs, the sizes and the settings of the sampler."""
-        from firered_lit.edit import device_and_dtype
+        from firered_lit.editing import device_and_dtype
 
         base = self._opened.base
         parts = {part: base.fingerprint(part) for part in ("transformer", "vae", "text_encoder")}
@@ -92,7 +92,7 @@ class Local:
         if not self.loras:
             return []
 
-        from firered_lit.edit import lora_of
+        from firered_lit.editing import lora_of
 
         digests = []
         for text in self.loras:
@@ -113,11 +113,10 @@ class Local:
     @property
     def editor(self) -> "Editor":
         """The model, loaded when it is first asked for."""
-        from firered_lit.edit import Editor
+        from firered_lit.editing import Editor
 
         if self._editor is None:
-            opened = self._opened
-            self._editor = Editor(opened.base, self.loras, stock=self.stock, weights=opened.weights)
+            self._editor = Editor(self._opened, self.loras, stock=self.stock)
         return self._editor
 
     @cached_property

@@ -1,8 +1,9 @@
 """Edit a photo: the stock pipeline where it shows the model what training showed, else our own sampler."""
 
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 
 from .batch import Condition, Text
-from .check import loses_text_positions
+from .checking import loses_text_positions
+from .colours import as_seen
 from .errors import UserError
 from .files import replacing
 from .flow.sampler import schedule
@@ -25,8 +27,10 @@ from .models.sizes import calculate_dimensions
 from .places import writable
 from .prompt_file import look_at, open_picture, read_prompts
 from .store import RECORD
-from .trained import checkpoint_of, is_checkpoint, is_run, merge_checkpoint, open_model
+from .trained import Opened, checkpoint_of, is_checkpoint, is_run, merge_checkpoint, open_model
 
+Name = str | os.PathLike[str]
+Reference = Name | Image.Image  # a file, or a picture as PIL has it
 Adapter = tuple[Path, float]  # a LoRA file and its strength
 LOST_POSITIONS = (
     "the stock edit pipeline of these versions of diffusers and transformers encodes the prompt with 1-D positions, "
@@ -110,8 +114,7 @@ def edit(
             look_at(path, "--image")
 
     # The weights are loaded by the first picture.
-    opened = open_model(model)
-    editor = Editor(opened.base, loras, stock=stock, weights=opened.weights, keep_encoder=len(pictures) > 1)
+    editor = Editor(model, loras, stock=stock, keep_encoder=len(pictures) > 1)
     if editor.base.variant == Variant.EDIT and any(len(picture.images) > 1 for picture in pictures):
         raise UserError(f"{model}: takes one --image")
     for picture in pictures:
@@ -132,9 +135,16 @@ def _pictures_of_file(file: Path, folder: Path, seeds: Sequence[int]) -> list[Pi
 def _draw(editor: "Editor", picture: Picture, steps: int, guidance: float) -> None:
     """Draw a picture, write it, and say so."""
     references = [open_picture(path, "--image") for path in picture.images]
-    size = _size(editor.base, references, picture.width, picture.height)
     begin = time.perf_counter()
-    image = editor.draw(references, picture.prompt, steps, picture.seed, size, guidance)
+    image = editor(
+        references,
+        picture.prompt,
+        seed=picture.seed,
+        steps=steps,
+        guidance=guidance,
+        width=picture.width,
+        height=picture.height,
+    )
     with replacing(picture.out, "wb") as file:
         image.save(file, format=Image.registered_extensions()[picture.out.suffix.lower()])
     seconds = time.perf_counter() - begin
@@ -146,39 +156,80 @@ class Editor:
     """A model that is loaded once and edits many photos, on the accelerator that is there.
 
     The stock pipeline draws where it shows the model what training showed, or when `stock`; else our own sampler does.
-    Unless `stock`, prompts are encoded here, with the positions that the weights know.
+    Unless `stock`, prompts are encoded here, with the positions that the weights know. Weights are loaded by the first
+    edit.
 
     Args:
-        base: The model. Sizes of the last LoRA that names any go before its own.
-        loras: Files, or folders as `export` writes them, merged one after another; `PATH@0.8` for less than full
-            strength.
+        model: A diffusers folder, a hub id, a built-in base, a run's folder, or a model that is open already. Sizes of
+            the last LoRA that names any go before its own.
+        loras: Files, folders as `export` writes them, or LoRA runs, merged one after another; `PATH@0.8` for less than
+            full strength.
+        checkpoint: Of a run: "last", "best" or a checkpoint's path.
+        ema: Of a run: the averaged weights.
         stock: Use the stock pipeline as it is.
-        weights: Loads the transformer, in a precision, from elsewhere than the base's folder.
         keep_encoder: Keep the text encoder in memory between two edits.
 
     Raises:
-        UserError: A LoRA cannot be read.
+        UserError: There is no such model, or a LoRA cannot be read.
     """
 
     def __init__(
         self,
-        base: Base,
-        loras: Sequence[str] = (),
+        model: Name | Opened,
+        loras: Name | Sequence[Name] = (),
         *,
+        checkpoint: str = "last",
+        ema: bool = False,
         stock: bool = False,
-        weights: Callable[[torch.dtype], torch.nn.Module] | None = None,
         keep_encoder: bool = True,
     ) -> None:
-        self.adapters = [lora_of(text) for text in loras]
-        self.base = _at_sizes_of(base, self.adapters)
+        opened = model if isinstance(model, Opened) else open_model(os.fspath(model), checkpoint, ema)
+        names = [loras] if isinstance(loras, str | os.PathLike) else loras
+        self.adapters = [lora_of(os.fspath(name)) for name in names]
+        self.base = _at_sizes_of(opened.base, self.adapters)
         self.stock = stock
         self.keep_encoder = keep_encoder
         self.device, self.dtype = device_and_dtype()
-        self._weights = weights
+        self._weights = opened.weights
         self._conditioner: Any = None
         self._codec: Any = None
         self._transformer: Any = None
         self._pipelines: dict[bool, Any] = {}  # whether it edits -> the stock pipeline
+
+    def __call__(
+        self,
+        images: Reference | Sequence[Reference],
+        prompt: str,
+        *,
+        seed: int = 0,
+        steps: int = 40,
+        guidance: float = 4.0,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> Image.Image:
+        """Return one edit as an RGB picture.
+
+        Args:
+            images: A reference, or several in the order in which the prompt counts them: files, or PIL pictures of any
+                size and mode. An empty list draws from the prompt alone.
+            prompt: The instruction.
+            seed: Of the noise, which is drawn on the CPU; 0 or more.
+            steps: Of the sampler; 1 or more.
+            guidance: The stock pipelines' `true_cfg_scale`; 1 switches it off.
+            width: Of the result, px; None takes the shape of the last reference. Sides are floored to multiples of 16.
+            height: Likewise.
+
+        Raises:
+            UserError: A picture cannot be read, the model takes one reference only, or the instruction is too long.
+        """
+        given = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
+        references = [_picture(reference) for reference in given]
+        if self.base.variant == Variant.EDIT and len(references) > 1:
+            raise UserError(f"{self.base.name}: takes one picture, not {len(references)}")
+        if steps < 1:
+            raise UserError(f"steps={steps}: at least 1")
+        size = _size(self.base, references, width, height)
+        return self.draw(references, prompt, steps, seed, size, guidance)
 
     @property
     def sampler(self) -> str:
@@ -302,6 +353,13 @@ class Editor:
             else:
                 merge_file(transformer, file, strength)
         return transformer
+
+
+def _picture(reference: Reference) -> Image.Image:
+    """Return a reference upright and in RGB."""
+    if isinstance(reference, Image.Image):
+        return as_seen(reference)
+    return open_picture(Path(reference), "image")
 
 
 def _check_out(out: Path) -> None:

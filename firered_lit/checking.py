@@ -1,10 +1,11 @@
 """Checks that load nothing: do recipes fit, is everything installed, what does a data folder hold?"""
 
+import importlib
 import json
 import logging
 import platform
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from firered_lit import nameable, shipped
 from firered_lit.build import problems
 from firered_lit.errors import UserError, naming
-from firered_lit.recipe import TARGET, load
+from firered_lit.recipe import TARGET, Overrides, load
 from firered_lit.reward_check import reward_problems
 from firered_lit.textfiles import read_object
 
@@ -40,30 +41,55 @@ def report(findings: Iterator[Finding] | Sequence[Finding]) -> int:
 
 def recipes(
     paths: Sequence[str] | None = None,
-    roots: dict[str, str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     allow: Sequence[str] = (),
+    *,
+    gpus: int | None = None,
+    gpu_memory: float = 80,
 ) -> Iterator[Finding]:
-    """Every node of every recipe bound to its signature; one line per recipe, one per problem.
+    """Give a line for every recipe whose nodes fit their signatures, and a line for every problem.
 
-    `paths`: these, instead of all that `everything` finds. `roots`: root `_target_` -> the verb that runs it.
+    Args:
+        paths: Files or names of recipes; all that `everything` finds when None.
+        overrides: Changes to the recipes, see `recipe.load`.
+        allow: Packages and full names of the user's that a recipe may name.
+        gpus: Also estimate the memory that each of so many GPUs needs, when nothing is wrong.
+        gpu_memory: Of one GPU, GB.
+
+    Raises:
+        UserError: There are overrides and no recipe that they change, or no recipe at all.
     """
     if overrides and not paths:
-        raise UserError(f"check: {overrides[0]}: say with --recipe which recipe it changes")
-    for path in paths or everything():
-        try:
-            recipe = load(path, overrides)
-        except UserError as error:
-            yield Finding(str(error), wrong=True)
-            continue
-        lines = [str(problem) for problem in problems(recipe, allow, supplied=("recipe",))]
-        lines += [str(problem) for problem in reward_problems(recipe)]
-        found = [Finding(x if x.startswith(path) else f"{x} (base of {path})", wrong=True) for x in lines]
-        verb = (roots or {}).get(str(recipe.root.get(TARGET)))
-        if roots and not verb and not found:
-            found = [Finding(str(recipe.refusal(TARGET, f"no verb runs this; one of {', '.join(roots)} does")), True)]
-        wants = f" (wants {', '.join(recipe.missing)})" if recipe.missing else ""
-        yield from found or [Finding(f"{path}: fits `{verb or 'its target'}`{wants}")]
+        raise UserError(f"check: {next(iter(overrides))}: say with --recipe which recipe it changes")
+    found = []
+    for path in map(shipped.find, paths or everything()):
+        of_recipe = list(_of_recipe(path, overrides, allow))
+        yield from of_recipe
+        found += of_recipe
+    if gpus and not any(finding.wrong for finding in found):
+        yield from memory(paths or everything(), overrides, gpus, gpu_memory)
+
+
+def _of_recipe(path: str, overrides: Overrides, allow: Sequence[str]) -> Iterator[Finding]:
+    """Give the problems of one recipe, or the line that says which verb runs it."""
+    try:
+        recipe = load(path, overrides)
+    except UserError as error:
+        yield Finding(str(error), wrong=True)
+        return
+    lines = [str(problem) for problem in problems(recipe, allow, supplied=("recipe",))]
+    lines += [str(problem) for problem in reward_problems(recipe)]
+    for line in lines:
+        yield Finding(line if line.startswith(path) else f"{line} (base of {path})", wrong=True)
+    if lines:
+        return
+    verb = nameable.ROOTS.get(str(recipe.root.get(TARGET)))
+    if verb is None:
+        known = ", ".join(nameable.ROOTS)
+        yield Finding(str(recipe.refusal(TARGET, f"no verb runs this; one of {known} does")), wrong=True)
+        return
+    wants = f" (wants {', '.join(recipe.missing)})" if recipe.missing else ""
+    yield Finding(f"{path}: fits `{verb}`{wants}")
 
 
 def names(allow: Sequence[str] = ()) -> list[str]:
@@ -87,14 +113,14 @@ def everything(folder: Path | None = None) -> list[str]:
     return [shipped.shown(path) for path in found]
 
 
-def memory(paths: Sequence[str], overrides: Sequence[str], gpus: int, gpu_memory: float) -> Iterator[Finding]:
+def memory(paths: Sequence[str], overrides: Overrides, gpus: int, gpu_memory: float) -> Iterator[Finding]:
     """Yield the memory that each recipe needs on every GPU, item by item, and whether it fits."""
     from firered_lit.memory import report as lines
 
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # its traceback; one line says it
     for path in paths:
         recipe = load(path, overrides)
-        if recipe.root.get(TARGET) != "firered_lit.fit.fit":
+        if recipe.root.get(TARGET) != "firered_lit.training.fit":
             raise recipe.refusal(TARGET, "the memory of a `fit` recipe can be estimated, of no other")
         with naming(path):
             found = list(lines(recipe.root, gpus, gpu_memory))
@@ -157,12 +183,31 @@ def loses_text_positions() -> bool:
     return _numbers(metadata.version("transformers")) >= [5] and "mm_token_type_ids" not in file.read_text("utf-8")
 
 
-def source(name: str, lines: Iterable[str], problem: str) -> Iterator[Finding]:
-    """Yield what was understood of a source of rows, and why nothing can be prepared from it, if so."""
-    for line in lines:
+def data(path: str, layout: str = "", allow_urls: bool = False, capacity: int | None = None) -> Iterator[Finding]:
+    """Say what is understood of a source of rows and what is wrong with it, or what a prepared folder holds.
+
+    Args:
+        path: A table, a folder of tables, or a folder that `prepare` wrote.
+        layout: Of the rows, when their columns do not tell.
+        allow_urls: Fetch images that are http(s) addresses.
+        capacity: Tokens of a batch, for the bucket table of a prepared folder; None for that of the recipes.
+
+    Raises:
+        UserError: The source cannot be read.
+    """
+    summary = importlib.import_module("datamodules.summary")  # above the core, which imports no data modules
+    held = prepared(path)
+    if held is not None:
+        yield from held
+        for line in summary.table(path, capacity):
+            yield Finding(line)
+        return
+    found = summary.summary(path, layout=layout, allow_urls=allow_urls)
+    for line in found.lines():
         yield Finding(line)
+    problem = found.problem()
     if problem:
-        yield Finding(f"{name}: {problem}", wrong=True)
+        yield Finding(f"{path}: {problem}", wrong=True)
 
 
 def prepared(folder: str) -> Iterator[Finding] | None:

@@ -1,6 +1,7 @@
 """From a checkpoint to what others load: a diffusers folder, or the files of a LoRA."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,8 +49,8 @@ class Saved:
 
 
 def export(
-    run: str,
-    out: str,
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     checkpoint: str = "last",
     max_shard_size: str = "5GB",
     merge: bool = False,
@@ -76,6 +77,7 @@ def export(
     Raises:
         UserError: the run has no such checkpoint, that has no average, or `out` holds something.
     """
+    run, out = os.fspath(run), os.fspath(out)
     target = Path(out)
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{out}: not empty; choose another --out")
