@@ -28,8 +28,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(8):
         for name, colour in (("before", (30 * number, 90, 10)), ("after", (30 * number, 90, 200))):
             Image.new("RGB", (96, 96), colour).save(folder / f"{name}{number}.png")
-        row = {"source_image": f"before{number}.png", "target_image": f"after{number}.png", "instruction": "Make it blue"}
-        rows.append(json.dumps(row))
+        files = {"source_image": f"before{number}.png", "target_image": f"after{number}.png"}
+        rows.append(json.dumps(files | {"instruction": "Make it blue"}))
     (folder / "edits.jsonl").write_text("\n".join(rows), encoding="utf-8")
     data = firered_lit.prepare("tiny/prepare", source=folder / "edits.jsonl", out=folder / "data", held_out=0.2)
     settings = {**SMALL, **QUIET, "data.root": data, "run.dir": folder / "run", "stage.schedule": None}
@@ -137,7 +137,8 @@ def test_importing_the_package_loads_nothing_and_names_everything():
     script = (
         "import sys, firered_lit\n"
         "assert set(firered_lit.__all__) <= set(dir(firered_lit))\n"
-        "ours = {name for name in sys.modules if name.partition('.')[0] in ('firered_lit', 'callbacks', 'datamodules')}\n"
+        "rooms = ('firered_lit', 'callbacks', 'datamodules')\n"
+        "ours = {name for name in sys.modules if name.partition('.')[0] in rooms}\n"
         "assert ours == {'firered_lit'}, ours\n"
         "assert not {'torch', 'yaml', 'omegaconf', 'numpy', 'PIL'} & set(sys.modules)\n"
     )
