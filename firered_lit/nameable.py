@@ -63,6 +63,7 @@ OURS = (
     "firered_lit.curation.make.maker.Make",
     "firered_lit.curation.marks.GeneratedMarks",
     "firered_lit.curation.mosaic.Mosaic",
+    "firered_lit.curation.niqe.NIQE",
     "firered_lit.curation.pairs.PairMeasures",
     "firered_lit.curation.photometric.Photometric",
     "firered_lit.curation.select.Quota",
