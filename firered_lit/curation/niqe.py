@@ -85,9 +85,11 @@ def distance(grey: NDArray[np.uint8], mean: Floats, covariance: Floats) -> float
 
 def _moments(features: Floats) -> tuple[Floats, Floats]:
     """Return the mean and the covariance of features (n, 36); no covariance of a single one."""
-    if len(features) < 2:
-        return features.mean(0), np.zeros((FEATURES, FEATURES))
-    return features.mean(0), np.cov(features, rowvar=False)
+    mean: Floats = features.mean(0)
+    covariance: Floats = np.zeros((FEATURES, FEATURES))
+    if len(features) > 1:
+        covariance = np.asarray(np.cov(features, rowvar=False), np.float64)
+    return mean, covariance
 
 
 def patch_features(grey: NDArray[np.uint8]) -> tuple[Floats, Floats]:
