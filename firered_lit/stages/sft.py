@@ -1,6 +1,6 @@
 """Supervised fine-tuning by flow matching; with other recipes, pretraining and continued pretraining."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from .consistency import Consistency
 from .guard import Guard
 
 Weight = Callable[..., Tensor]  # weight(sigma, law=the law that sigma was drawn by)
+LossTerm = Callable[..., Tensor]  # term(batch, x_0_hat, sigma) -> (B,), x_0_hat the one-step estimate of the target
 
 
 class SFT(Stage):
@@ -27,7 +28,9 @@ class SFT(Stage):
     `resolution_shift`. weight: loss weight, `weight(sigma, law=law)`; None weighs all alike. rotate_every: steps after
     which the strata move to other slots. edit_share: of a sample's loss, what falls on the mask of its edit, the rest
     on what must stay, for data that has masks; 0 weighs every pixel alike. consistency: a second term of the loss, on
-    the regions of a batch. The rest is `Stage`'s.
+    the regions of a batch. terms: more terms by name, `term(batch, x_0_hat, sigma)`, each a value per sample that is
+    added to the loss and logged as `train/NAME`; x_0_hat is the one-step estimate of the target's latents. The rest is
+    `Stage`'s.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class SFT(Stage):
         rotate_every: int = 1,
         edit_share: float = 0.0,
         consistency: Consistency | None = None,
+        terms: Mapping[str, LossTerm] | None = None,
         guard: Guard | None = None,
         preview: Preview | None = None,
         seed: int = 0,
@@ -49,6 +53,7 @@ class SFT(Stage):
         self.timesteps, self.weight = timesteps, weight
         self.resolution_shift, self.rotate_every = resolution_shift, rotate_every
         self.edit_share, self.consistency = edit_share, consistency
+        self.terms = dict(terms or {})
         if not 0 <= edit_share < 1:
             raise UserError(f"stage.edit_share={edit_share}: a share of the loss lies in [0, 1)")
 
@@ -77,7 +82,11 @@ class SFT(Stage):
         v = self.velocity(x_t, sigma, batch.condition)
         weight = None if self.weight is None else self.weight(sigma, law=self.law(batch))
         loss = flow_matching_loss(v, velocity(x_0, eps), weight, self.emphasis(batch))
-        return loss if self.consistency is None else loss + self.identity_loss(batch, clean(x_t, sigma, v), sigma)
+        if self.consistency is not None:
+            loss = loss + self.identity_loss(batch, clean(x_t, sigma, v), sigma)
+        for name, term in self.terms.items():
+            loss = loss + self.named_loss(name, term(batch, clean(x_t, sigma, v), sigma), batch)
+        return loss
 
     def emphasis(self, batch: EditBatch) -> Tensor | None:
         """Weights (B, 1, h, w) of the latents of each target; None when all weigh alike."""
@@ -94,6 +103,18 @@ class SFT(Stage):
             if found.compared.any():
                 self.log("train/identity", found.distance.detach()[found.compared].mean(), batch_size=len(batch))
         return found.loss
+
+    def named_loss(self, name: str, value: Tensor, batch: EditBatch) -> Tensor:
+        """Return a term of the loss (B,), logged.
+
+        Raises:
+            UserError: It is not a value per sample.
+        """
+        if value.shape != (len(batch),):
+            raise UserError(f"stage.terms.{name}: returned {tuple(value.shape)}, not a value for each of {len(batch)}")
+        if self._trainer is not None:
+            self.log(f"train/{name}", value.detach().mean(), batch_size=len(batch))
+        return value
 
     def draw_sigma(self, batch: EditBatch) -> Tensor:
         """sigma (B,) of the batch: stratified over the global batch, through the batch's law."""

@@ -208,3 +208,18 @@ def test_an_edit_share_weighs_what_the_mask_marks() -> None:
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(UserError, match=r"stage.edit_share=.*in \[0, 1\)"):
         SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=1e-3), edit_share=share)
+
+
+def test_terms_are_added_to_the_loss_of_each_sample(stage: SFT, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(batch: EditBatch, x_0_hat: torch.Tensor, sigma: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+        assert x_0_hat.shape == batch.target.shape
+        return weight * sigma
+
+    sample = batch()
+    with torch.no_grad():
+        expected = stage.losses(sample) + 2.0 * stage.draw_sigma(sample)
+        monkeypatch.setattr(stage, "terms", {"first": partial(first, weight=2.0)})
+        torch.testing.assert_close(stage.losses(sample), expected)
+        monkeypatch.setattr(stage, "terms", {"mean": lambda batch, x_0_hat, sigma: sigma.mean()})
+        with pytest.raises(UserError, match=r"stage.terms.mean: returned \(\), not a value for each of 3"):
+            stage.losses(sample)
