@@ -53,16 +53,25 @@ def add_adapter(transformer: "QwenImageTransformer2DModel", lora: LoRA, seed: in
     """Freeze `transformer` and put a trainable float32 adapter beside it, which changes nothing yet (B = 0).
 
     A is uniform in +-1 / sqrt(inputs), as peft draws it, but keyed by (seed, module): the same on every rank and in
-    every run. The global random state is left as it was. Raises UserError for a target that is no linear layer.
+    every run. The global random state is left as it was. The adapter computes in the precision of its inputs, see
+    `Factor`. Raises UserError for a target that is no linear layer.
     """
     import torch
     from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
+    from .factor import Factor
 
     names = matched(transformer, lora.targets)
     transformer.requires_grad_(False)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, lora_dropout=lora.dropout)
     with torch.random.fork_rng(devices=[]):
         transformer.add_adapter(config, ADAPTER)
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False  # peft's cast of the inputs to float32
+            for factors_of_layer in (module.lora_A, module.lora_B):
+                factors_of_layer[ADAPTER] = Factor.of(factors_of_layer[ADAPTER])
     for key, parameter in transformer.named_parameters():
         if not is_adapter(key):
             continue

@@ -15,7 +15,7 @@ def quantize(transformer: "QwenImageTransformer2DModel", bits: Bits, device: "to
 
     8bit: LLM.int8 (2208.07339), rows as int8 with their scales, inputs above 6 in full precision. 4bit: NF4 with
     quantised scales (QLoRA, 2305.14314), multiplied in the weights' own precision. diffusers' own quantiser does the
-    same but asks for a GPU.
+    same but asks for a GPU. Neither keeps an input for the backward, see `Frozen8bit`.
     """
     from torch import nn
 
@@ -32,7 +32,9 @@ def _layer(linear: "nn.Linear", bits: Bits) -> "nn.Module":
 
     shape: tuple[Any, ...] = (linear.in_features, linear.out_features, linear.bias is not None)
     if bits == "8bit":
-        layer = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
+        from .frozen_8bit import Frozen8bit
+
+        layer = Frozen8bit(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
         layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
     else:
         layer = bnb.nn.Linear4bit(

@@ -1,17 +1,22 @@
 """LoRA: nothing at the start, nothing when off, the same merged; what a run of it saves; over a quantised base."""
 
 import warnings
+import weakref
 
 import pytest
 import torch
 from tiny_edits import TinyEdits, adapters, fit, stage
+from torch.utils.checkpoint import checkpoint
 
 from callbacks.checkpoint import Checkpoint
 from firered_lit.batch import EditBatch
 from firered_lit.checkpoint import newest
 from firered_lit.errors import UserError
 from firered_lit.models.backbone import Backbone
+from firered_lit.models.cuda_casts import CudaCasts
+from firered_lit.models.factor import Factor
 from firered_lit.models.lora import LoRA, delta, factors, matched, merge
+from firered_lit.models.quantize import _layer
 from firered_lit.models.qwen_image import velocity
 
 warnings.filterwarnings("ignore", message=".*bottleneck.*|.*num_workers.*")
@@ -132,7 +137,7 @@ def test_what_cannot_be_is_refused_in_one_line(make, words) -> None:
 @pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
 def test_fault_6_a_lora_run_resumes_bit_for_bit(tmp_path, quantize) -> None:
     """The authors' LoRA resume raises TypeError. With dropout, whose only source is the global random state."""
-    backbone = Backbone("tiny", lora=LoRA(4, 8, dropout=0.2), quantize=quantize)
+    backbone = Backbone("tiny", "bfloat16", lora=LoRA(4, 8, dropout=0.2), quantize=quantize)
     whole = fit(tmp_path / "whole", backbone, 6, [Checkpoint(every=3)])
     fit(tmp_path / "half", backbone, 3, [Checkpoint(every=3)])
     torch.manual_seed(99)
@@ -142,7 +147,8 @@ def test_fault_6_a_lora_run_resumes_bit_for_bit(tmp_path, quantize) -> None:
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert all(v.abs().sum() > 0 for v in a.values())
-    plain = fit(tmp_path / "plain", Backbone("tiny", lora=LORA, quantize=quantize), 6, [])
+    assert {v.dtype for v in a.values()} == {torch.float32}
+    plain = fit(tmp_path / "plain", Backbone("tiny", "bfloat16", lora=LORA, quantize=quantize), 6, [])
     assert not all(torch.equal(a[k], v) for k, v in adapters(plain).items())  # dropout does something
 
 
@@ -210,3 +216,76 @@ def test_over_a_quantised_base(bits, dtype, error) -> None:
     assert all(torch.equal(before[n], p) for n, p in inner.named_parameters() if n in before)
     inner.disable_adapters()
     assert torch.equal(output(inner), off)
+
+
+# --- without autocast: the stream between the blocks stays in the base's bfloat16 ---
+
+
+def losses_and_stream(quantize, autocast):
+    """The stage, its loss (B,) with gradients made, and the precisions of the last block's and the adapter's inputs."""
+    module = stage(Backbone("tiny", dtype="bfloat16", lora=LORA, quantize=quantize))
+    module.configure_model()
+    stir(module.transformer)
+    stream, adapter = set(), set()
+
+    def look(_, positional, named):
+        stream.update(value.dtype for value in (named["hidden_states"], named["encoder_hidden_states"]))
+
+    module.transformer.transformer_blocks[-1].register_forward_pre_hook(look, with_kwargs=True)
+    for layer in module.transformer.modules():
+        if isinstance(layer, Factor):
+            layer.register_forward_pre_hook(lambda _, inputs: adapter.add(inputs[0].dtype))
+    with CudaCasts():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = module.losses(batch())
+        loss.mean().backward()
+    return module, loss.detach(), stream, adapter
+
+
+@pytest.mark.parametrize("quantize", [None, "8bit", "4bit"])
+def test_an_adapter_without_autocast_computes_in_the_base_s_bfloat16(quantize) -> None:
+    """Within bfloat16 of CUDA's autocast, whose LayerNorms make the stream float32 over a 4-bit base."""
+    module, loss, stream, adapter = losses_and_stream(quantize, autocast=False)
+    other, expected, wide, _ = losses_and_stream(quantize, autocast=True)
+    assert stream == adapter == {torch.bfloat16}
+    assert wide == {torch.float32 if quantize == "4bit" else torch.bfloat16}  # 8 bits: on CUDA alone
+    assert torch.allclose(loss, expected, rtol=2**-8)
+    gradients = dict(other.transformer.named_parameters())
+    for name, parameter in module.transformer.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.dtype == torch.float32
+            gap = (parameter.grad - gradients[name].grad).norm() / gradients[name].grad.norm()
+            assert gradients[name].grad.norm() > 0
+            assert gap < 0.05, name
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_checkpointed_block_keeps_no_input_of_a_quantised_layer(bits) -> None:
+    layer = _layer(torch.nn.Linear(64, 64, dtype=torch.bfloat16), bits).to("cpu")
+    inputs = []
+
+    def block(x):
+        inner = x * 2
+        inputs.append(weakref.ref(inner))
+        return layer(inner)
+
+    x = torch.ones(2, 64, dtype=torch.bfloat16, requires_grad=True)
+    output = checkpoint(block, x, use_reentrant=False)
+    assert inputs[0]() is None
+    output.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_8_bit_layer_computes_as_bitsandbytes_does(training) -> None:
+    from bitsandbytes.nn import Linear8bitLt
+
+    g = torch.Generator().manual_seed(2)
+    layer = _layer(torch.nn.Linear(64, 96, dtype=torch.bfloat16), "8bit").to("cpu").train(training)
+    x = (3 * torch.randn(2, 5, 64, generator=g)).bfloat16().requires_grad_()
+    results = []
+    for product in (layer, lambda x: Linear8bitLt.forward(layer, x)):
+        output = product(x)
+        (gradient,) = torch.autograd.grad(output.square().mean(), x)
+        results.append((output, gradient))
+    assert all(torch.equal(a, b) for a, b in zip(*results))

@@ -78,7 +78,9 @@ def test_what_all_stages_share(name):
         clip = signature(NFT).parameters["gradient_clip"].default
     assert clip == 1.0
     strategy = root["trainer"].get("strategy")
-    assert (strategy["compute"] if strategy else root["trainer"]["precision"]) in ("bfloat16", "bf16-mixed")
+    backbone = root["stage"]["backbone"]
+    assert (strategy["compute"] if strategy else backbone["dtype"]) == "bfloat16"  # the forward's
+    assert root["trainer"]["precision"] == "32-true"
 
 
 def test_the_resolutions_are_those_of_the_table():
