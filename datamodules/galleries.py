@@ -14,6 +14,7 @@ from firered_lit.errors import UserError
 from firered_lit.places import user_path
 
 from . import folders, images, tables
+from .picture_folders import PICTURES
 from .refusals import Refuse
 
 NUMBERED = re.compile(r"(.+)_(\d+)", re.DOTALL)
@@ -48,7 +49,7 @@ class FolderGallery:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.stems = folders.by_stem(path, tables.PICTURES)
+        self.stems = folders.by_stem(path, PICTURES)
         self.owned: dict[str, list[tuple[int, str]]] = {}  # by id: number and stem of each picture
 
     def __str__(self) -> str:

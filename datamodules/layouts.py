@@ -5,7 +5,7 @@ A text whose language its column does not say is Chinese when Chinese is written
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
@@ -28,7 +28,8 @@ class Columns:
     source, target: columns. `source` "control_path" also stands for control_path_0, control_path_1, ... An empty
     target: prompts for reinforcement learning have none. texts: column -> "kind/language", or "kind" where the writing
     says the language. wanted: columns that must be there besides source, target and one text. group: whose rows are
-    held out together, when not those of one source image.
+    held out together, when not those of one source image. more: the columns of further sources, in order. named: by
+    the user, column by column: each must be there.
     """
 
     source: str
@@ -46,17 +47,23 @@ class Columns:
     listed: str = ""  # the column, target or loser, that is a list: each of its images makes a record of its own
     scores: tuple[str, str] = ("", "")  # what judges gave the winner and the loser; a tie is no preference
     inverse: Mapping[str, str] = field(default_factory=dict)
+    more: tuple[str, ...] = ()
+    named: bool = False
 
     @property
     def images(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.source, self.target, self.loser) if name)
+        return tuple(name for name in (self.source, *self.more, self.target, self.loser) if name)
+
+    @property
+    def edited(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.target, self.loser) if name)
 
     def there(self, row: Collection[str], sourceless: bool = False) -> bool:
         """Return whether a row has the layout's columns; `sourceless`: by name, when the source may be left out."""
         if not any(name in row for name in self.texts):
             return False
         if sourceless:
-            return all(name in row for name in self.images[1:] or self.images)
+            return all(name in row for name in self.edited or self.images)
         return self.share(row) == 1 and not any(name in row for name in self.other)
 
     def share(self, row: Collection[str]) -> float:
@@ -101,13 +108,28 @@ LAYOUTS = (
         "control_path", "image_path", "", {"caption": "original"}, "musubi",
         "`image_path` is the target there, `control_path` the source",
     ),
-    Columns("control", "target", "", {"caption": "original"}, "ai-toolkit", "folders `target` and `control`"),
+    Columns(
+        "control", "target", "", {"caption": "original"}, "ai-toolkit",
+        "the pictures of folder `target` are the targets, those of `control` their sources",
+    ),
     Columns(
         "ref_img_path", "img_path", "", PROMPT, "longcat", "`img_path` is the target there, `ref_img_path` the source"
     ),
     Columns(
         "input_images", "output_images", "", PROMPT, "imgedit",
         "`input_images` are the sources, each of `output_images` a target", listed="output_images",
+    ),
+    Columns(
+        "input_images", "output_image", "", {"instruction": "original"}, "omnigen2",
+        "`input_images` are the sources, `output_image` the target",
+    ),
+    Columns(
+        "input_image", "edited_image", "", {"edit_prompt": "original"}, "instruct-pix2pix",
+        "`input_image` is the source, `edited_image` the target",
+    ),
+    Columns(
+        "input_image", "output_image", "", {"edit": "original"}, "hq-edit",
+        "`input_image` is the source, `output_image` the target", inverse={"inverse_edit": "original"},
     ),
     Columns(
         "src_img", "edited_img", "", {"edited_prompt_list": "original"}, "omniedit",
@@ -131,13 +153,18 @@ IMAGES = frozenset(
 )  # columns that hold an image, or a list of them, in some layout
 SCORES = frozenset(name for columns in LAYOUTS for name in columns.scores if name)
 NUMBERED = re.compile(r"(.+)_\d+")
+SOURCES = "source"
+COLUMNS = (SOURCES, "target", "loser", "instruction", "instruction_cn", "task", "id", "mask")  # that users may name
+SHOWN = 8  # columns that a refusal lists
+TEXTS = ("caption", "prompt", "text", "edit_prompt")  # usual names of an instruction
 NAMES = tuple(dict.fromkeys(columns.name for columns in LAYOUTS))
 
 
-def names_image(column: str) -> bool:
-    """Return whether a column of this name is an image in some layout."""
+def names_image(column: str, others: Collection[str] = ()) -> bool:
+    """Return whether a column of this name is an image in some layout, or is one of `others`."""
     numbered = NUMBERED.fullmatch(column)
-    return column in IMAGES or (numbered is not None and numbered[1] in IMAGES)
+    names = (column,) if numbered is None else (column, numbered[1])
+    return any(name in IMAGES or name in others for name in names)
 
 
 def named(layout: str) -> tuple[Columns, ...]:
@@ -150,17 +177,100 @@ def named(layout: str) -> tuple[Columns, ...]:
     return found
 
 
-def columns_of(row: Mapping[str, Any], layout: str = "") -> Columns:
+def renamed(layout: str, names: Mapping[str, str | Sequence[str]]) -> tuple[Columns, ...]:
+    """Return a layout with columns that the user names.
+
+    Args:
+        layout: Its name; this project's own when empty.
+        names: Of what in COLUMNS -> the column; of "source" also a list of columns, in the order in which the
+            instruction counts them.
+
+    Returns:
+        The layout in each way that it may be: where no instruction is named, with each of the usual names of one.
+
+    Raises:
+        UserError: A name is no text, or is given to what no row has.
+    """
+    for name, column in names.items():
+        if name not in COLUMNS:
+            near = get_close_matches(name, COLUMNS, 1)
+            hint = f"is {near[0]} meant? " if near else ""
+            raise UserError(f"columns.{name}={column}: {hint}one of {', '.join(COLUMNS)}")
+        texts = [column] if name != SOURCES or isinstance(column, str) else list(column)
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            raise UserError(f"columns.{name}={column}: expected the name of a column")
+    changes = {name: names[name] for name in ("target", "loser", "task", "id", "mask") if name in names}
+    if SOURCES in names:
+        sources = [names[SOURCES]] if isinstance(names[SOURCES], str) else names[SOURCES]
+        changes |= {"source": sources[0], "more": tuple(sources[1:])}
+
+    # Each way once: this project's own layout has two names for the target.
+    ways = {}
+    for columns in named(layout) if layout else (EDITS, CODED):
+        for texts in _texts(columns, names, bool(layout)):
+            changed = replace(columns, **changes, texts=texts, name=layout or "columns", named=True)
+            changed = replace(changed, polarity=_polarity(changed))
+            ways[changed.images, tuple(texts)] = changed
+    return tuple(ways.values())
+
+
+def _texts(columns: Columns, names: Mapping[str, Any], is_layout: bool) -> list[Mapping[str, str]]:
+    """Return the columns in which instructions may be: those that are named, else a layout's, else the usual ones."""
+    english, chinese = names.get("instruction"), names.get("instruction_cn")
+    if english and chinese:
+        return [{english: "original/en", chinese: "original/cn"}]
+    if english:
+        return [{english: "original"}]
+    if chinese:
+        return [{chinese: "original/cn"}]
+    if is_layout:
+        return [columns.texts]
+    return [columns.texts, *({name: "original"} for name in TEXTS)]
+
+
+def _polarity(columns: Columns) -> str:
+    sources = " and ".join(f"`{name}`" for name in (columns.source, *columns.more))
+    if not columns.target:
+        return f"{sources} is the source, there is no target"
+    loser = f", `{columns.loser}` the loser" if columns.loser else ""
+    return f"{sources} is the source, `{columns.target}` the target{loser}"
+
+
+def own_names(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """Return a row whose columns the user named with the names of a layout, so that it is understood by itself."""
+    if not columns.named:
+        return dict(row)
+    sources = [row[name] for name in (columns.source, *columns.more) if row.get(name) is not None]
+    named_source = sources if columns.more else next(iter(sources), None)
+    names = {columns.target: TARGETS[0], columns.task: "task", columns.id: "id", columns.mask: "mask"}
+    if columns.loser:
+        names |= {columns.target: PAIRS[0].target, columns.loser: PAIRS[0].loser}
+    names |= {name: "instruction_cn" if key.endswith("/cn") else "instruction" for name, key in columns.texts.items()}
+    numbered = [name for name in row if NUMBERED.fullmatch(name) and name.rpartition("_")[0] == columns.source]
+    if numbered:
+        named_source = [row[name] for name in numbered if row[name] is not None]
+    gone = {columns.source, *columns.more, *numbered}
+    return {SOURCE: named_source} | {names.get(name, name): value for name, value in row.items() if name not in gone}
+
+
+def columns_of(row: Mapping[str, Any], layout: str | tuple[Columns, ...] = "") -> Columns:
     """Return the columns of the row's layout. Which image is the target is never guessed.
 
     Args:
         row: By the names of its columns.
-        layout: Its name, when the columns do not tell; then a row may lack its source, and is text-to-image.
+        layout: Its name, when the columns do not tell; then a row may lack its source, and is text-to-image. Or what
+            `renamed` returns.
 
     Raises:
         Refuse: No layout has these columns, or several have.
     """
-    return _columns_of(tuple(row), layout)
+    if isinstance(layout, str):
+        return _columns_of(tuple(row), layout)
+    names = tuple(row)
+    found = [columns for columns in layout if columns.there(names)]
+    # Beside an instruction by this project's own name, other texts are none.
+    own = [columns for columns in found if columns.texts is INSTRUCTIONS]
+    return _the_one(names, own or found, layout)
 
 
 @lru_cache(1024)
@@ -170,6 +280,11 @@ def _columns_of(row: tuple[str, ...], layout: str) -> Columns:
         found = [columns for columns in meant if columns.there(row, sourceless=True)]
     else:
         found = [columns for columns in LAYOUTS if columns.there(row)]
+    return _the_one(row, found, meant)
+
+
+def _the_one(row: tuple[str, ...], found: Sequence[Columns], meant: Sequence[Columns]) -> Columns:
+    """Return the one layout that fits a row. Raises Refuse when there is none, or several."""
     if not found:
         raise _unknown(row, meant)
     if len(found) == 1:
@@ -177,6 +292,10 @@ def _columns_of(row: tuple[str, ...], layout: str) -> Columns:
 
     # Several fit.
     targets = [columns.target or columns.source for columns in found]
+    if len({columns.images for columns in found}) == 1:
+        texts = [name for columns in found for name in columns.texts if name in row]
+        detail = f"{' and '.join(texts)} may each be the instruction; say columns.instruction={texts[0]}"
+        raise Refuse(texts[0], "wrong columns", detail)
     if len({columns.name for columns in found}) == 1:
         detail = f"{' and '.join(targets)} both name a target; keep one"
     else:
@@ -184,8 +303,10 @@ def _columns_of(row: tuple[str, ...], layout: str) -> Columns:
     raise Refuse(targets[0], "several targets", detail)
 
 
-def _unknown(row: tuple[str, ...], meant: tuple[Columns, ...]) -> Refuse:
+def _unknown(row: tuple[str, ...], meant: Sequence[Columns]) -> Refuse:
     """Return the refusal of a row that has no layout's columns; it names the layout that it is nearest to."""
+    if meant and meant[0].named:
+        return _unnamed(row, meant[0])
     if meant:
         return Refuse("columns", "wrong columns", f"not of layout={meant[0].name}: expected {meant[0].expected()}")
     most = max(columns.share(row) for columns in LAYOUTS)
@@ -201,6 +322,24 @@ def _unknown(row: tuple[str, ...], meant: tuple[Columns, ...]) -> Refuse:
     return Refuse("columns", "wrong columns", f"this looks like {_described(best, ' or ')}; {ask}")
 
 
+def _unnamed(row: tuple[str, ...], meant: Columns) -> Refuse:
+    """Return the refusal of a row that lacks a column that the user named, or any text."""
+    absent = [name for name in meant.images if name not in row and f"{name}_0" not in row]
+    if not absent and meant.texts is INSTRUCTIONS:
+        texts = ", ".join([*INSTRUCTIONS, *TEXTS])
+        detail = f"none of {texts} is there; name the instruction, columns.instruction=NAME (the row has {_shown(row)})"
+        return Refuse("columns", "wrong columns", detail)
+    absent += meant.texts
+    near = get_close_matches(absent[0], row, 1)
+    hint = f"is {near[0]!r} meant? " if near else ""
+    return Refuse("columns", "wrong columns", f"no column {absent[0]!r}; {hint}the row has {_shown(row)}")
+
+
+def _shown(row: tuple[str, ...]) -> str:
+    """Return the names of a row's columns, the first ones of many."""
+    return ", ".join(row[:SHOWN]) + (", ..." if len(row) > SHOWN else "")
+
+
 def _unlike(row: tuple[str, ...]) -> Refuse:
     """Return the refusal of a row by the first of FireRed's columns that it lacks."""
     wanted = {SOURCE: (SOURCE,), TARGETS[0]: TARGETS, "instruction": tuple(INSTRUCTIONS)}
@@ -212,7 +351,8 @@ def _unlike(row: tuple[str, ...]) -> Refuse:
     elif missing == SOURCE:
         hint = "; write null for text-to-image"
     expected = f"{SOURCE}, {' or '.join(TARGETS)}, {' and/or '.join(INSTRUCTIONS)}"
-    detail = f"no {missing}{hint} (expected {expected}, or those of {', '.join(NAMES[1:])})"
+    say = "columns.source=, columns.target= and columns.instruction="
+    detail = f"no {missing}{hint} (expected {expected}); the row has {_shown(row)}; where these name the same: {say}"
     return Refuse(missing, "wrong columns", detail)
 
 

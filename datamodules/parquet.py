@@ -6,7 +6,7 @@ its row group.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,11 @@ class Embedded(str):
         return Embedded, (str(self), self.data)
 
 
-def rows(path: Path, wanted: Wanted) -> Iterator[tuple[str, Row]]:
+def rows(path: Path, wanted: Wanted, images: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
     """Yield (where, row), a few read at a time; every row that the footer counts comes, read or refused.
 
-    Row groups in which none is wanted are read without their embedded images.
+    Row groups in which none is wanted are read without their embedded images. images: the columns of images, besides
+    those that layouts name.
     """
     with _opened(path) as file:
         first = 0
@@ -55,7 +56,7 @@ def rows(path: Path, wanted: Wanted) -> Iterator[tuple[str, Row]]:
             last = first + file.metadata.row_group(group).num_rows
             done = first
             try:
-                for where, row in _group(file, path, group, range(first, last), wanted):
+                for where, row in _group(file, path, group, range(first, last), wanted, images):
                     yield where, row
                     done += 1
                 problem = "the file holds fewer rows than its footer counts"
@@ -69,15 +70,15 @@ def rows(path: Path, wanted: Wanted) -> Iterator[tuple[str, Row]]:
 
 
 def _group(
-    file: pq.ParquetFile, path: Path, group: int, numbers: range, wanted: Wanted
+    file: pq.ParquetFile, path: Path, group: int, numbers: range, wanted: Wanted, others: Collection[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, row) of a row group, whose rows have these numbers from 0 in the file."""
     schema = file.schema_arrow
-    images = [field.name for field in schema if names_image(field.name) and _holds_bytes(field.type)]
-    others = [name for name in schema.names if name not in images]
+    images = [field.name for field in schema if names_image(field.name, others) and _holds_bytes(field.type)]
+    rest = [name for name in schema.names if name not in images]
     here = any(map(wanted, numbers))
     number = numbers.start
-    for batch in file.iter_batches(BATCH, [group], None if here else others):
+    for batch in file.iter_batches(BATCH, [group], None if here else rest):
         for row in _values(batch)[: numbers.stop - number]:
             name = f"{path.name}:{number + 1}"
             for column in images:

@@ -19,9 +19,11 @@ from firered_lit.textfiles import read_text
 
 from . import images, tables
 from .images import MAX_PIXELS
-from .layouts import Columns
+from .layouts import Columns, own_names
 from .parquet import Embedded
+from .picture_folders import PICTURES
 from .records import Record, Refusal, Written, named_images, rows_as_written
+from .sources import Source
 
 SOURCE, LOSER = "source", "loser"
 LICENSES = ("license", "licence")
@@ -42,11 +44,29 @@ class RawRows:
         layout: Of the rows, when their columns do not tell; see `datamodules.layouts`.
         allow_urls: Fetch pictures that are http(s) addresses.
         max_pixels: Of a picture; a larger one is refused before it is decoded.
+        columns: What the rows call source, target, instruction, ..., where no layout has their names.
+        target: A folder of pictures, in place of a source (""); see `datamodules.sources`.
+        control: The folder of their sources.
+        control_2: The folder of second sources.
+        control_3: The folder of third sources.
+        captions: Where the instructions are, when that is not the folder of targets.
     """
 
-    def __init__(self, source: str, layout: str = "", allow_urls: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        source: str,
+        layout: str = "",
+        allow_urls: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        columns: dict[str, Any] | None = None,
+        target: str = "",
+        control: str = "",
+        control_2: str = "",
+        control_3: str = "",
+        captions: str = "",
+    ) -> None:
         self.source = source
-        self.layout = layout
+        self.given = Source(os.fspath(source), layout, columns or {}, target, control, control_2, control_3, captions)
         self.allow_urls = allow_urls
         self.max_pixels = max_pixels
 
@@ -54,21 +74,21 @@ class RawRows:
     def _loose(self) -> list[str]:
         """Pictures of a folder without tables, relative to it, in a fixed order; none where there are tables."""
         folder = Path(self.source)
-        if not folder.is_dir():
+        if not self.source or not folder.is_dir():
             return []
         try:
-            tables.files(self.source)
+            tables.files(self.given)
         except UserError:
             if any(path.suffix in tables.ENDINGS for path in (*folder.glob("*.*"), *folder.glob("*/*.*"))):
                 return []  # there are tables, and something is wrong with them
-            found = [path for path in folder.rglob("*") if path.suffix.lower() in tables.PICTURES and path.is_file()]
+            found = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file()]
             return sorted(str(path.relative_to(folder)) for path in found)
         return []
 
     @cached_property
     def _survey(self) -> tuple[int, str]:
         if not self._loose:
-            return tables.survey(self.source)
+            return tables.survey(self.given)
         digest = hashlib.blake2b(digest_size=12)
         for name in self._loose:
             digest.update(json.dumps([name, Path(self.source, name).stat().st_size]).encode())
@@ -77,7 +97,8 @@ class RawRows:
     @property
     def digest(self) -> str:
         """A hash of what the rows are made from."""
-        return f"{self._survey[1]} {self.layout}".strip()
+        columns = json.dumps(self.given.given_columns, sort_keys=True) if self.given.given_columns else ""
+        return " ".join(filter(None, [self._survey[1], self.given.layout, columns]))
 
     def __len__(self) -> int:
         return self._survey[0]
@@ -89,7 +110,7 @@ class RawRows:
                 if wanted(number):
                     yield self._loose_row(number, name)
             return
-        found = rows_as_written(self.source, inverse=False, layout=self.layout, wanted=wanted)
+        found = rows_as_written(self.given, inverse=False, wanted=wanted)
         for number, (written, records) in enumerate(found):
             if wanted(number):
                 yield _row(number, written, records)
@@ -122,6 +143,7 @@ class RawRows:
             for name, value in line.items():
                 if _names_pictures(name, columns):
                     line[name] = _absolute(value, place, folder, row.number)
+            line = own_names(line, columns)
         for name in ("id", "task", "source", "license", "category"):
             value = getattr(row, name)
             if value and line.get(name) is None:
@@ -187,7 +209,7 @@ def _text(value: Any) -> str:
 def _row(number: int, written: Written, records: list[Record] | Refusal) -> RawRow:
     source = _first(written.columns, SOURCES) or written.place.relative
     if source == ".":
-        source = Path(written.where.rpartition(":")[0]).stem
+        source = Path(written.where.rpartition(":")[0]).stem or written.place.task
     license_name = _first(written.columns, LICENSES)
     category = _first(written.columns, ("category",))
     if isinstance(records, Refusal):

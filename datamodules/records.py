@@ -1,8 +1,9 @@
 """Rows of the layouts that users have, as one kind of record. Only the text is opened; memory does not grow with it.
 
 A layout is told by its columns (`datamodules.layouts`) or named by `layout=`; what the rows lie in, by the file's
-ending (`datamodules.tables`). FireRed's: `source_image` is a path, a list of paths, or null (text-to-image); the target
-is `target_image` or `edit_image`; `instruction` (English) and `instruction_cn`, one of them not empty; optionally
+ending (`datamodules.tables`), or a `datamodules.sources.Source`. FireRed's: `source_image` is a path, a list of paths,
+or null (text-to-image); the target is `target_image` or `edit_image`; `instruction` (English) and `instruction_cn`, one
+of them not empty; optionally
 `inverse_instruction`, `inverse_instruction_cn`. Paths are relative to the file's folder. A folder is read as tasks: one
 folder per task, which holds tables. Every layout has the optional columns `task`, `id`, `cluster`, `target_text`,
 `width` and `height` of the target, `reference_captions` and `reference_captions_cn`, lists of what to say for a
@@ -23,10 +24,12 @@ from . import tables
 from .fields import Fields, captions_of, flag_of, number_of, path_of, size_of, text_of, texts_of
 from .ids import Ids
 from .images import URL
-from .layouts import EDITS, KINDS, Columns, columns_of, named
+from .layouts import EDITS, KINDS, Columns, columns_of
 from .parquet import Embedded, Wanted
+from .picture_folders import PictureFolders
 from .refusals import Refusal, Refuse, guarded
 from .regions import Region, regions_of
+from .sources import Named, source_of
 
 __all__ = ["Record", "Refusal", "Written", "named_images", "read", "rows", "rows_as_written"]
 
@@ -72,7 +75,7 @@ class Written:
 
 
 def rows(
-    source: str | os.PathLike[str],
+    source: Named,
     *,
     inverse: bool = True,
     layout: str = "",
@@ -91,33 +94,41 @@ def rows(
 
 
 def rows_as_written(
-    source: str | os.PathLike[str],
+    source: Named,
     *,
     inverse: bool = True,
     layout: str = "",
     wanted: Wanted = lambda number: True,
 ) -> Iterator[tuple[Written, list[Record] | Refusal]]:
     """Yield every row as the table has it, with its records or the refusal of the whole row; see `rows`."""
-    if layout:
-        named(layout)  # which refuses a name that no layout has
-    base = Path(source)
-    if not base.is_dir():
-        base = base.parent
+    source = source_of(source, layout)
+    found = tables.files(source)
+    base = _base(source.path, found)
     seen = Ids()
     total = 0
-    for path in tables.files(source):
-        place = Place(path if path.is_dir() else path.parent, base)
-        for where, row in tables.rows(path, partial(_later, wanted, total)):
+    for table in found:
+        place = Place(table.home, base, table.group) if isinstance(table, PictureFolders) else Place(table.parent, base)
+        for where, row in tables.rows(table, partial(_later, wanted, total), source.image_columns):
             total += 1
             if isinstance(row, Refuse):
                 yield Written({}, place, where), row.at(where)
                 continue
             fields = Fields(row)
-            work = partial(_admitted, fields, place, where, inverse, layout, seen)
+            work = partial(_admitted, fields, place, where, inverse, source.chosen, seen)
             yield Written(row, place, where), guarded(work, where, fields.last_asked)
 
 
-def _admitted(row: Fields, place: "Place", where: str, inverse: bool, layout: str, seen: Ids) -> list[Record]:
+def _base(path: str, found: list[tables.Table]) -> Path:
+    """Return the folder from which images are named wherever the data lies."""
+    if path and os.path.isdir(path):
+        return Path(path)
+    homes = [table.home if isinstance(table, PictureFolders) else table.parent for table in found]
+    return homes[0] if len(homes) == 1 else Path(os.path.commonpath(homes))
+
+
+def _admitted(
+    row: Fields, place: "Place", where: str, inverse: bool, layout: str | tuple[Columns, ...], seen: Ids
+) -> list[Record]:
     """Return a row's records, whose ids are new. Raises Refuse."""
     records = list(_records(row, place, where, inverse, layout))
     for record in records:
@@ -131,7 +142,7 @@ def _later(wanted: Wanted, first: int, number: int) -> bool:
     return wanted(first + number)
 
 
-def read(source: str | os.PathLike[str], *, inverse: bool = True, layout: str = "") -> Iterator[Record | Refusal]:
+def read(source: Named, *, inverse: bool = True, layout: str = "") -> Iterator[Record | Refusal]:
     """Yield the records and refusals of `rows`, one by one."""
     for row in rows(source, inverse=inverse, layout=layout):
         if isinstance(row, Refusal):
@@ -145,7 +156,10 @@ def named_images(record: Record) -> Iterator[tuple[str, str]]:
     columns = record.columns
     many = len(record.references) > 1
     for number, path in enumerate(record.references):
-        yield (f"{columns.source}[{number}]" if many else columns.source), path
+        if columns.more:
+            yield (columns.source, *columns.more)[number], path
+        else:
+            yield (f"{columns.source}[{number}]" if many else columns.source), path
     if record.target:
         yield columns.target, record.target
     if record.loser:
@@ -155,9 +169,9 @@ def named_images(record: Record) -> Iterator[tuple[str, str]]:
 class Place:
     """The folder that a table's paths lead from, and its name wherever the data lies."""
 
-    def __init__(self, folder: Path, base: Path) -> None:
+    def __init__(self, folder: Path, base: Path, task: str = "") -> None:
         self.folder = str(folder)
-        self.task = folder.resolve().name
+        self.task = task or folder.resolve().name
         self.relative = str(folder.relative_to(base))
 
     def open(self, name: str) -> str:
@@ -176,7 +190,9 @@ class Place:
         return name.renamed(path) if isinstance(name, Embedded) else path
 
 
-def _records(row: Fields, place: Place, where: str, inverse: bool, layout: str) -> Iterator[Record]:
+def _records(
+    row: Fields, place: Place, where: str, inverse: bool, layout: str | tuple[Columns, ...]
+) -> Iterator[Record]:
     """Yield the edits of a row and, where it asks for that, the inverted one."""
     columns = columns_of(row, layout)
 
@@ -284,13 +300,20 @@ def _sources(row: dict[str, Any], columns: Columns) -> list[tuple[str, Any]]:
     """Return (column, value) of every reference: a path, a list, or numbered columns up to the last one filled."""
     name = columns.source
     value = row.get(name)
+    if columns.more:
+        return _filled([(column, row.get(column)) for column in (name, *columns.more)])
     if value is not None:
         values = value if isinstance(value, list) else [value]
         return [(name, item) for item in values]
     numbered = [(f"{name}_{i}", row[f"{name}_{i}"]) for i in range(len(row)) if f"{name}_{i}" in row]
-    while numbered and numbered[-1][1] is None:
-        numbered.pop()
-    return numbered
+    return _filled(numbered)
+
+
+def _filled(columns: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return (column, value) up to the last column that holds something."""
+    while columns and columns[-1][1] is None:
+        columns.pop()
+    return columns
 
 
 def _different(columns: Columns, references: list[str], edits: list[str]) -> None:

@@ -17,6 +17,8 @@ from .parquet import Embedded
 from .records import Record, Refusal, named_images, rows
 from .refusals import Refuse, guarded, one_line
 from .regions import check_inside
+from .sources import Named
+from .tables import notes
 
 URL_TOTAL = 120.0  # seconds in which all addresses together are fetched
 LONGEST_LINE = 10_000  # characters of the report
@@ -63,6 +65,7 @@ class Summary:
     problems: list[Refusal] = field(default_factory=list)  # the first ones
     first: list[Record] = field(default_factory=list)
     addresses: Addresses = field(default_factory=Addresses)
+    notes: list[str] = field(default_factory=list)  # what the source says and what is left aside
 
     def problem(self) -> str:
         """Return why nothing can be prepared from the source; "" when something can."""
@@ -99,6 +102,7 @@ class Summary:
         if self.addresses.allowed:
             rest = f"{self.addresses.passed_over} passed over after {URL_TOTAL:g} s"
             yield f"addresses   {self.addresses.fetched} fetched, {rest}"
+        yield from (f"note        {note}" for note in self.notes)
         yield from (f"refused     {count:>6} {reason}" for reason, count in self.refused.most_common())
         yield from (f"  {problem}" for problem in self.problems)
         for record in self.first:
@@ -108,7 +112,7 @@ class Summary:
 
 
 def summary(
-    source: str | os.PathLike[str],
+    source: Named,
     *,
     layout: str = "",
     allow_urls: bool = False,
@@ -123,7 +127,7 @@ def summary(
     refused, as `prepare` does, unless `allow_urls`; those of the first `opened` rows are fetched then, in URL_TOTAL
     seconds in all.
     """
-    total = Summary(addresses=Addresses(allow_urls, URL_TOTAL))
+    total = Summary(addresses=Addresses(allow_urls, URL_TOTAL), notes=notes(source))
     for row in rows(source, layout=layout, wanted=lambda number: number < opened):
         total.rows += 1
         if not isinstance(row, Refusal):

@@ -2,34 +2,34 @@
 
 JSONL holds an object a line; JSON one array of objects; CSV a header and cells, one that begins with "[" being a list
 and the others what `datamodules.cells` says; Parquet is read some rows at a time, and images that lie in it come as
-`Embedded`. A folder in ai-toolkit's manner holds `target/` and `control/` (or `control_1/` to `control_3/`): images of
-equal stems, and the instruction as `.txt` beside the target. Which files of a folder count says `datamodules.folders`.
+`Embedded`. Folders of pictures are tables by `datamodules.picture_folders`, other trainers' files by
+`datamodules.dataset_files`. Which files of a folder count says `datamodules.folders`.
 """
 
 import csv
 import hashlib
 import io
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
-from firered_lit.textfiles import open_regular, read_text
+from firered_lit.textfiles import open_regular
 
-from . import cells, folders, parquet
+from . import cells, dataset_files, folders, hints, parquet, picture_folders
+from .picture_folders import PictureFolders
 from .refusals import Refuse, refusing
+from .sources import Named, Source
 
 LONGEST_LINE = 1 << 24
 DEEPEST = 100  # lists and objects in each other
 PIECE = 1 << 16  # characters of a JSON array at a time
 BETWEEN = re.compile(r"[\s,]*")
 ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-TARGET, CONTROLS = "target", ("control", "control_1", "control_2", "control_3")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 
+Table = Path | PictureFolders
 Row = dict[str, Any] | Refuse
 T = TypeVar("T")
 
@@ -39,20 +39,19 @@ def kind_of(path: Path) -> str:
     return ENDINGS.get(path.suffix.lower(), "")
 
 
-def files(source: str | os.PathLike[str]) -> list[Path]:
+def files(source: Named) -> list[Table]:
     """Return the tables of a source: itself, or those in a folder and in its folders (one per task), in a fixed order.
 
-    A folder in ai-toolkit's manner is one table. Raises UserError when there is none, or when it is not clear which.
+    Folders of pictures are a table; a data set file names several. Raises UserError when there is none, or when it is
+    not clear which.
     """
-    path = Path(source)
+    if isinstance(source, Source) and source.folders is not None:
+        return [source.folders]
+    path = Path(source.path if isinstance(source, Source) else source)
     if not path.is_dir():
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder of edits")
-        if not kind_of(path):
-            raise UserError(f"{path}: expected a table ({', '.join(ENDINGS)}), not {path.suffix or 'this'}")
-        return [_openable(path)]
-    if _is_toolkit(path):
-        return [path]
+        return _named(path)
+    if picture_folders.is_toolkit(path):
+        return [picture_folders.toolkit(path)]
     found = [table for folder in (path, *folders.places(path)) for table in folders.visible(folder) if kind_of(table)]
     found = sorted(table for table in found if table.is_file())
     kinds = {kind_of(table) for table in found}
@@ -60,12 +59,25 @@ def files(source: str | os.PathLike[str]) -> list[Path]:
         kinds.discard("json")  # the rest of a data set's belongings
     if len(kinds) > 1:
         raise UserError(f"{path}: holds tables of several kinds ({', '.join(sorted(kinds))}); name the one that counts")
-    found = [_openable(table) for table in found if kind_of(table) in kinds]
-    if not found:
+    chosen = [_openable(table) for table in found if kind_of(table) in kinds]
+    if not chosen:
         raise UserError(
             f"{path}: no *.jsonl in this folder, nor in the folders in it (one per task), nor another table"
+            f"{hints.of_folder(path)}"
         )
-    return found
+    return list(chosen)
+
+
+def _named(path: Path) -> list[Table]:
+    """Return the tables of a file: itself, or what it describes. Raises UserError."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder of edits")
+    if dataset_files.is_dataset_file(path):
+        return dataset_files.tables(path)
+    if not kind_of(path):
+        endings = ", ".join([*ENDINGS, *dataset_files.ENDINGS])
+        raise UserError(f"{path}: expected a table ({endings}), not {path.suffix or 'this'}")
+    return [_openable(path)]
 
 
 def _openable(path: Path) -> Path:
@@ -74,14 +86,21 @@ def _openable(path: Path) -> Path:
         open_regular(path).close()
     except OSError as problem:
         raise UserError(f"{path}: cannot be read as a table: {problem.strerror}") from None
+    if kind_of(path) == "json" and hints.is_metadata(path):
+        raise UserError(f"{path}: kohya's metadata; name the folder of its pictures: target=DIR captions={path}")
     return path
 
 
-def rows(path: Path, wanted: parquet.Wanted = lambda number: True) -> Iterator[tuple[str, Row]]:
-    """Yield (where, row) of everything that is not blank; what cannot be read as a row is the reason why."""
+def rows(
+    table: Table, wanted: parquet.Wanted = lambda number: True, images: Collection[str] = ()
+) -> Iterator[tuple[str, Row]]:
+    """Yield (where, row) of everything that is not blank; what cannot be read as a row is the reason why.
+
+    images: the columns of images, besides those that layouts name.
+    """
     before = ""
-    is_csv = kind_of(path) == "csv"
-    for number, (where, row) in enumerate(_written(path, wanted), 1):
+    is_csv = isinstance(table, Path) and kind_of(table) == "csv"
+    for number, (where, row) in enumerate(_written(table, wanted, images), 1):
         numbered = f"{where}, row {number}" if where == before else where  # several rows stand on one line
         before = where
         yield numbered, _typed(row) if is_csv else row
@@ -97,32 +116,40 @@ def _typed(row: Row) -> Row:
         return problem
 
 
-def _written(path: Path, wanted: parquet.Wanted = lambda number: True) -> Iterator[tuple[str, Row]]:
+def _written(
+    path: Table, wanted: parquet.Wanted = lambda number: True, images: Collection[str] = ()
+) -> Iterator[tuple[str, Row]]:
     """Yield (where, row) as they are written, the cells of CSV as text and lists of text."""
-    if path.is_dir():
-        return _toolkit(path)
+    if isinstance(path, PictureFolders):
+        return path.rows()
     kind = kind_of(path)
     if kind == "parquet":
-        return parquet.rows(path, wanted)
+        return parquet.rows(path, wanted, images)
     if kind == "csv":
         return _csv(path)
     return _array(path) if _is_array(path) else _jsonl(path)
 
 
-def survey(source: str | os.PathLike[str]) -> tuple[int, str]:
+def notes(source: Named) -> list[str]:
+    """Return a line for everything that a data set file says and that is left aside."""
+    return [note for table in files(source) if isinstance(table, PictureFolders) for note in table.notes]
+
+
+def survey(source: Named) -> tuple[int, str]:
     """Return how many rows `rows` gives, and a hash of what they are made from. UserError when there is none."""
     count = 0
     digest = hashlib.blake2b(digest_size=12)
-    for path in files(source):
-        digest.update(json.dumps(path.name).encode())
-        if kind_of(path) == "parquet":
-            count += parquet.survey(path, digest.update)
-        elif path.is_dir() or kind_of(path) == "csv" or _is_array(path):
-            for where, row in _written(path):
+    for table in files(source):
+        home = table.home if isinstance(table, PictureFolders) else table
+        digest.update(json.dumps(home.name).encode())
+        if isinstance(table, Path) and kind_of(table) == "parquet":
+            count += parquet.survey(table, digest.update)
+        elif isinstance(table, PictureFolders) or kind_of(table) == "csv" or _is_array(table):
+            for where, row in _written(table):
                 count += 1
-                digest.update(json.dumps([where.removeprefix(str(path)), row], default=repr).encode())
+                digest.update(json.dumps([where.removeprefix(str(home)), row], default=repr).encode())
         else:
-            for _, line in lines(path):
+            for _, line in lines(table):
                 count += 1
                 digest.update(line)
     if not count:
@@ -304,44 +331,3 @@ def _listed(cell: str) -> Any:
     except (ValueError, RecursionError):
         return cell
     return items if all(isinstance(item, str) for item in items) else cell
-
-
-def _is_toolkit(path: Path) -> bool:
-    return (path / TARGET).is_dir() and any((path / name).is_dir() for name in CONTROLS)
-
-
-def _toolkit(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield a row per image in `target/`: {target, control, caption}, the paths relative to the folder."""
-    targets = folders.by_stem(path / TARGET, PICTURES)
-    captions = folders.by_stem(path / TARGET, (".txt",))
-    controls = {name: folders.by_stem(path / name, PICTURES) for name in CONTROLS if (path / name).is_dir()}
-    for stem, names in sorted(targets.items()):
-        where = f"{path / TARGET / names[0]}"
-        try:
-            target = folders.only(names, path / TARGET, TARGET)
-            row = {"target": f"{TARGET}/{target}", "control": _controls(path, stem, controls)}
-            yield where, row | {"caption": _caption(path / TARGET, captions.get(stem, []))}
-        except Refuse as problem:
-            yield where, problem
-
-
-def _controls(path: Path, stem: str, controls: Mapping[str, Mapping[str, list[str]]]) -> list[str]:
-    """Return the paths of a target's controls, in the order of their folders. Raises Refuse for one left out."""
-    absent = [name for name in controls if stem not in controls[name]]
-    there = [name for name in controls if name not in absent]
-    if absent and (not there or absent[0] < there[-1]):  # only the last ones may be left out
-        raise Refuse(absent[0], "missing image", f"{path / absent[0] / stem}.* does not exist")
-    return [f"{name}/{folders.only(controls[name][stem], path / name, name)}" for name in there]
-
-
-def _caption(folder: Path, names: list[str]) -> str:
-    """Return the text of a caption file; "" when there is none. Raises Refuse."""
-    if not names:
-        return ""
-    path = folder / folders.only(names, folder, "caption")
-    try:
-        return read_text(path, LONGEST_LINE, "utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise _not_utf8(problem) from None
-    except OSError as problem:
-        raise Refuse("caption", "unreadable caption", f"{path}: {problem.strerror}") from None

@@ -1,5 +1,6 @@
 """`prepare`: rows -> encoded samples in LitData chunks, an index of their buckets, and a table of what was refused."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -25,7 +26,8 @@ from .reading import Reader
 from .records import Record, Refusal, rows
 from .references import GRAMMAR
 from .refusals import guarded
-from .tables import survey
+from .sources import Source
+from .tables import notes, survey
 from .work import Row, Tally, Work
 
 FORMAT = 1
@@ -57,10 +59,18 @@ def prepare(
     seed: int = 0,
     shard: int = 0,
     num_shards: int = 1,
+    columns: dict[str, Any] | None = None,
+    target: str = "",
+    control: str = "",
+    control_2: str = "",
+    control_3: str = "",
+    captions: str = "",
 ) -> None:
     """Encode `source`, a table or a folder of tasks, into `out`, with the VAE and text encoder of `model`.
 
     sizes: pixel areas; the base's own when None. layout: see `datamodules.layouts`, when the columns do not tell.
+    columns: what the rows call source, target, instruction, ..., where no layout has their names. target, control,
+    control_2, control_3, captions: folders of pictures, in place of a source (""), see `datamodules.sources`.
     max_refused: share of the rows that may be refused before it stops.
     held_out: share of source images whose edits are kept for validation. held_out_least: how many edits of a small
     data set that is at least, as far as half of its source images allow. keep_images: store the crops too (held-out
@@ -85,10 +95,12 @@ def prepare(
     base = open_base(model)
     base = base.resized(sizes) if sizes else base
     detector = Faces(faces) if faces else None
-    folder, (count, digest) = Path(out).resolve(), survey(source)
+    given = Source(os.fspath(source), layout, columns or {}, target, control, control_2, control_3, captions)
+    folder, (count, digest) = Path(out).resolve(), survey(given)
+    print("".join(f"note: {note}\n" for note in notes(given)), end="")
     options = {"format": FORMAT, "source": digest, "fingerprints": base.fingerprints, "sizes": base.sizes.as_dict()}
     options |= {"held_out": held_out, "keep_images": keep_images, "inverse": inverse, "part_rows": part_rows}
-    options |= {"layout": layout} if layout else {}
+    options |= given.identity()
     options |= {"faces": detector.digest} if detector else {}
     options |= {"reader": reader.identity} if reader else {}
     mode = "online" if alignment == "online" else "cached" if alignment else "none"
@@ -120,14 +132,14 @@ def prepare(
         with tqdm(total=mine, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05) as tally.bar:
             where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
             encoder = Encoder(base, dtype, where, options["orders"], batch, detector, bool(alignment), reader)
-            some = rows(source, inverse=inverse, layout=layout, wanted=lambda number: False)
+            some = rows(given, inverse=inverse, wanted=lambda number: False)
             _say_sizes(islice(some, 256), count, partial(encoder.estimate, keep_images=keep_images), folder)
             least = options.get("held_out_least", 0)
-            chosen = choose(partial(rows, source, inverse=inverse, layout=layout), count, held_out, least, seed)
+            chosen = choose(partial(rows, given, inverse=inverse), count, held_out, least, seed)
             opening = Opening(base.sizes, chosen, keep_images, max_pixels, allow_urls)
             work = Work(parts, encoder, tally, opening, workers)
-            work.parts_of(partial(rows, source, inverse=inverse, layout=layout), todo, part_rows)
-        header = options | {"model": model, "name": Path(source).name, "rows": count}
+            work.parts_of(partial(rows, given, inverse=inverse), todo, part_rows)
+        header = options | {"model": model, "name": given.name, "rows": count}
         if base.origin("vae") is not None:
             header["origin"] = base.origin("vae")  # by which `fit` knows the base again without its text encoder
         with in_turn(folder):

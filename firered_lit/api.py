@@ -118,13 +118,15 @@ def check(
     return list(found)
 
 
-def check_data(source: Name, /, *, layout: str = "", allow_urls: bool = False) -> list[Finding]:
+def check_data(source: Name = "", /, *, layout: str = "", allow_urls: bool = False, **words: Any) -> list[Finding]:
     """Say what is understood of a source of rows, or what a prepared folder holds, like `check --data`.
 
     Args:
         source: A table, a folder of tables, or a folder that `prepare` wrote.
         layout: Of the rows, when their columns do not tell.
         allow_urls: Fetch images that are http(s) addresses.
+        words: Folders of pictures in place of a source, or columns by any name, as `prepare` takes them:
+            `target="after", control="before"`, `columns={"source": "before"}`.
 
     Returns:
         What was found, a `line` each; `wrong` marks what keeps the data from being used.
@@ -133,7 +135,7 @@ def check_data(source: Name, /, *, layout: str = "", allow_urls: bool = False) -
         UserError: The source cannot be read.
     """
     surroundings.refuse_other_rooms()
-    return list(checking.data(os.fspath(source), layout, allow_urls))
+    return list(checking.data(os.fspath(source), layout, allow_urls, words=words))
 
 
 def _open(verb: str, recipe: Name, overrides: dict[str, Any], allow: Sequence[str]) -> Recipe:

@@ -5,11 +5,11 @@ import json
 import logging
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from firered_lit import nameable, shipped
 from firered_lit.build import problems
@@ -183,7 +183,13 @@ def loses_text_positions() -> bool:
     return _numbers(metadata.version("transformers")) >= [5] and "mm_token_type_ids" not in file.read_text("utf-8")
 
 
-def data(path: str, layout: str = "", allow_urls: bool = False, capacity: int | None = None) -> Iterator[Finding]:
+def data(
+    path: str,
+    layout: str = "",
+    allow_urls: bool = False,
+    capacity: int | None = None,
+    words: Mapping[str, Any] | None = None,
+) -> Iterator[Finding]:
     """Say what is understood of a source of rows and what is wrong with it, or what a prepared folder holds.
 
     Args:
@@ -191,23 +197,26 @@ def data(path: str, layout: str = "", allow_urls: bool = False, capacity: int | 
         layout: Of the rows, when their columns do not tell.
         allow_urls: Fetch images that are http(s) addresses.
         capacity: Tokens of a batch, for the bucket table of a prepared folder; None for that of the recipes.
+        words: Folders of pictures in place of a path (""), and columns by any name, as `prepare` takes them: "target",
+            "control", "columns.source", ...
 
     Raises:
         UserError: The source cannot be read.
     """
     summary = importlib.import_module("datamodules.summary")  # above the core, which imports no data modules
-    held = prepared(path)
+    held = prepared(path) if path else None
     if held is not None:
         yield from held
         for line in summary.table(path, capacity):
             yield Finding(line)
         return
-    found = summary.summary(path, layout=layout, allow_urls=allow_urls)
+    source = importlib.import_module("datamodules.sources").from_words(path, layout, words or {})
+    found = summary.summary(source, allow_urls=allow_urls)
     for line in found.lines():
         yield Finding(line)
     problem = found.problem()
     if problem:
-        yield Finding(f"{path}: {problem}", wrong=True)
+        yield Finding(f"{source}: {problem}", wrong=True)
 
 
 def prepared(folder: str) -> Iterator[Finding] | None:

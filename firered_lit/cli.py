@@ -142,7 +142,11 @@ def _average_options(parser: Parser) -> None:
 def _check_options(parser: Parser) -> None:
     parser.add_argument("--recipe", nargs="+", action="extend", metavar="PATH", help="these only, not all of recipes/")
     parser.add_argument("--names", action="store_true", help="print what a recipe may name, and nothing else")
-    parser.add_argument("--data", metavar="PATH", help="say what is understood of a source file or a prepared folder")
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="say what is understood of a source file or a prepared folder; or of target=DIR control=DIR",
+    )
     parser.add_argument("--layout", default="", metavar="NAME", help="of the rows, when their columns do not tell")
     parser.add_argument("--allow-urls", action="store_true", help="let --data fetch images that are http(s) addresses")
     parser.add_argument("--capacity", type=_positive, metavar="TOKENS", help="of the bucket table of a prepared folder")
@@ -234,7 +238,14 @@ def _run_check(arguments: Arguments) -> int:
         return 0
     _part_overrides(arguments)
     if arguments.data:
-        found = checking.data(arguments.data, arguments.layout, arguments.allow_urls, arguments.capacity)
+        from firered_lit.recipe import parse_override
+
+        path, words = arguments.data, list(arguments.overrides)
+        if "=" in path and not os.path.lexists(path):
+            words.append(path)
+            path = ""
+        described = dict(parse_override(word) for word in words)
+        found = checking.data(path, arguments.layout, arguments.allow_urls, arguments.capacity, described)
         return checking.report(found)
     if arguments.gpus and not arguments.recipe:
         raise UserError("check --gpus: say with --recipe whose memory to estimate")

@@ -113,8 +113,11 @@ def flow(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(flow(item) for item in value)}]"
 
-    # A scalar is quoted as it must be between brackets.
-    line = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf)
+    # A scalar is quoted as it must be between brackets, and so that a line's end stays on the line.
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    line = yaml.dump(
+        [value], Dumper=_Dumper, default_style=style, default_flow_style=True, allow_unicode=True, width=math.inf
+    )
     return line.strip()[1:-1]
 
 

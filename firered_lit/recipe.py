@@ -74,7 +74,7 @@ def load(path: str | os.PathLike[str], overrides: Overrides = ()) -> Recipe:
         changes = [_plain_override(key, value) for key, value in overrides.items()]
     else:
         typed = f"{path} (command line)"
-        changes = [_parse_override(text) for text in overrides]
+        changes = [parse_override(text) for text in overrides]
     for key, value in sorted(changes, key=lambda pair: not pair[0].endswith(TARGET)):
         root = _set(root, key.split("."), value, Recipe(typed, root))
         _mark(origins, key, value, typed)
@@ -220,7 +220,7 @@ def _mark(origins: dict[str, str], key: str, value: Any, origin: str) -> None:
             _mark(origins, join(key, part), child, origin)
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
     """`key.path=value` -> (key, value). A bare value is taken to the letter: only `{`, `[` and quotes begin more."""
     key, equals, raw = text.partition("=")
     if not equals or not _KEY.fullmatch(key):

@@ -44,6 +44,9 @@ ROWS = {
     "editreward": {"prompt": "red", "path_src": "s.png", "path1": "t.png", "path2": "l.png"},
     "preferences": {"source_image": "s.png", "chosen_image": "t.png", "rejected_image": "l.png", "instruction": "red"},
     "imgedit": {"input_images": ["s.png"], "output_images": ["t.png"], "prompt": "red"},
+    "omnigen2": {"input_images": ["s.png"], "output_image": "t.png", "instruction": "red", "task_type": "edit"},
+    "instruct-pix2pix": {"input_image": "s.png", "edited_image": "t.png", "edit_prompt": "red"},
+    "hq-edit": {"input_image": "s.png", "output_image": "t.png", "edit": "red", "inverse_edit": "green"},
     "omniedit": {"src_img": "s.png", "edited_img": "t.png", "edited_prompt_list": ["red"], "width": 40, "height": 32},
     "unicedit": {"src_image": "s.png", "edit_image": "t.png", "prompt_en": "red", "prompt_cn": "变红"},
     "pico-banana": {"local_input_image": "s.png", "output_image": "t.png", "text": "red", "summarized_text": "red!"},
@@ -62,7 +65,7 @@ def test_there_is_a_row_of_every_layout():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_layout_is_told_by_its_columns(tmp_path, name):
-    (record,) = read(jsonl(tmp_path / "e.jsonl", ROWS[name]))
+    (record,) = read(jsonl(tmp_path / "e.jsonl", ROWS[name]), inverse=False)
     assert not isinstance(record, Refusal), record
     assert record.columns.name == name
     assert record.references == (str(tmp_path / "s.png"),)
@@ -84,7 +87,7 @@ def test_of_two_layouts_columns_none_is_chosen(tmp_path, name):
         (refusal,) = read(jsonl(tmp_path / "e.jsonl", row))
         assert isinstance(refusal, Refusal), (other, refusal)
         assert refusal.reason == "several targets"
-        (record,) = read(tmp_path / "e.jsonl", layout=name)
+        (record,) = read(tmp_path / "e.jsonl", inverse=False, layout=name)
         assert name == "firered" or record.columns.name == name
 
 
@@ -355,7 +358,8 @@ def toolkit(folder, controls=("control_1", "control_2")):
 
 def test_ai_toolkit_folders_match_by_stem(tmp_path):
     folder = toolkit(tmp_path / "hats")
-    assert files(folder) == [folder]
+    (table,) = files(folder)
+    assert table.home == folder
     first, second = read(folder)
     assert first.target == str(folder / "target" / "a.png")
     assert first.references == (str(folder / "control_1" / "a.webp"), str(folder / "control_2" / "a.webp"))

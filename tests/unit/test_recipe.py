@@ -134,6 +134,7 @@ def test_scalars_mean_the_same_in_files_and_on_the_command_line(write, text, val
 @example("no")
 @example("???")
 @example("a\x85b\u2028\n c")
+@example("\n")
 @given(st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none() | st.text(max_size=20).filter(is_text))
 def test_what_is_saved_is_read_back(value):
     content = {"a": [value], "b": {"c": value}}

@@ -68,7 +68,7 @@ def test_it_tells_which_image_is_which_and_what_rows_carry(root, folder):
     Image.new("L", (96, 64)).save(folder / "mask.png")
     rows = [row | {"id": number} for number, row in enumerate(examples(root))]
     said = lines(folder, *rows)
-    assert said[0] == f"rows        {len(rows)}: {len(rows)} good, 0 refused; 1 inverted edits"
+    assert said[0] == f"rows        {len(rows)}: {len(rows)} good, 0 refused; 2 inverted edits"
     layouts = [line for line in said if line.startswith("layout ")]
     assert len(layouts) == len(NAMES) - 1
     assert "layout      editreward 1: `path1` is preferred to `path2`, for DPO" in layouts
