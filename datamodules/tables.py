@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
+from firered_lit.places import on_this_machine
 from firered_lit.textfiles import open_regular
 
 from . import cells, dataset_files, folders, hints, parquet, picture_folders
@@ -71,6 +72,7 @@ def files(source: Named) -> list[Table]:
 def _named(path: Path) -> list[Table]:
     """Return the tables of a file: itself, or what it describes. Raises UserError."""
     if not path.exists():
+        on_this_machine(path)
         raise UserError(f"{path}: no such file or folder of edits")
     if dataset_files.is_dataset_file(path):
         return dataset_files.tables(path)

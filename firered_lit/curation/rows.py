@@ -1,6 +1,7 @@
 """A row of a raw data set, the pictures that it names, and what gives them: readers are handed in by recipes."""
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +145,12 @@ class Pair:
 
     source: Picture
     target: Picture
+
+
+def in_shards(rows: Iterable[RawRow], size: int) -> Iterator[tuple[int, list[RawRow]]]:
+    """Yield (shard, its rows) of rows in their order, where a shard is so many numbers."""
+    for shard, some in itertools.groupby(rows, lambda row: row.number // size):
+        yield shard, list(some)
 
 
 class RawTable(Protocol):

@@ -3,7 +3,7 @@
 import errno
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,9 +15,9 @@ from firered_lit.files import write_json
 from firered_lit.locks import in_turn, shard_held
 from firered_lit.textfiles import read_object
 
-from . import workers as processes
 from .annotator import Annotator
 from .corpus import COSTS, STATE, Corpus
+from .crew import Crew, Runner, Share
 from .derived import check_needs
 from .fill import Fill
 from .fit import Clusters, Duplicates, fit
@@ -25,10 +25,10 @@ from .label.label import Label, Texts
 from .losers import LOSERS, write_losers
 from .make.maker import Make
 from .report import report
-from .rows import RawRow, RawTable
+from .rows import RawTable
 from .rules import Rule, read
-from .select import DECISIONS, DUPLICATE, SELECTION, Quota, Selection, select
-from .shards import LABEL, OWN, Done, Shards, Work
+from .select import ASKED, DECISIONS, DUPLICATE, SELECTION, Quota, Selection, select
+from .shards import LABEL, OWN, Done, Shards
 from .write import SELECTED, write
 
 Stepname = Literal["annotate", "fit", "select", "label", "write", "make", "fill", "report"]
@@ -57,6 +57,7 @@ def curate(
     max_failed: float = 0.1,
     shard: int = 0,
     num_shards: int = 1,
+    runner: Runner = "processes",
     seed: int = 0,
 ) -> None:
     """Curate a raw data set into a folder; run again, it goes on.
@@ -78,19 +79,21 @@ def curate(
         steps: Which of annotate, fit, select, label, write, make, fill and report to run.
         shard_rows: Rows of a score file, and what a kill can lose.
         batch: Rows whose pictures are in memory at a time.
-        workers: Processes; 0 works in this one.
+        workers: Processes that annotate and make edits; 0 works in this one.
         patience: Seconds after which a process that is at one step is taken to hang.
         max_failed: Share of an annotator's items that it may fail at before it stops.
-        shard: This process annotates every num_shards-th shard, from this one on; others that share `out` annotate
-            the rest, and the last one to finish goes on with the other steps.
+        shard: This command annotates, labels and makes every num_shards-th shard, from this one on; others that share
+            `out` do the rest. The last one to finish such a step goes on, to its share of the next one.
         num_shards: In how many the work is divided.
+        runner: "processes" of this machine, or "ray": Daft spreads the shards to annotate and to make over a Ray
+            cluster, that of RAY_ADDRESS or one of `workers` processors which is started here.
         seed: Of what is chosen at random.
 
     Raises:
         UserError: Something is wrong with the recipe, the source or the folder.
     """
-    if not 0 <= shard < num_shards:
-        raise UserError(f"shard={shard}, num_shards={num_shards}: shards are numbered from 0 to num_shards - 1")
+    share = Share(shard, num_shards)
+    crew = Crew(workers, patience, runner)
     _check(steps, annotators, rules)
     folder = Path(out).resolve()
     corpus = Corpus(folder, len(rows), shard_rows, annotators)
@@ -99,21 +102,18 @@ def curate(
     read_rules = {name: read(name, rule, labelled.kinds) for name, rule in wanted.items()}
     if duplicates is not None:
         duplicates.check(labelled)
-    work = Shards(folder, rows, annotators, batch)
+    choice = Choice(read_rules, duplicates, clusters, quotas, seed)
+    work = Shards(folder, rows, annotators, shard_rows, batch)
     try:
         with shard_held(folder, "curate", shard, num_shards):
             with in_turn(folder):
                 _note(folder, {"rows": rows.digest, "count": len(rows), "shard_rows": shard_rows})
             if "annotate" in steps:
-                own = range(shard, corpus.shards, num_shards)
-                _annotate(work, corpus, own, workers, patience, max_failed, shard)
-                left = sum(bool(work.todo(number)) for number in range(corpus.shards))
-                if left:
-                    print(f"shard {shard} of {num_shards} is done; {left} of {corpus.shards} are left to the others")
+                _annotate(work, corpus, crew, share, max_failed)
+                left = work.left(dict.fromkeys(range(corpus.shards)))
+                if share.waits("annotate", len(left), corpus.shards):
                     return
-            with in_turn(folder):
-                choice = Choice(read_rules, duplicates, clusters, quotas, seed)
-                _conclude(corpus, labelled, rows, choice, label, make, fill, steps)
+            _conclude(corpus, labelled, rows, choice, label, make, fill, steps, crew, share)
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -157,11 +157,9 @@ def _note(folder: Path, made_from: Mapping[str, Any]) -> None:
             raise UserError(f"{folder}: made with another {name} {change}; choose another out, or remove it")
 
 
-def _annotate(
-    work: Shards, corpus: Corpus, own: range, workers: int, patience: float, max_failed: float, shard: int
-) -> None:
-    """Make the score files of this process's shards that are not there yet."""
-    todo = {number: names for number in own if (names := work.todo(number))}
+def _annotate(work: Shards, corpus: Corpus, crew: Crew, share: Share, max_failed: float) -> None:
+    """Make the score files of this command's shards that are not there yet."""
+    todo = work.left(dict.fromkeys(share.of(range(corpus.shards))))
     total = sum(corpus.size(number) for number in todo)
     if not todo:
         return
@@ -184,27 +182,8 @@ def _annotate(
                         f" {max_failed:g}: {first}"
                     )
 
-        processes.annotate(work, _works(work.table, todo, corpus.shard_rows), workers, patience, done)
-    _add_costs(corpus.folder / STATE / f"{COSTS}-{shard}.json", items, seconds)
-
-
-def _works(table: RawTable, todo: Mapping[int, tuple[str, ...]], shard_rows: int) -> Iterator[Work]:
-    """Yield the shards with their rows, as the rows are read."""
-    rows: list[RawRow] = []
-    number = -1
-    for row in table.rows(lambda place: place // shard_rows in todo):
-        if rows and row.number // shard_rows != number:
-            yield Work(number, rows, todo[number])
-            rows = []
-        number = row.number // shard_rows
-        rows.append(_without_content(row))
-    if rows:
-        yield Work(number, rows, todo[number])
-
-
-def _without_content(row: RawRow) -> RawRow:
-    """Return a row as annotators see it: the other columns would only be sent to another process and back."""
-    return replace(row, content={})
+        crew.do(work, todo, done)
+    _add_costs(corpus.folder / STATE / f"{COSTS}-{share.shard}.json", items, seconds)
 
 
 def _add_costs(path: Path, items: Mapping[str, int], seconds: Mapping[str, float]) -> None:
@@ -253,56 +232,76 @@ def _conclude(
     make: Make | None,
     fill: Fill | None,
     steps: Sequence[str],
+    crew: Crew,
+    share: Share,
 ) -> None:
-    """Run the steps that need all shards."""
-    if "fit" in steps:
-        print("\n".join(fit(corpus, choice.duplicates, choice.clusters)) or "fit        nothing to do")
-
-    # Rules, a model's answers about what they keep, and rules again.
+    """Run the steps that need all shards, one command at a time; those that go over rows, this command's share."""
     asks = label is not None and "label" in steps
-    if "select" in steps and asks:
-        _select(corpus, choice.before_labels())
+    with in_turn(corpus.folder):
+        if "fit" in steps:
+            print("\n".join(fit(corpus, choice.duplicates, choice.clusters)) or "fit        nothing to do")
+        if "select" in steps and asks:
+            first = _selected(corpus, choice.before_labels(), ASKED)
+            print("\n".join(funnel(first, ASKED)))
+
+    # A model's answers about what the rules keep.
     if label is not None and asks:
-        print("\n".join(label.run(corpus, table)))
+        print("\n".join(label.run(corpus, table, share)))
+        if share.waits("label", label.left(corpus, share), corpus.shards):
+            return
+
+    # Rules, with the answers that are there, and the rows that they keep.
     there = label is not None and label.is_there(corpus)
-    if "select" in steps:
-        waiting = [name for name, rule in choice.rules.items() if needs_labels(rule)]
-        if waiting and not there:
-            raise UserError(f"rules.{waiting[0]}: looks at labels that are not there; run the step label first")
-        _select(labelled if there else corpus, choice)
+    with in_turn(corpus.folder):
+        if "select" in steps:
+            waiting = [name for name, rule in choice.rules.items() if needs_labels(rule)]
+            if waiting and not there:
+                raise UserError(f"rules.{waiting[0]}: looks at labels that are not there; run the step label first")
+            selection = _selected(labelled if there else corpus, choice, DECISIONS)
+            write_json(corpus.folder / STATE / SELECTION, json.loads(json.dumps(vars(selection))))
+            print("\n".join(funnel(selection)))
+        if "write" in steps:
+            _write(corpus, table, choice, label if there else None)
 
     # What is made of the kept rows.
-    if "write" in steps:
-        texts = Texts(corpus, label) if label is not None and there else None
-        written, wordless = write(corpus.folder, table, texts)
-        print(f"written    {written:>8} rows, in {corpus.folder / SELECTED}")
-        if wordless:
-            print(f"note: {wordless} of them have no text, and `prepare` refuses those; label them first")
-        if texts is not None:
-            rejecting = [name for name, rule in choice.rules.items() if needs_labels(rule)]
-            pairs = write_losers(corpus.folder, table, rejecting)
-            print(f"losers     {pairs:>8} pairs of a kept and a rejected edit, in {corpus.folder / LOSERS}")
-    if "make" in steps and make is not None:
-        print("\n".join(make.run(corpus.folder, table, choice.seed)))
-    if "fill" in steps and fill is not None:
-        print("\n".join(fill.run(corpus, table, choice.seed)))
-    if "report" in steps:
-        print(f"report     {report(labelled if there else corpus, table, choice.rules, choice.seed)}")
+    making = make.begin(corpus.folder, table, choice.seed) if make is not None and "make" in steps else None
+    if making is not None:
+        making.run(crew, share)
+        if share.waits("make", making.left(), len(making.parts)):
+            return
+    with in_turn(corpus.folder):
+        if making is not None:
+            print("\n".join(making.conclude()))
+        if "fill" in steps and fill is not None:
+            print("\n".join(fill.run(corpus, table, choice.seed)))
+        if "report" in steps:
+            print(f"report     {report(labelled if there else corpus, table, choice.rules, choice.seed)}")
 
 
-def _select(corpus: Corpus, choice: Choice) -> None:
-    """Decide about every row, and say what was dropped."""
-    selection = select(corpus, choice.rules, choice.duplicates, choice.clusters, choice.quotas, choice.seed)
-    write_json(corpus.folder / STATE / SELECTION, json.loads(json.dumps(vars(selection))))
-    print("\n".join(funnel(selection)))
+def _write(corpus: Corpus, table: RawTable, choice: Choice, label: Label | None) -> None:
+    """Write the kept rows, and the pairs of kept and rejected edits, and say how many."""
+    texts = Texts(corpus, label) if label is not None else None
+    written, wordless = write(corpus.folder, table, texts)
+    print(f"written    {written:>8} rows, in {corpus.folder / SELECTED}")
+    if wordless:
+        print(f"note: {wordless} of them have no text, and `prepare` refuses those; label them first")
+    if texts is not None:
+        rejecting = [name for name, rule in choice.rules.items() if needs_labels(rule)]
+        pairs = write_losers(corpus.folder, table, rejecting)
+        print(f"losers     {pairs:>8} pairs of a kept and a rejected edit, in {corpus.folder / LOSERS}")
 
 
-def funnel(selection: Selection) -> list[str]:
-    """Return the lines that say what was dropped by which reason, and what is left."""
+def _selected(corpus: Corpus, choice: Choice, name: str) -> Selection:
+    """Decide about every row, into a file of this name."""
+    return select(corpus, choice.rules, choice.duplicates, choice.clusters, choice.quotas, choice.seed, name)
+
+
+def funnel(selection: Selection, name: str = DECISIONS) -> list[str]:
+    """Return the lines that say what was dropped by which reason, what is left, and the name of the decisions."""
     lines = [f"rows       {selection.rows:>8}"]
     left = selection.rows
     for reason, count in selection.reasons.items():
         left -= count
         lines.append(f"dropped    {count:>8} {reason}, {left} left")
     share = 100 * selection.kept / selection.rows if selection.rows else 0.0
-    return [*lines, f"kept       {selection.kept:>8} ({share:.1f} %), see {DECISIONS}"]
+    return [*lines, f"kept       {selection.kept:>8} ({share:.1f} %), see {name}"]

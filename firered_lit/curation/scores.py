@@ -62,11 +62,13 @@ def put(path: Path, table: pa.Table, made_by: Mapping[str, Any]) -> None:
 
 def is_done(path: Path, made_by: Mapping[str, Any]) -> bool:
     """Return whether a whole file, made by just this, is there."""
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException):
-        return False
-    return metadata.get(_MADE_BY) == _noted(made_by)
+    return _note_of(path) == _noted(made_by)
+
+
+def made_by(path: Path) -> dict[str, Any]:
+    """Return what is noted in a file; nothing when no whole file is there."""
+    note = _note_of(path)
+    return dict(json.loads(note)) if note else {}
 
 
 def read(path: Path, columns: Sequence[str], step: str = "annotate") -> pa.Table:
@@ -112,6 +114,14 @@ def files(folder: Path, name: str, shards: int) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{path}: missing; run the step annotate first")
     return paths
+
+
+def _note_of(path: Path) -> bytes:
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return b""
+    return bytes(metadata.get(_MADE_BY, b""))
 
 
 def _noted(made_by: Mapping[str, Any]) -> bytes:

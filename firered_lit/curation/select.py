@@ -28,6 +28,7 @@ from .scores import FAILURE
 from .shards import FILE, ROW
 
 DECISIONS = "decisions.parquet"
+ASKED = f"{STATE}/asked.parquet"  # the same, of the rows that a model is asked about
 SELECTION = "selection.json"  # in STATE, what the last selection did
 SCHEMA = pa.schema(
     {
@@ -100,8 +101,9 @@ def select(
     clusters: Clusters | None = None,
     quotas: Sequence[Quota] = (),
     seed: int = 0,
+    name: str = DECISIONS,
 ) -> Selection:
-    """Write decisions.parquet, a line for every row of the source in its order.
+    """Write a table of decisions, a line for every row of the source in its order.
 
     Args:
         corpus: The score files.
@@ -110,6 +112,7 @@ def select(
         clusters: Their weights; every row weighs the same when None.
         quotas: Applied in their order to what the rules and the duplicates leave.
         seed: Of the rows that a quota keeps at random.
+        name: Of the table, below the corpus' folder.
 
     Raises:
         UserError: A column is missing, or a score file.
@@ -137,7 +140,7 @@ def select(
             for quota in quotas:
                 _fill(database, quota, keys, strata, names)
             weights = _weights(database, clusters)
-            counts = _write(database, corpus, names, weights)
+            counts = _write(database, corpus, corpus.folder / name, names, weights)
     finally:
         database_file.unlink(missing_ok=True)
         Path(f"{database_file}.wal").unlink(missing_ok=True)
@@ -363,7 +366,9 @@ def _weights(database: Any, clusters: Clusters | None) -> dict[int, float]:
     return {cluster: weight * scale for cluster, weight in raw.items()}
 
 
-def _write(database: Any, corpus: Corpus, names: Sequence[str], weights: Mapping[int, float]) -> Counter[int]:
+def _write(
+    database: Any, corpus: Corpus, path: Path, names: Sequence[str], weights: Mapping[int, float]
+) -> Counter[int]:
     """Write the decisions, shard by shard. Returns the rows of each reason's number, those that are kept too."""
     query = database.sql(
         "SELECT row, coalesce(losers.reason, verdicts.reason) AS reason, label, cluster FROM verdicts"
@@ -373,7 +378,7 @@ def _write(database: Any, corpus: Corpus, names: Sequence[str], weights: Mapping
     counts: Counter[int] = Counter()
     texts = pa.array([*names, None], pa.string())
     weight_of = np.vectorize(lambda cluster: weights.get(cluster, 1.0), otypes=[np.float64])
-    with replacing(corpus.folder / DECISIONS, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as out:
+    with replacing(path, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as out:
         for shard, _, size in shard_numbers(corpus):
             some = settled.next(size)
             reasons = some.column("reason").to_numpy()

@@ -8,8 +8,8 @@ reported before it begins, so that whoever watches this process knows what it wa
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,8 @@ from firered_lit.errors import UserError
 from . import scores
 from .annotator import Annotator, columns_of, made_by, tables_needed
 from .derived import lines_of
-from .rows import TARGET, Pair, Picture, RawRow, RawTable, UnusablePictureError
+from .rows import TARGET, Pair, Picture, RawRow, RawTable, UnusablePictureError, in_shards
+from .workers import Report, Step
 
 ROW = "row"  # what a row says
 FILE = "file"  # what a picture's file says
@@ -38,10 +39,9 @@ OWN_VERSION = 1
 _LINES = 1024  # that a derived annotator looks at together
 DIED = "the process died or hung"
 _MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS})
+_DEATHS = 2  # at one item, after which it is left out
 
 T = TypeVar("T")
-Step = tuple[str, int, int]  # annotator, number of the batch, number in the batch or -1 for all of it
-Report = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Work:
         shard: Its number.
         rows: All of its rows.
         names: The score files to make; ROW, FILE and annotators.
-        one_by_one: Batches that are taken item by item, since a process died at them.
-        skipped: Items that are left out, since a process died at them alone.
+        one_by_one: Batches that are taken item by item, since a process died at them: annotator, number of the batch.
+        skipped: Items that are left out, since a process died at them alone: the same, and the number in the batch.
     """
 
     shard: int
@@ -61,6 +61,14 @@ class Work:
     names: tuple[str, ...]
     one_by_one: Collection[tuple[str, int]] = frozenset()
     skipped: Collection[Step] = frozenset()
+
+    def after_death(self, step: Step, deaths: int) -> "Work":
+        """Return what is to be done now: a batch at which a process died, item by item; such an item, not again."""
+        if step[2] < 0:
+            return replace(self, one_by_one=frozenset({*self.one_by_one, step[:2]}))
+        if deaths >= _DEATHS:
+            return replace(self, skipped=frozenset({*self.skipped, step}))
+        return self
 
 
 @dataclass
@@ -84,12 +92,23 @@ class _Item:
 
 
 class Shards:
-    """Annotates shards into a folder."""
+    """Annotates shards into a folder.
 
-    def __init__(self, folder: Path, table: RawTable, annotators: Mapping[str, Annotator], batch: int) -> None:
+    Args:
+        folder: OUT.
+        table: The raw rows.
+        annotators: By name.
+        shard_rows: Rows of a shard.
+        batch: Rows whose pictures are in memory at a time.
+    """
+
+    def __init__(
+        self, folder: Path, table: RawTable, annotators: Mapping[str, Annotator], shard_rows: int, batch: int
+    ) -> None:
         self.folder = folder
         self.table = table
         self.annotators = dict(annotators)
+        self.shard_rows = shard_rows
         self.batch = batch
         self._opened: set[str] = set()
 
@@ -105,7 +124,18 @@ class Shards:
         paths = {name: scores.path_of(self.folder, name, shard) for name in names}
         return tuple(name for name in names if not scores.is_done(paths[name], self.made_by(name)))
 
-    def annotate(self, work: Work, report: Report = lambda step: None) -> Done:
+    def left(self, todo: Mapping[int, Any]) -> dict[int, tuple[str, ...]]:
+        """Return the score files that are still to be made of some shards."""
+        return {number: names for number in todo if (names := self.todo(number))}
+
+    def works(self, todo: Mapping[int, tuple[str, ...]]) -> Iterator[Work]:
+        """Yield shards with their rows and the score files to make, as the rows are read."""
+        rows = self.table.rows(lambda number: number // self.shard_rows in todo)
+        for shard, some in in_shards(rows, self.shard_rows):
+            # The other columns would only be sent to another process.
+            yield Work(shard, [replace(row, content={}) for row in some], todo[shard])
+
+    def do(self, work: Work, report: Report) -> Done:
         """Make the score files that are asked for, and return what came of them."""
         done = Done(work.shard)
         names = [name for name in work.names if name not in OWN]

@@ -1,61 +1,105 @@
-"""Processes that annotate shards. One that dies or hangs costs what it was at, and nothing else.
+"""Processes that share the shards of a step. One that dies or hangs costs what it was at, and nothing else.
 
 Every process says what it begins. When it is gone, or has said nothing for too long, its shard is given to a new one,
-which takes the batch at which that happened item by item; the item at which it happens again is left out with the
-reason. The shards that are finished are on the disk.
+which is more careful where that happened. The shards that are finished are on the disk.
+
+Processes are forked from a server that has done nothing but import (`forkserver`): one that is forked from this process
+would inherit the locks of threads which OpenCV, Torch or a notebook have started here, and wait for them forever.
 """
 
 import contextlib
 import multiprocessing
 import os
+import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
-
-import cv2
+from typing import Any, Generic, Protocol, TypeVar
 
 from firered_lit.errors import UserError
+from firered_lit.sendable import sendable
 
-from .shards import Done, Shards, Step, Work
+Step = tuple[str, int, int]  # what a process is at: a name, a number, and a place there or -1 for all of it
+Report = Callable[[Step], None]
 
 _LOOK = 1.0  # seconds between two looks at processes that say nothing
-_DEATHS = 2  # at one item, after which it is left out
-_SHARD_DEATHS = 1000  # of one shard, after which something else is wrong than its items
+_START = 120.0  # seconds, at least, that a process may take to start
+_UNNAMED_DEATHS = 2  # before any step was named, after which something else is wrong
+_SHARD_DEATHS = 1000  # of one shard, likewise
 _BEFORE_ANY: Step = ("", -1, -1)  # the step of a process that has named none yet
 
 
-@dataclass
-class _Job:
-    """A shard in work, and what it has been through."""
+class Work(Protocol):
+    """What is to be done on a shard, with the rows that it takes."""
 
-    work: Work
+    @property
+    def shard(self) -> int:
+        """Its number."""
+        ...
+
+    def after_death(self, step: Step, deaths: int) -> Any:
+        """Return what is to be done now that processes have died or hung at a step so many times."""
+        ...
+
+
+W = TypeVar("W", bound=Work)
+D = TypeVar("D")
+D_co = TypeVar("D_co", covariant=True)
+
+
+class Doer(Protocol[W, D_co]):
+    """A step of `curate` that goes over rows, shard by shard. It is sent to other processes."""
+
+    def left(self, todo: Mapping[int, Any]) -> Mapping[int, Any]:
+        """Return what of it is not on the disk yet."""
+        ...
+
+    def works(self, todo: Mapping[int, Any]) -> Iterator[W]:
+        """Yield the works of some shards, by number, as their rows are read."""
+        ...
+
+    def do(self, work: W, report: Report) -> D_co:
+        """Do a work, saying each step before it begins, and return what came of it."""
+        ...
+
+
+@dataclass
+class _Job(Generic[W]):
+    """A work, and what it has been through."""
+
+    work: W
     deaths: dict[Step, int] = field(default_factory=dict)
 
 
-class _Process:
-    """A process that annotates, and what it said last."""
+class _Process(Generic[W]):
+    """A process that works, and what it said last."""
 
-    def __init__(self, shards: Shards) -> None:
-        context = multiprocessing.get_context("fork")
+    def __init__(self, doer: bytes) -> None:
+        context = multiprocessing.get_context("forkserver")
         self.connection, other = context.Pipe()
-        target: BaseProcess = context.Process(target=_serve, args=(shards, other, os.getpid()), daemon=True)
+        target: BaseProcess = context.Process(target=_serve, args=(doer, other), daemon=True)
         self.process = target
         self.process.start()
         other.close()
-        self.job: _Job | None = None
+        self.job: _Job[W] | None = None
         self.step = _BEFORE_ANY
         self.heard = time.monotonic()
+        self.started = False
 
-    def give(self, job: _Job) -> None:
+    def give(self, job: _Job[W]) -> None:
         self.job = job
         self.step = _BEFORE_ANY
         self.heard = time.monotonic()
         with contextlib.suppress(OSError):  # it is dead, which the next look finds
             self.connection.send(job.work)
+
+    def hangs(self, patience: float) -> bool:
+        """Return whether it has said nothing for too long."""
+        allowed = patience if self.started else max(patience, _START)
+        return time.monotonic() - self.heard > allowed
 
     def end(self) -> None:
         self.process.kill()
@@ -63,49 +107,56 @@ class _Process:
         self.connection.close()
 
 
-def annotate(
-    shards: Shards, works: Iterator[Work], workers: int, patience: float, done: Callable[[Done], None]
-) -> None:
-    """Annotate shards in processes, and call `done` with what came of each.
+def run(doer: Doer[W, D], todo: Mapping[int, Any], workers: int, patience: float, done: Callable[[D], None]) -> None:
+    """Do the shards of a step in processes, and call `done` with what came of each.
 
     Args:
-        shards: What annotates them.
-        works: The shards; taken one ahead of what the processes are at.
+        doer: The step.
+        todo: What is to be made of each shard, by its number. Rows are read one shard ahead of the processes.
         workers: Processes; 0 does the work in this one, where nothing that dies or hangs can be left out.
         patience: Seconds for which a process may be at one step.
         done: Called in this process, in the order in which shards are finished.
 
     Raises:
-        UserError: An annotator cannot be opened, or a shard's processes die again and again.
+        UserError: Nothing can go on, or a shard's processes die again and again.
     """
+    works = doer.works(todo)
     if workers == 0:
         for work in works:
-            done(shards.annotate(work))
+            done(doer.do(work, lambda step: None))
         return
-    processes: list[_Process] = []
-    waiting: list[_Job] = []
-    threads = _one_thread()
+    sent = sendable(doer, "take workers=0")
+    _import_once(doer)
+    processes: list[_Process[W]] = []
+    waiting: list[_Job[W]] = []
     try:
         while True:
-            _hand_out(shards, works, waiting, processes, workers)
+            _hand_out(sent, works, waiting, processes, workers)
             busy = [process for process in processes if process.job is not None]
             if not busy:
                 return
             ready = wait([process.connection for process in busy], _LOOK)
             for process in busy:
                 heard = process.connection in ready and _hear(process, done)
-                late = time.monotonic() - process.heard > patience
-                if not heard and (late or process.connection in ready):
+                if not heard and (process.connection in ready or process.hangs(patience)):
                     processes.remove(process)
                     waiting.append(_after_death(process))
     finally:
         for process in processes:
             process.end()
-        cv2.setNumThreads(threads)
+
+
+def _import_once(doer: Doer[W, D]) -> None:
+    """Have the server of processes import what all of them need, if it does not run yet."""
+    parts = [doer, *vars(doer).values()]
+    modules = dict.fromkeys(type(part).__module__ for part in parts if not isinstance(part, Mapping))
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        [name for name in modules if name not in ("builtins", "__main__")]
+    )
 
 
 def _hand_out(
-    shards: Shards, works: Iterator[Work], waiting: list[_Job], processes: list[_Process], workers: int
+    doer: bytes, works: Iterator[W], waiting: list[_Job[W]], processes: list[_Process[W]], workers: int
 ) -> None:
     """Give every idle process a shard, first those that a process died at; start processes as long as some are left."""
     while True:
@@ -119,12 +170,12 @@ def _hand_out(
                 return
             job = _Job(work)
         if idle is None:
-            idle = _Process(shards)
+            idle = _Process(doer)
             processes.append(idle)
         idle.give(job)
 
 
-def _hear(process: _Process, done: Callable[[Done], None]) -> bool:
+def _hear(process: _Process[W], done: Callable[[D], None]) -> bool:
     """Take what a process says.
 
     Returns:
@@ -138,68 +189,70 @@ def _hear(process: _Process, done: Callable[[Done], None]) -> bool:
         try:
             if not process.connection.poll():
                 return True
-            said: Any = process.connection.recv()
+            kind, said = process.connection.recv()
         except (EOFError, OSError):
             return False
         process.heard = time.monotonic()
-        if isinstance(said, Done):
+        process.started = True
+        if kind == "done":
             process.job = None
             done(said)
             return True
-        if isinstance(said, UserError | OSError):
+        if kind == "problem":
             raise said
-        if isinstance(said, str):
+        if kind == "fault":
             raise RuntimeError(said)
         process.step = said
 
 
-def _after_death(process: _Process) -> _Job:
+def _after_death(process: _Process[W]) -> _Job[W]:
     """End a process, and return its shard with what is to be done otherwise."""
     process.end()
     job, step = process.job, process.step
     assert job is not None  # noqa: S101, only busy processes are looked at
     job.deaths[step] = job.deaths.get(step, 0) + 1
-    if sum(job.deaths.values()) > _SHARD_DEATHS or job.deaths.get(_BEFORE_ANY, 0) > _DEATHS:
+    if sum(job.deaths.values()) > _SHARD_DEATHS or job.deaths.get(_BEFORE_ANY, 0) > _UNNAMED_DEATHS:
         raise UserError(f"shard {job.work.shard}: its processes die again and again; try workers=0 to see why")
-    work = job.work
-    one_by_one, skipped = set(work.one_by_one), set(work.skipped)
-    if step[2] < 0:
-        one_by_one.add(step[:2])
-    elif job.deaths[step] >= _DEATHS:
-        skipped.add(step)
-    job.work = Work(work.shard, work.rows, work.names, frozenset(one_by_one), frozenset(skipped))
+    job.work = job.work.after_death(step, job.deaths[step])
     return job
 
 
-def _serve(shards: Shards, connection: Connection, parent: int) -> None:
-    """Annotate what comes, until the parent is gone."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+def _serve(doer: bytes, connection: Connection) -> None:
+    """Do what comes, until the parent is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _one_thread()
+    try:
+        step: Any = pickle.loads(doer)  # noqa: S301, from the process that has started this one
+    except Exception as problem:
+        said = f"{type(problem).__name__}: {problem}"
+        connection.send(("problem", UserError(f"workers: {said}; is it found from another process? Try workers=0")))
+        return
+    connection.send(("step", _BEFORE_ANY))
     while True:
         try:
             work = connection.recv()
         except (EOFError, OSError):
             return
         try:
-            said: Any = shards.annotate(work, connection.send)
+            answer: Any = ("done", step.do(work, lambda at: connection.send(("step", at))))
         except (UserError, OSError) as problem:
-            said = problem
+            answer = ("problem", problem)
         except Exception as problem:
-            said = f"shard {work.shard}: {type(problem).__name__}: {problem}"
-        connection.send(said)
+            answer = ("fault", f"shard {work.shard}: {type(problem).__name__}: {problem}")
+        connection.send(answer)
 
 
-def _one_thread() -> int:
-    """End OpenCV's threads before processes are forked, which would wait for them; return how many it had.
+def _one_thread() -> None:
+    """Let OpenCV have no threads of its own: there is a process for every core."""
+    with contextlib.suppress(ImportError):
+        import cv2
 
-    The processes have none either: there is one for every core.
-    """
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    return before
+        cv2.setNumThreads(1)
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """End this process when its parent is gone, however that ended."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import signal
 import time
@@ -14,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from raw_annotators import Corner, DeadlyRows, Faulty, Look, Slow
 from raw_pictures import CREDIT, contents, edits, lines, loose, picture, save, table
+from support.started import kill, started
 
 from datamodules.raw import RawRows
 from datamodules.records import Refusal, rows
@@ -39,7 +40,7 @@ def annotators(**more):
 
 def run(source, out, **options):
     given = {"annotators": annotators(), "rules": RULES, "duplicates": NEAR, "workers": 0, "shard_rows": 4}
-    curate(source=str(source), out=str(out), rows=RawRows(str(source)), **{**given, **options})
+    curate(source=str(source), out=str(out), **{"rows": RawRows(str(source)), **given, **options})
     return decisions(out)
 
 
@@ -104,15 +105,6 @@ def test_what_is_finished_is_not_opened_again(mixed, tmp_path, monkeypatch):
     assert run(mixed, tmp_path / "out", steps=["select", "write"]) == before
 
 
-class Corner(Annotator):
-    """The red of a picture's first pixel."""
-
-    columns = {"red": "count"}  # noqa: RUF012
-
-    def annotate(self, batch):
-        return {"red": [int(picture.pixels[0, 0, 0]) for picture in batch]}
-
-
 def test_a_new_annotator_computes_its_own_columns_alone(mixed, tmp_path):
     run(mixed, tmp_path / "out")
     before = contents(tmp_path / "out")
@@ -139,37 +131,10 @@ def test_a_new_version_of_an_annotator_is_computed_anew(mixed, tmp_path):
     assert path.stat().st_mtime_ns != before
 
 
-class Faulty(Annotator):
-    """Raises, returns too few values, values of another kind, dies or hangs at the picture of a number."""
-
-    columns = {"value": "number"}  # noqa: RUF012
-
-    def __init__(self, fault, number=2):
-        self.fault, self.number = fault, number
-
-    def annotate(self, batch):
-        if any(self._is_bad(picture) for picture in batch):
-            return self._fail(batch)
-        return {"value": [1.0] * len(batch)}
-
-    def _is_bad(self, item):
-        return item.path.endswith(f"{self.number:04d}.jpg")
-
-    def _fail(self, batch):
-        if self.fault == "raises":
-            raise RuntimeError("boom")
-        if self.fault == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.fault == "hangs":
-            time.sleep(600)
-        values = {"too few": [], "text": ["much"] * len(batch), "nan": [float("nan")] * len(batch)}
-        return {"value": values[self.fault]}
-
-
 @pytest.mark.parametrize("fault", ["raises", "too few", "text", "dies", "hangs"])
 def test_what_an_annotator_fails_at_is_one_row_lost(fault, tmp_path):
     source = loose(tmp_path / "raw", 6)
-    patience = 2.0 if fault == "hangs" else 300.0
+    patience = 4.0 if fault == "hangs" else 300.0
     workers = 2 if fault in ("dies", "hangs") else 0
     found = run(source, tmp_path / "out", annotators=annotators(bad=Faulty(fault)), workers=workers, patience=patience)
     assert reasons(found) == [None, None, "failed: bad", None, None, None]
@@ -185,51 +150,15 @@ def test_a_number_that_is_not_finite_is_no_value(tmp_path):
 
 
 def test_an_annotator_that_fails_at_too_much_ends_the_command(tmp_path):
-    class Never(Faulty):
-        def _is_bad(self, item):
-            return True
-
     source = loose(tmp_path / "raw", 70, side=32)
     with pytest.raises(UserError, match=r"annotators.bad: failed at 6\d of 6\d items, .*boom"):
-        run(source, tmp_path / "out", annotators=annotators(bad=Never("raises")))
+        run(source, tmp_path / "out", annotators=annotators(bad=Faulty("raises", number=None)))
 
 
-def test_a_picture_that_kills_its_process_is_refused(tmp_path, monkeypatch):
+def test_a_picture_that_kills_its_process_is_refused(tmp_path):
     source = loose(tmp_path / "raw", 5)
-    opened = RawRows.open
-
-    def dying(self, path, role):
-        if path.endswith("0003.jpg"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return opened(self, path, role)
-
-    monkeypatch.setattr(RawRows, "open", dying)
-    found = run(source, tmp_path / "out", workers=2)
+    found = run(source, tmp_path / "out", workers=2, rows=DeadlyRows(str(source), at="0003.jpg"))
     assert reasons(found) == [None, None, None, "picture: unreadable image", None]
-
-
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(mixed, tmp_path):
-    for number in range(9, 40):
-        save(mixed / f"{number:04d}.jpg", picture(number), quality=92)
-    options = {"clusters": Clusters("look.vector", count=3, sample=20), "annotators": annotators(look=Look())}
-    run(mixed, tmp_path / "calm", **options)
-    rng = random.Random(0)
-    kills = 0
-    while kills < 6:
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            run(mixed, tmp_path / "killed", workers=2, **options)
-            os._exit(0)
-        time.sleep(rng.uniform(0.02, 0.5))
-        os.kill(child, signal.SIGKILL)
-        if os.waitpid(child, 0)[1] != signal.SIGKILL:
-            break  # it was faster
-        kills += 1
-    run(mixed, tmp_path / "killed", workers=2, **options)
-    calm, killed = contents(tmp_path / "calm"), contents(tmp_path / "killed")
-    assert calm.keys() == killed.keys()
-    assert [name for name in calm if calm[name] != killed[name]] == []
 
 
 def test_processes_work_after_opencv_has_had_threads(mixed, tmp_path):
@@ -245,25 +174,22 @@ def test_processes_work_after_opencv_has_had_threads(mixed, tmp_path):
     assert reasons(found).count(None) == 4
 
 
+def test_an_annotator_that_other_processes_do_not_find_is_one_clear_line(mixed, tmp_path):
+    class Hidden(Corner):
+        pass
+
+    with pytest.raises(UserError, match=r"Hidden.*put its class into a module, or take workers=0"):
+        run(mixed, tmp_path / "out", workers=2, annotators=annotators(hidden=Hidden()))
+
+
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     source = loose(tmp_path / "raw", 4)
     pids = tmp_path / "pids"
-
-    class Slow(Faulty):
-        def _fail(self, batch):
-            with pids.open("a") as file:
-                file.write(f"{os.getpid()}\n")
-            time.sleep(60)
-            raise RuntimeError
-
-    child = os.fork()
-    if child == 0:
-        run(source, tmp_path / "out", workers=2, annotators=annotators(slow=Slow("slow")))
-        os._exit(0)
+    child = started(run, source, tmp_path / "out", annotators=annotators(slow=Slow(pids)), workers=2)
     while not (pids.exists() and pids.read_text().endswith("\n")):
+        assert child.is_alive()
         time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    kill(child)
     worker = int(pids.read_text().split()[0])
     end = time.monotonic() + 20
     while _runs(worker) and time.monotonic() < end:
@@ -280,15 +206,6 @@ def _runs(process):
         return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
     except OSError:
         return False
-
-
-class Look(Annotator):
-    """The mean colour."""
-
-    columns = {"vector": "vector"}  # noqa: RUF012
-
-    def annotate(self, batch):
-        return {"vector": [picture.pixels.mean((0, 1)) / 255 for picture in batch]}
 
 
 def test_clusters_weigh_their_rows_as_alpha_says(tmp_path):

@@ -3,16 +3,12 @@
 import base64
 import io
 import json
-import os
-import random
-import signal
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from raw_pictures import CREDIT, contents, edits, lines, loose
+from raw_pictures import CREDIT, edits, lines, loose
 from support.stub_judge import StubJudge, pictures, words
 
 from datamodules.raw import RawRows
@@ -148,27 +144,6 @@ def test_a_server_that_dies_ends_the_command_and_what_it_answered_is_kept(tmp_pa
         assert judge.count == 60 - 12
     assert again.count(None) < 30
     assert "failed: label" not in again
-
-
-def test_killed_at_any_moment_it_comes_to_the_same_rows_and_asks_little_twice(tmp_path):
-    source = edits(tmp_path / "raw", 12)
-    with StubJudge(answer, latency=0.02) as judge:
-        run(source, tmp_path / "calm", judge)
-        once = judge.count
-        rng = random.Random(0)
-        kills = 0
-        for _ in range(4):
-            child = os.fork()
-            if child == 0:
-                run(source, tmp_path / "killed", judge)
-                os._exit(0)
-            time.sleep(rng.uniform(0.2, 0.6))
-            os.kill(child, signal.SIGKILL)
-            kills += os.waitpid(child, 0)[1] == signal.SIGKILL
-        run(source, tmp_path / "killed", judge)
-        assert judge.count - once <= once + kills * 4
-    calm, killed = contents(tmp_path / "calm"), contents(tmp_path / "killed")
-    assert [name for name in calm if "answers" not in name and calm[name] != killed[name]] == []
 
 
 def test_a_prompt_of_ones_own_gives_columns_of_ones_own(tmp_path):

@@ -2,12 +2,8 @@
 
 import itertools
 import json
-import os
-import random
 import re
-import signal
 import string
-import time
 from collections import Counter
 
 import cv2
@@ -15,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from raw_pictures import CREDIT, contents, lines, picture, save, table
+from raw_pictures import CREDIT, lines, picture, save, table
 
 from datamodules.raw import RawRows
 from datamodules.records import Refusal, rows
@@ -323,26 +319,6 @@ def test_what_is_made_is_not_made_again_unless_something_else_is_asked_for(tmp_p
     run(source, tmp_path / "out", rules=rules)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "made").iterdir()}
     assert [after[path] == number for path, number in sorted(parts.items())] == [True, False]
-
-
-def test_killed_at_any_moment_it_makes_the_same_bytes(tmp_path):
-    source = raw(tmp_path / "raw", 12)
-    run(source, tmp_path / "calm")
-    rng = random.Random(1)
-    kills = 0
-    for _ in range(5):
-        child = os.fork()
-        if child == 0:
-            run(source, tmp_path / "killed")
-            os._exit(0)
-        time.sleep(rng.uniform(0.05, 0.4))
-        os.kill(child, signal.SIGKILL)
-        kills += os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert kills
-    run(source, tmp_path / "killed")
-    calm, killed = contents(tmp_path / "calm"), contents(tmp_path / "killed")
-    assert [name for name in calm if calm[name] != killed.get(name)] == []
-    assert [name for name in killed if name not in calm and not name.endswith(".part") and ".part/" not in name] == []
 
 
 def test_rows_say_what_their_edit_was_made_with(tmp_path):

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from firered_lit.curation import scores
 from firered_lit.curation.annotator import Annotator, Of
 from firered_lit.curation.corpus import STATE, Corpus
+from firered_lit.curation.crew import Share
 from firered_lit.curation.rows import TARGET, RawRow, RawTable, UnusablePictureError, shrunk
-from firered_lit.curation.select import DECISIONS
+from firered_lit.curation.select import ASKED, DECISIONS
 from firered_lit.curation.shards import LABEL
 from firered_lit.curation.write import read_decisions
 from firered_lit.errors import UserError
@@ -35,6 +36,7 @@ from .prompt import Prompt, read_prompt
 
 LOG = "answers.jsonl"
 _QUALITY = 90  # of the JPEG files that are sent
+_UNANSWERED = "unanswered"  # of a score file that does not count as done: rows that may be answered another time
 _FEW = 16  # rows, from which on the share without an answer is looked at
 # Where texts of the prompt `describe` go to in a row, if there is nothing yet.
 TEXTS = {
@@ -101,8 +103,13 @@ class Label(Annotator):
         """Return whether the step was run."""
         return all(scores.path_of(corpus.folder, LABEL, shard).is_file() for shard in range(corpus.shards))
 
-    def run(self, corpus: Corpus, table: RawTable) -> list[str]:
+    def run(self, corpus: Corpus, table: RawTable, share: Share) -> list[str]:
         """Ask about the kept rows that have no answer yet, and write the score files.
+
+        Args:
+            corpus: Its score files, with the choice of the rows to ask about.
+            table: The raw rows.
+            share: Which shards are this command's.
 
         Returns:
             What to print.
@@ -110,12 +117,11 @@ class Label(Annotator):
         Raises:
             UserError: There are no decisions, or too many rows have no answer.
         """
-        asked = _kept(corpus)
-        made_by = {shard: self._made_by(asked[shard]) for shard in range(corpus.shards)}
+        asked = _asked(corpus)
+        own = share.of(range(corpus.shards))
+        made_by = {shard: self._made_by(asked[shard]) for shard in own}
         todo = {
-            shard
-            for shard in range(corpus.shards)
-            if not scores.is_done(scores.path_of(corpus.folder, LABEL, shard), made_by[shard])
+            shard for shard in own if not scores.is_done(scores.path_of(corpus.folder, LABEL, shard), made_by[shard])
         }
         counts: Counter[str] = Counter()
         total = sum(len(asked[shard]) for shard in todo)
@@ -137,6 +143,17 @@ class Label(Annotator):
         lines = [f"labelled   {counts['labelled']:>8} rows, answers in {corpus.folder / STATE / LOG}"]
         failures = {reason: count for reason, count in sorted(counts.items()) if reason != "labelled"}
         return lines + [f"no label   {count:>8} {reason}" for reason, count in failures.items()]
+
+    def left(self, corpus: Corpus, share: Share) -> int:
+        """Return how many shards other commands still have to ask about."""
+        left = 0
+        asked = _asked(corpus)
+        others = set(range(corpus.shards)).difference(share.of(range(corpus.shards)))
+        for shard in others:
+            noted = scores.made_by(scores.path_of(corpus.folder, LABEL, shard))
+            noted.pop(_UNANSWERED, None)
+            left += noted != self._made_by(asked[shard])
+        return left
 
     def _labels(
         self, client: Client, table: RawTable, rows: Sequence[RawRow], counts: Counter[str], bar: Any
@@ -241,7 +258,7 @@ class Label(Annotator):
         for name in self.columns:
             values[name] = [one.values.get(name) for one in found]
         passing = sum(one.passing for one in found)
-        noted = {**made_by, "unanswered": passing} if passing else made_by
+        noted = {**made_by, _UNANSWERED: passing} if passing else made_by
         scores.write(scores.path_of(corpus.folder, LABEL, shard), self.columns, values, noted)
 
 
@@ -269,9 +286,11 @@ class Texts:
                 line[column] = value
 
 
-def _kept(corpus: Corpus) -> list[list[int]]:
-    """Return the numbers of the kept rows of every shard."""
-    path: Path = corpus.folder / DECISIONS
+def _asked(corpus: Corpus) -> list[list[int]]:
+    """Return the numbers of the rows to ask about, of every shard."""
+    path: Path = corpus.folder / ASKED
+    if not path.exists():
+        path = corpus.folder / DECISIONS
     numbers: list[list[int]] = [[] for _ in range(corpus.shards)]
     for number, decision in enumerate(read_decisions(path)):
         if decision["kept"]:

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from firered_lit.curation.corpus import STATE
-from firered_lit.curation.rows import TARGET, Pixels, RawRow, RawTable, UnusablePictureError, shrunk
+from firered_lit.curation.crew import Crew, Share
+from firered_lit.curation.rows import TARGET, Pixels, RawRow, RawTable, UnusablePictureError, in_shards, shrunk
 from firered_lit.curation.rules import nearest
 from firered_lit.curation.select import DECISIONS
+from firered_lit.curation.shards import DIED
+from firered_lit.curation.workers import Report, Step
 from firered_lit.curation.write import read_decisions
 from firered_lit.draws import chooser
 from firered_lit.errors import UserError
@@ -35,8 +38,10 @@ from .templates import CATEGORIES, TASKS, TEMPLATES, make
 
 VERSION = 1  # raised when the same settings make other edits than before
 MADE, PICTURES = "made.jsonl", "made"
+WANTED = "wanted"  # a column of the source
 TOGETHER = 4  # pictures that templates of several are given
 _COMPRESSION = 3  # of PNG files, 0 to 9
+_DEATHS = 2  # at one picture, after which it is left out
 
 Row = dict[str, Any]
 
@@ -48,6 +53,30 @@ class _Part:
     number: int
     ids: Mapping[int, str]
     made_from: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The edits of a part that are to be made.
+
+    Args:
+        part: Of these rows.
+        rows: As they were read.
+        left_out: Numbers of rows that are not looked at, since processes died at them.
+    """
+
+    part: _Part
+    rows: Sequence[RawRow]
+    left_out: frozenset[int] = frozenset()
+
+    @property
+    def shard(self) -> int:
+        """The part's number."""
+        return self.part.number
+
+    def after_death(self, step: Step, deaths: int) -> "_Work":
+        """Return what is to be done now: a picture at which processes died more than once, not again."""
+        return replace(self, left_out=self.left_out | {step[1]}) if deaths >= _DEATHS else self
 
 
 class Make:
@@ -88,32 +117,19 @@ class Make:
             if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
                 raise UserError(f"make.templates.{name}: {weight!r} is no number from 0 on")
 
-    def run(self, folder: Path, table: RawTable, seed: int) -> list[str]:
-        """Make what is not there yet, and write the table.
+    def begin(self, folder: Path, table: RawTable, seed: int) -> "Making":
+        """Return the work of making edits of what is kept.
 
         Args:
             folder: OUT, where decisions were made.
             table: The raw rows.
             seed: Of all draws.
 
-        Returns:
-            What to print.
-
         Raises:
-            UserError: There are no decisions, or they are of other rows.
+            UserError: There are no decisions.
         """
         parts = {part.number: part for part in self._parts(folder, table, seed)}
-        todo = {number: part for number, part in parts.items() if not _is_done(folder, part)}
-        wanted = {row for part in todo.values() for row in part.ids}
-        made: set[int] = set()
-        with tqdm(total=len(wanted), unit="row", desc="make", smoothing=0.05, disable=not todo) as bar:
-            for number, rows in self._rows(table, wanted):
-                self._make(folder, table, todo[number], rows, seed)
-                made.add(number)
-                bar.update(len(rows))
-        if made != set(todo):
-            raise UserError(f"{folder / DECISIONS}: has more rows than the source; run the step select again")
-        return _conclude(folder, list(parts.values()))
+        return Making(_Maker(self, folder, table, seed), parts)
 
     def _parts(self, folder: Path, table: RawTable, seed: int) -> Iterator[_Part]:
         """Yield the parts that have kept rows."""
@@ -133,91 +149,158 @@ class Make:
         kept = hashlib.blake2b(json.dumps(list(ids.items())).encode(), digest_size=12)
         return _Part(next(iter(ids)) // self.part_rows, ids, {**common, "kept": kept.hexdigest()})
 
-    def _rows(self, table: RawTable, wanted: set[int]) -> Iterator[tuple[int, list[RawRow]]]:
-        """Yield (part, its wanted rows)."""
-        rows: list[RawRow] = []
-        part = -1
-        for row in table.rows(wanted.__contains__):
-            if rows and row.number // self.part_rows != part:
-                yield part, rows
-                rows = []
-            part = row.number // self.part_rows
-            rows.append(row)
-        if rows:
-            yield part, rows
 
-    def _make(self, folder: Path, table: RawTable, part: _Part, rows: Sequence[RawRow], seed: int) -> None:
-        """Make the edits of a part: its pictures, then its rows."""
-        _rows_file(folder, part).unlink(missing_ok=True)
-        place = folder / PICTURES / f"{part.number:05d}"
+class Making:
+    """The edits of a corpus, part by part.
+
+    Args:
+        maker: What makes them.
+        parts: All parts that have kept rows, by number.
+    """
+
+    def __init__(self, maker: "_Maker", parts: Mapping[int, _Part]) -> None:
+        self.maker = maker
+        self.parts = parts
+
+    def run(self, crew: Crew, share: Share) -> None:
+        """Make this command's parts that are not there yet.
+
+        Raises:
+            UserError: The decisions are of other rows.
+        """
+        todo = self.maker.left({number: self.parts[number] for number in share.of(self.parts)})
+        total = sum(len(part.ids) for part in todo.values())
+        with tqdm(total=total, unit="row", desc="make", smoothing=0.05, disable=not todo) as bar:
+            crew.do(self.maker, todo, bar.update)
+        if self.maker.left(todo):
+            path = self.maker.folder / DECISIONS
+            raise UserError(f"{path}: has more rows than the source; run the step select again")
+
+    def left(self) -> int:
+        """Return how many parts are not there yet."""
+        return len(self.maker.left(self.parts))
+
+    def conclude(self) -> list[str]:
+        """Write the rows of all parts as one table, and return what to print."""
+        folder = self.maker.folder
+        by_task: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
+        with replacing(folder / MADE) as file:
+            for part in self.parts.values():
+                made = read_object(_rows_file(folder, part))
+                skipped.update(made["skipped"])
+                for line in made["rows"]:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    by_task[line["task"]] += 1
+        lines = [f"made       {by_task.total():>8} edits, in {folder / MADE}"]
+        lines += [f"           {count:>8} {task}" for task, count in sorted(by_task.items())]
+        return lines + [f"left out   {count:>8} {reason}" for reason, count in sorted(skipped.items())]
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the edits of parts into a folder; it is sent to other processes.
+
+    Args:
+        make: What is made.
+        folder: OUT.
+        table: The raw rows.
+        seed: Of all draws.
+    """
+
+    make: Make
+    folder: Path
+    table: RawTable
+    seed: int
+
+    def left(self, todo: Mapping[int, _Part]) -> dict[int, _Part]:
+        """Return the parts that are not there yet."""
+        return {number: part for number, part in todo.items() if not _is_done(self.folder, part)}
+
+    def works(self, todo: Mapping[int, _Part]) -> Iterator[_Work]:
+        """Yield parts with their rows, as these are read."""
+        wanted = {row for part in todo.values() for row in part.ids}
+        for number, rows in in_shards(self.table.rows(wanted.__contains__), self.make.part_rows):
+            # The other columns would only be sent to another process.
+            yield _Work(todo[number], [replace(row, content={WANTED: row.content.get(WANTED)}) for row in rows])
+
+    def do(self, work: _Work, report: Report) -> int:
+        """Make the edits of a part: its pictures, then its rows. Returns how many rows it was made from."""
+        part = work.part
+        _rows_file(self.folder, part).unlink(missing_ok=True)
+        place = self.folder / PICTURES / f"{part.number:05d}"
         shutil.rmtree(place, ignore_errors=True)
         skipped: Counter[str] = Counter()
-        for row in rows:
+        for row in work.rows:
             if row.id != part.ids[row.number]:
                 said = f"{row.where} is not {part.ids[row.number]}"
-                raise UserError(f"{folder / DECISIONS}: {said}; run the step select again")
-        pictures = self._opened(table, rows, skipped)
+                raise UserError(f"{self.folder / DECISIONS}: {said}; run the step select again")
+        pictures = self._opened(work, skipped, report)
         lines: list[Row] = []
         with appearing(place) as staging:
             files = _Files(staging, f"{PICTURES}/{part.number:05d}")
             for start, (row, _) in enumerate(pictures):
+                report(("edits", row.number, 0))
                 some = [pictures[(start + step) % len(pictures)][1] for step in range(min(TOGETHER, len(pictures)))]
-                for name, edit in self._edits(row, some, seed, skipped):
-                    lines += self._lines(row, name, edit, files, seed)
+                for name, edit in self._edits(row, some, skipped):
+                    lines += self._lines(row, name, edit, files)
         made = {"made_from": part.made_from, "skipped": dict(sorted(skipped.items())), "rows": lines}
-        write_json(_rows_file(folder, part), made, indent=None)
+        write_json(_rows_file(self.folder, part), made, indent=None)
+        return len(work.rows)
 
-    def _opened(self, table: RawTable, rows: Sequence[RawRow], skipped: Counter[str]) -> list[tuple[RawRow, Pixels]]:
+    def _opened(self, work: _Work, skipped: Counter[str], report: Report) -> list[tuple[RawRow, Pixels]]:
         """Return the pictures of text-to-image rows, no larger than they may be."""
         pictures = []
-        for row in rows:
+        for row in work.rows:
             if row.kind != "text-to-image":
                 skipped["not text-to-image"] += 1
                 continue
+            if row.number in work.left_out:
+                skipped[DIED] += 1
+                continue
+            report(("picture", row.number, 0))
             path = next(path for role, path in row.pictures if role == TARGET)
             try:
-                pictures.append((row, shrunk(table.open(path, TARGET).pixels, self.side)))
+                pictures.append((row, shrunk(self.table.open(path, TARGET).pixels, self.make.side)))
             except UnusablePictureError as problem:
                 skipped[problem.reason] += 1
         return pictures
 
-    def _edits(
-        self, row: RawRow, pictures: Sequence[Pixels], seed: int, skipped: Counter[str]
-    ) -> Iterator[tuple[str, Edit]]:
+    def _edits(self, row: RawRow, pictures: Sequence[Pixels], skipped: Counter[str]) -> Iterator[tuple[str, Edit]]:
         """Yield (name, edit) of a picture: templates in the order of their draws, then a compound one."""
-        draw = chooser(seed, row.id, "templates")
-        lots = {name: draw.random() ** (1 / weight) for name, weight in self.templates.items() if weight > 0}
-        wanted = _wanted(row.content.get("wanted"), row.where)
+        draw = chooser(self.seed, row.id, "templates")
+        lots = {name: draw.random() ** (1 / weight) for name, weight in self.make.templates.items() if weight > 0}
+        wanted = _wanted(row.content.get(WANTED), row.where)
         if wanted is not None:
             lots = {name: lot for name, lot in lots.items() if CATEGORIES[name] in wanted}
         count = 0
         for name in sorted(lots, key=lots.__getitem__, reverse=True):
-            if count == self.each:
+            if count == self.make.each:
                 break
-            edit = make(name, pictures, chooser(seed, row.id, name))
+            edit = make(name, pictures, chooser(self.seed, row.id, name))
             if edit is None:
                 skipped[f"does not suit {name}"] += 1
                 continue
             count += 1
             yield name, edit
-        if draw.random() < self.several and wanted is None:
-            edit = compound(pictures[0], chooser(seed, row.id, SEVERAL))
+        if draw.random() < self.make.several and wanted is None:
+            edit = compound(pictures[0], chooser(self.seed, row.id, SEVERAL))
             if edit is not None:
                 yield SEVERAL, edit
 
-    def _lines(self, row: RawRow, name: str, edit: Edit, files: "_Files", seed: int) -> Iterator[Row]:
+    def _lines(self, row: RawRow, name: str, edit: Edit, files: "_Files") -> Iterator[Row]:
         """Yield the row of an edit; of a compound one, then those of its steps."""
         id = f"{row.id}.{name}"
         common: Row = {"made_from": row.id, "source": row.source}
         if row.license:
             common["license"] = row.license
-        common["held_out"] = chooser(seed, row.id, "held out").random() < self.held_out
+        common["held_out"] = chooser(self.seed, row.id, "held out").random() < self.make.held_out
         steps = split(edit)
         step_ids = [f"{id}.{number}" for number in range(1, len(steps) + 1)]
         more: Row = {"steps": step_ids} if steps else {}
-        yield _line(id, edit, files, seed) | more | common
+        yield _line(id, edit, files, self.seed) | more | common
         for step_id, step in zip(step_ids, steps, strict=True):
-            yield _line(step_id, step, files, seed) | {"parent": id} | common
+            yield _line(step_id, step, files, self.seed) | {"parent": id} | common
 
 
 class _Files:
@@ -301,19 +384,3 @@ def _is_done(folder: Path, part: _Part) -> bool:
         return bool(read_object(path).get("made_from") == part.made_from)
     except UserError:
         return False
-
-
-def _conclude(folder: Path, parts: Sequence[_Part]) -> list[str]:
-    """Write the rows of all parts as one table, and return what to print."""
-    by_task: Counter[str] = Counter()
-    skipped: Counter[str] = Counter()
-    with replacing(folder / MADE) as file:
-        for part in parts:
-            made = read_object(_rows_file(folder, part))
-            skipped.update(made["skipped"])
-            for line in made["rows"]:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                by_task[line["task"]] += 1
-    lines = [f"made       {by_task.total():>8} edits, in {folder / MADE}"]
-    lines += [f"           {count:>8} {task}" for task, count in sorted(by_task.items())]
-    return lines + [f"left out   {count:>8} {reason}" for reason, count in sorted(skipped.items())]
