@@ -33,12 +33,15 @@ from .textfiles import read_object
 class Run:
     """The folder of a run, and how it starts.
 
-    dir: the run's folder. start_from: a run, a checkpoint or a diffusers folder whose weights are trained on from, in
-    place of the base's; see `start.start_folder`. start_dtype: precision in which a run's or a checkpoint's weights are
-    handed over; None for that in which the stage keeps them. resume: "last", "best" or a checkpoint's path; None
-    refuses a folder that holds a run.
-    validate_every: optimizer steps between validations (None: never). validate_first: also before the first step, so
-    that the grid begins with the base model.
+    Attributes:
+        dir: The run's folder.
+        start_from: A run, a checkpoint or a diffusers folder whose weights are trained on from, in place of the base's;
+            see `start.start_folder`.
+        start_dtype: Precision in which a run's or a checkpoint's weights are handed over; None for that in which the
+            stage keeps them.
+        resume: "last", "best" or a checkpoint's path; None refuses a folder that holds a run.
+        validate_every: Optimizer steps between two validations; None for no validation.
+        validate_first: Validate before the first step too, so that the grid begins with the base model.
     """
 
     dir: str
@@ -61,9 +64,19 @@ def fit(
 ) -> int:
     """Train `stage` on `data` and return the process's exit code: 0, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C.
 
-    trainer is a factory that takes the rest of its arguments here. recipe, the resolved one, is written into the run's
-    folder and logged. Raises UserError when the folder holds a run and `run.resume` is not given, when another process
-    trains in it, or when the data was made with another VAE or text encoder.
+    Args:
+        run: Where the run lives, what it starts from, and when it validates.
+        stage: What is learnt, and from which model.
+        data: The batches of training and validation.
+        trainer: Factory of the trainer. Callbacks, the logger and the format of checkpoints are added here.
+        checkpoint: Writes checkpoints and keeps the best.
+        callbacks: Everything that a run can do without, by names of one's own; None takes one away.
+        logger: The record of the run; None keeps none.
+        recipe: The resolved recipe, which is written into the run's folder and logged.
+
+    Raises:
+        UserError: The folder holds a run and `run.resume` is not given, another process trains in it, or the data was
+            made with another VAE or text encoder.
     """
     _quiet()
     folder = Path(run.dir).resolve()

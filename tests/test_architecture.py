@@ -1,4 +1,7 @@
-"""The house as described is the house as built. `python tests/test_architecture.py` writes docs/tree.md."""
+"""The house as described is the house as built.
+
+`python tests/test_architecture.py` writes docs/tree.md and the keys in docs/recipes.md.
+"""
 
 import ast
 import importlib
@@ -9,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+sys.path.append(str(Path(__file__).resolve().parent / "support"))
+import recipe_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("firered_lit", "datamodules", "callbacks")
@@ -52,6 +58,11 @@ def page() -> str:
 def test_the_page_of_the_tree_is_the_tree() -> None:
     written = (ROOT / "docs/tree.md").read_text(encoding="utf-8")
     assert written == page(), "run `python tests/test_architecture.py` to write docs/tree.md"
+
+
+def test_the_page_of_recipes_has_every_key() -> None:
+    written = recipe_keys.PAGE.read_text(encoding="utf-8")
+    assert written == recipe_keys.page(), "run `python tests/test_architecture.py` to write docs/recipes.md"
 
 
 def test_the_readmes_map_names_the_rooms_that_there_are() -> None:
@@ -117,3 +128,4 @@ def test_nothing_of_this_machine_or_of_an_index_is_committed() -> None:
 
 if __name__ == "__main__":
     (ROOT / "docs/tree.md").write_text(page(), encoding="utf-8")
+    recipe_keys.PAGE.write_text(recipe_keys.page(), encoding="utf-8")
