@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-sys.path.append(str(Path(__file__).resolve().parent / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 import recipe_keys
 
 ROOT = Path(__file__).resolve().parents[1]

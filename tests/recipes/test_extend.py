@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from datamodules import synthetic
 from firered_lit.cli import main
@@ -15,7 +16,15 @@ from firered_lit.cli import main
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extend.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"`([\w.]+\.(?:py|yaml|csv))`")
-FILES = ["my_timesteps.py", "my_terms.py", "my_rewards.py", "my_stage.py", "my_recipe.yaml"]
+FILES = [
+    "my_timesteps.py",
+    "my_terms.py",
+    "my_rewards.py",
+    "my_rows.yaml",
+    "studio.csv",
+    "my_stage.py",
+    "my_recipe.yaml",
+]
 
 
 def printed() -> tuple[dict[str, str], list[str]]:
@@ -39,6 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     files, _ = printed()
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
+    for name, colour in (("a.png", "grey"), ("b.png", "white")):
+        Image.new("RGB", (96, 96), colour).save(folder / name)
     sys.path.insert(0, str(folder))  # where `python -m` looks first
     yield folder
     sys.path.remove(str(folder))
@@ -74,7 +85,10 @@ def test_a_command_of_the_page_runs_as_it_is_printed(folder, monkeypatch, comman
 
 
 def test_the_examples_did_what_the_page_says(folder):
-    """After the commands: the own stage's run is a model for others."""
+    """After the commands: the own rows are prepared, and the own stage's run is a model for others."""
+    data = json.loads((folder / "studio" / "data.json").read_text())
+    assert data["rows"] == 2
+    assert list(data["tasks"]) == ["light"]
     assert (folder / "model" / "model_index.json").is_file()
     assert json.loads((folder / "runs" / "stage" / "run.json").read_text())["stage"] == "AbsoluteError"
 
