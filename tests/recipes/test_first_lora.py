@@ -1,4 +1,4 @@
-"""The page for a first LoRA: its commands, as printed, on the tiny model; the same in both languages."""
+"""The page for a first LoRA: its commands, as printed, on the tiny model."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from PIL import Image
 from firered_lit.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "docs/first_lora.md", ROOT / "docs/zh/first_lora.md")
+PAGE = ROOT / "docs/first_lora.md"
 TINY = {"prepare": "tiny/prepare", "sft_lora_small": "tiny/sft_lora_small"}
 
 
@@ -21,14 +21,8 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line) for line in lines if line.strip()]
 
 
-def test_both_languages_print_the_same_commands():
-    english, chinese = map(commands, PAGES)
-    instruction = {"变成冬天": "Make it winter"}
-    assert [[instruction.get(word, word) for word in words] for words in chinese] == english
-
-
 def test_the_first_useful_thing_takes_four_commands():
-    verbs = [words[3] for words in commands(PAGES[0])]
+    verbs = [words[3] for words in commands(PAGE)]
     assert verbs[:4] == ["prepare", "fit", "export", "edit"]
 
 
@@ -45,7 +39,7 @@ def test_the_commands_of_the_page_lead_to_a_lora_and_an_edit(tmp_path, monkeypat
     Image.new("RGB", (96, 64), "red").save(tmp_path / "photo.jpg")
 
     # As printed, but for the size of the model and the length of the training.
-    for words in commands(PAGES[0])[:4]:
+    for words in commands(PAGE)[:4]:
         typed = [words[3], *(TINY.get(word, word) for word in words[4:])]
         typed = ["tiny" if word.startswith("FireRedTeam/") else word for word in typed]
         if typed[0] == "prepare":
