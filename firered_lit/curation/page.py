@@ -41,6 +41,8 @@ def html(report: "Report") -> str:
         *map(_histogram, report.histograms),
         "</div>",
     ]
+    if report.changes:
+        parts += ["<h2>Since the selection before</h2>", _table(CHANGES, _changes(report))]
     for name, rows in report.tables.items():
         parts += [f"<h2>By {_text(name)}</h2>", _table(_heads(name), _values(rows))]
     parts.append("<h2>Dropped</h2>")
@@ -52,6 +54,8 @@ def html(report: "Report") -> str:
     return "\n".join([*parts, "</body></html>"]) + "\n"
 
 
+WORDS = ("mostly dropped by", "now", "among them")  # columns that hold no numbers
+CHANGES = ("before", "now", "rows", "among them")
 FUNNEL = ("reason", "dropped", "alone", "left", "left %", "ms a picture")
 
 
@@ -60,6 +64,10 @@ def _funnel(report: "Report") -> list[tuple[Any, ...]]:
     for reason, count, alone, left, cost in report.funnel:
         rows.append((reason, f"{count:,}", f"{alone:,}", f"{left:,}", _share(left, report.rows), cost))
     return rows
+
+
+def _changes(report: "Report") -> list[tuple[Any, ...]]:
+    return [(one.before, one.now, f"{one.rows:,}", ", ".join(one.ids)) for one in report.changes]
 
 
 def _heads(name: str) -> tuple[str, ...]:
@@ -74,6 +82,8 @@ def markdown(report: "Report") -> str:
     """Return a report's tables as Markdown."""
     lines = [f"# Curation\n\n{report.rows:,} rows, {report.kept:,} kept ({_share(report.kept, report.rows)}).\n"]
     lines += ["## Funnel\n", _markdown_table(FUNNEL, _funnel(report))]
+    if report.changes:
+        lines += ["\n## Since the selection before\n", _markdown_table(CHANGES, _changes(report))]
     for name, rows in report.tables.items():
         lines += [f"\n## By {_plain(name)}\n", _markdown_table(_heads(name), _values(rows))]
     return "\n".join(lines) + "\n"
@@ -106,7 +116,7 @@ def _share(part: int, whole: int) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     def cell(tag: str, place: int, value: Any) -> str:
-        numeric = " class='n'" if place > 0 and heads[place] != "mostly dropped by" else ""
+        numeric = " class='n'" if place > 0 and heads[place] not in WORDS else ""
         return f"<{tag}{numeric}>{_text(value)}</{tag}>"
 
     lines = ["<table><tr>" + "".join(cell("th", place, head) for place, head in enumerate(heads)) + "</tr>"]

@@ -21,6 +21,7 @@ from firered_lit.splitmix import lots
 from firered_lit.textfiles import read_object
 
 from . import page, scores
+from .changes import Change, read_changes
 from .corpus import COSTS, PICTURES, STATE, Corpus, connection, quoted
 from .rows import RawRow, RawTable, UnusablePictureError, shrunk
 from .rules import Rule, Threshold
@@ -70,6 +71,7 @@ class Report:
     histograms: list[Histogram] = field(default_factory=list)
     dropped: dict[str, list[Shown]] = field(default_factory=dict)
     duplicates: list[list[Shown]] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
 
 
 def report(corpus: Corpus, table: RawTable, rules: Mapping[str, Rule], seed: int = 0) -> Path:
@@ -99,6 +101,7 @@ def report(corpus: Corpus, table: RawTable, rules: Mapping[str, Rule], seed: int
     found.tables = _tables(corpus)
     found.histograms = _histograms(corpus, rules, state.get("bounds", {}))
     _pictures(corpus, table, rules, decided, found, seed)
+    found.changes = read_changes(corpus.folder)
     folder = corpus.folder / FOLDER
     write_text(folder / "report.md", page.markdown(found))
     write_text(folder / "index.html", page.html(found))

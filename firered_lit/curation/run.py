@@ -16,6 +16,7 @@ from firered_lit.locks import in_turn, shard_held
 from firered_lit.textfiles import read_object
 
 from .annotator import Annotator
+from .changes import follow
 from .corpus import COSTS, STATE, Corpus
 from .crew import Crew, Runner, Share
 from .derived import check_needs
@@ -259,7 +260,7 @@ def _conclude(
                 raise UserError(f"rules.{waiting[0]}: looks at labels that are not there; run the step label first")
             selection = _selected(labelled if there else corpus, choice, DECISIONS)
             write_json(corpus.folder / STATE / SELECTION, json.loads(json.dumps(vars(selection))))
-            print("\n".join(funnel(selection)))
+            print("\n".join([*funnel(selection), *follow(corpus.folder)]))
         if "write" in steps:
             _write(corpus, table, choice, label if there else None)
 

@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import pyarrow.parquet as pq
 import pytest
 from raw_pictures import lines, loose, picture, save, table
 
@@ -108,3 +109,35 @@ def test_a_report_without_decisions_is_refused(tmp_path):
     source = loose(tmp_path / "raw", 2, side=32)
     with pytest.raises(UserError, match=r"selection.json: missing; run the step select first"):
         run(source, tmp_path / "out", steps=["annotate", "report"])
+
+
+def test_what_another_threshold_changed_is_said_and_shown_until_something_else_changes(hostile, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(hostile, out)
+    assert not (out / "changes.parquet").exists()
+    before = reasons(out)
+    stricter = {"dull": {"column": "photometric.saturation", "below_quantile": 0.5}, **RULES}
+    capsys.readouterr()
+    html, markdown = run(hostile, out, rules=stricter, steps=["select", "report"])
+    pairs = enumerate(zip(before, reasons(out), strict=True))
+    changed = {number: pair for number, pair in pairs if pair[0] != pair[1]}
+    assert {pair[1] for pair in changed.values()} == {"dull"}
+    rows = pq.read_table(out / "changes.parquet").to_pylist()
+    assert {row["row"]: (row["before"], row["now"]) for row in rows} == changed
+    assert f"{len(changed):>8} rows since the selection before" in capsys.readouterr().out
+    went = sum(pair == (None, "dull") for pair in changed.values())
+    assert f"| kept | dull | {went} |" in markdown
+    parsed = Tags(html)
+    assert "Since the selection before" in parsed.text
+    assert {"script", "a"}.isdisjoint(parsed.tags), "names of rows are text alone"
+    # The same selection again changes nothing of that; the one before it turns it round.
+    same = (out / "changes.parquet").read_bytes()
+    run(hostile, out, rules=stricter, steps=["select"])
+    assert (out / "changes.parquet").read_bytes() == same
+    run(hostile, out, steps=["select"])
+    back = pq.read_table(out / "changes.parquet").to_pylist()
+    assert {row["row"]: (row["now"], row["before"]) for row in back} == changed
+
+
+def reasons(out):
+    return pq.read_table(out / "decisions.parquet").column("reason").to_pylist()
