@@ -16,8 +16,10 @@ from .rules import Values, nearest
 from .shards import FILE, LABEL, OWN, ROW
 
 STATE = "state"
+PHRASES = "phrases"  # how common a row's words are, in the step `fit`
 COSTS = "costs"  # in STATE, a file for each command that shares the work
 PICTURES = {"any": "true", "target": "picture = 0", "source": "picture > 0"}
+_STEPS = {LABEL: "label", PHRASES: "fit"}  # that write score files, beside annotate
 _NUMERIC = ("number", "count")
 
 
@@ -77,7 +79,7 @@ class Corpus:
         """
         path = scores.path_of(self.folder, name, shard)
         wanted = dict.fromkeys((*scores.KEYS, scores.FAILURE, *columns))
-        table = scores.read(path, list(wanted), "label" if name == LABEL else "annotate")
+        table = scores.read(path, list(wanted), _STEPS.get(name, "annotate"))
         if name == ROW and table.num_rows != self.size(shard):
             raise UserError(f"{path}: has {table.num_rows} rows in place of {self.size(shard)}; annotate again")
         return table
@@ -116,7 +118,8 @@ class Corpus:
 
     def queried(self, name: str) -> str:
         """Return an annotator's score files as a table of a query."""
-        return f"read_parquet([{', '.join(map(quoted, scores.files(self.folder, name, self.shards)))}])"
+        step = _STEPS.get(name, "annotate")
+        return f"read_parquet([{', '.join(map(quoted, scores.files(self.folder, name, self.shards, step)))}])"
 
 
 def quoted(path: Path) -> str:
@@ -160,3 +163,19 @@ def shard_numbers(corpus: Corpus) -> Iterator[tuple[int, int, int]]:
     """Yield (shard, its first row, its rows)."""
     for shard in range(corpus.shards):
         yield shard, shard * corpus.shard_rows, corpus.size(shard)
+
+
+class Sized:
+    """Record batches of any size, as tables of the sizes that are asked for."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = iter(reader)
+        self.left: pa.Table | None = None
+
+    def next(self, size: int) -> pa.Table:
+        """Return the next `size` rows."""
+        while self.left is None or self.left.num_rows < size:
+            batch = pa.Table.from_batches([next(self.reader)])
+            self.left = batch if self.left is None else pa.concat_tables([self.left, batch])
+        found, self.left = self.left.slice(0, size), self.left.slice(size)
+        return found

@@ -129,13 +129,18 @@ def fit(corpus: Corpus, near: Duplicates | None, clusters: Clusters | None) -> l
         corpus.check(clusters.column, "clusters.column")
         if corpus.kinds[clusters.column] != "vector":
             raise UserError(f"clusters.column: {clusters.column} holds {corpus.kinds[clusters.column]}, not vectors")
-        options = {"column": clusters.column, "count": clusters.count, "sample": clusters.sample, "seed": clusters.seed}
-        made_from = _made_from(corpus, options, [clusters.column])
+        made_from = clusters_made_from(corpus, clusters)
         if not scores.is_done(path_of(corpus.folder, CLUSTERS), made_from):
             rows, numbers = _clusters(corpus, clusters)
             scores.put(path_of(corpus.folder, CLUSTERS), _table(CLUSTERS, rows, numbers), made_from)
             said.append(f"clusters   {len(np.unique(numbers)):>8}")
     return said
+
+
+def clusters_made_from(corpus: Corpus, clusters: Clusters) -> dict[str, Any]:
+    """Return all that decides which clusters there are."""
+    options = {"column": clusters.column, "count": clusters.count, "sample": clusters.sample, "seed": clusters.seed}
+    return _made_from(corpus, options, [clusters.column])
 
 
 def path_of(folder: Path, name: str) -> Path:

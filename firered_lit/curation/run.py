@@ -17,14 +17,15 @@ from firered_lit.textfiles import read_object
 
 from .annotator import Annotator
 from .changes import follow
-from .corpus import COSTS, STATE, Corpus
+from .corpus import COSTS, PHRASES, STATE, Corpus
 from .crew import Crew, Runner, Share
 from .derived import check_needs
 from .fill import Fill
-from .fit import Clusters, Duplicates, fit
+from .fit import Clusters, Duplicates, clusters_made_from, fit
 from .label.label import Label, Texts
 from .losers import LOSERS, write_losers
 from .make.maker import Make
+from .phrases import Phrases
 from .report import report
 from .rows import RawTable
 from .rules import Rule, read
@@ -46,6 +47,7 @@ def curate(
     rules: Mapping[str, Any] | None = None,
     duplicates: Duplicates | None = None,
     clusters: Clusters | None = None,
+    phrases: Phrases | None = None,
     quotas: Sequence[Quota] = (),
     label: Label | None = None,
     make: Make | None = None,
@@ -72,6 +74,7 @@ def curate(
             null is left out.
         duplicates: What near duplicates are, and which of them is kept; all are when None.
         clusters: How pictures are clustered and weighed; not at all when None.
+        phrases: The instruction index, whose columns are phrases.NAME; none when None.
         quotas: How many rows of a kind are kept, in their order.
         label: What a model is asked about the rows that rules keep. Its answers are the columns label.NAME, and rows
             are selected again by the rules that look at them. Nothing is asked when None.
@@ -97,12 +100,15 @@ def curate(
     crew = Crew(workers, patience, runner)
     _check(steps, annotators, rules)
     folder = Path(out).resolve()
-    corpus = Corpus(folder, len(rows), shard_rows, annotators)
-    labelled = corpus if label is None else replace(corpus, annotators={**annotators, LABEL: label})
+    columns = annotators if phrases is None else {**annotators, PHRASES: phrases}
+    corpus = Corpus(folder, len(rows), shard_rows, columns)
+    labelled = corpus if label is None else replace(corpus, annotators={**columns, LABEL: label})
     wanted = {name: rule for name, rule in (rules or {}).items() if rule is not None}
     read_rules = {name: read(name, rule, labelled.kinds) for name, rule in wanted.items()}
     if duplicates is not None:
         duplicates.check(labelled)
+    if phrases is not None:
+        phrases.check(corpus)
     choice = Choice(read_rules, duplicates, clusters, quotas, seed)
     work = Shards(folder, rows, annotators, shard_rows, batch)
     try:
@@ -126,7 +132,7 @@ def _check(steps: Sequence[str], annotators: Mapping[str, Annotator], rules: Map
         if step not in STEPS:
             raise UserError(f"steps: {step!r} is none of {', '.join(STEPS)}")
     for name in annotators:
-        if name in (*OWN, LABEL):
+        if name in (*OWN, LABEL, PHRASES):
             raise UserError(f"annotators.{name}: this name is taken by the engine's own columns; choose another one")
         if not name.isidentifier():
             raise UserError(f"annotators.{name}: a name is made of letters, digits and underscores")
@@ -240,7 +246,7 @@ def _conclude(
     asks = label is not None and "label" in steps
     with in_turn(corpus.folder):
         if "fit" in steps:
-            print("\n".join(fit(corpus, choice.duplicates, choice.clusters)) or "fit        nothing to do")
+            print("\n".join(_fit(corpus, choice.duplicates, choice.clusters)) or "fit        nothing to do")
         if "select" in steps and asks:
             first = _selected(corpus, choice.before_labels(), ASKED)
             print("\n".join(funnel(first, ASKED)))
@@ -277,6 +283,15 @@ def _conclude(
             print("\n".join(fill.run(corpus, table, choice.seed)))
         if "report" in steps:
             print(f"report     {report(labelled if there else corpus, table, choice.rules, choice.seed)}")
+
+
+def _fit(corpus: Corpus, near: Duplicates | None, clusters: Clusters | None) -> list[str]:
+    """Make what depends on all rows at once, and return what to print."""
+    said = fit(corpus, near, clusters)
+    phrases = corpus.annotators.get(PHRASES)
+    if isinstance(phrases, Phrases):
+        said += phrases.run(corpus, None if clusters is None else clusters_made_from(corpus, clusters))
+    return said
 
 
 def _write(corpus: Corpus, table: RawTable, choice: Choice, label: Label | None) -> None:

@@ -103,8 +103,8 @@ def opened(path: Path, step: str) -> Iterator[pq.ParquetFile]:
         raise UserError(f"{path}: cannot be read ({said}); run the step {step} again") from None
 
 
-def files(folder: Path, name: str, shards: int) -> list[Path]:
-    """Return the score files of an annotator.
+def files(folder: Path, name: str, shards: int, step: str = "annotate") -> list[Path]:
+    """Return the score files of an annotator, which a step of `curate` writes.
 
     Raises:
         UserError: One is missing.
@@ -112,7 +112,7 @@ def files(folder: Path, name: str, shards: int) -> list[Path]:
     paths = [path_of(folder, name, shard) for shard in range(shards)]
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path}: missing; run the step annotate first")
+            raise UserError(f"{path}: missing; run the step {step} first")
     return paths
 
 

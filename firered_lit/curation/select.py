@@ -21,7 +21,7 @@ from firered_lit.files import replacing
 from firered_lit.splitmix import lots
 
 from . import fit
-from .corpus import STATE, Corpus, connection, shard_numbers, values_of
+from .corpus import STATE, Corpus, Sized, connection, shard_numbers, values_of
 from .fit import CLUSTERS, GROUPS, Clusters, Direction, Duplicates
 from .rules import Role, Rule, Threshold, Values
 from .scores import FAILURE
@@ -374,7 +374,7 @@ def _write(
         "SELECT row, coalesce(losers.reason, verdicts.reason) AS reason, label, cluster FROM verdicts"
         " LEFT JOIN losers USING (row) LEFT JOIN groups USING (row) LEFT JOIN clusters USING (row) ORDER BY row"
     )
-    settled = _Sized(query.to_arrow_reader(1 << 16))
+    settled = Sized(query.to_arrow_reader(1 << 16))
     counts: Counter[int] = Counter()
     texts = pa.array([*names, None], pa.string())
     weight_of = np.vectorize(lambda cluster: weights.get(cluster, 1.0), otypes=[np.float64])
@@ -402,19 +402,3 @@ def _write(
                 )
             )
     return counts
-
-
-class _Sized:
-    """Record batches of any size, as tables of the sizes that are asked for."""
-
-    def __init__(self, reader: Any) -> None:
-        self.reader = iter(reader)
-        self.left: pa.Table | None = None
-
-    def next(self, size: int) -> pa.Table:
-        """Return the next `size` rows."""
-        while self.left is None or self.left.num_rows < size:
-            batch = pa.Table.from_batches([next(self.reader)])
-            self.left = batch if self.left is None else pa.concat_tables([self.left, batch])
-        found, self.left = self.left.slice(0, size), self.left.slice(size)
-        return found

@@ -31,6 +31,28 @@ class Words(Annotator):
         return per_item(_measures, tuple(self.columns), batch)
 
 
+class Instructions(Annotator):
+    """What a row says in either language, folded: equal for texts that differ in spaces, marks and capitals alone.
+
+    Columns:
+        en, cn: Its first English and its first Chinese text; none where there is none.
+    """
+
+    columns: ClassVar[dict[str, str]] = {"en": "text", "cn": "text"}
+    of: ClassVar[Of] = "row"
+
+    def annotate(self, batch: Sequence[RawRow]) -> Columns:
+        """Return the texts of rows."""
+        return {name: [_first(row, name) for row in batch] for name in self.columns}
+
+
+def _first(row: RawRow, wanted: str) -> str | None:
+    for name, text in row.texts.items():
+        if name.endswith(f"/{wanted}") and folded(text):
+            return folded(text)
+    return None
+
+
 def _measures(row: RawRow) -> tuple[int, int, str | None, str]:
     text = row.instruction
     chinese = len(_CHINESE.findall(text))
