@@ -9,6 +9,7 @@ library versions: record and check on the same.
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
@@ -49,7 +50,7 @@ TRAINED: dict[str, tuple[str, int, list[str]]] = {
     "tiny/nft_judge": ("edits", 2, SMALL),
     "tiny/nft_ocr": ("words", 2, SMALL),
     "world/sft": ("", 3, ["trainer.devices=1", "trainer.strategy=auto", "data.batch=4"]),
-    "world/nft": ("world", 2, [*SMALL, "trainer.devices=1", "trainer.strategy=auto"]),
+    "world/nft": ("world", 2, [*SMALL, "trainer.devices=1", "trainer.strategy=auto", "stage.schedule=null"]),
 }
 HELD = ("state_dict", "optimizer_states", "lr_schedulers", "guard", "global_step", "callbacks")  # of a checkpoint
 VOLATILE = ("run.json", "log.txt")  # hold a time of day
@@ -63,72 +64,75 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="RECIPE", help="these recipes alone, as in tiny/sft")
     arguments = parser.parse_args()
 
+    recorded = json.loads(arguments.file.read_text()) if arguments.verb == "check" else {}
+    digests: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        digests = everything(Path(scratch), arguments.only)
+        for name, found in everything(Path(scratch), arguments.only):
+            digests[name] = found
+            verdict = "recorded" if arguments.verb == "record" else "as it was"
+            if arguments.verb == "check" and recorded.get(name) != found:
+                verdict = "differs"
+            print(f"{name:32} {found}  {verdict}", flush=True)
+
     if arguments.verb == "record":
         arguments.file.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
         print(f"{len(digests)} digests written to {arguments.file}")
         return 0
 
-    recorded = json.loads(arguments.file.read_text())
-    if arguments.only:
-        recorded = {name: digest for name, digest in recorded.items() if name in digests}
-    different = sorted(name for name in recorded.keys() | digests.keys() if recorded.get(name) != digests.get(name))
-    for name in different:
-        print(f"differs: {name}")
-    print(f"{len(recorded) - len(different)} of {len(recorded)} digests are as recorded")
-    return 1 if different else 0
+    same = [name for name, found in digests.items() if recorded.get(name) == found]
+    unseen = [] if arguments.only else sorted(recorded.keys() - digests.keys())
+    print(f"{len(same)} of {len(digests) + len(unseen)} digests are as recorded")
+    return 0 if len(same) == len(digests) and not unseen else 1
 
 
-def everything(scratch: Path, only: list[str] | None) -> dict[str, str]:
-    """Run every command on small data, and return the digest of each thing that it makes."""
+def everything(scratch: Path, only: list[str] | None) -> Iterator[tuple[str, str]]:
+    """Run every command on small data, and yield the name and the digest of each thing that it makes."""
     from datamodules.synthetic import FAMILIES, reword, write, write_pairs
 
-    digests: dict[str, str] = {}
+    chosen = {name: row for name, row in TRAINED.items() if not only or name in only}
+    needed = {name for name, _, _ in chosen.values()}
 
     # Data.
     write(scratch / "sources" / "edits", 28)
     write(scratch / "sources" / "words", 14, families=(reword, *FAMILIES))
     write_pairs(scratch / "sources" / "pairs", 12)
-    data = {}
+    data = {name: scratch / "data" / name for name in PREPARED}
     for name, (source, recipe) in PREPARED.items():
-        data[name] = scratch / "data" / name
-        command("prepare", recipe, f"source={scratch / 'sources' / source}", f"out={data[name]}")
-        digests[f"prepared/{name}"] = of_folder(data[name], scratch)
+        if name in needed:
+            command("prepare", recipe, f"source={scratch / 'sources' / source}", f"out={data[name]}")
+            yield f"prepared/{name}", of_folder(data[name], scratch)
 
     # Training.
-    for recipe, (name, steps, overrides) in TRAINED.items():
-        if only and recipe not in only:
-            continue
+    for recipe, (name, steps, overrides) in chosen.items():
         run = scratch / "runs" / recipe
         log = scratch / "logs" / recipe
         root = [f"data.root={data[name]}"] if name else []
         logger = f"logger={{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: {log}}}"
-        command(
-            "fit", recipe, *root, *QUICK, *overrides, logger, f"run.dir={run}", f"trainer.max_steps={steps}",
-            "checkpoint.every=1",
-        )  # fmt: skip
-        digests[f"weights/{recipe}"] = of_checkpoint(run)
-        digests[f"logged/{recipe}"] = of_log(log)
+        length = [f"trainer.max_steps={steps}", "trainer.log_every_n_steps=1", "checkpoint.every=1"]
+        command("fit", recipe, *root, *QUICK, *length, *overrides, logger, f"run.dir={run}")
+        yield f"weights/{recipe}", of_checkpoint(run)
+        yield f"logged/{recipe}", of_log(log)
+    if only:
+        return
 
-    # What is made of a run, and mining.
-    if not only:
-        model = scratch / "model"
-        lit("export", "--run", str(scratch / "runs/tiny/sft"), "--out", str(model))
-        digests["export/model"] = of_folder(model, scratch)
-        lora = scratch / "lora"
-        lit("export", "--run", str(scratch / "runs/tiny/sft_lora"), "--out", str(lora), "--ema")
-        digests["export/lora"] = of_folder(lora, scratch)
-        picture = scratch / "edited.png"
-        image = next((scratch / "sources" / "edits" / "color" / "images").glob("*source0.png"))
-        options = ["--image", str(image), "--prompt", "Make it red", "--steps", "3"]
-        lit("edit", "--model", str(model), *options, "--out", str(picture))
-        digests["picture"] = of_picture(picture)
-        mined = scratch / "mined"
-        small = ["task.draws=2", "task.steps=2", "task.data.limit=5"]
-        command("mine", "tiny/mine_semi_hard", f"task.data.root={data['edits']}", f"out={mined}", *small)
-        digests["mined/manifest"] = digest((mined / "manifest.jsonl").read_bytes())
-    return digests
+    # Exports, a picture and a mining.
+    model = scratch / "model"
+    lit("export", "--run", str(scratch / "runs/tiny/sft"), "--out", str(model))
+    yield "export/model", of_folder(model, scratch)
+    lora = scratch / "lora"
+    lit("export", "--run", str(scratch / "runs/tiny/sft_lora"), "--out", str(lora), "--ema")
+    yield "export/lora", of_folder(lora, scratch)
+
+    picture = scratch / "edited.png"
+    image = next((scratch / "sources" / "edits" / "color" / "images").glob("*source0.png"))
+    options = ["--image", str(image), "--prompt", "Make it red", "--steps", "3"]
+    lit("edit", "--model", str(model), *options, "--out", str(picture))
+    yield "picture", of_picture(picture)
+
+    mined = scratch / "mined"
+    small = ["task.draws=2", "task.steps=2", "task.data.limit=5"]
+    command("mine", "tiny/mine_semi_hard", f"task.data.root={data['edits']}", f"out={mined}", *small)
+    yield "mined/manifest", digest((mined / "manifest.jsonl").read_bytes())
 
 
 def command(verb: str, recipe: str, *overrides: str) -> None:
@@ -144,8 +148,9 @@ def lit(*arguments: str) -> None:
     """
     from firered_lit.cli import main as run
 
-    print("+", *arguments, file=sys.stderr)
-    if run(arguments) != 0:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        code = run(arguments)
+    if code != 0:
         sys.exit(f"failed: {' '.join(arguments)}")
 
 

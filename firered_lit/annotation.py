@@ -6,22 +6,9 @@ from typing import Any, NamedTuple
 
 from firered_lit.source import parse
 
-_NEVER = {
-    "Tensor",
-    "Module",
-    "Callable",
-    "Optimizer",
-    "LRScheduler",
-    "device",
-    "dtype",
-    "type",
-    "Type",
-    "Profiler",
-    "Accelerator",
-    "Strategy",
-    "Logger",
-    "timedelta",
-}  # no plain value
+# No plain value is one of these.
+_NEVER = {"Tensor", "Module", "Callable", "Optimizer", "LRScheduler", "device", "dtype", "type", "Type"}
+_NEVER |= {"Profiler", "Accelerator", "Strategy", "Logger", "timedelta"}
 _SEQUENCES = {"list", "List", "Sequence", "Iterable", "Collection", "set", "Set", "frozenset", "tuple", "Tuple"}
 _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 _SCALARS: dict[str, Callable[[Any], bool]] = {
@@ -33,7 +20,6 @@ _SCALARS: dict[str, Callable[[Any], bool]] = {
     "PathLike": lambda v: isinstance(v, str),
     "None": lambda v: v is None,
 }
-
 
 Test = Callable[[Any], bool]
 
@@ -64,27 +50,36 @@ def fits(
 
 
 def _fits(node: ast.expr, value: Any, known: _Known) -> bool:
+    """Return whether a value can be what the expression of an annotation asks for."""
+    # Values that are more than they look.
     if known.is_open(value):
         return True
     if known.is_object(value):
         return _takes_object(node)
+
+    # `a | b`, None and forward references, `a[b]`.
     if isinstance(node, ast.BinOp):
         return _fits(node.left, value, known) or _fits(node.right, value, known)
     if isinstance(node, ast.Constant):
-        return fits(node.value, value, *known) if isinstance(node.value, str) else value is None
+        if isinstance(node.value, str):
+            return fits(node.value, value, *known)
+        return value is None
     if isinstance(node, ast.Subscript):
-        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        return _fits_generic(ast.unparse(node.value).split(".")[-1], inner, value, known)
-    name = ast.unparse(node).split(".")[-1]
+        return _fits_generic(_last_name(node.value), _arguments(node), value, known)
+
+    # A name.
+    name = _last_name(node)
     if name in _SCALARS:
         return _SCALARS[name](value)
-    if name in _SEQUENCES | _MAPPINGS:
-        return isinstance(value, list if name in _SEQUENCES else dict)
+    if name in _SEQUENCES:
+        return isinstance(value, list)
+    if name in _MAPPINGS:
+        return isinstance(value, dict)
     return name not in _NEVER
 
 
 def _fits_generic(name: str, inner: list[ast.expr], value: Any, known: _Known) -> bool:
-    """`name[inner]`: unions, literals and containers."""
+    """Return whether a value can be what `name[inner]` asks for: unions, literals and containers."""
     if name == "Optional":
         return value is None or _fits(inner[0], value, known)
     if name == "Union":
@@ -94,16 +89,35 @@ def _fits_generic(name: str, inner: list[ast.expr], value: Any, known: _Known) -
     if name == "Literal":
         return any(ast.unparse(option) == repr(value) for option in inner)
     if name in _MAPPINGS:
-        return isinstance(value, dict) and all(
-            _fits(part, item, known) for pair in value.items() for part, item in zip(inner, pair)
-        )
+        return isinstance(value, dict) and _mapping_fits(inner, value, known)
     if name in _SEQUENCES:
-        if not isinstance(value, list):
-            return False
-        fixed = name in ("tuple", "Tuple") and ast.unparse(inner[-1]) not in ("...", "()")
-        parts = inner if fixed else [inner[0]] * len(value)
-        return len(parts) == len(value) and all(_fits(part, item, known) for part, item in zip(parts, value))
+        is_fixed = name in ("tuple", "Tuple") and ast.unparse(inner[-1]) not in ("...", "()")
+        return isinstance(value, list) and _sequence_fits(inner, is_fixed, value, known)
     return name not in _NEVER
+
+
+def _mapping_fits(inner: list[ast.expr], value: dict[Any, Any], known: _Known) -> bool:
+    """Return whether every key and every value of a mapping fits its own annotation."""
+    for pair in value.items():
+        for annotation, item in zip(inner, pair):
+            if not _fits(annotation, item, known):
+                return False
+    return True
+
+
+def _sequence_fits(inner: list[ast.expr], is_fixed: bool, value: list[Any], known: _Known) -> bool:
+    """Return whether every item of a sequence fits.
+
+    Args:
+        inner: the annotations of its items.
+        is_fixed: there is one for each item; else the first one is for all.
+        value: the items.
+        known: see `fits`.
+    """
+    annotations = inner if is_fixed else [inner[0]] * len(value)
+    if len(annotations) != len(value):
+        return False
+    return all(_fits(annotation, item, known) for annotation, item in zip(annotations, value))
 
 
 def _takes_object(node: ast.expr) -> bool:
@@ -112,10 +126,23 @@ def _takes_object(node: ast.expr) -> bool:
         return _takes_object(node.left) or _takes_object(node.right)
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str)
-    if isinstance(node, ast.Subscript):
-        name = ast.unparse(node.value).split(".")[-1]
-        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        if name in ("Optional", "Union", "Annotated"):
-            return any(map(_takes_object, inner if name == "Union" else inner[:1]))
-        return name != "Literal"
-    return ast.unparse(node).split(".")[-1] not in _SCALARS
+    if not isinstance(node, ast.Subscript):
+        return _last_name(node) not in _SCALARS
+    name = _last_name(node.value)
+    if name == "Union":
+        return any(_takes_object(option) for option in _arguments(node))
+    if name in ("Optional", "Annotated"):
+        return _takes_object(_arguments(node)[0])
+    return name != "Literal"
+
+
+def _last_name(node: ast.expr) -> str:
+    """Return the last name of a dotted one: `Sequence` of `typing.Sequence`."""
+    return ast.unparse(node).split(".")[-1]
+
+
+def _arguments(node: ast.Subscript) -> list[ast.expr]:
+    """Return the expressions inside of the brackets."""
+    if isinstance(node.slice, ast.Tuple):
+        return node.slice.elts
+    return [node.slice]

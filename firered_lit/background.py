@@ -14,7 +14,7 @@ SPARE = 0.8  # of the host's free memory, what a copy may take
 
 
 class Background:
-    """Does one thing after another in a thread. What fails there is raised by the next `check` or `wait`.
+    """A thread that does one thing after another. A failure there is raised by the next `check` or `wait`.
 
     The process does not end before all of it is done, not even by an exception.
     """
@@ -30,14 +30,21 @@ class Background:
 
     def check(self) -> None:
         """Raise what has failed so far."""
-        done = [future for future in self._begun if future.done()]
-        self._begun = [future for future in self._begun if future not in done]
+        done = []
+        pending = []
+        for future in self._begun:
+            if future.done():
+                done.append(future)
+            else:
+                pending.append(future)
+        self._begun = pending
         for future in done:
             future.result()
 
     def wait(self) -> None:
-        """Until all is done."""
-        begun, self._begun = self._begun, []
+        """Wait until all is done, and raise what has failed."""
+        begun = self._begun
+        self._begun = []
         for future in begun:
             future.exception()
         for future in begun:
@@ -50,7 +57,7 @@ def _unless_failed(before: list["Future[None]"], action: Callable[[], None]) -> 
 
 
 def on_host(value: Any) -> Any:
-    """A copy whose tensors share no memory with training; a sharded one stays the same part of the same whole."""
+    """Return a copy whose tensors share no memory with training; a sharded one stays the same shard."""
     if isinstance(value, Tensor):
         return _copied(value)
     if type(value) in (dict, OrderedDict, Counter):
@@ -61,6 +68,7 @@ def on_host(value: Any) -> Any:
 
 
 def _copied(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor on the host."""
     if isinstance(tensor, DTensor):
         return DTensor(_copied(tensor._local_tensor.detach()), tensor._spec, requires_grad=False)
     if is_traceable_wrapper_subclass(tensor):  # quantised moments: their own copy on the host would be no copy
@@ -73,10 +81,13 @@ def _copied(tensor: Tensor) -> Tensor:
 def fits_on_host(value: Any, processes: int = 1) -> bool:
     """Return whether so many processes of this machine can each hold a copy. True where nobody knows."""
     free = _free()
-    return free is None or processes * sum(_bytes(value)) < SPARE * free
+    if free is None:
+        return True
+    return processes * sum(_bytes(value)) < SPARE * free
 
 
 def _bytes(value: Any) -> Iterator[int]:
+    """Yield the bytes of every tensor in a value."""
     if isinstance(value, DTensor):
         value = value._local_tensor
     if isinstance(value, Tensor):
@@ -90,15 +101,19 @@ def _bytes(value: Any) -> Iterator[int]:
 
 
 def _free() -> int | None:
-    """Bytes that this machine, or the control group that a scheduler has put this process in, still has."""
+    """Return the free bytes of this machine, or of this process's control group; None where nobody knows."""
     try:
         facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
     try:
-        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().split("::")[1].strip().lstrip("/")
-        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-        return free if limit.strip() == "max" else min(free, int(limit) - int(used))
+        name = Path("/proc/self/cgroup").read_text().split("::")[1].strip().lstrip("/")
+        group = Path("/sys/fs/cgroup") / name
+        limit = (group / "memory.max").read_text().strip()
+        used = (group / "memory.current").read_text()
+        if limit == "max":
+            return free
+        return min(free, int(limit) - int(used))
     except (OSError, IndexError, ValueError):
         return free

@@ -13,19 +13,29 @@ class _Movable:
     """`.to()` and `.pin_memory()` over every tensor of a frozen dataclass."""
 
     def _map(self, move: Callable[[Any], Any]) -> Self:
+        """Return a copy with `move` applied to every tensor, in tuples too."""
+
         def walk(value: Any) -> Any:
             if isinstance(value, Tensor | _Movable):
                 return move(value)
-            return tuple(walk(v) for v in value) if isinstance(value, tuple) else value
+            if isinstance(value, tuple):
+                return tuple(walk(item) for item in value)
+            return value
 
-        return replace(self, **{f.name: walk(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type, type-var]
+        return self._with_fields(walk)
+
+    def _with_fields(self, change: Callable[[Any], Any]) -> Self:
+        """Return a copy with `change` applied to every field."""
+        instance: Any = self
+        changed = {field.name: change(getattr(self, field.name)) for field in fields(instance)}
+        return replace(instance, **changed)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Every tensor moved as `Tensor.to` would; floating dtypes are cast only when one is given."""
+        """Move every tensor as `Tensor.to` would; floating dtypes are cast only when one is given."""
         return self._map(lambda t: t.to(*args, **kwargs))
 
     def pin_memory(self) -> Self:
-        """Every tensor in page-locked memory."""
+        """Copy every tensor to page-locked memory."""
         return self._map(lambda t: t.pin_memory())
 
 
@@ -42,7 +52,9 @@ class Text(_Movable):
         lengths = torch.tensor([len(row) for row in rows])
         embeddings = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         mask = torch.arange(embeddings.shape[1])[None] < lengths[:, None]
-        return Text(embeddings, None if bool(mask.all()) else mask)
+        if bool(mask.all()):
+            return Text(embeddings, None)
+        return Text(embeddings, mask)
 
 
 @dataclass(frozen=True)
@@ -85,10 +97,12 @@ class EditBatch(_Movable):
     unconditional: Text | None = None  # validation only: the text " " with the same references
     pixels: Tensor | None = None  # validation and rollout: (B, 3, H, W) the true target, in [-1, 1]
     sources: tuple[Tensor, ...] = ()  # validation and rollout: n tensors (B, 3, H_i, W_i), in [-1, 1]
-    orders: tuple[tuple[int, ...], ...] = ()  # (B), which of its record's references, counted from 1, stands at each
-    # place of `references` and `sources`; () when all stand at their own
-    regions: Tensor | None = None  # (B, R, P, 2) x, y of a face's 5 points or a box's 2 corners in the target's pixels,
-    # NaN where a sample has fewer regions, or where a box stands beside faces
+    # (B), which of its record's references, counted from 1, stands at each place of `references` and `sources`; () when
+    # all stand at their own.
+    orders: tuple[tuple[int, ...], ...] = ()
+    # (B, R, P, 2) x, y of a face's 5 points or a box's 2 corners in the target's pixels, NaN where a sample has fewer
+    # regions, or where a box stands beside faces.
+    regions: Tensor | None = None
     mask: Tensor | None = None  # (B, 1, H, W) 1 where the edit may change the picture
     weight: Tensor | None = None  # validation only: (B,) 0 for samples that only fill up a rank's share
     scale: float = 1.0  # training only: weight of its loss in the gradient, its samples over the mean number of a batch
@@ -109,30 +123,41 @@ class EditBatch(_Movable):
 
     @property
     def source(self) -> Tensor | None:
-        """(B, 3, H, W) the picture that is edited: the first reference of each sample's record, wherever it stands.
+        """The picture that is edited (B, 3, H, W): the first reference of each record, wherever it stands.
 
-        None without pictures, and when it was dropped. ValueError when it stands at different places.
+        None without pictures, and when it was dropped.
+
+        Raises:
+            ValueError: it stands at different places in different samples.
         """
-        places = {order.index(1) if 1 in order else None for order in self.orders} or {0}
+        places: set[int | None] = set()
+        for order in self.orders:
+            places.add(order.index(1) if 1 in order else None)
         if len(places) > 1:
             raise ValueError(f"EditBatch: the first references of the samples stand at different places: {self.orders}")
-        (place,) = places
-        return self.sources[place] if self.sources and place is not None else None
+
+        place = places.pop() if places else 0
+        if place is None or not self.sources:
+            return None
+        return self.sources[place]
 
     def repeated(self, times: int) -> "EditBatch":
-        """Every sample `times` times in a row, tensors as views where there is one sample."""
+        """Return every sample `times` times in a row, tensors as views where there is one sample."""
 
-        def rows(value: Any) -> Any:
+        def repeat(value: Any) -> Any:
             if isinstance(value, _Movable):
-                return value._map(rows)
+                return value._map(repeat)
             if isinstance(value, Tensor):
-                one = len(value) == 1
-                return value.expand(times, *value.shape[1:]) if one else value.repeat_interleave(times, 0)
-            if isinstance(value, tuple) and any(isinstance(x, Tensor) for x in value):
-                return tuple(map(rows, value))
-            return tuple(x for x in value for _ in range(times)) if isinstance(value, tuple) else value
+                if len(value) == 1:
+                    return value.expand(times, *value.shape[1:])
+                return value.repeat_interleave(times, 0)
+            if not isinstance(value, tuple):
+                return value
+            if any(isinstance(item, Tensor) for item in value):
+                return tuple(repeat(item) for item in value)  # tensors of references
+            return tuple(item for item in value for _ in range(times))  # an item per sample
 
-        return replace(self, **{f.name: rows(getattr(self, f.name)) for f in fields(self)})
+        return self._with_fields(repeat)
 
 
 @dataclass(frozen=True)
@@ -157,10 +182,12 @@ class PreferenceBatch(EditBatch):
         return 2 * super().tokens
 
     def both(self) -> tuple[Tensor, Condition]:
-        """Winners, then losers (2B, 16, h, w), and the condition that they share, twice."""
+        """Return winners, then losers (2B, 16, h, w), and the condition that they share, twice."""
 
         def twice(rows: Any) -> Any:
-            return rows._map(twice) if isinstance(rows, _Movable) else torch.cat([rows, rows])
+            if isinstance(rows, _Movable):
+                return rows._map(twice)
+            return torch.cat([rows, rows])
 
         return torch.cat([self.winner, self.loser]), twice(self.condition)
 
@@ -181,7 +208,8 @@ class PromptBatch(_Movable):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(name for group in self.groups for name in group.ids)
+        """The id of each group's sample."""
+        return tuple(group.ids[0] for group in self.groups)
 
     @property
     def slots(self) -> tuple[tuple[int, int], ...]:

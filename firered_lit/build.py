@@ -13,7 +13,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 from firered_lit.annotation import fits
@@ -61,7 +61,7 @@ def admit(target: object, allow: Sequence[str] = (), nested: bool = False) -> Si
     """
     if not isinstance(target, str):
         raise UserError(f"expected the dotted name of a class or function, got {kind(target)} {target!r}")
-    if any(part.startswith("_") for part in target.split(".")):
+    if any(name.startswith("_") for name in target.split(".")):
         raise UserError(f"{target!r} names something private")
     if target in RENAMED:
         raise UserError(f"{target!r} is now called {RENAMED[target]!r}; write the new name")
@@ -74,44 +74,71 @@ def admit(target: object, allow: Sequence[str] = (), nested: bool = False) -> Si
     try:
         found = signature(target)
     except NotFoundError as error:
-        raise UserError(f"{error}{nearest(error.name, error.known) if error.name else ''}") from None
+        hint = nearest(error.name, error.known) if error.name else ""
+        raise UserError(f"{error}{hint}") from None
     if not listed and target not in allow and not _within(found.home, allow):
         raise UserError(f"{target!r} is really {found.home}.{found.name}, which a recipe may not name")
     return found
 
 
 def _nearest_name(target: str) -> str:
-    """'; did you mean 'x'?' for the listed name that ends as the target does, or is spelt most like it."""
+    """Return "; did you mean 'x'?" for the listed name that ends as the target does, or is spelt most like it."""
     last = target.rpartition(".")[2]
     namesakes = [name for name in NAMES if name.rpartition(".")[2] == last]
     return nearest(target, sorted(namesakes)) or nearest(target, sorted(NAMES))
 
 
 def build(node: Any, allow: Sequence[str] = (), key: str = "") -> Any:
-    """The value that a recipe's node describes, its children built first. The node is left as it is.
+    """Build the value that a recipe's node describes, its children first. The node is left as it is.
 
-    `_partial_: true` gives a `functools.partial`. Beside nodes, entries set to null are left out.
+    `_partial_: true` makes a `functools.partial`. In a list or mapping that holds nodes, entries set to null are left
+    out.
+
+    Args:
+        node: a value of a recipe.
+        allow: names and packages from the command line.
+        key: of the node in the recipe, "" at the top.
     """
     if isinstance(node, list):
-        items = [build(item, allow, join(key, i)) for i, item in enumerate(node)]
-        return [item for item in items if item is not None] if any(map(_is_node, node)) else items
+        return _build_list(node, allow, key)
     if not isinstance(node, dict):
         return node
-    built = {k: build(v, allow, join(key, k)) for k, v in node.items() if k not in (TARGET, PARTIAL)}
     if TARGET not in node:
-        holds_nodes = any(map(_is_node, node.values()))
-        return {k: v for k, v in built.items() if v is not None} if holds_nodes else built
+        return _build_mapping(node, allow, key)
+
+    # The arguments, then the object.
+    arguments = {}
+    for name, value in node.items():
+        if name not in (TARGET, PARTIAL):
+            arguments[name] = build(value, allow, join(key, name))
     thing = _import(node[TARGET], allow, nested=bool(key))
-    for name in built:
-        _refuse_other_object(thing, name, built[name], join(key, name))
-    if node.get(PARTIAL) and not key:
-        return functools.partial(thing, **built)  # the root, whose own failures are no fault of the recipe
-    if node.get(PARTIAL):
-        factory = Factory(thing, **built)
-        factory.key = key
-        return factory
-    with naming(f"{key or 'the root'} ({node[TARGET]})"):
-        return thing(**built)
+    for name, value in arguments.items():
+        _refuse_other_object(thing, name, value, join(key, name))
+
+    if not node.get(PARTIAL):
+        with naming(f"{key or 'the root'} ({node[TARGET]})"):
+            return thing(**arguments)
+    if not key:
+        return functools.partial(thing, **arguments)  # the root, whose own failures are no fault of the recipe
+    factory = Factory(thing, **arguments)
+    factory.key = key
+    return factory
+
+
+def _build_list(node: list[Any], allow: Sequence[str], key: str) -> list[Any]:
+    """Build the items of a list; beside nodes, null is left out."""
+    items = [build(item, allow, join(key, place)) for place, item in enumerate(node)]
+    if any(map(_is_node, node)):
+        return [item for item in items if item is not None]
+    return items
+
+
+def _build_mapping(node: dict[str, Any], allow: Sequence[str], key: str) -> dict[str, Any]:
+    """Build the values of a mapping; beside nodes, null is left out."""
+    values = {name: build(value, allow, join(key, name)) for name, value in node.items() if name != PARTIAL}
+    if any(map(_is_node, node.values())):
+        return {name: value for name, value in values.items() if value is not None}
+    return values
 
 
 class Factory(functools.partial[Any]):
@@ -151,56 +178,88 @@ def _refuse_other_object(thing: Any, name: str, value: Any, key: str) -> None:
     hint = _hints(thing).get(name)
     if hint is None:
         return
+
+    # null for an object.
     if value is None and _kinds(hint) and type(None) not in _options(hint):
         parameter = inspect.signature(thing).parameters.get(name)
         if parameter is not None and parameter.default is not None:
             raise UserError(f"{key}: needs a value, got null")
+
+    # An object of another class.
     for place, item, wanted in _objects(value, hint, key):
         if isinstance(item, Factory):
             item.made = _made(wanted)
         kinds = _kinds(wanted)
-        if not kinds or isinstance(item, kinds):
+        if not kinds or isinstance(item, kinds) or _is_plain_for(item, kinds):
             continue
-        made_of = (tuple, Set) if isinstance(item, list) else _MADE_OF_PLAIN
-        if isinstance(item, str | int | float | list) and any(issubclass(kind, made_of) for kind in kinds):
-            continue  # one for the other, as 1 for 1.0, was looked at before anything was built
         shown = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"{place}: expected {shown}, got {type(item).__name__}")
 
 
+def _is_plain_for(item: Any, kinds: tuple[type, ...]) -> bool:
+    """Return whether a plain value stands for one of these classes, as 1 for 1.0.
+
+    Whether it fits was looked at before anything was built.
+    """
+    if not isinstance(item, str | int | float | list):
+        return False
+    made_of = (tuple, Set) if isinstance(item, list) else _MADE_OF_PLAIN
+    return any(issubclass(kind, made_of) for kind in kinds)
+
+
 def _objects(value: Any, hint: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    """Give a value and all that it holds, if it is a list or mapping: (key, value, annotation)."""
+    """Yield a value and all that it holds, if it is a list or mapping: (key, value, annotation)."""
     if isinstance(value, dict | list):
-        of_items = [found for option in _options(hint) for found in typing.get_args(option)[-1:]]
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, item in items if len(of_items) == 1 else ():
-            yield from _objects(item, of_items[0], join(key, name))
+        of_items = _annotations_of_items(hint)
+        if len(of_items) == 1:
+            for name, item in items:
+                yield from _objects(item, of_items[0], join(key, name))
     if value is not None:
         yield key, value, hint
 
 
+def _annotations_of_items(hint: Any) -> list[Any]:
+    """Return the annotation of the items in each alternative of a container's annotation."""
+    annotations = []
+    for option in _options(hint):
+        arguments = typing.get_args(option)
+        if arguments:
+            annotations.append(arguments[-1])
+    return annotations
+
+
 def _options(hint: Any) -> tuple[Any, ...]:
     """Return the alternatives of an annotation."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if union else (hint,)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
 
 
 def _kinds(hint: Any) -> tuple[type, ...] | None:
-    """Return the classes that an annotation admits; None where one of its alternatives says no class."""
-    found = []
+    """Return the classes that an annotation admits; None where one of its alternatives names no class."""
+    kinds = []
     for option in _options(hint):
+        if option is type(None):
+            continue
         kind = typing.get_origin(option) or option
-        unknown = not isinstance(kind, type) or kind in (object, Any) or typing.is_typeddict(kind)
-        if unknown or getattr(kind, "_is_protocol", False):
+        if not isinstance(kind, type) or kind in (object, Any):
             return None
-        found.append(kind)
-    return tuple(kind for kind in found if kind is not type(None))
+        if typing.is_typeddict(kind) or getattr(kind, "_is_protocol", False):
+            return None
+        kinds.append(kind)
+    return tuple(kinds)
 
 
 def _made(hint: Any) -> tuple[type, ...] | None:
-    """Return the classes of which an annotation's callable makes one; None where it says none."""
-    results = [typing.get_args(option)[-1:] for option in _options(hint) if option is not type(None)]
-    return _kinds(results[0][0]) if len(results) == 1 and results[0] else None
+    """Return the classes of which an annotation's callable makes one; None where it names none."""
+    callables = [option for option in _options(hint) if option is not type(None)]
+    if len(callables) != 1:
+        return None
+    arguments = typing.get_args(callables[0])
+    if not arguments:
+        return None
+    return _kinds(arguments[-1])
 
 
 @functools.cache
@@ -230,24 +289,31 @@ def _within(name: str, packages: Sequence[str]) -> bool:
 
 def _is_open(value: Any) -> bool:
     """Return whether a value is not known before the recipe is built."""
-    return value == MISSING or (_is_node(value) and not _makes_object(value))
+    if _is_node(value):
+        return not _makes_object(value)
+    return value == MISSING
 
 
 def _makes_object(value: Any) -> bool:
-    """Return whether a node makes an object, and no plain value: what is listed does; a function of yours may not."""
-    target = value[TARGET] if _is_node(value) else None
+    """Return whether a node makes an object, and no plain value.
+
+    A listed class or function does; a function of the user's own may not.
+    """
+    if not _is_node(value):
+        return False
+    target = value[TARGET]
     return isinstance(target, str) and (target in NAMES or value.get(PARTIAL) is True)
 
 
 def _is_node(value: Any) -> bool:
+    """Return whether a value of a recipe names something to call."""
     return isinstance(value, dict) and TARGET in value
 
 
 def _problems(
     recipe: Recipe, node: Any, key: str, allow: Sequence[str], supplied: Sequence[str] = ()
 ) -> Iterator[UserError]:
-    """The problems of `node` and everything below it."""
-    children = dict(enumerate(node)) if isinstance(node, list) else node if isinstance(node, dict) else {}
+    """Yield the problems of `node` and of everything below it."""
     if _is_node(node):
         try:
             found = admit(node[TARGET], allow, nested=bool(key))
@@ -255,39 +321,58 @@ def _problems(
             yield recipe.refusal(join(key, TARGET), str(error))
         else:
             yield from _binding(recipe, node, key, found, supplied)
-    for name, child in children.items():
+
+    for name, child in _children(node):
         if not _is_node(node) and str(name).startswith("_"):
-            hint = nearest(str(name), (TARGET, PARTIAL)) if name != PARTIAL else f" without a {TARGET}"
+            hint = f" without a {TARGET}" if name == PARTIAL else nearest(str(name), (TARGET, PARTIAL))
             yield recipe.refusal(join(key, name), f"has no meaning here{hint}")
         yield from _problems(recipe, child, join(key, name), allow)
+
+
+def _children(node: Any) -> Iterable[tuple[Any, Any]]:
+    """Return the (name, value) of everything right below a value of a recipe."""
+    if isinstance(node, list):
+        return enumerate(node)
+    if isinstance(node, dict):
+        return node.items()
+    return ()
 
 
 def _binding(
     recipe: Recipe, node: dict[str, Any], key: str, found: Signature, supplied: Sequence[str]
 ) -> Iterator[UserError]:
     """Yield a problem for each argument that the node's signature does not accept, or lacks."""
+    # `_partial_`.
     partial = node.get(PARTIAL, False)
-    if not isinstance(partial, bool) or (partial and not key):
-        what = "the root is called, never partial" if partial is True else f"expected true or false, got {partial!r}"
-        yield recipe.refusal(join(key, PARTIAL), what)
-    known = {p.name: p for p in found.parameters if p.name not in supplied}
+    if not isinstance(partial, bool):
+        yield recipe.refusal(join(key, PARTIAL), f"expected true or false, got {partial!r}")
+    elif partial and not key:
+        yield recipe.refusal(join(key, PARTIAL), "the root is called, never partial")
+
+    # The arguments that are given.
+    known = {parameter.name: parameter for parameter in found.parameters if parameter.name not in supplied}
     for name, value in node.items():
         if name in (TARGET, PARTIAL):
             continue
-        if withheld := _withheld(node[TARGET], name, known.get(name), value):
-            yield recipe.refusal(join(key, name), withheld)
+        place = join(key, name)
+        withheld = _withheld(node[TARGET], name, known.get(name), value)
+        if withheld:
+            yield recipe.refusal(place, withheld)
         elif name in known:
-            yield from _typing(recipe, join(key, name), known[name], value)
+            yield from _typing(recipe, place, known[name], value)
             if node[TARGET] in NAMES:
-                yield from _limits(recipe, join(key, name), found, known[name], value)
+                yield from _limits(recipe, place, found, known[name], value)
         elif not found.open or name in supplied or not isinstance(name, str):
-            what = f"{found.name} has no argument {name!r}{nearest(str(name), known)}"
-            yield recipe.refusal(join(key, name), what)
+            yield recipe.refusal(place, f"{found.name} has no argument {name!r}{nearest(str(name), known)}")
+
+    # Those that are not.
+    if partial:
+        return
+    hint = f" (or `{PARTIAL}: true`, when the code that receives it adds that)" if key else ""
     for parameter in known.values():
-        if parameter.required and parameter.name not in node and not partial:
-            hint = f" (or `{PARTIAL}: true`, when the code that receives it adds that)" if key else ""
-            place = recipe.where(join(key, TARGET))  # whoever chose the target owes its arguments
-            yield UserError(f"{place}: {key or TARGET}: {found.name} needs the argument {parameter.name!r}{hint}")
+        if parameter.required and parameter.name not in node:
+            where = recipe.where(join(key, TARGET))  # whoever chose the target owes its arguments
+            yield UserError(f"{where}: {key or TARGET}: {found.name} needs the argument {parameter.name!r}{hint}")
 
 
 def _withheld(target: str, name: str, parameter: Parameter | None, value: Any) -> str:
@@ -302,14 +387,19 @@ def _withheld(target: str, name: str, parameter: Parameter | None, value: Any) -
 
 def _limits(recipe: Recipe, key: str, found: Signature, parameter: Parameter, value: Any) -> Iterator[UserError]:
     """Yield a problem for a number outside its range, and for a plain value where an object must stand."""
-    expected = None if _is_node(value) else outside(found.name, parameter.name, value)
+    if _is_node(value):
+        return
+    expected = outside(found.name, parameter.name, value)
     if expected is not None:
         yield recipe.refusal(key, f"expected {expected}, got {value!r}")
+
     annotated = parameter.annotation or ""
-    optional = "None" in annotated or "Optional" in annotated or parameter.default == "None"
-    plain = isinstance(value, str | int | float | list | dict) and value != MISSING and not _is_node(value)
-    plain = plain or (value is None and not optional)
-    if plain and _asks_for_an_object(annotated, found.home):
+    if value is None:
+        is_optional = "None" in annotated or "Optional" in annotated or parameter.default == "None"
+        is_plain = not is_optional
+    else:
+        is_plain = isinstance(value, str | int | float | list | dict) and value != MISSING
+    if is_plain and _asks_for_an_object(annotated, found.home):
         yield recipe.refusal(key, f"expected a {annotated}, named by {TARGET}, got {kind(value)} {value!r}")
 
 
@@ -327,10 +417,12 @@ def _typing(recipe: Recipe, key: str, parameter: Parameter, value: Any) -> Itera
     if parameter.annotation == "KeyVariable" and value != MISSING and not is_key_variable(value):
         yield recipe.refusal(key, f"expected the name of an environment variable that ends in _API_KEY, got {value!r}")
         return
-    implicit = value is None and parameter.default == "None"
-    if implicit or fits(parameter.annotation, value, _is_open, _makes_object):
+    if value is None and parameter.default == "None":
         return
-    quotes = "; put text in quotes" if fits(parameter.annotation, "") and isinstance(value, int | float) else ""
-    yield recipe.refusal(
-        key, f"expected {parameter.annotation}, got {kind(value)} {value!r}{quotes}".replace("\n", " ")
-    )
+    if fits(parameter.annotation, value, _is_open, _makes_object):
+        return
+    hint = ""
+    if isinstance(value, int | float) and fits(parameter.annotation, ""):
+        hint = "; put text in quotes"
+    message = f"expected {parameter.annotation}, got {kind(value)} {value!r}{hint}"
+    yield recipe.refusal(key, message.replace("\n", " "))

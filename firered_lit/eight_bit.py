@@ -34,16 +34,19 @@ class ShardedAdamW8bit(AdamW8bit):
                 held[name] = self._quantised(parameter, held[name], MOMENTS[name])
 
     def _quantised(self, parameter: nn.Parameter, moment: Tensor, signed: bool) -> Tensor:
-        room = self._new_buffer(parameter, signed)
-        if isinstance(local(moment), OptimState8bit) or not isinstance(local(room), OptimState8bit):
+        """Return a moment in 8 bits, where this parameter has them in 8 bits; else as it is."""
+        quantised = self._new_buffer(parameter, signed)
+        if isinstance(local(moment), OptimState8bit) or not isinstance(local(quantised), OptimState8bit):
             return moment
-        local(room).copy_(local(moment).float())
-        return room
+        local(quantised).copy_(local(moment).float())
+        return quantised
 
     @staticmethod
     def portable(state: Mapping[str, Any]) -> dict[str, Any]:
-        """Its state dict with rates as numbers."""
-        groups = [{name: _number(value) for name, value in group.items()} for group in state["param_groups"]]
+        """Return its state dict with rates as numbers."""
+        groups = []
+        for group in state["param_groups"]:
+            groups.append({name: _number(value) for name, value in group.items()})
         return {**state, "param_groups": groups}
 
 
@@ -66,7 +69,8 @@ class StochasticAdamW8bit(ShardedAdamW8bit):
         if closure is not None:  # the training's forward and backward, whose draws are their own
             with torch.enable_grad():
                 loss = closure()
-        with _keyed(seed_of(self.seed, "rounding", self._steps(), self._shard()), self._devices()):
+        seed = seed_of(self.seed, "rounding", self._steps(), self._shard())
+        with _keyed(seed, self._devices()):
             super().step()
         return loss
 
@@ -76,40 +80,50 @@ class StochasticAdamW8bit(ShardedAdamW8bit):
         saved_names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)
         for name, parameter in zip(saved_names, parameters, strict=True):
-            for moment in state_dict["state"].get(name, {}).keys() & MOMENTS.keys():
-                room = self._new_buffer(parameter, MOMENTS[moment])
-                local(room).copy_(local(state_dict["state"][name][moment]))
-                self.state[parameter][moment] = room
+            saved = state_dict["state"].get(name, {})
+            for moment in saved.keys() & MOMENTS.keys():
+                buffer = self._new_buffer(parameter, MOMENTS[moment])
+                local(buffer).copy_(local(saved[moment]))
+                self.state[parameter][moment] = buffer
 
     def _new_buffer(self, parameter: Tensor, signed: bool) -> Tensor:
         return super()._new_buffer(torch.empty_like(parameter, dtype=torch.float32), signed)
 
     def _steps(self) -> int:
         """Return how many steps have been taken."""
-        return max((int(held["step"]) for held in self.state.values() if "step" in held), default=0)
+        steps = [int(held["step"]) for held in self.state.values() if "step" in held]
+        return max(steps, default=0)
 
     def _shard(self) -> tuple[int, ...]:
-        """Return which shard of the weights this process holds; replicas of one shard round alike."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if isinstance(parameter, DTensor):
-                    at = parameter.device_mesh.get_coordinate() or []
-                    return tuple(i for i, place in zip(at, parameter.placements, strict=True) if place.is_shard())
+        """Return which shard of the weights this process holds; replicas of one shard round in the same way."""
+        for parameter in self._parameters():
+            if isinstance(parameter, DTensor):
+                coordinate = parameter.device_mesh.get_coordinate() or []
+                placed = zip(coordinate, parameter.placements, strict=True)
+                return tuple(number for number, placement in placed if placement.is_shard())
         return ()
 
     def _devices(self) -> list[torch.device]:
         """Return the accelerators that the weights lie on."""
-        places = {local(parameter).device for group in self.param_groups for parameter in group["params"]}
-        return [device for device in places if device.type != "cpu"]
+        devices = {local(parameter).device for parameter in self._parameters()}
+        return [device for device in devices if device.type != "cpu"]
+
+    def _parameters(self) -> Iterator[Tensor]:
+        """Yield the parameters of all groups."""
+        for group in self.param_groups:
+            yield from group["params"]
 
 
 @contextmanager
 def _keyed(seed: int, devices: list[torch.device]) -> Iterator[None]:
-    """Inside, the global random state of the host and of `devices` begins at `seed`; afterwards it is as before."""
+    """Seed the global random state of the host and of `devices` inside a `with` block; it is as before after it."""
     with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda"):
         torch.manual_seed(seed)
         yield
 
 
 def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
+    """Return a tensor's number, and anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.item()
+    return value

@@ -1,4 +1,4 @@
-"""Which numbers a recipe may give: the range of every parameter, by its name. One name means one thing everywhere.
+"""The numbers that a recipe may give: a range for every parameter, by its name. One name means one thing everywhere.
 
 A range is text, so that errors can show it: comparisons that must all hold. `Class.name` stands before `name`. Numbers
 that are not finite are refused everywhere.
@@ -6,6 +6,7 @@ that are not finite are refused everywhere.
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -52,28 +53,46 @@ RANGES = {
 
 def range_of(name: str, parameter: str) -> str | None:
     """Return the range of a parameter of the class or function `name`; None when it has none."""
-    return RANGES.get(f"{name}.{parameter}", RANGES.get(parameter))
+    own = RANGES.get(f"{name}.{parameter}")
+    return RANGES.get(parameter) if own is None else own
 
 
 def outside(name: str, parameter: str, value: Any) -> str | None:
-    """Return what was expected instead of a number, or of one in a list or mapping; None when all is well."""
-    if isinstance(value, list | dict):
-        items = value.values() if isinstance(value, dict) else value
-        return next(filter(None, (_not_finite(item) for item in items)), None)
+    """Return what was expected instead of a number, or of one in a list or mapping; None when all is well.
+
+    Args:
+        name: of the class or function.
+        parameter: of it.
+        value: a plain value of a recipe.
+    """
+    if isinstance(value, dict):
+        return _first_not_finite(value.values())
+    if isinstance(value, list):
+        return _first_not_finite(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if abs(value) >= _LARGEST and isinstance(value, int):
+    if isinstance(value, int) and abs(value) >= _LARGEST:
         return "a whole number of 64 bits"
     allowed = range_of(name, parameter) or _FREE
-    if all(_holds(value, comparison) for comparison in filter(None, allowed.split(" and "))):
-        return _not_finite(value)
-    return f"a number {allowed}"
+    if not _lies_in(value, allowed):
+        return f"a number {allowed}"
+    return _first_not_finite([value])
 
 
-def _holds(value: float, comparison: str) -> bool:
-    sign, bound = comparison.split()
-    return _COMPARISONS[sign](value, float(bound))
+def _lies_in(value: float, allowed: str) -> bool:
+    """Return whether a number satisfies every comparison of a range, such as ">= 0 and <= 1"."""
+    if allowed == _FREE:
+        return True
+    for comparison in allowed.split(" and "):
+        sign, bound = comparison.split()
+        if not _COMPARISONS[sign](value, float(bound)):
+            return False
+    return True
 
 
-def _not_finite(value: Any) -> str | None:
-    return "a finite number" if isinstance(value, float) and not math.isfinite(value) else None
+def _first_not_finite(values: Iterable[Any]) -> str | None:
+    """Return "a finite number" when one of the values is infinite or NaN."""
+    for value in values:
+        if isinstance(value, float) and not math.isfinite(value):
+            return "a finite number"
+    return None

@@ -33,11 +33,18 @@ class Signature:
 
 @cache
 def signature(target: str) -> Signature:
-    """The signature of the class or function at the dotted name `target`. Raises NotFoundError."""
+    """Return the signature of the class or function at the dotted name `target`.
+
+    Raises:
+        NotFoundError: the name leads to none.
+    """
     found = resolve(target)
+    name, home = found.node.name, found.module.name
     if isinstance(found.node, ast.ClassDef):
-        return Signature(found.node.name, found.module.name, "class", *_of_class(found))
-    return Signature(found.node.name, found.module.name, "function", *_of_function(found.node, bound=False))
+        parameters, is_open = _of_class(found)
+        return Signature(name, home, "class", parameters, is_open)
+    parameters, is_open = _of_function(found.node, bound=False)
+    return Signature(name, home, "function", parameters, is_open)
 
 
 def _of_class(found: Found) -> tuple[tuple[Parameter, ...], bool]:
@@ -45,7 +52,8 @@ def _of_class(found: Found) -> tuple[tuple[Parameter, ...], bool]:
     maker = _maker(found)
     if maker is not None and _base_call(maker) is None:  # before its bases, which may be heavy to read
         return _of_function(maker, bound=True)
-    return _of_line(*_line(found))
+    line, complete = _line(found)
+    return _of_line(line, complete)
 
 
 def _of_line(line: list[Found], complete: bool) -> tuple[tuple[Parameter, ...], bool]:
@@ -55,17 +63,20 @@ def _of_line(line: list[Found], complete: bool) -> tuple[tuple[Parameter, ...], 
         line: the class and its bases, nearest first.
         complete: whether no base is missing in it.
     """
-    for i, base in enumerate(line):
+    for place, base in enumerate(line):
         maker = _maker(base)
-        if maker is not None:
-            parameters, is_open = _of_function(maker, bound=True)
-            call = _base_call(maker)
-            if call is None:
-                return parameters, is_open
-            more, is_open = _of_line(line[i + 1 :], complete)
-            return (*parameters, *_left_free(parameters, call, more)), is_open
-        if _is_dataclass(base.node):
-            return _of_fields([older.node for older in line[i:]]), False
+        if maker is None and _is_dataclass(base.node):
+            return _of_fields([older.node for older in line[place:]]), False
+        if maker is None:
+            continue
+        parameters, is_open = _of_function(maker, bound=True)
+        call = _base_call(maker)
+        if call is None:
+            return parameters, is_open
+
+        # Its `**kwargs` are the arguments of its base.
+        of_base, is_open = _of_line(line[place + 1 :], complete)
+        return (*parameters, *_left_free(parameters, call, of_base)), is_open
     return (), not complete
 
 
@@ -74,12 +85,13 @@ def _base_call(maker: ast.FunctionDef) -> ast.Call | None:
     uses = _uses(maker)
     if len(uses) != 1:
         return None
-    calls = [node for node in ast.walk(maker) if isinstance(node, ast.Call)]
-    for call in calls:
-        passed = [keyword.value for keyword in call.keywords if keyword.arg is None]
-        plain = not any(isinstance(argument, ast.Starred) for argument in call.args)
-        if plain and passed == uses and ast.unparse(call.func) == "super().__init__":
-            return call
+    for node in ast.walk(maker):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) != "super().__init__":
+            continue
+        passed = [keyword.value for keyword in node.keywords if keyword.arg is None]
+        has_starred = any(isinstance(argument, ast.Starred) for argument in node.args)
+        if passed == uses and not has_starred:
+            return node
     return None
 
 
@@ -98,75 +110,104 @@ def _left_free(own: tuple[Parameter, ...], call: ast.Call, base: tuple[Parameter
 
 
 def _maker(found: Found) -> ast.FunctionDef | None:
-    """The class's own `__init__` or `__new__`."""
+    """Return the class's own `__init__` or `__new__`; None when it has neither."""
     own = {item.name: item for item in found.node.body if isinstance(item, ast.FunctionDef)}
     return own.get("__init__") or own.get("__new__")
 
 
 def _line(found: Found) -> tuple[list[Found], bool]:
-    """The class and its bases, nearest first as Python orders them, and whether all of them could be read."""
+    """Return the class and its bases, nearest first as Python orders them, and whether all could be read."""
     if not isinstance(found.node, ast.ClassDef):
         return [], False
-    line, complete = [found], True
+    line = [found]
+    complete = True
     for base in found.node.bases:
+        # The base's name, without the brackets of a generic one.
         text = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
         if text.split(".")[-1] in _NO_INIT:
             continue
         try:
-            more, known = _line(resolve(f"{found.module.name}.{text}"))
+            of_base, is_complete = _line(resolve(f"{found.module.name}.{text}"))
         except NotFoundError:
-            more, known = [], False
-        line, complete = [x for x in line if x not in more] + more, complete and known
+            complete = False
+            continue
+
+        # A class that two bases share stands behind both.
+        line = [nearer for nearer in line if nearer not in of_base] + of_base
+        complete = complete and is_complete
     return line, complete
 
 
 def _is_dataclass(node: ast.ClassDef | ast.FunctionDef) -> bool:
     """Return whether a decorator generates an `__init__` from the fields."""
-    texts = [ast.unparse(decorator) for decorator in node.decorator_list]
-    return any(t.partition("(")[0].split(".")[-1] == "dataclass" and "init=False" not in t for t in texts)
+    for decorator in node.decorator_list:
+        text = ast.unparse(decorator)
+        name = text.partition("(")[0].split(".")[-1]
+        if name == "dataclass" and "init=False" not in text:
+            return True
+    return False
 
 
 def _of_fields(line: list[ast.ClassDef | ast.FunctionDef]) -> tuple[Parameter, ...]:
-    """The fields of a dataclass and of the dataclasses that it extends, oldest first."""
+    """Return the fields of a dataclass and of the dataclasses that it extends, oldest first."""
     fields: dict[str, Parameter] = {}
     for node in reversed(line):
         if not isinstance(node, ast.ClassDef) or not _is_dataclass(node):
             continue
         for item in node.body:
-            if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
-                continue
-            text, value = _text(item.annotation) or "", item.value
-            if "ClassVar" in text or text.endswith("KW_ONLY"):
-                continue
-            options = (
-                value.keywords if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("field") else None
-            )
-            given = {option.arg: ast.unparse(option.value) for option in options or ()}
-            if given.get("init") == "False":
-                continue
-            required = value is None if options is None else not {"default", "default_factory"} & set(given)
-            default = given.get("default") if options is not None else _text(value)
-            fields[item.target.id] = Parameter(item.target.id, required, text, default)
+            if isinstance(item, ast.AnnAssign):
+                field = _of_field(item)
+                if field is not None:
+                    fields[field.name] = field
     return tuple(fields.values())
 
 
+def _of_field(item: ast.AnnAssign) -> Parameter | None:
+    """Return a dataclass's field as a parameter; None when its `__init__` does not take it."""
+    if not isinstance(item.target, ast.Name):
+        return None
+    name, value = item.target.id, item.value
+    annotation = _text(item.annotation) or ""
+    if "ClassVar" in annotation or annotation.endswith("KW_ONLY"):
+        return None
+
+    # `name: annotation = value`.
+    if not isinstance(value, ast.Call) or not ast.unparse(value.func).endswith("field"):
+        return Parameter(name, value is None, annotation, _text(value))
+
+    # `name: annotation = field(...)`.
+    options = {option.arg: ast.unparse(option.value) for option in value.keywords}
+    if options.get("init") == "False":
+        return None
+    required = "default" not in options and "default_factory" not in options
+    return Parameter(name, required, annotation, options.get("default"))
+
+
 def _of_function(function: ast.FunctionDef, bound: bool) -> tuple[tuple[Parameter, ...], bool]:
-    """The parameters that can be given by name, and whether any other name is accepted too.
+    """Return the parameters that can be given by name, and whether any other name is accepted too.
 
     A `**kwargs` that the body never names accepts nothing: what is given there would be lost.
     """
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
-    optional = len(positional) - len(arguments.defaults)
-    defaults = [*[None] * optional, *arguments.defaults]
-    named = list(zip(positional, defaults))[max(bound, len(arguments.posonlyargs)) :]
+    without_default = len(positional) - len(arguments.defaults)
+    defaults = [*[None] * without_default, *arguments.defaults]
+
+    # Leave out `self`, and those that can only be given by place.
+    unnamed = max(int(bound), len(arguments.posonlyargs))
+    named = list(zip(positional, defaults))[unnamed:]
     named += zip(arguments.kwonlyargs, arguments.kw_defaults)
-    parameters = (Parameter(a.arg, value is None, _text(a.annotation), _text(value)) for a, value in named)
+
+    parameters = []
+    for argument, default in named:
+        parameters.append(Parameter(argument.arg, default is None, _text(argument.annotation), _text(default)))
     return tuple(parameters), bool(_uses(function))
 
 
 def _text(expression: ast.expr | None) -> str | None:
-    """The source text of an annotation or default, without the quotes of a forward reference."""
+    """Return the source text of an annotation or default, without the quotes of a forward reference."""
+    if expression is None:
+        return None
     if isinstance(expression, ast.Constant) and isinstance(expression.value, str):
         return expression.value
-    return None if expression is None else ast.unparse(expression)
+    return ast.unparse(expression)

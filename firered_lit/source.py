@@ -5,6 +5,7 @@ likeliest first where a module binds a name more than once.
 """
 
 import ast
+import contextlib
 import importlib.util
 import threading
 from collections.abc import Iterator
@@ -12,15 +13,22 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 
 class NotFoundError(LookupError):
-    """A dotted name that leads to no class or function, and why. `known`: what stands where `name` was looked for."""
+    """A dotted name that leads to no class or function, and why.
+
+    Args:
+        message: the reason.
+        name: the last name that was looked for, if any.
+        known: the names where it was looked for.
+    """
 
     def __init__(self, message: str, name: str = "", known: tuple[str, ...] = ()) -> None:
         super().__init__(message)
-        self.name, self.known = name, known
+        self.name = name
+        self.known = known
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,10 @@ class Source:
     @cached_property
     def bindings(self) -> dict[str, list[ast.stmt]]:
         """The statements that bind each name, the likeliest meaning first. `*` for star imports."""
-        found: dict[str, list[ast.stmt]] = {}
-        for _, _, name, node in sorted(_bindings(self.tree.body), key=lambda b: (b[0], -b[1])):
-            found.setdefault(name, []).append(node)
-        return found
+        statements: dict[str, list[ast.stmt]] = {}
+        for binding in sorted(_bindings(self.tree.body), key=lambda binding: (binding.rank, -binding.line)):
+            statements.setdefault(binding.name, []).append(binding.node)
+        return statements
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,11 @@ _parsing = threading.Lock()
 
 
 def resolve(target: str) -> Found:
-    """The definition that a dotted name leads to. Raises NotFoundError."""
+    """Return the definition that a dotted name leads to.
+
+    Raises:
+        NotFoundError: it leads to none.
+    """
     if target not in _memory:
         _memory[target] = NotFoundError(f"{target} is re-exported in a circle")  # met again only inside this search
         try:
@@ -73,33 +85,54 @@ def resolve(target: str) -> Found:
 
 
 def _search(target: str) -> Found:
-    """The deepest module on the path `target`, then the names left over inside it."""
-    parts = target.split(".")
-    if len(parts) > _LONGEST:
-        raise NotFoundError(f"{parts[0]}.{parts[1]} is re-exported in a circle")
-    if not all(part.isidentifier() for part in parts):
+    """Find the deepest module on the path `target`, then the names left over inside it."""
+    names = target.split(".")
+    if len(names) > _LONGEST:
+        raise NotFoundError(f"{names[0]}.{names[1]} is re-exported in a circle")
+    if not all(name.isidentifier() for name in names):
         raise NotFoundError(f"{target!r} is not a dotted name")
-    modules = (module_source(".".join(parts[:cut])) for cut in range(len(parts), 0, -1))
-    module = next((m for m in modules if m is not None), None)
-    if module is None:
-        there = _spec(parts[0]) is not None
-        raise NotFoundError(f"{parts[0]} has no source to read" if there else f"no package {parts[0]!r} is installed")
-    rest = parts[module.name.count(".") + 1 :]
+
+    # The module.
+    module = _deepest_module(names)
+    rest = names[module.name.count(".") + 1 :]
     if not rest:
         raise NotFoundError(f"{target} is a module, not a class or function")
+
+    # Its own statements that bind the name, then its star imports.
+    wanted = rest[0]
     failure: NotFoundError | None = None
-    for name in (rest[0], "*"):
-        for node in module.bindings.get(name, ()):
-            try:
-                return _follow(module, node, rest)
-            except NotFoundError as error:
-                failure = failure or (error if name != "*" else None)
-    known = (*(name for name in module.bindings if not name.startswith("_")), *_submodules(module))
-    raise failure or NotFoundError(f"{module.name} has no {rest[0]!r}", rest[0], known)
+    for node in module.bindings.get(wanted, ()):
+        try:
+            return _follow(module, node, rest)
+        except NotFoundError as error:
+            failure = failure or error
+    for node in module.bindings.get("*", ()):
+        with contextlib.suppress(NotFoundError):
+            return _follow(module, node, rest)
+
+    if failure is not None:
+        raise failure
+    public = [name for name in module.bindings if not name.startswith("_")]
+    raise NotFoundError(f"{module.name} has no {wanted!r}", wanted, (*public, *_submodules(module)))
+
+
+def _deepest_module(names: list[str]) -> Source:
+    """Return the module that the most of the first names lead to.
+
+    Raises:
+        NotFoundError: the package is not installed, or has no source.
+    """
+    for count in range(len(names), 0, -1):
+        module = module_source(".".join(names[:count]))
+        if module is not None:
+            return module
+    if _spec(names[0]) is None:
+        raise NotFoundError(f"no package {names[0]!r} is installed")
+    raise NotFoundError(f"{names[0]} has no source to read")
 
 
 def _follow(module: Source, node: ast.stmt, path: list[str]) -> Found:
-    """The definition behind one statement of `module` that binds `path[0]`."""
+    """Return the definition behind one statement of `module` that binds `path[0]`."""
     name, rest = path[0], path[1:]
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         if rest:
@@ -107,36 +140,53 @@ def _follow(module: Source, node: ast.stmt, path: list[str]) -> Found:
         return Found(module, node)
     if isinstance(node, ast.ImportFrom):
         base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.package)
-        given = next((alias.name for alias in node.names if (alias.asname or alias.name) == name), name)
         if node.names[0].name == "*" and module_source(base) is None:
             raise NotFoundError(f"{base} has no source to read")
-        return resolve(".".join((base, given, *rest)))
+        real_names = {alias.asname or alias.name: alias.name for alias in node.names}
+        return resolve(".".join((base, real_names.get(name, name), *rest)))
     if isinstance(node, ast.Import):
-        given = next((alias.name for alias in node.names if alias.asname == name), name)
-        return resolve(".".join((given, *rest)))
+        real_names = {alias.asname: alias.name for alias in node.names if alias.asname}
+        return resolve(".".join((real_names.get(name, name), *rest)))
     value = getattr(node, "value", None)
     if isinstance(value, ast.Name | ast.Attribute):
         return resolve(".".join((module.name, ast.unparse(value), *rest)))
     raise NotFoundError(f"{module.name}.{name} is not a class or function")
 
 
-def _bindings(body: list[ast.stmt], rank: int = 0) -> Iterator[tuple[int, int, str, ast.stmt]]:
-    """(rank, line, name, statement) of what a module binds; lower ranks and later lines are the likelier meaning."""
+class _Binding(NamedTuple):
+    """A statement of a module that binds a name. Lower ranks and later lines are the likelier meaning."""
+
+    rank: int
+    line: int
+    name: str  # "*" for a star import
+    node: ast.stmt
+
+
+def _bindings(body: list[ast.stmt], rank: int = 0) -> Iterator[_Binding]:
+    """Yield the bindings of a module's statements, inside of `if`, `try` and `with` too."""
     for node in body:
+        # Definitions, imports and assignments.
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            overload = any(ast.unparse(d).endswith("overload") for d in node.decorator_list)
-            yield rank + overload, node.lineno, node.name, node
-        elif isinstance(node, ast.Import | ast.ImportFrom):
+            is_overload = any(ast.unparse(decorator).endswith("overload") for decorator in node.decorator_list)
+            yield _Binding(rank + is_overload, node.lineno, node.name, node)
+        elif isinstance(node, ast.Import):
             for alias in node.names:
-                plain = alias.name.partition(".")[0] if isinstance(node, ast.Import) else alias.name
-                yield rank + 9 * (alias.name == "*"), node.lineno, alias.asname or plain, node
+                yield _Binding(rank, node.lineno, alias.asname or alias.name.partition(".")[0], node)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                star = 9 if alias.name == "*" else 0
+                yield _Binding(rank + star, node.lineno, alias.asname or alias.name, node)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield from ((rank, node.lineno, t.id, node) for t in targets if isinstance(t, ast.Name))
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    yield _Binding(rank, node.lineno, target.id, node)
+
+        # Blocks.
         elif isinstance(node, ast.If):
-            typing_only = "TYPE_CHECKING" in ast.unparse(node.test)
-            yield from _bindings(node.body, rank + typing_only)
-            yield from _bindings(node.orelse, rank + (not typing_only))
+            for_type_checkers = "TYPE_CHECKING" in ast.unparse(node.test)
+            yield from _bindings(node.body, rank + for_type_checkers)
+            yield from _bindings(node.orelse, rank + (not for_type_checkers))
         elif isinstance(node, ast.Try):
             yield from _bindings([*node.body, *node.orelse, *node.finalbody], rank)
             for handler in node.handlers:
@@ -163,20 +213,35 @@ def parse(text: str | bytes, file_name: str = "<text>", mode: Literal["exec", "e
 
 @cache
 def module_source(name: str) -> Source | None:
-    """The source of a module, or None when it has none (not there, a C extension, a plain folder)."""
+    """Return the source of a module; None when it has none (not there, a C extension, a plain folder)."""
     top, *rest = name.split(".")
     spec = _spec(top)
     if spec is None:
         return None
-    origin = getattr(spec.loader_state, "filename", None) or spec.origin or ""  # the former of frozen modules, as `os`
-    stems = [Path(folder, *rest) for folder in spec.submodule_search_locations or ()]
-    files = [
-        file for s in stems if s.name in _stems(s.parent) for file in (s / "__init__.py", s.parent / f"{s.name}.py")
-    ]
-    for file in files if rest else [Path(origin)] if origin.endswith(".py") else []:
+    for file in _module_files(spec, rest):
         if file.is_file():
             return Source(name, file, parse(file.read_bytes(), str(file)))
     return None
+
+
+def _module_files(spec: ModuleSpec, rest: list[str]) -> list[Path]:
+    """Return the files that may hold a module's source, the likeliest first.
+
+    Args:
+        spec: of the top-level package.
+        rest: the names of the module below it.
+    """
+    if not rest:
+        frozen = getattr(spec.loader_state, "filename", None)  # of modules such as `os`
+        origin = frozen or spec.origin or ""
+        return [Path(origin)] if origin.endswith(".py") else []
+
+    files = []
+    for folder in spec.submodule_search_locations or ():
+        stem = Path(folder, *rest)
+        if stem.name in _stems(stem.parent):
+            files += [stem / "__init__.py", stem.parent / f"{stem.name}.py"]
+    return files
 
 
 @cache
@@ -190,10 +255,17 @@ def _spec(top: str) -> ModuleSpec | None:
 
 @cache
 def _stems(folder: Path) -> frozenset[str]:
-    """Names of the modules in a folder, case by case: `Trainer` is not `trainer`, whatever the file system says."""
-    return frozenset(p.stem for p in folder.iterdir() if p.suffix in ("", ".py")) if folder.is_dir() else frozenset()
+    """Return the names of the modules in a folder, in their own case.
+
+    `Trainer` is not `trainer`, even on a file system that takes one for the other.
+    """
+    if not folder.is_dir():
+        return frozenset()
+    return frozenset(path.stem for path in folder.iterdir() if path.suffix in ("", ".py"))
 
 
 def _submodules(module: Source) -> frozenset[str]:
-    """The modules of a package, for the nearest match."""
-    return _stems(module.path.parent) if module.path.name == "__init__.py" else frozenset()
+    """Return the modules of a package, for the nearest match."""
+    if module.path.name != "__init__.py":
+        return frozenset()
+    return _stems(module.path.parent)

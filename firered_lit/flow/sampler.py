@@ -86,7 +86,9 @@ def dpm_solver_2(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Tensor:
     """
     sigmas = sigmas.to(noise.device)
     lambdas = torch.log((1 - sigmas.double()) / sigmas.double()).tolist()
-    x, x_0_before, step_before = noise, noise, math.inf
+    x = noise
+    x_0_before = noise
+    step_before = math.inf
     for k, (sigma, following) in enumerate(pairwise(sigmas)):
         # This step's estimate of the data, and the one that the step goes towards.
         at = sigma.expand(len(x))
@@ -95,8 +97,10 @@ def dpm_solver_2(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Tensor:
         estimate = x_0
         if math.isfinite(step) and math.isfinite(step_before):
             estimate = x_0 + step / (2 * step_before) * (x_0 - x_0_before)
+
         # The step.
         kept = following / sigma
         x = kept * x + (1 - kept) * estimate
-        x_0_before, step_before = x_0, step
+        x_0_before = x_0
+        step_before = step
     return x

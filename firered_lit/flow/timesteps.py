@@ -39,7 +39,8 @@ def curriculum(
     """
     weight = curriculum_weight(progress, start_weight=start_weight, end=end)
     target = u.double()
-    low, width = torch.zeros_like(target), 1.0
+    low = torch.zeros_like(target)
+    width = 1.0
     for _ in range(52):
         width /= 2
         middle = low + width
@@ -101,7 +102,11 @@ def stratified_uniform(step: int, slots: Sequence[int], num_slots: int, *, seed:
     K = num_slots. A permutation of strata over slots is drawn every `rotate_every` steps, the place inside the stratum
     every step. All is keyed by (seed, step, slot), so any split of the slots over processes draws the same.
     """
-    strata = torch.randperm(num_slots, generator=generator(seed, "strata", step // rotate_every))[list(slots)]
+    # The stratum of each slot.
+    permutation = torch.randperm(num_slots, generator=generator(seed, "strata", step // rotate_every))
+    strata = permutation[list(slots)]
+
+    # The place inside of it.
     rows = [torch.rand((), generator=generator(seed, "place", step, slot), dtype=torch.float64) for slot in slots]
     edge = num_slots * 2.0**-24  # rounding to float32 must not cross into the next stratum
     place = torch.stack(rows).clamp(edge, 1 - edge)

@@ -32,13 +32,20 @@ def similarity_transform(landmarks: Tensor, template: Tensor) -> Tensor:
     Least squares (Umeyama 1991). In the plane a rotation with scale is one complex number, so the fit is a division.
     Raises ValueError when the landmarks of a region coincide.
     """
-    points, goal = landmarks.double(), template.double().to(landmarks.device)
-    centre, goal_centre = points.mean(-2, keepdim=True), goal.mean(-2, keepdim=True)
-    z, w = (torch.view_as_complex((t - c).contiguous()) for t, c in ((points, centre), (goal, goal_centre)))
+    points = landmarks.double()
+    goal = template.double().to(landmarks.device)
+    centre = points.mean(-2, keepdim=True)
+    goal_centre = goal.mean(-2, keepdim=True)
+
+    # Both sets of points around 0, as complex numbers: the fit is w = a z.
+    z = torch.view_as_complex((points - centre).contiguous())
+    w = torch.view_as_complex((goal - goal_centre).contiguous())
     size = z.abs().square().sum(-1)
     if bool((size == 0).any()):
         raise ValueError("similarity_transform: all landmarks of a region coincide")
     a = (z.conj() * w).sum(-1) / size
+
+    # The same as a matrix, and the shift.
     linear = torch.stack([a.real, -a.imag, a.imag, a.real], -1).reshape(-1, 2, 2)
     offset = goal_centre.mT - linear @ centre.mT
     return torch.cat([linear, offset], -1).to(at_least_float32(landmarks).dtype)
@@ -50,7 +57,8 @@ def box_transform(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     Boxes are edges, as in PIL's crop: the first pixel of a row lies between 0 and 1, its centre at coordinate 0.
     """
     left, top, right, bottom = at_least_float32(boxes).unbind(-1)
-    x, y = size[1] / (right - left), size[0] / (bottom - top)
+    x = size[1] / (right - left)  # scale of each axis
+    y = size[0] / (bottom - top)
     zero = torch.zeros_like(x)
     rows = [x, zero, x * (0.5 - left) - 0.5, zero, y, y * (0.5 - top) - 0.5]
     return torch.stack(rows, -1).reshape(-1, 2, 3)
@@ -59,33 +67,49 @@ def box_transform(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def region_transforms(
     regions: Tensor | None, count: int, size: tuple[int, int], canvas: tuple[int, int], whole: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Owners (N,) and maps (N, 2, 3) of all regions of `count` samples onto the canvas (height, width).
+    """Return the owners (N,) and maps (N, 2, 3) of all regions of `count` samples onto a canvas.
 
-    regions (B, R, P, 2): x, y of the five points of a face or of a box's two corners, NaN for what is not there: a
-    whole region, or the last points of a box beside faces. Those whose points coincide are left out. whole: a sample
-    without any is one region, its image of `size`. Raises UserError for another number of points.
+    Regions whose points coincide are left out.
+
+    Args:
+        regions: (B, R, P, 2), x, y in pixels of the five points of a face or of a box's two corners, NaN where a region
+            is missing, and for the last points of a box beside faces.
+        count: samples, B.
+        size: (height, width) of the samples' images.
+        canvas: (height, width) of what the maps draw on.
+        whole: a sample without any region counts as one, its whole image.
+
+    Raises:
+        UserError: another number of points.
     """
     if regions is not None and regions.shape[2] not in (2, len(FACE_TEMPLATE)):
         raise UserError(f"regions: {regions.shape[2]} points each; a face has {len(FACE_TEMPLATE)}, a box 2")
     owner, maps = [], []
     for i in range(count):
-        given = [] if regions is None else [points[points.isfinite().all(-1)] for points in regions[i].detach().cpu()]
-        own = [points for points in given if _usable(points)]
+        # The sample's regions, without their missing points.
+        own = []
+        if regions is not None:
+            known = [points[points.isfinite().all(-1)] for points in regions[i].detach().cpu()]
+            own = [points for points in known if _usable(points)]
         if not own and whole:
             own = [torch.tensor([[0.0, 0.0], [float(size[1]), float(size[0])]])]
-        owner += [i] * len(own)
-        maps += [_onto(points, canvas) for points in own]
-    return torch.tensor(owner, dtype=torch.long), torch.stack(maps) if maps else torch.zeros(0, 2, 3)
+
+        for points in own:
+            owner.append(i)
+            maps.append(_onto(points, canvas))
+    owners = torch.tensor(owner, dtype=torch.long)
+    return owners, torch.stack(maps) if maps else torch.zeros(0, 2, 3)
 
 
 def _usable(points: Tensor) -> bool:
-    """A box with an inside, or all landmarks of a face, which do not coincide."""
+    """Return whether points are a box with an inside, or all landmarks of a face that do not coincide."""
     if len(points) == 2:
         return bool((points[1] > points[0]).all())
     return len(points) == len(FACE_TEMPLATE) and bool((points.amax(0) > points.amin(0)).any())
 
 
 def _onto(points: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Return the map (2, 3) of a region's points (P, 2) onto a canvas (height, width)."""
     if len(points) == 2:
         return box_transform(points.reshape(1, 4), canvas)[0].float()
     scale = torch.tensor([canvas[1] / FACE_SIZE[1], canvas[0] / FACE_SIZE[0]])
@@ -98,18 +122,27 @@ def seen_boxes(transform: Tensor, canvas: tuple[int, int], size: tuple[int, int]
 
     The neighbours that `warp` mixes in are inside. A canvas that shows nothing of the image has no area.
     """
-    x, y = (torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in (canvas[1], canvas[0]))
+    # The canvas's corners, mapped back onto the image.
+    x = torch.tensor([0.0, canvas[1] - 1.0], dtype=torch.float64)
+    y = torch.tensor([0.0, canvas[0] - 1.0], dtype=torch.float64)
     corners = torch.cartesian_prod(x, y).mT  # (2, 4)
-    shown = torch.linalg.solve(transform[:, :, :2].double().cpu(), corners - transform[:, :, 2:].double().cpu())
+    linear = transform[:, :, :2].double().cpu()
+    offset = transform[:, :, 2:].double().cpu()
+    shown = torch.linalg.solve(linear, corners - offset)
+
+    # The box around them, cut to the image.
     edge = torch.tensor([size[1], size[0]], dtype=torch.float64)
-    low, high = shown.amin(-1).floor().clamp(min=0), (shown.amax(-1).floor() + 2).minimum(edge)
+    low = shown.amin(-1).floor().clamp(min=0)
+    high = (shown.amax(-1).floor() + 2).minimum(edge)
     return torch.cat([low, high.maximum(low)], -1).long()
 
 
 def in_crop(transform: Tensor, left: int, top: int) -> Tensor:
-    """A map (N, 2, 3) of an image, for a crop of it whose first pixel is (left, top)."""
+    """Return a map (N, 2, 3) of an image, for a crop of it whose first pixel is (left, top)."""
     corner = torch.tensor([left, top]).to(transform)
-    return torch.cat([transform[:, :, :2], transform[:, :, 2:] + transform[:, :, :2] @ corner[:, None]], -1)
+    linear = transform[:, :, :2]
+    offset = transform[:, :, 2:] + linear @ corner[:, None]
+    return torch.cat([linear, offset], -1)
 
 
 def warp(images: Tensor, transform: Tensor, size: tuple[int, int]) -> Tensor:
@@ -118,7 +151,8 @@ def warp(images: Tensor, transform: Tensor, size: tuple[int, int]) -> Tensor:
     Pixel p of the canvas shows the image at transform^-1(p); outside of the image is 0, mid grey.
     """
     transform = transform.to(images.device, torch.float64)
-    y, x = (torch.arange(n, dtype=torch.float64, device=images.device) for n in size)
+    y = torch.arange(size[0], dtype=torch.float64, device=images.device)
+    x = torch.arange(size[1], dtype=torch.float64, device=images.device)
     canvas = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(1, -1, 2)
     source = torch.linalg.solve(transform[:, :, :2], canvas.mT - transform[:, :, 2:]).mT
     sides = source.new_tensor([images.shape[-1], images.shape[-2]])

@@ -27,9 +27,9 @@ class DPOTerms:
 def dpo_terms(
     winner: Tensor, loser: Tensor, ref_winner: Tensor, ref_loser: Tensor, *, beta: float, omega: float
 ) -> DPOTerms:
-    """The terms of `dpo_loss`, from the same errors (B,)."""
-    winner, loser = at_least_float32(winner), at_least_float32(loser)
-    win_diff, lose_diff = winner - ref_winner, loser - ref_loser
+    """Compute the terms of `dpo_loss`, from the same errors (B,)."""
+    win_diff = at_least_float32(winner) - ref_winner
+    lose_diff = at_least_float32(loser) - ref_loser
     margin = beta * (lose_diff - omega * win_diff)
     accuracy = (1 + torch.sign(lose_diff - win_diff).detach()) / 2
     return DPOTerms(win_diff, lose_diff, margin, -logsigmoid(margin), accuracy)

@@ -19,21 +19,31 @@ def flow_matching_loss(
     raised to float32 before the difference. Qwen-Image (2508.02324), eq. 3.
     """
     error = (at_least_float32(v) - at_least_float32(target)).square()
-    error = (error if emphasis is None else error * emphasis.to(error)).flatten(1).mean(1)
-    return error if weight is None else error * weight.to(error)
+    if emphasis is not None:
+        error = error * emphasis.to(error)
+    loss = error.flatten(1).mean(1)
+    if weight is not None:
+        loss = loss * weight.to(loss)
+    return loss
 
 
 def edit_emphasis(mask: Tensor, shape: tuple[int, int], share: float, *, floor: float = 0.02) -> Tensor:
-    """Weights (B, 1, h, w) by which `share` of a sample's loss falls on what its edit may change, and the rest on what
-    must stay, small as either may be.
+    """Return weights (B, 1, h, w) that put `share` of each sample's loss on its edit, and the rest elsewhere.
 
-    mask: (B, 1, H, W), 1 where the edit may change the picture; shape: (h, w) of the latents, each of which is changed
-    when a pixel of it is. A part under `floor` of the picture weighs as if it were as large, so that no single latent
-    rules a batch; else the mean is 1. A picture that changes nowhere, or everywhere, weighs 1. In the spirit of the
-    region weights of UniWorld-V1 (2506.03147).
+    Their mean is 1, except where one side is smaller than `floor`: it weighs as if it were that large, so that no
+    single latent rules a batch. A picture that changes nowhere, or everywhere, weighs 1.
+
+    Args:
+        mask: (B, 1, H, W), 1 where the edit may change the picture.
+        shape: (h, w) of the latents; one is changed when a pixel of it is.
+        share: in [0, 1].
+        floor: share of the picture.
+
+    Source: in the spirit of the region weights of UniWorld-V1 (2506.03147).
     """
     changed = (adaptive_max_pool2d(mask.float(), shape) > 0).float()
     area = changed.mean((1, 2, 3), keepdim=True)
-    there, elsewhere = changed / area.clamp(min=floor), (1 - changed) / (1 - area).clamp(min=floor)
-    mixed = share * there + (1 - share) * elsewhere
+    inside = changed / area.clamp(min=floor)
+    outside = (1 - changed) / (1 - area).clamp(min=floor)
+    mixed = share * inside + (1 - share) * outside
     return torch.where((area > 0) & (area < 1), mixed, torch.ones_like(changed))

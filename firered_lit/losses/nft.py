@@ -12,8 +12,7 @@ from firered_lit.losses.flow_matching import at_least_float32, flow_matching_los
 
 def positive(v: Tensor, v_old: Tensor, *, beta: float) -> Tensor:
     """The policy mixed into the old one: v+ = (1 - beta) v_old + beta v."""
-    v, v_old = at_least_float32(v), at_least_float32(v_old)
-    return (1 - beta) * v_old + beta * v
+    return (1 - beta) * at_least_float32(v_old) + beta * at_least_float32(v)
 
 
 def negative(v: Tensor, v_old: Tensor, *, beta: float) -> Tensor:
@@ -44,7 +43,8 @@ def nft_loss_adaptive(
     Each term is divided by the detached mean absolute error of that sample's x_0 estimate, and the sum is multiplied by
     `scale`; the authors' scale is A_max / beta, A_max being the `clip` of `group_optimality`.
     """
-    x_t, x_0 = at_least_float32(x_t), at_least_float32(x_0)
+    x_t = at_least_float32(x_t)
+    x_0 = at_least_float32(x_0)
     good = _normalised_error(clean(x_t, sigma, positive(v, v_old, beta=beta)), x_0)
     bad = _normalised_error(clean(x_t, sigma, negative(v, v_old, beta=beta)), x_0)
     return scale * (optimality * good + (1 - optimality) * bad)
@@ -149,7 +149,10 @@ def group_optimality(
     """
     valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
     group = group_statistics(rewards, groups, valid)
-    spread = group.std if std == "group" else group_statistics(rewards, torch.zeros_like(groups), valid).std
+    spread = group.std
+    if std == "batch":
+        one_group = torch.zeros_like(groups)
+        spread = group_statistics(rewards, one_group, valid).std
     advantage = torch.where(valid & (group.std > 0), (rewards - group.mean) / (spread + 1e-4), 0.0)
     return ((advantage / clip).clamp(-1, 1) / 2 + 0.5).float()
 

@@ -1,4 +1,4 @@
-"""One compound request out of an atomic one: what a language model is asked, and what of its answers is taken. Pure."""
+"""One compound request out of an atomic one: the question to a language model, and the check of its answer. Pure."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ NUMBERED = re.compile(r"(?:(?<![a-z])(?:picture|image|figure|photo)|图片?|第(
 
 
 class Invalid(Exception):  # noqa: N818, it carries a refusal
-    """An answer that is not taken; its argument is the reason, for counting."""
+    """An answer that is refused; its argument is the reason, for counting."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class Template:
     digest: str
 
     def ask(self, atomic: str, operations: int, pictures: int) -> str:
-        filled = self.text.replace("{operations}", str(operations)).replace("{pictures}", str(pictures))
-        return filled.replace("{instruction}", atomic.strip())
+        """Return the question about an atomic request, for so many operations and pictures."""
+        question = self.text.replace("{operations}", str(operations))
+        question = question.replace("{pictures}", str(pictures))
+        return question.replace("{instruction}", atomic.strip())
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Compound:
 
 @cache
 def template(name: str = "evolve") -> Template:
-    """A question by its name; its file lies beside this one. A line `version: N`, an empty line, the text."""
+    """Read a question by its name from the file beside this one: `version: N`, an empty line, the text."""
     whole = Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8")
     head, text = whole.split("\n\n", 1)
     digest = hashlib.blake2b(whole.encode(), digest_size=8).hexdigest()
@@ -49,54 +51,76 @@ def template(name: str = "evolve") -> Template:
 
 
 def compound(answer: str, atomic: str, operations: int, pictures: int) -> Compound:
-    """The compound request in an answer of JSON {"operations": [...], "instruction": "..."}.
+    """Return the compound request in an answer of JSON {"operations": [...], "instruction": "..."}.
 
-    Taken are exactly so many operations, all different, the atomic request first and word for word; a request in its
-    language, of one line, longer than the longest of them, that mentions no picture which is not there. Raises Invalid.
+    Args:
+        answer: of the language model.
+        atomic: the request that it was given.
+        operations: how many it was to write, the atomic request among them.
+        pictures: how many there are to edit.
+
+    Raises:
+        Invalid: there are not exactly so many operations, all different, the atomic request first and word for word;
+            or the compound request is not one line in its language, longer than the longest operation, or mentions a
+            picture that is not there.
     """
+    # Two fields: a list of texts and a text.
     content = _object(answer)
-    parts, request = content.get("operations"), content.get("instruction")
-    if not isinstance(parts, list) or not all(isinstance(part, str) and part.strip() for part in parts):
+    listed = content.get("operations")
+    request = content.get("instruction")
+    if not isinstance(listed, list) or not all(isinstance(item, str) and item.strip() for item in listed):
         raise Invalid("no list of operations")
     if not isinstance(request, str) or not request.strip():
         raise Invalid("no instruction")
-    parts, request = [" ".join(part.split()) for part in parts], request.strip()
-    if len(parts) != operations:
+    single = [" ".join(item.split()) for item in listed]
+    request = request.strip()
+
+    # The operations.
+    if len(single) != operations:
         raise Invalid("another number of operations")
-    if len({_plain(part) for part in parts}) != len(parts):
+    if len({_plain(operation) for operation in single}) != len(single):
         raise Invalid("an operation twice")
-    if _plain(parts[0]) != _plain(atomic):
+    if _plain(single[0]) != _plain(atomic):
         raise Invalid("the given request is not its first operation")
-    _check(request, parts, pictures)
+
+    # The request.
+    _check_request(request, single, pictures)
     if bool(CHINESE.search(request)) != bool(CHINESE.search(atomic)):
         raise Invalid("another language")
-    return Compound(request, tuple(parts))
+    return Compound(request, tuple(single))
 
 
-def _check(request: str, parts: list[str], pictures: int) -> None:
+def _check_request(request: str, operations: list[str], pictures: int) -> None:
+    """Raise Invalid for a compound request that is malformed, too short, or names a picture that is not there."""
     if "\n" in request or "<|" in request or len(request) > LONGEST:
         raise Invalid("not one line of text, or too long")
-    if len(request) <= max(map(len, parts)):
+    if len(request) <= max(len(operation) for operation in operations):
         raise Invalid("no longer than one operation")
-    if any(not 1 <= int(number) <= pictures for number in NUMBERED.findall(request)):
-        raise Invalid("a picture that is not there")
+    for number in NUMBERED.findall(request):
+        if not 1 <= int(number) <= pictures:
+            raise Invalid("a picture that is not there")
 
 
 def _object(answer: str) -> dict[str, Any]:
-    """The last JSON object in an answer, whatever words or fences stand around it."""
-    decode, found = json.JSONDecoder().raw_decode, None
-    place = answer.find("{")
-    while place >= 0:
+    """Return the last JSON object in an answer, whatever words or fences stand around it."""
+    decoder = json.JSONDecoder()
+    last = None
+    begin = answer.find("{")
+    while begin >= 0:
+        end = begin + 1
         try:
-            value, end = decode(answer, place)
-            found, end = (value, end) if isinstance(value, dict) else (found, place + 1)
+            value, after = decoder.raw_decode(answer, begin)
         except (ValueError, RecursionError):
-            end = place + 1
-        place = answer.find("{", end)
-    if found is None:
+            value = None
+        if isinstance(value, dict):
+            last = value
+            end = after
+        begin = answer.find("{", end)
+    if last is None:
         raise Invalid("no JSON object")
-    return found
+    return last
 
 
 def _plain(text: str) -> str:
+    """Return the letters and digits of a text, without case."""
     return re.sub(r"[\s\W_]+", "", text).casefold()

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from ..errors import UserError
 from ..files import replacing
 from .compound import Compound, Invalid, compound, template
 from .ledger import AGAIN
+from .request import relative_to
 from .run import Line, Wanted
 
 EVOLVED, MANIFEST = "evolved.jsonl", "manifest.jsonl"
@@ -49,8 +49,14 @@ class Requests(Protocol):
 class Evolution:
     """Every atomic request made one of `least` to `most` operations, drawn by its id. FireRed (2602.13344), 3.6.
 
-    requests: a table of any layout. writer: `callbacks.judge_server.Server` or `callbacks.judge_local.LocalVLM`. tries:
-    how often an answer that `compound.compound` refuses is asked for again. The prompt is `evolve.txt`.
+    The prompt is `evolve.txt`.
+
+    Args:
+        requests: a table of any layout.
+        writer: `callbacks.judge_server.Server` or `callbacks.judge_local.LocalVLM`.
+        least, most: operations of a compound request, at least 2.
+        tries: questions for one request, at least 1, until an answer is one that `compound.compound` takes.
+        seed: of the number of operations, and of the writer's answers.
 
     Writes evolved.jsonl in the layout of prompts (`image`, `prompt`, `requirement`), which preference mining reads with
     the pictures made for it, and manifest.jsonl with every answer's fate.
@@ -63,15 +69,28 @@ class Evolution:
     ) -> None:
         if not 2 <= least <= most or tries < 1:
             raise UserError(f"task: least={least} most={most} tries={tries}: 2 <= least <= most, and tries at least 1")
-        self.requests, self.writer, self.prompt = requests, writer, template()
-        self.least, self.most, self.tries, self.seed = least, most, tries, seed
+        self.requests = requests
+        self.writer = writer
+        self.prompt = template()
+        self.least = least
+        self.most = most
+        self.tries = tries
+        self.seed = seed
         self.ahead = 2 * writer.parallel
         self.pool = ThreadPoolExecutor(writer.parallel, thread_name_prefix="writer")
 
     def made_from(self) -> Line:
-        asked = {"prompt": self.prompt.digest, "least": self.least, "most": self.most, "tries": self.tries}
-        who = {"writer_version": self.writer.version, "temperature": self.writer.temperature, "seed": self.seed}
-        return {"kind": "evolution"} | self.requests.made_from() | asked | who
+        return {
+            "kind": "evolution",
+            **self.requests.made_from(),
+            "prompt": self.prompt.digest,
+            "least": self.least,
+            "most": self.most,
+            "tries": self.tries,
+            "writer_version": self.writer.version,
+            "temperature": self.writer.temperature,
+            "seed": self.seed,
+        }
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -102,10 +121,11 @@ class Evolution:
             return line | {"unanswered": " ".join(f"{type(problem).__name__}: {problem}".split()), AGAIN: True}
 
     def _write(self, line: Line, pictures: tuple[bytes, ...]) -> Line:
-        """In the pool. The compound request, or why every try was refused."""
+        """Return the compound request, or why every try was refused. Runs in the pool."""
         atomic = line.get("instruction") or line.get("instruction_cn") or ""
         operations = chooser(self.seed, "evolve", line["id"]).randint(self.least, self.most)
-        question, reasons = self.prompt.ask(atomic, operations, len(pictures)), []
+        question = self.prompt.ask(atomic, operations, len(pictures))
+        reasons: list[str] = []
         for attempt in range(self.tries):
             answer = self.writer.say(question, pictures, self.seed, line["id"], attempt)
             try:
@@ -117,38 +137,62 @@ class Evolution:
         return {"reasons": reasons, "refused": reasons[-1]}
 
     def conclude(self, lines: Callable[[], Iterator[Line]], folder: Path) -> list[str]:
-        """The manifest, and the rows of what was taken."""
-        made, reasons, unanswered = 0, Counter[str](), 0
+        """Write the manifest, and the rows of the compound requests."""
+        evolved = 0
+        unanswered = 0
+        reasons = Counter[str]()
         with replacing(folder / MANIFEST) as manifest, replacing(folder / EVOLVED) as table:
             for line in lines():
                 line.pop(AGAIN, None)
                 manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
-                unanswered += "unanswered" in line
-                reasons.update(line.get("reasons", [line["refused"]] if "refused" in line else []))
+                reasons.update(_reasons(line))
+                if "unanswered" in line:
+                    unanswered += 1
                 if "compound" in line:
-                    made += 1
+                    evolved += 1
                     table.write(json.dumps(self._row(line, folder), ensure_ascii=False) + "\n")
-        said = [f"evolved  {made:>8} of {len(self)} requests"]
-        said += [f"refused  {count:>8} {why}" for why, count in reasons.most_common()]
+
+        report = [f"evolved  {evolved:>8} of {len(self)} requests"]
+        report += [f"refused  {count:>8} {why}" for why, count in reasons.most_common()]
         if unanswered:
-            said.append(f"no answer{unanswered:>8} requests; run again to ask for them")
-        return said
+            report.append(f"no answer{unanswered:>8} requests; run again to ask for them")
+        return report
 
     def _row(self, line: Line, folder: Path) -> Line:
-        """A row of evolved.jsonl."""
+        """Return a row of evolved.jsonl. Paths are relative to the folder, URLs as they are."""
         made = Compound(**line["compound"])
-        images = [path if "://" in path else os.path.relpath(path, folder) for path in line["source_image"]]
-        row = {"id": f"{line['id']}.compound", "task": "compound", "image": images or None, "prompt": made.instruction}
-        row["requirement"] = "; ".join(made.operations)
-        row |= {"atomic": line["id"], "operations": list(made.operations), "written_by": self.writer.version}
-        return row | {"prompt_version": self.prompt.version, "prompt_hash": self.prompt.digest}
+        images = [relative_to(folder, path) for path in line["source_image"]]
+        return {
+            "id": f"{line['id']}.compound",
+            "task": "compound",
+            "image": images or None,
+            "prompt": made.instruction,
+            "requirement": "; ".join(made.operations),
+            "atomic": line["id"],
+            "operations": list(made.operations),
+            "written_by": self.writer.version,
+            "prompt_version": self.prompt.version,
+            "prompt_hash": self.prompt.digest,
+        }
 
     def close(self) -> None:
-        getattr(self.writer, "close", lambda: None)()
+        close = getattr(self.writer, "close", None)
+        if close is not None:
+            close()
         self.pool.shutdown(cancel_futures=True)
 
 
+def _reasons(line: Line) -> list[str]:
+    """Return why answers to a request were refused, or why it was not asked at all."""
+    if "reasons" in line:
+        return line["reasons"]
+    if "refused" in line:
+        return [line["refused"]]
+    return []
+
+
 def _png(image: Image.Image) -> bytes:
+    """Return a picture as a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()

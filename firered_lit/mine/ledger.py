@@ -26,27 +26,27 @@ class Ledger:
     """The lines of numbers 0 .. count - 1 in a folder. This process makes those of its shard. 11 bytes a number."""
 
     def __init__(self, folder: Path, count: int, shard: int, shards: int, file: IO[bytes]) -> None:
-        self.folder, self.count, self.shard, self.shards, self.file = folder, count, shard, shards, file
+        self.folder = folder
+        self.count = count
+        self.shard = shard
+        self.shards = shards
+        self.file = file
         self.read()
 
     def read(self) -> None:
-        """Find the lines of all processes. What is not a whole line is not there."""
+        """Find the lines of all processes. The beginning of a line that was not finished does not count."""
         self.files = sorted((self.folder / FOUND).glob("*.jsonl"))
         self.file_of = np.full(self.count, -1, np.int16)
         self.offset = np.zeros(self.count, np.int64)
         self.settled = np.zeros(self.count, bool)
-        for i, path in enumerate(self.files):
-            with path.open("rb") as file:
-                offset = 0
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    row = json.loads(line)
-                    number = row["number"]
-                    if not (self.settled[number] and row.get(AGAIN)):
-                        self.file_of[number], self.offset[number] = i, offset
-                        self.settled[number] = not row.get(AGAIN)
-                    offset += len(line)
+        for number_of_file, path in enumerate(self.files):
+            for offset, row in _rows(path):
+                number = row["number"]
+                is_final = not row.get(AGAIN)
+                if is_final or not self.settled[number]:
+                    self.file_of[number] = number_of_file
+                    self.offset[number] = offset
+                    self.settled[number] = is_final
 
     def wants(self, number: int) -> bool:
         """Return whether this process has yet to make the line of a number."""
@@ -64,7 +64,7 @@ class Ledger:
 
     @property
     def missing(self) -> int:
-        """Numbers without any line."""
+        """Return how many numbers have no line at all."""
         return int((self.file_of < 0).sum())
 
     def add(self, number: int, line: Mapping[str, Any]) -> None:
@@ -75,19 +75,40 @@ class Ledger:
         self.settled[number] = not row.get(AGAIN)
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Every line, by number."""
+        """Yield every line, by number."""
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(path.open("rb")) for path in self.files]
-            for i, offset in zip(map(int, self.file_of), map(int, self.offset)):
-                if i >= 0:
-                    files[i].seek(offset)
-                    yield json.loads(files[i].readline())
+            for number in range(self.count):
+                place = int(self.file_of[number])
+                if place >= 0:
+                    files[place].seek(int(self.offset[number]))
+                    yield json.loads(files[place].readline())
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the whole lines of a file, each with the byte where it begins."""
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            yield offset, json.loads(line)
+            offset += len(line)
 
 
 @contextlib.contextmanager
 def opened(folder: Path, made_from: Mapping[str, Any], count: int, shard: int = 0, shards: int = 1) -> Iterator[Ledger]:
-    """The ledger of a folder, which is made when it is not there. UserError when it is made from something else, or
-    when another process is at work on this shard."""
+    """Open the ledger of a folder, which is made when it is not there.
+
+    Args:
+        folder: of the mining.
+        made_from: all that decides the content of a line.
+        count: of items.
+        shard, shards: this process makes every `shards`-th item, from item `shard` on.
+
+    Raises:
+        UserError: the folder is made from something else, or another process is at work on this shard.
+    """
     if not 0 <= shard < shards:
         raise UserError(f"shard={shard}, num_shards={shards}: shards are numbered from 0 to num_shards - 1")
     path = folder / FOUND / f"{shard}.jsonl"
@@ -117,9 +138,11 @@ def _cut(file: IO[bytes], piece: int = 1 << 16) -> None:
 
 def _note(folder: Path, made_from: Mapping[str, Any]) -> None:
     """Write mine.json, or refuse to go on with anything else."""
-    path, wanted = folder / MADE_FROM, json.loads(json.dumps(made_from))
+    path = folder / MADE_FROM
+    wanted = json.loads(json.dumps(made_from))
     if not path.exists():
-        if strangers := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+        strangers = sorted(beside.name for beside in folder.iterdir() if not beside.name.startswith("."))
+        if strangers:
             raise UserError(f"{folder}: not empty ({strangers[0]}) and not begun by mine; choose another out")
         write_json(path, wanted, indent=1)
         return

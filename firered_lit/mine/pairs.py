@@ -1,6 +1,6 @@
 """Which of the pictures that several models made for one request make a pair of a winner and a loser. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,13 +9,13 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture that a model made for a request. reward: the mixture, None when it is missing."""
+    """A picture that a model made for a request."""
 
     model: str
     expert: bool  # else a model whose pictures lose
     image: str
-    reward: float | None
-    rewards: Mapping[str, float | None]
+    reward: float | None  # the mixture; None when it is missing
+    rewards: Mapping[str, float | None]  # by name
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PairRule(Protocol):
     """A rule by which candidates are paired."""
 
     def pairs(self, candidates: Sequence[Candidate]) -> list[Pair]:
-        """The pairs of one request, the widest gap first. No picture is in two."""
+        """Return the pairs of one request, the widest gap first. No picture is in two."""
         ...
 
 
@@ -39,8 +39,13 @@ class PairRule(Protocol):
 class MixPolicy:
     """Winners of expert models, losers of the base. FireRed-Image-Edit (2602.13344), section 3.6.1.
 
-    A winner has reward >= win, a loser <= lose, and they are at least `margin` apart; at most `most` pairs a request.
-    The numbers are this project's choice.
+    The default numbers are this project's choice.
+
+    Args:
+        win: least reward of a winner, in [0, 1].
+        lose: highest reward of a loser, in [0, 1].
+        margin: least difference of the two, in (0, 1].
+        most: pairs of a request, at least 1.
     """
 
     win: float = 0.7
@@ -52,20 +57,33 @@ class MixPolicy:
         _check(self, (self.win, self.lose, self.margin), self.most)
 
     def pairs(self, candidates: Sequence[Candidate]) -> list[Pair]:
-        known = [(c, c.reward) for c in candidates if c.reward is not None]
-        winners = [(c, reward) for c, reward in known if c.expert and reward >= self.win]
-        losers = [(c, reward) for c, reward in known if not c.expert and reward <= self.lose]
-        found = (Pair(w, x, a - b) for w, a in winners for x, b in losers)
-        return _widest((pair for pair in found if pair.gap >= self.margin), self.most)
+        """Return pairs of a good expert's picture and a bad one of the base."""
+        winners: list[tuple[Candidate, float]] = []
+        losers: list[tuple[Candidate, float]] = []
+        for candidate in candidates:
+            reward = candidate.reward
+            if reward is None:
+                continue
+            if candidate.expert and reward >= self.win:
+                winners.append((candidate, reward))
+            elif not candidate.expert and reward <= self.lose:
+                losers.append((candidate, reward))
+        return _widest(_apart(winners, losers, self.margin), self.most)
 
 
 @dataclass(frozen=True)
 class VisualEnhancement:
     """The better looking of two pictures that both do what was asked wins, whoever made them.
 
-    by: the reward that tells looks, such as a judge's with the prompt `aesthetic`; the gap in it is at least `margin`,
-    and the winner's at least `win`. Both have reward >= least: give `by` the weight 0, so that it has no part in that.
-    At most `most` pairs a request. FireRed-Image-Edit (2602.13344), section 3.6.1; the numbers are our choice.
+    FireRed-Image-Edit (2602.13344), section 3.6.1; the default numbers are this project's choice.
+
+    Args:
+        by: the reward that scores looks, such as a judge's with the prompt `aesthetic`. Give it the weight 0, so that
+            it has no part in the mixture.
+        least: least mixture of both pictures, in [0, 1].
+        win: least score in `by` of the winner, in [0, 1].
+        margin: least difference in `by` of the two, in (0, 1].
+        most: pairs of a request, at least 1.
     """
 
     by: str
@@ -78,26 +96,52 @@ class VisualEnhancement:
         _check(self, (self.least, self.win, self.margin), self.most)
 
     def pairs(self, candidates: Sequence[Candidate]) -> list[Pair]:
+        """Return pairs of two pictures that do what was asked, the better looking one first."""
         if candidates and self.by not in candidates[0].rewards:
             raise UserError(f"task.rule.by={self.by}: no such reward; there are {sorted(candidates[0].rewards)}")
-        good = [c for c in candidates if c.reward is not None and c.reward >= self.least]
-        looks = [(c, c.rewards[self.by]) for c in good]
-        known = [(c, look) for c, look in looks if look is not None]
-        found = (Pair(w, x, a - b) for w, a in known for x, b in known if a >= self.win)
-        return _widest((pair for pair in found if pair.gap >= self.margin), self.most)
+
+        looks: list[tuple[Candidate, float]] = []
+        for candidate in candidates:
+            if candidate.reward is None or candidate.reward < self.least:
+                continue
+            look = candidate.rewards[self.by]
+            if look is not None:
+                looks.append((candidate, look))
+        winners = [(candidate, look) for candidate, look in looks if look >= self.win]
+        return _widest(_apart(winners, looks, self.margin), self.most)
 
 
-def _widest(pairs: Iterable[Pair], most: int) -> list[Pair]:
-    """The widest gaps first, each picture once; ties go by the pictures' names, whatever the order of the rows."""
+Scored = Sequence[tuple[Candidate, float]]  # candidates and their scores
+
+
+def _apart(winners: Scored, losers: Scored, margin: float) -> list[Pair]:
+    """Return every pair of a winner and a loser whose scores are at least `margin` apart."""
+    pairs = []
+    for winner, high in winners:
+        for loser, low in losers:
+            if high - low >= margin:
+                pairs.append(Pair(winner, loser, high - low))
+    return pairs
+
+
+def _widest(pairs: Sequence[Pair], most: int) -> list[Pair]:
+    """Return the pairs with the widest gaps, each picture once.
+
+    Ties go by the pictures' names, whatever the order of the rows.
+    """
     chosen: list[Pair] = []
     used: set[str] = set()
     for pair in sorted(pairs, key=lambda pair: (-pair.gap, pair.winner.image, pair.loser.image)):
-        if len(chosen) < most and not used & {pair.winner.image, pair.loser.image}:
+        if len(chosen) == most:
+            break
+        images = {pair.winner.image, pair.loser.image}
+        if used.isdisjoint(images):
             chosen.append(pair)
-            used |= {pair.winner.image, pair.loser.image}
+            used |= images
     return chosen
 
 
 def _check(rule: PairRule, shares: Sequence[float], most: int) -> None:
+    """Raise UserError unless every share lies in [0, 1], the margin (the last) is above 0, and most at least 1."""
     if not all(0 <= share <= 1 for share in shares) or shares[-1] == 0 or most < 1:
         raise UserError(f"task.rule: {rule}: thresholds lie in [0, 1], the margin is above 0, and most is at least 1")

@@ -1,7 +1,6 @@
 """Preference mining: pictures of several models for the same requests, scored, and paired by a rule."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from ..files import replacing
 from ..rewards.protocol import Reward
 from .ledger import AGAIN
 from .pairs import Candidate, MixPolicy, Pair, PairRule
-from .request import Request, Shown
+from .request import Request, Shown, relative_to
 from .run import Line, Wanted
 from .scoring import Pending, Scorer
 
@@ -32,8 +31,11 @@ class Requests(Protocol):
 class Preferences:
     """Every candidate scored by every reward; pairs of a winner and a loser by `rule`. FireRed (2602.13344), 3.6.1.
 
-    candidates: the requests and the pictures that experts and base made for them. rule: `pairs.MixPolicy` or
-    `pairs.VisualEnhancement`; another one needs no new scores. weights, routes, patience: see `Scorer`.
+    Args:
+        candidates: the requests, and the pictures that experts and base made for them.
+        rewards, weights, routes, patience: see `Scorer`.
+        rule: `pairs.MixPolicy` or `pairs.VisualEnhancement`; another one needs no new scores.
+        ahead: requests whose scores may be pending at once.
 
     Writes manifest.jsonl, every request with its candidates' rewards, and pairs.jsonl in the layout of preferences
     (source_image, chosen_image, rejected_image, instruction, ...), which `prepare` reads.
@@ -51,7 +53,9 @@ class Preferences:
         patience: float = 300.0,
         ahead: int = 8,
     ) -> None:
-        self.candidates, self.rule, self.ahead = candidates, rule or MixPolicy(), ahead
+        self.candidates = candidates
+        self.rule = rule or MixPolicy()
+        self.ahead = ahead
         self.scorer = Scorer(rewards, weights, routes, patience)
 
     def made_from(self) -> Line:
@@ -71,17 +75,27 @@ class Preferences:
 
     def finish(self, begun: tuple[Line, list[tuple[Shown, Pending]]]) -> Line:
         line, asked = begun
-        found, again = [], False
+        candidates = []
+        again = False
         for shown, pending in asked:
             judged = self.scorer.judged(pending)
-            again |= judged.again
-            rewards = {name: marks[0] for name, marks in judged.rewards.items()}
-            who = {"model": shown.model, "expert": shown.expert, "image": shown.image}
-            found.append(who | {"reward": judged.total[0], "rewards": rewards})
-        return line | {"candidates": found} | ({AGAIN: True} if again else {})
+            again = again or judged.again
+            candidates.append(
+                {
+                    "model": shown.model,
+                    "expert": shown.expert,
+                    "image": shown.image,
+                    "reward": judged.total[0],
+                    "rewards": {name: marks[0] for name, marks in judged.rewards.items()},
+                }
+            )
+        line = line | {"candidates": candidates}
+        if again:
+            line[AGAIN] = True
+        return line
 
     def conclude(self, lines: Callable[[], Iterator[Line]], folder: Path) -> list[str]:
-        """The manifest and the pairs."""
+        """Write the manifest and the pairs."""
         counts = Counter[str]()
         with replacing(folder / MANIFEST) as manifest, replacing(folder / PAIRS) as table:
             for line in lines():
@@ -94,24 +108,31 @@ class Preferences:
                 manifest.write(json.dumps(line | {"pairs": len(pairs)}, ensure_ascii=False) + "\n")
                 for number, pair in enumerate(pairs):
                     table.write(json.dumps(_row(line, number, pair, folder), ensure_ascii=False) + "\n")
-        said = [f"pairs    {counts['pairs']:>8} of {counts['requests']} of {len(self)} requests"]
-        said += [f"scored   {counts['candidates']:>8} pictures, {counts['missing']} of them without a reward"]
-        said += [f"left out {counts['unusable']:>8} pictures that cannot be read"] if counts["unusable"] else []
-        return said + ([f"refused  {counts['refused']:>8} requests"] if counts["refused"] else [])
+
+        report = [f"pairs    {counts['pairs']:>8} of {counts['requests']} of {len(self)} requests"]
+        report.append(f"scored   {counts['candidates']:>8} pictures, {counts['missing']} of them without a reward")
+        if counts["unusable"]:
+            report.append(f"left out {counts['unusable']:>8} pictures that cannot be read")
+        if counts["refused"]:
+            report.append(f"refused  {counts['refused']:>8} requests")
+        return report
 
     def close(self) -> None:
         self.scorer.close()
 
 
 def _row(line: Line, number: int, pair: Pair, folder: Path) -> Line:
-    """A row of pairs.jsonl. Paths are relative to the folder, URLs as they are."""
-    row = {"id": f"{line['id']}.{number}"} | {name: line[name] for name in ROW if line.get(name)}
-    row["source_image"] = [_relative(path, folder) for path in line["source_image"]] or None
-    row |= {"chosen_image": _relative(pair.winner.image, folder)}
-    row |= {"rejected_image": _relative(pair.loser.image, folder)}
-    row |= {"chosen_from": pair.winner.model, "rejected_from": pair.loser.model, "gap": pair.gap}
-    return row | {"chosen_reward": pair.winner.reward, "rejected_reward": pair.loser.reward}
-
-
-def _relative(path: str, folder: Path) -> str:
-    return path if "://" in path else os.path.relpath(path, folder)
+    """Return a row of pairs.jsonl. Paths are relative to the folder, URLs as they are."""
+    row: Line = {"id": f"{line['id']}.{number}"}
+    for name in ROW:
+        if line.get(name):
+            row[name] = line[name]
+    row["source_image"] = [relative_to(folder, path) for path in line["source_image"]] or None
+    row["chosen_image"] = relative_to(folder, pair.winner.image)
+    row["rejected_image"] = relative_to(folder, pair.loser.image)
+    row["chosen_from"] = pair.winner.model
+    row["rejected_from"] = pair.loser.model
+    row["gap"] = pair.gap
+    row["chosen_reward"] = pair.winner.reward
+    row["rejected_reward"] = pair.loser.reward
+    return row

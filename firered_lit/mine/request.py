@@ -1,6 +1,8 @@
 """A request and the pictures that models made for it: what crosses from data to preference mining."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -25,3 +27,10 @@ class Request:
 
     line: dict[str, Any]
     shown: tuple[Shown, ...]
+
+
+def relative_to(folder: Path, path: str) -> str:
+    """Return a picture's path relative to a folder; a URL as it is."""
+    if "://" in path:
+        return path
+    return os.path.relpath(path, folder)

@@ -1,4 +1,4 @@
-"""The straight line of every mining: begin what is not there yet, a few ahead; write each line; at the end conclude."""
+"""The loop of every mining: begin the missing items, a few ahead; write each line; at the end conclude."""
 
 import errno
 from collections import deque
@@ -13,8 +13,8 @@ from ..locks import in_turn
 from .ledger import Ledger, opened
 
 Line = dict[str, Any]
-Wanted = Callable[[int], bool]  # by its number: whether an item is still to be made
-WHERE = (  # settings of a reward or a writer that say where and how fast it runs, not what it says
+Wanted = Callable[[int], bool]  # is the item of this number still to be made?
+WHERE = (  # settings of a reward or a writer that decide where and how fast it runs, not its answers
     *("url", "key_variable", "timeout", "retries", "backoff", "parallel", "patience", "record"),
     *("budget", "log", "longest_wait"),
     *("threads", "batch", "chunk", "limit", "device"),
@@ -28,7 +28,7 @@ class Task(Protocol):
     ahead: int  # how many are begun before the first is waited for
 
     def made_from(self) -> Line:
-        """All that decides what a line holds, as JSON holds it. What only decides what is kept is not in it."""
+        """Return all that decides the content of a line, as JSON holds it; not what decides which are kept."""
         ...
 
     def __len__(self) -> int: ...
@@ -38,30 +38,36 @@ class Task(Protocol):
         ...
 
     def items(self, wanted: Wanted) -> Iterator[tuple[int, Any]]:
-        """The wanted items, with their numbers."""
+        """Yield the wanted items, with their numbers."""
         ...
 
     def begin(self, item: Any) -> Any:
-        """Start an item, and leave to others what they do while the next one is begun."""
+        """Start an item, without waiting for rewards or writers."""
         ...
 
     def finish(self, begun: Any) -> Line:
-        """The line of an item that was begun."""
+        """Wait for an item that was begun, and return its line."""
         ...
 
     def conclude(self, lines: Callable[[], Iterator[Line]], folder: Path) -> list[str]:
-        """Write what the mining is for, from all lines by number. Returns what to say of it."""
+        """Write the result of the mining, from all lines by number, and return a report of it."""
         ...
 
     def close(self) -> None: ...
 
 
 def mine(task: Task, out: str, shard: int = 0, num_shards: int = 1, recipe: Mapping[str, Any] | None = None) -> None:
-    """Mine into the folder `out`; run again, it goes on.
+    """Mine into a folder; run again, it goes on.
 
-    shard, num_shards: this process makes every num_shards-th item, from item `shard` on; others that share `out` make
-    the rest, and the last one to finish concludes. recipe: the resolved one; a folder keeps to one choice of rewards.
-    Raises UserError.
+    Args:
+        task: the kind of mining.
+        out: the folder.
+        shard, num_shards: this process makes every num_shards-th item, from item `shard` on. Others that share `out`
+            make the rest, and the last one to finish concludes.
+        recipe: the resolved one; a folder keeps to one choice of rewards.
+
+    Raises:
+        UserError: the folder is made from something else, or the disk is full.
     """
     folder = Path(out).resolve()
     try:
@@ -74,8 +80,8 @@ def mine(task: Task, out: str, shard: int = 0, num_shards: int = 1, recipe: Mapp
                 print(f"shard {shard} of {num_shards} is done; {ledger.missing} of {len(task)} are left to the others")
                 return
             with in_turn(folder):
-                said = task.conclude(ledger.lines, folder)
-        print("\n".join([*said, f"in       {folder}"]))
+                report = task.conclude(ledger.lines, folder)
+        print("\n".join([*report, f"in       {folder}"]))
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -91,12 +97,16 @@ def judged_by(recipe: Mapping[str, Any] | None) -> Line:
 
 
 def _without(node: Any, names: Collection[str]) -> Any:
+    """Return a copy of a recipe's node without some keys, at any depth."""
     if isinstance(node, Mapping):
         return {key: _without(value, names) for key, value in node.items() if key not in names}
-    return [_without(item, names) for item in node] if isinstance(node, list) else node
+    if isinstance(node, list):
+        return [_without(item, names) for item in node]
+    return node
 
 
 def _work(task: Task, ledger: Ledger) -> None:
+    """Make every missing item of this process, `task.ahead` of them begun before the first is waited for."""
     waiting: deque[tuple[int, Any]] = deque()
     with tqdm(total=ledger.own, initial=ledger.done, unit=task.unit, desc="mine", smoothing=0.05) as bar:
 

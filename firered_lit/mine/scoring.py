@@ -1,6 +1,5 @@
 """Rewards for mining: asked for at once, collected later; each by its name, and their mixture."""
 
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,10 @@ from torch import Tensor
 
 from ..batch import EditBatch
 from ..errors import UserError
-from ..rewards.collect import Asked, answered, ask, rewards_of
+from ..rewards.collect import Asked, rewards_of
 from ..rewards.mix import applies_to
-from ..rewards.protocol import Reward, Scores
+from ..rewards.panel import RewardPanel
+from ..rewards.protocol import Reward
 from ..rewards.scale import refuse_outside
 
 Marks = list[float | None]  # of each image; None where it is missing or does not apply
@@ -28,7 +28,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Judged:
-    """The rewards of K images of one sample."""
+    """The rewards of K images of one sample, and whether to ask again."""
 
     total: Marks
     rewards: dict[str, Marks]
@@ -61,54 +61,72 @@ class Scorer:
         given = [reward for reward in rewards.values() if reward is not None]
         if not given:
             raise UserError("rewards: mining needs a reward; add one, as callbacks.pixel_reward.PixelReward")
-        self.rewards = rewards_of(given, weights, routes, tasks, place="task")
-        self.weights = dict(weights) if weights else dict.fromkeys(self.rewards, 1.0)
-        self.routes = routes
-        self.patience = patience
+        named = rewards_of(given, weights, routes, tasks, place="task")
+        self.panel = RewardPanel(named, dict(weights) if weights else None, routes, patience)
 
     def ask(self, images: Tensor, sample: EditBatch) -> Pending:
         """Start scoring images (K, 3, H, W) of one sample."""
-        routed = {name for name in self.rewards if bool(applies_to(name, sample.tasks, self.routes).any())}
-        meant = frozenset(name for name in routed if _means(self.rewards[name], sample))
-        asked = ask(self.rewards, images, sample.repeated(len(images)), self.routes) if routed else None
+        routed = [name for name in self.panel.rewards if self._is_routed(name, sample)]
+        meant = frozenset(name for name in routed if _means_to_score(self.panel.rewards[name], sample))
+        if not routed:
+            return Pending(None, len(images), meant)
+        asked = self.panel.ask(images, sample.repeated(len(images)))
         return Pending(asked, len(images), meant)
 
     def judged(self, pending: Pending) -> Judged:
-        """Wait for the scores. UserError when one lies clearly outside of its reward's scale."""
-        if pending.asked is None:
-            return Judged([None] * pending.count, {}, {}, False)
-        until = time.monotonic() + self.patience
-        alone = {name: _marks(self._answered(pending.asked, {name: 1.0}, until)) for name in self.rewards}
-        weighed = {name: weight for name, weight in self.weights.items() if weight}
-        total = _marks(self._answered(pending.asked, weighed, until))
-        silent = any(_empty(alone[name]) for name in pending.meant)
-        return Judged(total, alone, pending.asked.failures, _empty(total) and silent)
+        """Wait for the scores.
 
-    def _answered(self, asked: Asked, weights: Mapping[str, float], until: float) -> Scores:
-        routes = {name: tasks for name, tasks in (self.routes or {}).items() if name in weights}
-        scores = answered(asked, weights, routes, until)
+        Raises:
+            UserError: one lies clearly outside of its reward's scale.
+        """
+        asked = pending.asked
+        if asked is None:
+            return Judged([None] * pending.count, {}, {}, False)
+        until = self.panel.deadline()
+
+        # Each reward alone.
+        alone: dict[str, Marks] = {}
+        for name in self.panel.rewards:
+            alone[name] = self._marks(asked, {name: 1.0}, until)
+
+        # Their mixture.
+        weighed = {name: weight for name, weight in self.panel.weights.items() if weight}
+        total = self._marks(asked, weighed, until)
+
+        silent = any(_all_missing(alone[name]) for name in pending.meant)
+        return Judged(total, alone, asked.failures, again=_all_missing(total) and silent)
+
+    def _marks(self, asked: Asked, weights: Mapping[str, float], until: float) -> Marks:
+        """Return the mixture of some rewards, a number of each image; None where it is missing."""
+        scores = self.panel.wait(asked, until, weights)
         refuse_outside(asked.outside, asked.ranges)
-        return scores
+        values = zip(scores.value.tolist(), scores.valid.tolist())
+        return [float(value) if valid else None for value, valid in values]
+
+    def _is_routed(self, name: str, sample: EditBatch) -> bool:
+        """Return whether a reward's route, if it has one, leads to the sample's task."""
+        return bool(applies_to(name, sample.tasks, self.panel.routes).any())
 
     def made_from(self) -> dict[str, Any]:
-        routes = {name: sorted(tasks) for name, tasks in (self.routes or {}).items()}
-        return {"weights": self.weights, "routes": routes}
+        """Return the settings that decide the mixture, as JSON holds them."""
+        routes = {name: sorted(tasks) for name, tasks in (self.panel.routes or {}).items()}
+        return {"weights": dict(self.panel.weights), "routes": routes}
 
     def close(self) -> None:
         """End what rewards keep running."""
-        for reward in self.rewards.values():
-            getattr(reward, "close", lambda: None)()
+        for reward in self.panel.rewards.values():
+            close = getattr(reward, "close", None)
+            if close is not None:
+                close()
 
 
-def _marks(scores: Scores) -> Marks:
-    return [float(v) if ok else None for v, ok in zip(scores.value.tolist(), scores.valid.tolist())]
-
-
-def _empty(marks: Marks) -> bool:
+def _all_missing(marks: Marks) -> bool:
     return all(mark is None for mark in marks)
 
 
-def _means(reward: Reward, sample: EditBatch) -> bool:
+def _means_to_score(reward: Reward, sample: EditBatch) -> bool:
     """Return whether a reward applies to a sample; one without a method `applies` applies to all."""
     applies = getattr(reward, "applies", None)
-    return applies is None or any(applies(sample))
+    if applies is None:
+        return True
+    return any(applies(sample))

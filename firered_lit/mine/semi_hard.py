@@ -55,10 +55,21 @@ class Prompts(Protocol):
 class SemiHard:
     """`draws` edits of every sample in `steps` Euler steps without guidance, scored; instructions in `band` are kept.
 
-    FireRed-Image-Edit (2602.13344), section 3.6.2. model: the base; start_from: the run (DPO's), checkpoint or folder
-    whose weights draw, in place of the base's. Noise is keyed by (seed, id, number of the edit). dtype: of the weights.
-    capacity: visual tokens of one forward, None for a sample's edits at once. weights, routes, patience: see `Scorer`.
-    pictures: write the kept samples' pictures too, so that `prepare` reads kept.jsonl.
+    FireRed-Image-Edit (2602.13344), section 3.6.2. Noise is keyed by (seed, id, number of the edit).
+
+    Args:
+        model: the base.
+        data: the samples.
+        rewards, weights, routes, patience: see `Scorer`.
+        band: the choice of what is kept.
+        start_from: the run (DPO's), checkpoint or folder whose weights draw, in place of the base's.
+        draws: edits of a sample, at least 2.
+        steps: Euler steps of an edit.
+        dtype, device: of the weights.
+        capacity: visual tokens of one forward; None draws a sample's edits at once.
+        ahead: samples whose scores may be pending at once.
+        pictures: write the kept samples' pictures too, so that `prepare` reads kept.jsonl.
+        seed: of the noise.
 
     Writes manifest.jsonl, a line for every sample with each reward, their statistics and whether it is kept; an index
     of the kept ones, which `PromptDataModule(mined=...)` draws from; and kept.jsonl.
@@ -92,19 +103,36 @@ class SemiHard:
                 f"task.capacity={capacity}: a sample has {data.largest} tokens; task.capacity={data.largest} takes"
                 " every sample, or prepare at smaller sizes"
             )
-        self.base, self.data, self.start_from = open_base(model), data, start_from
+        self.base = open_base(model)
+        self.data = data
+        self.start_from = start_from
         tasks = (getattr(data, "summary", None) or {}).get("tasks")
         self.scorer = Scorer(rewards, weights, routes, patience, tasks)
         self.band = band or Band()
-        self.draws, self.steps, self.seed, self.dtype, self.capacity = draws, steps, seed, dtype, capacity
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.ahead, self.wants_pictures = ahead, pictures
+        self.draws = draws
+        self.steps = steps
+        self.seed = seed
+        self.dtype = dtype
+        self.capacity = capacity
+        self.ahead = ahead
+        self.wants_pictures = pictures
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
         data.check(self.base)
 
     def made_from(self) -> Line:
-        drawn = {"draws": self.draws, "steps": self.steps, "seed": self.seed, "dtype": self.dtype}
-        which = {"kind": "semi-hard", "model": self.base.name, "start_from": self.start_from}
-        return which | self.data.made_from() | drawn | self.scorer.made_from()
+        return {
+            "kind": "semi-hard",
+            "model": self.base.name,
+            "start_from": self.start_from,
+            **self.data.made_from(),
+            "draws": self.draws,
+            "steps": self.steps,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            **self.scorer.made_from(),
+        }
 
     def __len__(self) -> int:
         return len(self.data)
@@ -117,7 +145,8 @@ class SemiHard:
                 base = open_base(str(start_folder(self.start_from, folder, base, self.dtype)))
         transformer: Any = base.transformer(getattr(torch, self.dtype))
         self.transformer = transformer.eval().requires_grad_(False).to(self.device)
-        self.codec, self.config = base.codec(self.device), base.scheduler_config
+        self.codec = base.codec(self.device)
+        self.config = base.scheduler_config
 
     def items(self, wanted: Wanted) -> Iterator[tuple[int, tuple[Line, EditBatch]]]:
         return self.data.items(wanted)
@@ -128,36 +157,52 @@ class SemiHard:
 
     @torch.no_grad()
     def draw(self, batch: EditBatch) -> Tensor:
-        """The edits of one sample as pixels (draws, 3, H, W) in [-1, 1]."""
-        shape, rows = batch.target.shape[1:], list(range(self.draws))
-        noise = gaussian(shape, tuple(rows), self.seed, "mine", batch.ids[0]).to(self.device)
+        """Draw the edits of one sample as pixels (draws, 3, H, W) in [-1, 1]."""
+        shape = batch.target.shape[1:]
+        noise = gaussian(shape, tuple(range(self.draws)), self.seed, "mine", batch.ids[0]).to(self.device)
         sigmas = schedule(self.steps, shape[-2] * shape[-1] // 4, self.config)
-        some, pixels = max(1, (self.capacity or self.draws * batch.tokens) // batch.tokens), []
-        for part in noise.split(some):
-            latents = sample(self.transformer, part, sigmas, batch.repeated(len(part)).condition)
+
+        # As many at a time as the capacity holds.
+        capacity = self.capacity or self.draws * batch.tokens
+        at_once = max(1, capacity // batch.tokens)
+        pixels = []
+        for noise_of_some in noise.split(at_once):
+            condition = batch.repeated(len(noise_of_some)).condition
+            latents = sample(self.transformer, noise_of_some, sigmas, condition)
             pixels.append(self.codec.decode(latents).float().clamp(-1, 1))
         return torch.cat(pixels)
 
     def finish(self, begun: tuple[Line, Pending]) -> Line:
         line, pending = begun
         judged = self.scorer.judged(pending)
-        names = {name: Spread(tuple(marks)).as_line() for name, marks in judged.rewards.items()}
-        line = line | {"reward": Spread(tuple(judged.total)).as_line(), "rewards": names}
-        line |= {"failures": judged.failures} if judged.failures else {}
-        return line | ({AGAIN: True} if judged.again else {})
+        line = dict(line)
+        line["reward"] = Spread(tuple(judged.total)).as_line()
+        line["rewards"] = {name: Spread(tuple(marks)).as_line() for name, marks in judged.rewards.items()}
+        if judged.failures:
+            line["failures"] = judged.failures
+        if judged.again:
+            line[AGAIN] = True
+        return line
 
     def conclude(self, lines: Callable[[], Iterator[Line]], folder: Path) -> list[str]:
-        """The manifest, with a verdict on every line; the index and the rows of what is kept."""
-        kept, reasons, missing = [], Counter[str](), 0
+        """Write the manifest, with a verdict on every line, and the index and the rows of the kept samples."""
+        # The manifest.
+        kept: list[int] = []
+        reasons = Counter[str]()
+        missing = 0
         with replacing(folder / MANIFEST) as file:
             for line in lines():
                 spread = Spread.of_line(line["reward"])
-                why = self.band.verdict(spread)
-                kept += [] if why else [line["number"]]
-                reasons[why] += 1
                 missing += self.draws - len(spread.given)
+                why = self.band.verdict(spread)
+                reasons[why] += 1
+                if not why:
+                    kept.append(line["number"])
                 line.pop(AGAIN, None)
-                file.write(json.dumps(line | {"kept": not why, "why": why or "semi-hard"}, ensure_ascii=False) + "\n")
+                line |= {"kept": not why, "why": why or "semi-hard"}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+        # The kept samples.
         if not kept:
             raise UserError(f"{folder}: no sample is kept ({_counted(reasons)}); widen task.band; see {MANIFEST}")
         self.data.select(kept, folder / "index" / "train")
@@ -166,11 +211,15 @@ class SemiHard:
         with replacing(folder / MINED) as file:
             made = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
             json.dump({"data": made.get("data"), "samples": len(self), "kept": len(kept)}, file)
-        said = [f"kept     {len(kept):>8} of {len(self)} samples"]
-        said += [f"left out {count:>8} {why}" for why, count in reasons.most_common() if why]
-        return said + ([f"missing  {missing:>8} of {len(self) * self.draws} rewards"] if missing else [])
+
+        report = [f"kept     {len(kept):>8} of {len(self)} samples"]
+        report += [f"left out {count:>8} {why}" for why, count in reasons.most_common() if why]
+        if missing:
+            report.append(f"missing  {missing:>8} of {len(self) * self.draws} rewards")
+        return report
 
     def _rows(self, folder: Path, kept: set[int]) -> None:
+        """Write kept.jsonl, with the pictures that its rows name."""
         with (folder / MANIFEST).open(encoding="utf-8") as manifest, replacing(folder / KEPT) as file:
             for line in map(json.loads, manifest):
                 if line["number"] in kept:
@@ -182,4 +231,5 @@ class SemiHard:
 
 
 def _counted(reasons: Counter[str]) -> str:
+    """Return in words why how many samples are left out."""
     return ", ".join(f"{count} {why}" for why, count in reasons.most_common() if why)

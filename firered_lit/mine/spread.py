@@ -22,19 +22,25 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """NaN when none is there, as all below."""
-        return math.fsum(self.given) / len(self.given) if self.given else math.nan
+        """The mean; NaN when no reward is there, as all below."""
+        given = self.given
+        if not given:
+            return math.nan
+        return math.fsum(given) / len(given)
 
     @property
     def std(self) -> float:
-        """Population; exactly 0 when all are equal."""
-        given, mean = self.given, self.mean
-        if not given or given[0] == given[-1]:
-            return 0.0 if given else math.nan
+        """The standard deviation of the population; exactly 0 when all are equal."""
+        given = self.given
+        if not given:
+            return math.nan
+        if given[0] == given[-1]:
+            return 0.0
+        mean = self.mean
         return math.sqrt(math.fsum((value - mean) ** 2 for value in given) / len(given))
 
     def quantile(self, q: float) -> float:
-        """The q-th quantile, linear between the values."""
+        """Return the q-th quantile, q in [0, 1], linear between the values."""
         given = self.given
         if not given:
             return math.nan
@@ -44,12 +50,15 @@ class Spread:
         return given[low] + (place - low) * (given[high] - given[low])
 
     def as_line(self) -> dict[str, Any]:
-        """As a manifest holds it; a statistic of no values is null."""
-        if not self.given:
-            return {"valid": 0, "mean": None, "std": None, "quantiles": None, "values": list(self.values)}
-        quantiles = {name: self.quantile(q) for name, q in MARKS.items()}
-        numbers = {"valid": len(self.given), "mean": self.mean, "std": self.std, "quantiles": quantiles}
-        return numbers | {"values": list(self.values)}
+        """Return the spread as a manifest holds it; a statistic of no values is null."""
+        has_any = bool(self.given)
+        return {
+            "valid": len(self.given),
+            "mean": self.mean if has_any else None,
+            "std": self.std if has_any else None,
+            "quantiles": {name: self.quantile(q) for name, q in MARKS.items()} if has_any else None,
+            "values": list(self.values),
+        }
 
     @staticmethod
     def of_line(line: Mapping[str, Any]) -> "Spread":
@@ -58,7 +67,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Band:
-    """Which instructions are semi-hard: solved often enough, failed often enough, and apart enough to tell why.
+    """The choice of semi-hard instructions: solved often enough, failed often enough, and with edits that differ.
 
     Kept are those with mean >= least_mean, the `quantile`-th quantile <= most_low and std >= least_std, of at least
     least_valid rewards. FireRed-Image-Edit (2602.13344), section 3.6.2; the numbers are this project's choice.
@@ -72,18 +81,21 @@ class Band:
 
     def __post_init__(self) -> None:
         shares = (self.least_mean, self.most_low, self.quantile)
-        if not all(0 <= share <= 1 for share in shares) or self.least_std < 0 or self.least_valid < 2:
+        are_shares = all(0 <= share <= 1 for share in shares)
+        if not are_shares or self.least_std < 0 or self.least_valid < 2:
             raise UserError(
                 f"band: {self}: least_mean, most_low and quantile lie in [0, 1], least_std is at least 0, "
                 "least_valid at least 2"
             )
 
     def verdict(self, spread: Spread) -> str:
-        """Why an instruction is left out: "too few rewards", "too hard", "too easy", "too alike"; "" keeps it."""
+        """Return why an instruction is left out: "too few rewards", "too hard", "too easy", "too alike", or ""."""
         if len(spread.given) < self.least_valid:
             return "too few rewards"
         if spread.mean < self.least_mean:
             return "too hard"
         if spread.quantile(self.quantile) > self.most_low:
             return "too easy"
-        return "too alike" if spread.std < self.least_std else ""
+        if spread.std < self.least_std:
+            return "too alike"
+        return ""

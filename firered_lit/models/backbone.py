@@ -1,4 +1,4 @@
-"""The transformer as a stage trains it: which base, in which precision, what is frozen."""
+"""The transformer as a stage trains it: its base, its precision, and its frozen weights."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 class Backbone:
     """One diffusion transformer, shared by every stage of the chain.
 
-    name: "tiny", a diffusers folder or a hub id, owner/name or owner/name@revision. dtype: of the weights in memory:
-    "float32" where they are trained, "bfloat16" where they lie frozen under a LoRA, or with
-    `optim.stochastic_adamw8bit`.
-    gradient_checkpointing: trade one more forward for activations' memory; "products" keeps the results of matrix
-    products and attention and makes only the rest again. compile_blocks: regional `torch.compile`, one graph for all
-    blocks. lora: train an adapter over frozen weights. quantize: hold the frozen weights in 8 or 4 bits; only with
-    lora.
+    Args:
+        name: "tiny", a diffusers folder or a hub id, owner/name or owner/name@revision.
+        dtype: of the weights in memory: "float32" where they are trained, "bfloat16" where they lie frozen under a
+            LoRA, or with `optim.stochastic_adamw8bit`.
+        gradient_checkpointing: trade one more forward for activations' memory; "products" keeps the results of matrix
+            products and attention, and computes only the rest again.
+        compile_blocks: regional `torch.compile`, one graph for all blocks.
+        lora: train an adapter over frozen weights.
+        quantize: hold the frozen weights in 8 or 4 bits; only with lora.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Backbone:
 
     @cached_property
     def base(self) -> Base:
+        """The opened base."""
         return open_base(self.name)
 
     def at(self, place: str) -> "Backbone":
@@ -58,13 +61,16 @@ class Backbone:
     def load(
         self, seed: int = 0, device: "torch.device | str" = "cpu", sharding: "Sharding | None" = None
     ) -> "QwenImageTransformer2DModel":
-        """The transformer, ready to train; parameters that no loss reaches are frozen.
+        """Load the transformer, ready to train; parameters that no loss reaches are frozen.
 
-        seed: of the adapter's first weights. device: where a quantised base is quantised, and stays. sharding: how it
-        is spread; no process then ever holds more than its part of the weights.
+        Args:
+            seed: of the adapter's first weights.
+            device: of a quantised base.
+            sharding: over processes, none of which then ever holds more than its own shards of the weights.
         """
         import torch
 
+        # Weights, or with sharding their shapes alone.
         dtype = getattr(torch, self.dtype)
         if sharding is not None:
             from . import shard
@@ -77,16 +83,21 @@ class Backbone:
             from .quantize import quantize
 
             quantize(transformer, self.quantize, device)
+
+        # The trained parameters.
         if self.lora:
             add_adapter(transformer, self.lora, seed)
         else:
             transformer.requires_grad_(True)
             freeze_unused(transformer)
+
+        # Memory and speed.
         if self.gradient_checkpointing:
             checkpoint_blocks(transformer, self.gradient_checkpointing)
         if self.compile_blocks:
             transformer.compile_repeated_blocks()
         if sharding is not None:
             shard.shard(transformer, sharding)
-            shard.fill(transformer, folder, sharding.device, partial(first_values, seed=seed) if self.lora else None)
+            adapter_values = partial(first_values, seed=seed) if self.lora else None
+            shard.fill(transformer, folder, sharding.device, adapter_values)
         return transformer

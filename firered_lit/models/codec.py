@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as (3, H, W) float32 in [-1, 1]."""
+    """Return an image as RGB pixels (3, H, W), float32 in [-1, 1]."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255 * 2 - 1
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] (clamped) as an RGB image, rounded as the stock pipeline rounds."""
+    """Return pixels (3, H, W) in [-1, 1] (clamped) as an RGB image, rounded as the stock pipeline rounds."""
     array = (pixels.detach().float().cpu() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
     return Image.fromarray((array * 255).round().astype("uint8"))
 
@@ -48,13 +48,13 @@ class Codec:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> normalised latents (B, 16, H/8, W/8): the posterior's mode, as in inference."""
+        """Encode pixels (B, 3, H, W) in [-1, 1] to normalised latents (B, 16, H/8, W/8): the posterior's mode."""
         latents = self.vae.encode(pixels.to(self.mean)[:, :, None]).latent_dist.mode()
         return (latents[:, :, 0] - self.mean) / self.std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, 16, h, w) -> pixels (B, 3, 8h, 8w) in [-1, 1]."""
+        """Decode normalised latents (B, 16, h, w) to pixels (B, 3, 8h, 8w) in [-1, 1]."""
         latents = latents.to(self.mean) * self.std + self.mean
         return self.vae.decode(latents[:, :, None], return_dict=False)[0][:, :, 0]
 

@@ -42,7 +42,7 @@ class Template:
 
 @cache
 def stock_templates() -> dict[str, Template]:
-    """The templates of the installed diffusers, by variant, so that a new release is followed without a copy here."""
+    """Return the templates of the installed diffusers by variant, so that a new release is followed."""
     from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
     none = dict.fromkeys(["scheduler", "vae", "text_encoder", "tokenizer", "transformer"])
@@ -51,7 +51,10 @@ def stock_templates() -> dict[str, Template]:
         "edit": QwenImageEditPipeline(processor=None, **none),
         "text": QwenImagePipeline(**none),
     }
-    return {k: Template(p.prompt_template_encode, p.prompt_template_encode_start_idx) for k, p in stock.items()}
+    templates = {}
+    for variant, pipeline in stock.items():
+        templates[variant] = Template(pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx)
+    return templates
 
 
 class Conditioner:
@@ -60,6 +63,7 @@ class Conditioner:
     def __init__(self, base: "Base", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
+        # Processor and encoder.
         self.processor = _processor(base)
         folder = base.part("text_encoder")
         read_config(folder)
@@ -76,6 +80,8 @@ class Conditioner:
         self.encoder.eval().requires_grad_(False).to(device)
         self.width = int(self.encoder.config.get_text_config().hidden_size)  # numbers of a token
         self.device = torch.device(device)
+
+        # Templates; the tokens that the pipeline drops must be those of this tokenizer.
         templates = stock_templates()
         self.single = base.variant == "edit"  # its template holds the one image itself
         self.templates = {"edit": templates["edit" if self.single else "edit_plus"], "text": templates["text"]}
@@ -91,11 +97,21 @@ class Conditioner:
     def encode(
         self, prompts: Sequence[str], references: Sequence[Sequence[Image.Image]], condition_area: int
     ) -> list[Tensor]:
-        """Embeddings (T_i, D) of each prompt with its references, without template prefix and padding.
+        """Encode each prompt with its references.
 
-        A prompt without references goes through the text-to-image template. Raises UserError when the model takes a
-        single reference and gets more, when a prompt holds one of the vision tokens, or when it is longer than what
-        inference would read.
+        A prompt without references goes through the text-to-image template.
+
+        Args:
+            prompts: (B,).
+            references: (B), then (n,), of any sizes.
+            condition_area: pixels at which the encoder sees a reference.
+
+        Returns:
+            Embeddings (T_i, D), without template prefix and padding.
+
+        Raises:
+            UserError: the model takes a single reference and gets more, a prompt holds one of the vision tokens, or it
+                is longer than what inference would read.
         """
         if self._tried:
             return self._encode_all(prompts, references, condition_area)
@@ -112,13 +128,16 @@ class Conditioner:
         edits = [i for i, images in enumerate(references) if images]
         texts = [i for i, images in enumerate(references) if not images]
         for kind, members in (("edit", edits), ("text", texts)):
-            if members:
-                chosen = [(prompts[i], references[i]) for i in members]
-                for i, row in zip(members, self._encode(kind, chosen, condition_area), strict=True):
-                    rows[i] = row
+            if not members:
+                continue
+            encoded = self._encode(kind, [(prompts[i], references[i]) for i in members], condition_area)
+            for i, row in zip(members, encoded, strict=True):
+                rows[i] = row
         return [row for row in rows if row is not None]
 
     def _encode(self, kind: str, items: list[tuple[str, Sequence[Image.Image]]], area: int) -> list[Tensor]:
+        """Return the embeddings of prompts that go through one template."""
+        # Tokens and pictures.
         template = self.templates[kind]
         texts = [template.text.format(self._pictures(kind, images) + _plain(prompt)) for prompt, images in items]
         if kind == "text":
@@ -128,16 +147,21 @@ class Conditioner:
             shown = [show(image, area) for _, images in items for image in images]
             inputs = self.processor(text=texts, images=shown, padding=True, return_tensors="pt")
             limit = MAX_EDIT_TOKENS
+
+        # No prompt is cut.
         lengths = (inputs["attention_mask"].sum(1) - template.drop).tolist()
         for (prompt, _), length in zip(items, lengths, strict=True):
             if length > limit:
                 raise UserError(f"the instruction {prompt[:60]!r}... has {length} tokens, the model reads {limit}")
+
+        # The last hidden state, without padding and prefix.
         inputs = inputs.to(self.device)
         hidden = self.encoder.model(**inputs).last_hidden_state
         mask = inputs["attention_mask"].bool()
         return [row[keep][template.drop :] for row, keep in zip(hidden, mask, strict=True)]
 
     def _pictures(self, kind: str, images: Sequence[Image.Image]) -> str:
+        """Return the text that stands for the references, before the instruction."""
         if kind == "text":
             return ""
         if self.single:
@@ -148,12 +172,15 @@ class Conditioner:
 
 
 def show(image: Image.Image, area: int) -> Image.Image:
-    """A reference as the vision-language model sees it: near `area` pixels at its own aspect ratio."""
+    """Resize a reference for the vision-language model: near `area` pixels at its own aspect ratio."""
     height, width = condition_size(image.height, image.width, area)
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _plain(prompt: str) -> str:
+    """Return a prompt; refuse one that holds a token which stands for an image."""
     for token in ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"):
         if token in prompt:
             raise UserError(f"the instruction {prompt[:60]!r} holds the token {token}, which stands for an image")
@@ -161,7 +188,7 @@ def _plain(prompt: str) -> str:
 
 
 def _processor(base: "Base") -> Any:
-    """The folder's processor; a text-to-image folder has none, and gets Qwen2.5-VL's around its own tokenizer."""
+    """Return the folder's processor; a text-to-image folder gets Qwen2.5-VL's around its own tokenizer."""
     from transformers import AutoTokenizer, Qwen2VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor

@@ -25,16 +25,30 @@ INSIDE = {  # of a block, (inputs, outputs) in widths of every linear layer that
 
 
 def peak(device: str) -> float | None:
-    """Operations per second that a device of this name does at best in bf16; None for an unknown one."""
-    found = [name for name in TFLOPS if name in device.replace("-", " ")]
-    return TFLOPS[max(found, key=len)] * 1e12 if found else None
+    """Return the operations per second that a device of this name does at best in bf16; None for an unknown one."""
+    names = [name for name in TFLOPS if name in device.replace("-", " ")]
+    if not names:
+        return None
+    return TFLOPS[max(names, key=len)] * 1e12
 
 
 def forward_flops(config: Mapping[str, Any], visual: int, text: int) -> float:
-    """Return the FLOPs of one sample's forward."""
+    """Return the FLOPs of one sample's forward.
+
+    Args:
+        config: of the transformer.
+        visual: tokens of target and references.
+        text: tokens of the prompt.
+    """
     width = _width(config)
-    linear = sum(_tokens(name, visual, text) * 2 * i * o * width**2 for name, (i, o) in INSIDE.items())
+
+    # A block.
+    linear = 0
+    for name, (inputs, outputs) in INSIDE.items():
+        linear += _tokens(name, visual, text) * 2 * inputs * outputs * width**2
     attention = 4 * (visual + text) ** 2 * width
+
+    # Before and after the blocks.
     patch = config["in_channels"] + config["patch_size"] ** 2 * config["out_channels"]
     ends = 2 * width * (visual * patch + text * config["joint_attention_dim"] + 256 + 3 * width)
     return config["num_layers"] * (linear + attention) + ends
@@ -55,17 +69,23 @@ def training_flops(config: Mapping[str, Any], visual: int, text: int, lora: "LoR
 
 def _adapter(config: Mapping[str, Any], visual: int, text: int, lora: "LoRA") -> float:
     """Return the FLOPs of the adapter's two factors in one forward."""
-    hit = {name for name in INSIDE for t in lora.targets if name == t or f".{name}".endswith(f".{t}")}
-    sides = sum(_tokens(name, visual, text) * sum(INSIDE[name]) for name in hit)
+    sides = 0
+    for name, (inputs, outputs) in INSIDE.items():
+        is_target = any(f".{name}".endswith(f".{target}") for target in lora.targets)
+        if is_target:
+            sides += _tokens(name, visual, text) * (inputs + outputs)
     return config["num_layers"] * 2 * lora.rank * _width(config) * sides
 
 
 def _tokens(layer: str, visual: int, text: int) -> int:
-    """Rows of a sample that a layer of a block is applied to."""
+    """Return how many rows of a sample a layer of a block is applied to."""
     if "_mod." in layer:
         return 1
-    return text if layer.startswith(("add_", "txt_", "to_add")) else visual
+    if layer.startswith(("add_", "txt_", "to_add")):
+        return text
+    return visual
 
 
 def _width(config: Mapping[str, Any]) -> int:
+    """Return how many numbers a token has inside of the transformer."""
     return config["num_attention_heads"] * config["attention_head_dim"]

@@ -22,10 +22,13 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class LoRA:
-    """Which weights get an adapter, and how large it is.
+    """The weights that get an adapter, and its size.
 
-    rank: of the two factors. alpha: the adapter's output is scaled by alpha / rank. targets: names of linear layers, or
-    the ends of their names. dropout: share of the adapter's inputs that training sets to zero, in [0, 1).
+    Args:
+        rank: of the two factors, at least 1.
+        alpha: above 0; the adapter's output is scaled by alpha / rank.
+        targets: names of linear layers, or the ends of their names.
+        dropout: share of the adapter's inputs that training sets to zero, in [0, 1).
     """
 
     rank: int
@@ -89,7 +92,11 @@ def first_values(key: str, shape: "torch.Size", seed: int) -> "Tensor":
 
 
 def matched(transformer: "nn.Module", targets: Sequence[str]) -> list[str]:
-    """Names of the linear layers that `targets` mean, without those of the last block that no loss reaches."""
+    """Return the names of the linear layers that `targets` mean, save those of the last block that no loss reaches.
+
+    Raises:
+        UserError: a target is no linear layer, or none is left.
+    """
     from torch import nn
 
     linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
@@ -97,11 +104,15 @@ def matched(transformer: "nn.Module", targets: Sequence[str]) -> list[str]:
         if not any(_ends(name, target) for name in linear):
             raise UserError(f"lora.targets: no linear layer is named {target!r}{_nearest(target, linear)}")
     last = f"transformer_blocks.{len(transformer.transformer_blocks) - 1}."
-    dead = tuple(f"{last}{part}" for part in ("attn.to_add_out", "attn.add_q_proj", "txt_mlp."))
-    found = [n for n in linear if any(_ends(n, t) for t in targets) and not n.startswith(dead)]
-    if not found:
+    dead = (f"{last}attn.to_add_out", f"{last}attn.add_q_proj", f"{last}txt_mlp.")
+    names = []
+    for name in linear:
+        is_target = any(_ends(name, target) for target in targets)
+        if is_target and not name.startswith(dead):
+            names.append(name)
+    if not names:
         raise UserError(f"lora.targets={list(targets)}: only text layers of the last block, which no loss reaches")
-    return found
+    return names
 
 
 def is_adapter(key: str) -> bool:
@@ -110,10 +121,14 @@ def is_adapter(key: str) -> bool:
 
 
 def factors(weights: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]":
-    """Module -> (A (rank, inputs), B (outputs, rank)) from the transformer's state dict."""
+    """Return module -> (A (rank, inputs), B (outputs, rank)) from the transformer's state dict."""
     end = f".lora_A.{ADAPTER}.weight"
-    found = {key.removesuffix(end): tensor for key, tensor in weights.items() if key.endswith(end)}
-    return {name: (a, weights[f"{name}.lora_B.{ADAPTER}.weight"]) for name, a in found.items()}
+    pairs = {}
+    for key, a in weights.items():
+        if key.endswith(end):
+            name = key.removesuffix(end)
+            pairs[name] = (a, weights[f"{name}.lora_B.{ADAPTER}.weight"])
+    return pairs
 
 
 def delta(a: "Tensor", b: "Tensor", scale: float = 1.0) -> "Tensor":
@@ -132,12 +147,18 @@ def merge(transformer: "nn.Module", trained: "Mapping[str, tuple[Tensor, Tensor]
 
 
 def _ends(name: str, target: str) -> bool:
+    """Return whether a module's name is `target`, or ends in it after a dot."""
     return name == target or name.endswith(f".{target}")
 
 
 def _nearest(target: str, names: Sequence[str]) -> str:
-    """The ends of existing names that look most like `target`."""
-    inside = {n.split(".", 2)[2] if n.startswith("transformer_blocks.") else n for n in names}
-    ends = sorted(inside | {end.removeprefix("attn.") for end in inside})
-    close = difflib.get_close_matches(target, ends, n=3, cutoff=0.5)
-    return f"; the nearest are {', '.join(close)}" if close else f"; a block has {', '.join(sorted(TARGETS))}"
+    """Return in words the ends of existing names that look most like `target`."""
+    ends = set()
+    for name in names:
+        inside = name.split(".", 2)[2] if name.startswith("transformer_blocks.") else name
+        ends.add(inside)
+        ends.add(inside.removeprefix("attn."))
+    close = difflib.get_close_matches(target, sorted(ends), n=3, cutoff=0.5)
+    if close:
+        return f"; the nearest are {', '.join(close)}"
+    return f"; a block has {', '.join(sorted(TARGETS))}"

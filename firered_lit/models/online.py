@@ -12,7 +12,18 @@ if TYPE_CHECKING:
 
 
 def encoded(conditioner: "Conditioner | WordConditioner", text: Unencoded) -> Text:
-    """Encode the prompts and pictures that the loader left to the text encoder: (B, T, D) on its device."""
-    pictures = [[Image.fromarray(picture) for picture in own] for own in text.pictures]
+    """Encode the prompts and pictures that the loader left to the text encoder.
+
+    Args:
+        conditioner: the frozen text encoder.
+        text: B prompts, each with the pictures that it is shown.
+
+    Returns:
+        Embeddings (B, T, D), in the dtype and on the device of `text.embeddings`.
+    """
+    pictures = []
+    for shown in text.pictures:
+        pictures.append([Image.fromarray(picture) for picture in shown])
+
     rows = conditioner.encode(list(text.prompts), pictures, text.condition_area)
     return Text.pad([row.to(text.embeddings) for row in rows])

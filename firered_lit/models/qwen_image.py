@@ -14,31 +14,38 @@ if TYPE_CHECKING:
 
 
 def pack(latents: Tensor) -> Tensor:
-    """(B, C, h, w) -> tokens (B, h/2 * w/2, 4C): a token is a 2x2 patch."""
+    """Cut latents (B, C, h, w) into tokens (B, h/2 * w/2, 4C): a token is a 2x2 patch."""
     b, c, h, w = latents.shape
     return latents.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `pack`, for latents of (height, width)."""
+    """Invert `pack`, for latents of (height, width)."""
     b, _, c = tokens.shape
     patches = tokens.reshape(b, height // 2, width // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return patches.reshape(b, c // 4, height, width)
 
 
 def image_shapes(images: Sequence[Tensor]) -> list[tuple[int, int, int]]:
-    """(frames, rows, columns) in tokens of the target and then of each reference: what the 3-D RoPE is built on."""
+    """Return (frames, rows, columns) in tokens of the target and then of each reference, for the 3-D RoPE."""
     return [(1, image.shape[-2] // 2, image.shape[-1] // 2) for image in images]
 
 
 def velocity(transformer: "QwenImageTransformer2DModel", x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-    """The predicted velocity at x_t (B, 16, h, w), sigma (B,), given text and clean references. -> (B, 16, h, w)
+    """Predict the velocity (B, 16, h, w) at x_t, given text and clean references.
 
-    Target tokens first, then the tokens of each reference; only the target's are read. The transformer takes one list
-    of shapes for the whole batch, so reference i must have one shape in all its samples (the buckets see to that).
+    Target tokens stand first, then the tokens of each reference; only the target's are read. The transformer takes one
+    list of shapes for the whole batch, so reference i must have one shape in all samples (the buckets see to that).
+
+    Args:
+        transformer: any precision; half weights take half inputs.
+        x_t: (B, 16, h, w).
+        sigma: (B,) in [0, 1].
+        condition: of B samples.
     """
     images = (x_t, *condition.references)
-    if any(len(image) != len(x_t) for image in images) or len(condition.text.embeddings) != len(x_t):
+    lengths = {len(condition.text.embeddings), *(len(image) for image in images)}
+    if lengths != {len(x_t)}:
         raise ValueError("velocity: x_t, text and references differ in batch size")
     stored = transformer.img_in.weight.dtype
     dtype = stored if stored.is_floating_point else x_t.dtype  # half weights take half inputs; quantised ones any
@@ -55,7 +62,7 @@ def velocity(transformer: "QwenImageTransformer2DModel", x_t: Tensor, sigma: Ten
 
 
 def unused_parameters(transformer: nn.Module) -> list[str]:
-    """Names of the last block's text branch, which the loss never reaches.
+    """Return the names of the last block's text branch, which the loss never reaches.
 
     Left trainable, these stop DDP ("parameters that were not used") and sharded checkpoints from resuming.
     """
@@ -73,7 +80,7 @@ def freeze_unused(transformer: nn.Module) -> None:
 
 
 def checkpoint_blocks(transformer: "QwenImageTransformer2DModel", kept: Literal[True, "products"]) -> None:
-    """Make activations again in the backward: all of a block, or with "products" what is cheap to make again."""
+    """Compute activations again in the backward: all of a block, or with "products" only what is cheap."""
     if kept == "products":
         transformer.enable_gradient_checkpointing(keep_products())
     else:

@@ -17,12 +17,14 @@ class Shadow(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        copies = {_key(n): nn.Parameter(p.detach().clone(), requires_grad=False) for n, p in _trained(module)}
+        copies = {}
+        for name, parameter in _trained(module):
+            copies[_key(name)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
         self.values = nn.ParameterDict(copies)
 
     @contextmanager
     def swapped_into(self, module: nn.Module) -> Iterator[None]:
-        """Inside, the module computes with these values, and this holds the module's. No graph may span the border."""
+        """Exchange values with the module inside a `with` block. No graph may span its border."""
         self._exchange(module)
         try:
             yield
@@ -31,12 +33,13 @@ class Shadow(nn.Module):
 
     @torch.no_grad()
     def follow(self, module: nn.Module, decay: float) -> None:
-        """values <- decay values + (1 - decay) parameters."""
+        """Average: values <- decay values + (1 - decay) parameters."""
         for own, other in self._pairs(module):
             own.lerp_(other.to(own), 1 - decay)
 
     @torch.no_grad()
     def _exchange(self, module: nn.Module) -> None:
+        """Exchange the values held here with the module's."""
         torch.clear_autocast_cache()  # it holds casts of the values that leave
         for own, other in self._pairs(module):
             held = other.clone()
@@ -44,21 +47,27 @@ class Shadow(nn.Module):
             own.copy_(held)
 
     def _pairs(self, module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        for part in module.modules():  # what a sharded module has gathered for a forward would hide what is written
-            if hasattr(part, "reshard"):
-                part.reshard()
+        """Yield (value held here, parameter of the module), as this process holds them."""
+        # The weights that a sharded module has gathered for a forward would hide what is written.
+        for submodule in module.modules():
+            if hasattr(submodule, "reshard"):
+                submodule.reshard()
         for name, parameter in _trained(module):
             yield _local(self.values[_key(name)]), _local(parameter)
 
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+    """Yield the names and parameters that are trained."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter
 
 
 def _key(name: str) -> str:
+    """Return a parameter's name as a key of a ParameterDict, which takes no dots."""
     return name.replace(".", "/")
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor."""
+    """Return this process's shard of a sharded tensor, and any other as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""FSDP2: which modules of the transformer are sharded, in which precision, and where their weights come from."""
+"""FSDP2: the sharded modules of the transformer, their precision, and the loading of their weights."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -27,8 +27,10 @@ Drawn = Callable[[str, torch.Size], Tensor]
 class Sharding:
     """The spreading of a model over processes.
 
-    mesh: one dimension (shard) or two (replicate, shard). device: this process's own. compute: the precision of the
-    gathered weights, of the activations and so of the forward; None: that of the weights themselves.
+    Args:
+        mesh: one dimension (shard) or two (replicate, shard).
+        device: this process's own.
+        compute: precision of the gathered weights, of the activations and so of the forward; None: that of the weights.
     """
 
     mesh: "DeviceMesh"
@@ -37,7 +39,7 @@ class Sharding:
 
 
 def skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> "QwenImageTransformer2DModel":
-    """The transformer that diffusers' config.json describes, without weights: parameters on the meta device."""
+    """Build the transformer of diffusers' config.json without weights: its parameters lie on the meta device."""
     from diffusers import QwenImageTransformer2DModel
 
     with loading("the transformer's config"), torch.device("meta"):
@@ -56,20 +58,30 @@ def shard(transformer: nn.Module, sharding: Sharding) -> None:
     who reads or writes them (an average, a checkpoint) need not ask.
     """
     weights = next(transformer.parameters()).dtype
-    precision: dict[str, Any] = {"param_dtype": sharding.compute}
-    precision["reduce_dtype"] = torch.promote_types(weights, torch.float32)
+    reduce_dtype = torch.promote_types(weights, torch.float32)
+    of_block = MixedPrecisionPolicy(param_dtype=sharding.compute, reduce_dtype=reduce_dtype)
+    of_root = MixedPrecisionPolicy(
+        param_dtype=sharding.compute,
+        reduce_dtype=reduce_dtype,
+        output_dtype=torch.float32 if sharding.compute else None,
+    )
     for block in transformer.transformer_blocks:
-        fully_shard(block, mesh=sharding.mesh, mp_policy=MixedPrecisionPolicy(**precision))
-    policy = MixedPrecisionPolicy(**precision, output_dtype=torch.float32 if sharding.compute else None)
-    fully_shard(transformer, mesh=sharding.mesh, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(block, mesh=sharding.mesh, mp_policy=of_block)
+    fully_shard(transformer, mesh=sharding.mesh, mp_policy=of_root, reshard_after_forward=True)
 
 
 @torch.no_grad()
 def fill(transformer: nn.Module, folder: Path, device: torch.device, drawn: Drawn | None = None) -> None:
-    """Give a sharded skeleton its memory and its weights: each process reads of each file only the part that it keeps.
+    """Give a sharded skeleton its memory and its weights. Each process reads only the shards that it keeps.
 
-    drawn: values of the parameters that no file has (an adapter's), by name and whole shape. Raises UserError when the
-    files lack a parameter or hold one of another shape.
+    Args:
+        transformer: the skeleton.
+        folder: of its weights.
+        device: this process's own.
+        drawn: values of the parameters that no file has (an adapter's), by name and whole shape.
+
+    Raises:
+        UserError: the files lack a parameter, or hold one of another shape.
     """
     transformer.to_empty(device=device)
     files = weight_files(folder)
@@ -91,7 +103,7 @@ def fill(transformer: nn.Module, folder: Path, device: torch.device, drawn: Draw
 
 
 def own_part(tensor: Tensor) -> tuple[slice, ...]:
-    """The part of the whole tensor that this process holds, as slices."""
+    """Return this process's shard of the whole tensor, as slices."""
     if not isinstance(tensor, DTensor):
         return (slice(None),) * tensor.ndim
     sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -104,19 +116,19 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor. Of a sharded one, all processes must ask."""
+    """Return the whole of a tensor. For a sharded one, every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """A whole tensor, sharded and placed as `example` is."""
+    """Return a whole tensor, sharded and placed as `example` is."""
     if not isinstance(example, DTensor) or isinstance(tensor, DTensor):
         return tensor.to(example.device)
     return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements, src_data_rank=None)
 
 
 def grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm of all gradients together, over all shards: a plain scalar, alike on every process."""
+    """Return the norm of all gradients over all shards, a plain scalar, the same on every process."""
     return whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
@@ -132,14 +144,18 @@ def accumulate_in_float32(parameters: Iterable[nn.Parameter]) -> None:
 
 def synchronise(module: nn.Module, gradients: bool, replicas: bool) -> None:
     """Set whether the next backward passes reduce gradients over the shards, and over the replicas."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.set_requires_gradient_sync(gradients, recurse=False)
-            part.set_requires_all_reduce(replicas, recurse=False)
+    for submodule in module.modules():
+        if isinstance(submodule, FSDPModule):
+            submodule.set_requires_gradient_sync(gradients, recurse=False)
+            submodule.set_requires_all_reduce(replicas, recurse=False)
 
 
 def mesh_shape(processes: int, replicate: int, shard: int | None) -> tuple[int, int]:
-    """(replicate, shard) for so many processes. Raises UserError when they cannot be arranged so."""
+    """Return (replicate, shard) for so many processes.
+
+    Raises:
+        UserError: they cannot be arranged so.
+    """
     if shard is not None and replicate * shard != processes:
         wanted = f"replicate={replicate} times shard={shard} needs {replicate * shard} processes, there are {processes}"
         raise UserError(f"trainer.strategy: {wanted}: change trainer.devices or trainer.num_nodes")

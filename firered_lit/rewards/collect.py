@@ -47,8 +47,9 @@ def rewards_of(
     for reward in found:
         check_name(reward.name)
         range_of(reward)
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"callbacks: two rewards are named {sorted(twice)[0]!r}; give one another name")
+    twice = sorted(name for name in names if names.count(name) > 1)
+    if twice:
+        raise UserError(f"callbacks: two rewards are named {twice[0]!r}; give one another name")
     if weights is not None:
         check_weights(weights, names, place)
     check_routes(routes or {}, names, tasks, place)
@@ -73,9 +74,18 @@ class Asked:
 
 
 def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Routes | None = None) -> Asked:
-    """Submit images (K, 3, H, W) of a group to the rewards that score it. UserError when none has its task.
+    """Submit images of a group to the rewards that score it.
 
     A reward with a route scores its tasks, and must be able to; one without scores what it is able to (`applies`).
+
+    Args:
+        rewards: by name.
+        images: (K, 3, H, W) in [-1, 1].
+        batch: the samples (K) that they were made for.
+        routes: reward -> the tasks that it scores.
+
+    Raises:
+        UserError: no reward has the task.
     """
     if not any(bool(applies_to(name, batch.tasks, routes).any()) for name in rewards):
         raise UserError(f"stage.routes: no reward scores the task {batch.tasks[0]!r}; name it in the route of one")
@@ -83,41 +93,47 @@ def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Route
     for name, reward in rewards.items():
         if isinstance(reward, Choosy):
             asked.able[name] = reward.applies(batch)
-        if bool(applies_to(name, batch.tasks, routes, asked.able).any()):
-            try:
-                asked.futures[name] = reward.submit(images, batch)
-            except UserError:
-                raise
-            except Exception as problem:
-                asked.failures[name] = _reason(problem)
+        if not bool(applies_to(name, batch.tasks, routes, asked.able).any()):
+            continue
+        try:
+            asked.futures[name] = reward.submit(images, batch)
+        except UserError:
+            raise
+        except Exception as problem:
+            asked.failures[name] = _reason(problem)
     if not asked.futures and not asked.failures:
         asked.failures[", ".join(rewards)] = f"nothing to score samples like {batch.ids[0]!r} by; route their task"
     return asked
 
 
 def answered(asked: Asked, weights: Mapping[str, float], routes: Routes | None, until: float) -> Scores:
-    """The mixture of a group's rewards, once all are there or `until` (`time.monotonic`) is over.
+    """Return the mixture of a group's rewards, once all are there or `until` (`time.monotonic`) is over.
 
     A reward that raises, comes late or answers with something else is missing, as is a score that is no number. One
     clearly outside of the reward's scale is missing as well and is noted in `asked.outside`, for `refuse_outside`.
     `terms` are those of `mix`, with NaN for what is missing or does not apply.
     """
-    scores, given = {}, {}
+    scores = {}
     for name in weights:
         scores[name] = _clean(name, _result(name, asked, until), asked)
-        given[name] = scores[name].valid & applies_to(name, asked.tasks, routes, asked.able)
     mixed = mix(scores, weights, asked.tasks, routes, asked.able)
-    terms = {key: torch.where(given[key.split("/")[0]], value, torch.nan) for key, value in mixed.terms.items()}
+
+    # NaN in place of a term whose reward is missing or does not apply.
+    terms = {}
+    for key, value in mixed.terms.items():
+        name = key.split("/")[0]
+        is_there = scores[name].valid & applies_to(name, asked.tasks, routes, asked.able)
+        terms[key] = torch.where(is_there, value, torch.nan)
     return Scores(mixed.value, mixed.valid, terms)
 
 
 def missing(count: int) -> Scores:
-    """No scores for so many edits."""
+    """Return the missing scores of so many edits."""
     return Scores(torch.zeros(count), torch.zeros(count, dtype=torch.bool))
 
 
 def _result(name: str, asked: Asked, until: float) -> Scores:
-    """One reward's scores of a group, on the host."""
+    """Wait for one reward's scores of a group, and return them on the host."""
     count = len(asked.tasks)
     if name not in asked.futures:
         return missing(count)
@@ -136,7 +152,7 @@ def _result(name: str, asked: Asked, until: float) -> Scores:
 
 
 def _clean(name: str, scores: Scores, asked: Asked) -> Scores:
-    """A reward's scores on [0, 1]; a value outside of its scale is noted."""
+    """Return a reward's scores on [0, 1], and note a value outside of its scale."""
     clean, stranger = on_unit(scores, asked.ranges.get(name, UNIT))
     if stranger is not None:
         asked.outside[name] = stranger
@@ -144,4 +160,5 @@ def _clean(name: str, scores: Scores, asked: Asked) -> Scores:
 
 
 def _reason(problem: Exception) -> str:
+    """Return an exception as one line."""
     return " ".join(f"{type(problem).__name__}: {problem}".split())

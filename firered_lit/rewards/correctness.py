@@ -18,15 +18,8 @@ VISIBLE = 0.1  # a block has changed when the mean of a channel moved by more
 TOLERANCE = 0.15  # of a block's mean colour, any channel
 WINDOW, REACH = 4, 3  # pixels around a landmark that are compared, and how far it is looked for
 WANTED = {"edited": 0.9, "kept": 0.97, "restored": 0.5, "landmarks": 0.5, "words": 1.0}  # each term, at least
-WHOLE = (
-    "adjust",
-    "background",
-    "compose",
-    "extract",
-    "style",
-    "text",
-    "viewpoint",
-)  # there `edited` is wanted as `kept`
+# Tasks in which nearly all of the edit has to be right: `edited` is wanted as `kept`.
+WHOLE = ("adjust", "background", "compose", "extract", "style", "text", "viewpoint")
 FACES = ("portrait", "beauty")
 
 
@@ -50,14 +43,25 @@ def score(
 ) -> Correctness:
     """Decide whether `output` is the edit `target` of `sources`.
 
-    edited, kept: see `edited_and_kept`; in "restore" what is edited is measured by `restored` alone. In "portrait" and
-    "beauty", `landmarks` (P, 2), x and y in the target's pixels, must be where they were. With `read` and a
-    `target_text`, the words must be read letter by letter.
+    The terms are those of `edited_and_kept`; in "restore" what is edited is measured by `restored` alone.
+
+    Args:
+        output, target: pictures of one shape.
+        sources: pictures, of any shape.
+        task: the kind of edit.
+        landmarks: (P, 2), x and y in the target's pixels; in "portrait" and "beauty" they must be where they were.
+        target_text: words that must be read on the output letter by letter.
+        read: the reader; None: words are not looked at.
     """
     source = nearest(target, sources)
-    terms = edited_and_kept(output, target, source, FINE if task in FACES else BLOCK)
+
+    # What should change did, the rest did not.
     if task == "restore" and source is not None:
         terms = {"kept": edited_and_kept(output, target, target)["kept"], "restored": restored(output, target, source)}
+    else:
+        terms = edited_and_kept(output, target, source, FINE if task in FACES else BLOCK)
+
+    # Faces and words.
     if task in FACES and landmarks is not None and len(landmarks):
         distance = displacement(output, target, landmarks).mean()
         terms["landmarks"] = float(max(0.0, 1 - distance / REACH))
@@ -71,37 +75,53 @@ def right(terms: Mapping[str, float], task: str = "") -> bool:
 
     Where an edit is larger than the things it must not lose, nearly all of it has to be right.
     """
-    wanted = WANTED | ({"edited": WANTED["kept"]} if task in WHOLE else {})
+    wanted = dict(WANTED)
+    if task in WHOLE:
+        wanted["edited"] = WANTED["kept"]
     return all(value >= wanted[name] for name, value in terms.items())
 
 
 def nearest(target: Picture, sources: Sequence[Picture]) -> Picture | None:
-    """The source that the edit was made of: of those of the target's shape, the one that differs least from it."""
-    alike = [source for source in sources if source.shape == target.shape]
-    return min(alike, key=lambda source: float(np.abs(source - target).mean())) if alike else None
+    """Return the source that the edit was made of: of the target's shape, and with the least difference to it."""
+    of_shape = [source for source in sources if source.shape == target.shape]
+    if not of_shape:
+        return None
+    return min(of_shape, key=lambda source: float(np.abs(source - target).mean()))
 
 
 def edited_and_kept(output: Picture, target: Picture, source: Picture | None, side: int = BLOCK) -> dict[str, float]:
-    """`edited`: share of the blocks that should change which became right; `kept`: of the others which are right.
+    """Return the shares of right blocks: `edited` of those that should change, `kept` of the others.
 
     A block that should change is right when it is nearer to the target than half its change, and within TOLERANCE.
     Without a source all should change.
+
+    Args:
+        output, target, source: pictures of one shape.
+        side: of a block, in pixels.
     """
-    error = np.abs(blocks(output, side) - blocks(target, side)).max(-1)
-    change = np.ones_like(error) if source is None else np.abs(blocks(source, side) - blocks(target, side)).max(-1)
+    wanted = blocks(target, side)
+    error = np.abs(blocks(output, side) - wanted).max(-1)
+    change = np.ones_like(error)
+    if source is not None:
+        change = np.abs(blocks(source, side) - wanted).max(-1)
     changed = change > VISIBLE
     good = error < np.where(changed, np.minimum(TOLERANCE, change / 2), TOLERANCE)
     return {"edited": _share(good, changed), "kept": _share(good, ~changed)}
 
 
 def restored(output: Picture, target: Picture, source: Picture) -> float:
-    """The share of a fault that is gone where it was: 1 - error of the output / fault of the source, root mean squares
-    over blocks of 2 pixels in which the fault can be seen."""
-    error, fault = (np.abs(blocks(picture, FINE) - blocks(target, FINE)).max(-1) for picture in (output, source))
+    """Return the share of a fault that is gone: 1 - error of the output / fault of the source.
+
+    Both are root mean squares over blocks of 2 pixels in which the fault can be seen.
+    """
+    wanted = blocks(target, FINE)
+    error = np.abs(blocks(output, FINE) - wanted).max(-1)
+    fault = np.abs(blocks(source, FINE) - wanted).max(-1)
     seen = fault > VISIBLE / 2
     if not seen.any():
         return 1.0
-    return float(np.clip(1 - np.sqrt(np.square(error[seen]).mean() / np.square(fault[seen]).mean()), 0, 1))
+    left = np.square(error[seen]).mean() / np.square(fault[seen]).mean()
+    return float(np.clip(1 - np.sqrt(left), 0, 1))
 
 
 def displacement(output: Picture, target: Picture, landmarks: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -113,23 +133,30 @@ def displacement(output: Picture, target: Picture, landmarks: NDArray[np.floatin
 
 
 def _moved(output: Picture, target: Picture, x: int, y: int) -> float:
-    reach = range(-REACH, REACH + 1)
+    """Return how far the landmark at (x, y) moved, in pixels; REACH where it is too near to an edge."""
     height, width = target.shape[:2]
     margin = WINDOW + REACH
     if not (margin <= x < width - margin and margin <= y < height - margin):
         return float(REACH)
-    here = np.s_[y - WINDOW : y + WINDOW + 1, x - WINDOW : x + WINDOW + 1]
 
-    def unlike(dx: int, dy: int) -> float:
-        there = np.s_[here[0].start + dy : here[0].stop + dy, here[1].start + dx : here[1].stop + dx]
-        return float(np.square(output[there] - target[here]).mean())
+    def window(picture: Picture, dx: int, dy: int) -> Picture:
+        return picture[y + dy - WINDOW : y + dy + WINDOW + 1, x + dx - WINDOW : x + dx + WINDOW + 1]
 
-    return min((unlike(dx, dy), float(np.hypot(dx, dy))) for dx in reach for dy in reach)[1]
+    # The place that looks most like the target; of equal ones the nearest.
+    wanted = window(target, 0, 0)
+    places = []
+    for dx in range(-REACH, REACH + 1):
+        for dy in range(-REACH, REACH + 1):
+            difference = float(np.square(window(output, dx, dy) - wanted).mean())
+            places.append((difference, float(np.hypot(dx, dy))))
+    _, distance = min(places)
+    return distance
 
 
 def blocks(picture: Picture, side: int = BLOCK) -> Picture:
-    """Mean colours (H/side, W/side, 3); what is left over at the edges does not count."""
-    height, width = (size // side * side for size in picture.shape[:2])
+    """Return mean colours (H/side, W/side, 3); pixels left over at the edges do not count."""
+    height = picture.shape[0] // side * side
+    width = picture.shape[1] // side * side
     cut = np.asarray(picture, np.float64)[:height, :width]
     return cut.reshape(height // side, side, width // side, side, -1).mean((1, 3))
 

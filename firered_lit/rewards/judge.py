@@ -66,23 +66,38 @@ def expected_from_logprobs(
     listed = [(values[token], share) for token, share in shares.items() if share > 0]
     if not listed:
         return None
+
     # The result with nothing hidden, and as far up and down as hidden tokens could move it.
     cap = math.exp(min(known.values()))
     hidden = sorted(values[token] for token, share in shares.items() if share == 0)
     low = min(_means_with(listed, hidden, cap))
     high = max(_means_with(listed, hidden[::-1], cap))
     scale = max(values.values()) - min(values.values())
-    return _mean(listed) if high - low <= tolerance * scale else None
+    if high - low > tolerance * scale:
+        return None
+    return _mean(listed)
 
 
 def _mean(pairs: Sequence[tuple[float, float]]) -> float:
     """Return the mean of values weighted by their shares."""
-    return sum(value * share for value, share in pairs) / sum(share for _, share in pairs)
+    total = sum(share for _, share in pairs)
+    return sum(value * share for value, share in pairs) / total
 
 
 def _means_with(listed: Sequence[tuple[float, float]], hidden: Sequence[float], cap: float) -> list[float]:
-    """The mean as it moves when the hidden values, furthest first, are given the share `cap` one after another."""
-    return [_mean([*listed, *((value, cap) for value in hidden[:n])]) for n in range(len(hidden) + 1)]
+    """Return the means when none, one, two, ... of the hidden values are given the share `cap`.
+
+    Args:
+        listed: (value, share) of the tokens that a server lists.
+        hidden: the values of the others, furthest first.
+        cap: the largest share that one of them can have.
+    """
+    pairs = list(listed)
+    means = [_mean(pairs)]
+    for value in hidden:
+        pairs.append((value, cap))
+        means.append(_mean(pairs))
+    return means
 
 
 def score_logprobs(
@@ -109,22 +124,30 @@ def score_logprobs(
         Token -> log-probability; None without a marker, without log-probabilities, or when that token is no score or
         goes on ("1", "0").
     """
+    # The whole text, and where each token ends in it.
     ends: list[int] = []
     text = ""
     for entry in content:
         text += _plain(entry["token"])
         ends.append(len(text))
-    start = _after_marker(text, marker, 0 if words is None else _start_of(text, words))
+
+    # The end of the last marker in the answer.
+    begin = 0 if words is None else _start_of(text, words)
+    start = _after_marker(text, marker, begin)
     if start is None:
         return None
+
     # The token that holds the first character after the marker, apart from emphasis.
     while start < len(text) and text[start] in AROUND:
         start += 1
     place = next((i for i, end in enumerate(ends) if end > start), None)
     if place is None or _score_of(content[place]["token"]) not in values:
         return None
+
+    # It must be all of a number.
     rest = text[ends[place] :]
-    if GOES_ON.match(rest) or not (ended or rest):
+    cut = not ended and not rest
+    if cut or GOES_ON.match(rest):
         return None
     top = {item["token"]: float(item["logprob"]) for item in content[place].get("top_logprobs") or ()}
     return top or None
@@ -148,7 +171,10 @@ def _after_marker(text: str, marker: str, begin: int | None) -> int | None:
 
 
 def _marker_pattern(marker: str, flag: re.RegexFlag) -> re.Pattern[str]:
-    """The marker with emphasis between its words and signs, and no letter before it ("Underscore: 4" has none)."""
+    """Return a pattern of the marker with emphasis between its words and signs.
+
+    No letter stands before it: "Underscore: 4" has no marker "score:".
+    """
     signs = [re.escape(sign) for sign in re.findall(r"\w+|[^\w\s]", marker)]
     return re.compile("(?<![A-Za-z0-9])" + EMPHASIS.join(signs), flag)
 
@@ -167,17 +193,17 @@ def _start_of(text: str, words: str) -> int | None:
 
 
 def _plain(text: str) -> str:
-    """Full-width characters as the usual ones."""
+    """Return a text with full-width characters as the usual ones."""
     return unicodedata.normalize("NFKC", text)
 
 
 def _score_of(token: str) -> str:
-    """A token without white space and emphasis around it."""
+    """Return a token without white space and emphasis around it."""
     return _plain(token).strip(AROUND)
 
 
 def mean_of_passes(scores: Sequence[float | None], values: Mapping[str, float], *, least: int = 1) -> float | None:
-    """Mean over the K stochastic passes that gave a score, laid on [0, 1]; None when fewer than `least` did."""
+    """Return the mean of the passes that gave a score, laid on [0, 1]; None when fewer than `least` did."""
     given = [score for score in scores if score is not None]
     if len(given) < max(least, 1):
         return None
@@ -185,6 +211,7 @@ def mean_of_passes(scores: Sequence[float | None], values: Mapping[str, float], 
 
 
 def to_unit(score: float, values: Mapping[str, float]) -> float:
-    """A score on the scale of `values`, laid on [0, 1]."""
-    low, high = min(values.values()), max(values.values())
+    """Return a score on the scale of `values`, laid on [0, 1]."""
+    low = min(values.values())
+    high = max(values.values())
     return (score - low) / (high - low)

@@ -18,7 +18,7 @@ from rapidfuzz.distance import Levenshtein
 
 @dataclass(frozen=True)
 class Char:
-    """A character as read, with its box: left, top, width, height, in pixels. A word is also taken: equal cells."""
+    """A character as read, with its box: left, top, width, height, in pixels. A word counts as equal cells."""
 
     text: str
     x: float
@@ -28,7 +28,8 @@ class Char:
     line: int | None = None  # the reader's line, where it has one; else lines are told apart by their boxes
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (self.x, self.y, self.w, self.h))) or self.w < 0 or self.h <= 0:
+        is_finite = all(map(math.isfinite, (self.x, self.y, self.w, self.h)))
+        if not is_finite or self.w < 0 or self.h <= 0:
             raise ValueError(f"Char {self.text!r}: no box: {(self.x, self.y, self.w, self.h)}")
 
     @property
@@ -70,15 +71,24 @@ def layout_ocr_reward(
 ) -> LayoutOCRScore:
     """Score what was read on an image against the text it should show and, where known, that text's layout.
 
-    predicted: all that was read, in reading order, its boxes already `scale`d to the reference's image.
-    target: the text to show. reference: its layout, from `cells` or from all that was read on the target image (whose
-    other words then do not count where they stand); None, or one that does not hold the target: text alone.
-    gate: R_text at and under which layout earns nothing; from there a linear ramp to 1.
-    elsewhere: what right text is worth where it does not belong; it earns nothing under `gate`.
-    Raises ValueError for weights that are negative or add to more than 1, and for `gate` outside [0, 1).
+    Args:
+        predicted: all that was read, in reading order, its boxes already `scale`d to the reference's image.
+        target: the text to show.
+        reference: the target's layout, from `cells` or from all that was read on the target image (whose other words
+            then do not count where they stand). None, or one that does not hold the target: text alone is scored.
+        text_weight, layout_weight: of the two terms; at least 0, together at most 1.
+        gate: R_text in [0, 1) at and under which layout earns nothing; from there a linear ramp to 1.
+        elsewhere: worth of right text where it does not belong; it earns nothing under `gate`.
+        fold_case, fold_space: compare without case, without white space.
+
+    Raises:
+        ValueError: weights or gate lie outside of their range.
     """
-    if min(text_weight, layout_weight) < 0 or text_weight + layout_weight > 1 + 1e-9 or not 0 <= gate < 1:
+    bad_weights = min(text_weight, layout_weight) < 0 or text_weight + layout_weight > 1 + 1e-9
+    if bad_weights or not 0 <= gate < 1:
         raise ValueError(f"layout_ocr_reward: weights {text_weight}, {layout_weight} or gate {gate} out of range")
+
+    # Text alone, where the target's layout is not known.
     wanted = fold(target, case=fold_case, space=fold_space)
     read = characters(predicted, case=fold_case, space=fold_space)
     layout = characters(reference or (), case=fold_case, space=fold_space)
@@ -87,6 +97,7 @@ def layout_ocr_reward(
         text = text_score(joined(nearest_run(lines(read), wanted)), wanted)
         return LayoutOCRScore(text, text, None)
 
+    # The best of the readings in place and elsewhere.
     def score(chars: Chars, text: float) -> LayoutOCRScore:
         placed = layout_score(chars, wanted, places)
         return LayoutOCRScore(text_weight * text + layout_weight * ramp(text, gate) * placed, text, placed)
@@ -99,34 +110,45 @@ def layout_ocr_reward(
 
 
 def text_score(read: str, wanted: str) -> float:
-    """R_text = max(0, 1 - lev / max(|wanted|, 1))."""
+    """Compute R_text = max(0, 1 - lev / max(|wanted|, 1))."""
     return max(0.0, 1 - Levenshtein.distance(read, wanted) / max(len(wanted), 1))
 
 
 def layout_score(chars: Chars, wanted: str, places: Sequence[Char | None]) -> float:
-    """R_layout = sum_i exp(-d_i) exp(-delta_i) / max(|read|, |wanted|, 1), over characters matched by edit distance.
+    """Compute R_layout = sum_i exp(-d_i) exp(-delta_i) / max(|read|, |wanted|, 1), over matched characters.
 
-    places[j]: the reference character of wanted[j], if known. d: distance of the centres over the reference's height;
-    delta = max(0, log(h / h_ref)), so only overscaling costs.
+    d is the distance of the centres over the reference's height; delta = max(0, log(h / h_ref)), so that only
+    overscaling costs.
+
+    Args:
+        chars: as read; they are matched to the wanted ones by edit distance.
+        wanted: the text to show.
+        places: (|wanted|,) the reference of each wanted character, where known.
     """
     total = 0.0
     for i, j in matches(joined(chars), wanted, equal_only=True):
         char, place = chars[i], places[j]
-        if place is not None:
-            total += math.exp(-math.dist(char.centre, place.centre) / place.h) / max(1.0, char.h / place.h)
+        if place is None:
+            continue
+        distance = math.dist(char.centre, place.centre) / place.h
+        overscaled = max(1.0, char.h / place.h)
+        total += math.exp(-distance) / overscaled
     return total / max(len(chars), len(wanted), 1)
 
 
 def ramp(text: float, gate: float) -> float:
-    """0 up to `gate`, then linear to 1 at 1."""
+    """Return 0 up to `gate`, then a line to 1 at 1."""
     return max(0.0, (text - gate) / (1 - gate))
 
 
 def matches(read: str, wanted: str, *, equal_only: bool) -> list[tuple[int, int]]:
-    """Pairs (i, j) of a least-edit alignment: equal characters, and replaced ones unless `equal_only`."""
+    """Return the pairs (i, j) of a least-edit alignment: equal characters, and replaced ones unless `equal_only`."""
     kinds = ("equal",) if equal_only else ("equal", "replace")
-    blocks = [op for op in Levenshtein.opcodes(read, wanted) if op.tag in kinds]
-    return [pair for op in blocks for pair in zip(range(op.src_start, op.src_end), range(op.dest_start, op.dest_end))]
+    pairs: list[tuple[int, int]] = []
+    for op in Levenshtein.opcodes(read, wanted):
+        if op.tag in kinds:
+            pairs += zip(range(op.src_start, op.src_end), range(op.dest_start, op.dest_end))
+    return pairs
 
 
 def locate(reference: Chars, wanted: str) -> list[Char | None]:
@@ -146,24 +168,38 @@ def locate(reference: Chars, wanted: str) -> list[Char | None]:
 def readings(read: Chars, places: Chars, others: Chars, wanted: str) -> tuple[list[Chars], Chars]:
     """Return the text in the wanted place, read in one or two ways, and the nearest text elsewhere.
 
-    In place: the characters inside the reference boxes, grown, save those nearer to other words of the reference; and,
-    where those are only parts of lines that cover the place (as oversized text does), these lines whole.
-    Elsewhere: every line that has no such character, or does not cover the place.
+    In place are the characters inside the reference boxes, grown, save those nearer to other words of the reference;
+    and, where those belong to lines that cover the place (as oversized text does), these lines whole. Elsewhere is
+    every line that has no such character, or does not cover the place.
+
+    Args:
+        read: all that was read.
+        places: the reference's characters of the wanted text.
+        others: the reference's other characters.
+        wanted: the text.
     """
-    boxes, split = grow(places), lines(read)
-    parts = [[c for c in line if within(c, boxes) and nearer(c, places, others)] for line in split]
-    inside: list[Chars] = [[c for part in parts for c in part]]
-    whole = [c for line, part in zip(split, parts) if part for c in line]
+    boxes = grow(places)
+    in_place: list[Char] = []  # characters
+    whole: list[Char] = []  # their lines
+    outside: list[list[Char]] = []
+    for line in lines(read):
+        own = [char for char in line if within(char, boxes) and nearer(char, places, others)]
+        in_place += own
+        if own:
+            whole += line
+        if not own or covered(places, line) < COVERS:
+            outside.append(line)
+
+    inside: list[Chars] = [in_place]
     if covered(places, whole) >= COVERS:
         inside.append(whole)
-    outside = [line for line, part in zip(split, parts) if not part or covered(places, line) < COVERS]
     return inside, nearest_run(outside, wanted)
 
 
 def nearest_run(split: Sequence[Chars], wanted: str) -> list[Char]:
-    """The contiguous run of lines, at least one where there are any, with the least edit distance to `wanted`.
+    """Return the contiguous run of lines, at least one where there are any, with the least edit distance to `wanted`.
 
-    Of equal ones, the first and shortest.
+    Of equally near ones it is the first and shortest.
     """
     best: list[Char] = []
     least = math.inf
@@ -173,13 +209,15 @@ def nearest_run(split: Sequence[Chars], wanted: str) -> list[Char]:
             run = [*run, *line]
             if len(run) - len(wanted) >= least:
                 break
-            if (distance := Levenshtein.distance(joined(run), wanted)) < least:
-                best, least = run, distance
+            distance = Levenshtein.distance(joined(run), wanted)
+            if distance < least:
+                best = run
+                least = distance
     return best
 
 
 def lines(chars: Chars) -> list[list[Char]]:
-    """Characters in reading order, split where the reader says so, else where the next one is not beside the last."""
+    """Split characters in reading order into lines: as the reader says, else where the next is not beside the last."""
     split = [[c] for c in chars[:1]]
     for last, char in pairwise(chars):
         if _follows(last, char):
@@ -198,11 +236,13 @@ def _follows(last: Char, char: Char) -> bool:
         return last.line == char.line
     shared = min(last.y + last.h, char.y + char.h) - max(last.y, char.y)
     gap = char.x - (last.x + last.w)
-    return shared >= min(last.h, char.h) / 2 and -last.w <= gap <= 2 * max(last.h, char.h)
+    on_one_height = shared >= min(last.h, char.h) / 2
+    is_near = -last.w <= gap <= 2 * max(last.h, char.h)
+    return on_one_height and is_near
 
 
 def grow(chars: Chars) -> list[Box]:
-    """Each character's box, grown by its own height on every side."""
+    """Return each character's box, grown by its own height on every side."""
     return [(c.x - c.h, c.y - c.h, c.x + c.w + c.h, c.y + 2 * c.h) for c in chars]
 
 
@@ -214,43 +254,55 @@ def within(char: Char, boxes: Sequence[Box]) -> bool:
 
 def nearer(char: Char, one: Chars, other: Chars) -> bool:
     """Return whether the character's centre is at least as near to a centre of `one` as to all of `other`."""
-    to_one, to_other = ([math.dist(char.centre, c.centre) for c in chars] for chars in (one, other))
-    return min(to_one, default=math.inf) <= min(to_other, default=math.inf)
+    return _nearest_centre(char, one) <= _nearest_centre(char, other)
+
+
+def _nearest_centre(char: Char, others: Chars) -> float:
+    """Return the distance of a character's centre to the nearest one of others; infinite when there is none."""
+    return min((math.dist(char.centre, other.centre) for other in others), default=math.inf)
 
 
 def bounds(chars: Chars) -> Box:
-    """The box around all characters."""
-    return (
-        min(c.x for c in chars),
-        min(c.y for c in chars),
-        max(c.x + c.w for c in chars),
-        max(c.y + c.h for c in chars),
-    )
+    """Return the box around all characters."""
+    left = min(char.x for char in chars)
+    top = min(char.y for char in chars)
+    right = max(char.x + char.w for char in chars)
+    bottom = max(char.y + char.h for char in chars)
+    return left, top, right, bottom
 
 
 def covered(chars: Chars, by: Chars) -> float:
-    """Share of the box around `chars` that the box around `by` covers. 0 to 1; 0 by nothing."""
+    """Return the share in [0, 1] of the box around `chars` that the box around `by` covers; 0 by nothing."""
     if not by:
         return 0.0
-    a, b = bounds(chars), bounds(by)
-    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
-    return max(0.0, width) * max(0.0, height) / max((a[2] - a[0]) * (a[3] - a[1]), 1e-9)
+    left, top, right, bottom = bounds(chars)
+    by_left, by_top, by_right, by_bottom = bounds(by)
+    width = min(right, by_right) - max(left, by_left)
+    height = min(bottom, by_bottom) - max(top, by_top)
+    area = (right - left) * (bottom - top)
+    return max(0.0, width) * max(0.0, height) / max(area, 1e-9)
 
 
 def scale(chars: Chars, size: tuple[int, int], to: tuple[int, int]) -> list[Char]:
-    """Boxes read on an image of `size` (height, width), in the pixels of an image of size `to`."""
-    y, x = to[0] / size[0], to[1] / size[1]
+    """Return boxes read on an image of `size` (height, width) in the pixels of an image of size `to`."""
+    y = to[0] / size[0]
+    x = to[1] / size[1]
     return [replace(c, x=c.x * x, y=c.y * y, w=c.w * x, h=c.h * y) for c in chars]
 
 
 def cells(box: tuple[float, float, float, float], text: str) -> list[Char]:
-    """A line's box (left, top, width, height) divided into equal cells, one for each code point of `text` after NFKC.
+    """Divide a line's box into equal cells, one for each code point of `text` after NFKC.
 
-    The reference layout where only the source's replaced line is known.
+    It is the reference layout where only the source's replaced line is known.
+
+    Args:
+        box: left, top, width, height.
+        text: of the line.
     """
     x, y, w, h = box
     text = unicodedata.normalize("NFKC", text)
-    return [Char(c, x + i * w / len(text), y, w / len(text), h, line=0) for i, c in enumerate(text)]
+    count = len(text)
+    return [Char(char, x + i * w / count, y, w / count, h, line=0) for i, char in enumerate(text)]
 
 
 # One form for each mark that fonts draw and readers read in several; bullets are ornaments, and
@@ -344,10 +396,12 @@ def in_place_of(rows: Sequence[Chars], text: str) -> list[Char]:
 
 
 def _length(row: Chars) -> float:
+    """Return the length of a line, from the outer edges of its first and last character."""
     return math.dist(row[0].centre, row[-1].centre) + (row[0].w + row[-1].w) / 2
 
 
 def _middle(row: Chars) -> tuple[float, float]:
+    """Return the middle of the box around a line."""
     left, top, right, bottom = bounds(row)
     return (left + right) / 2, (top + bottom) / 2
 
@@ -397,15 +451,16 @@ def divided(text: str, widths: Sequence[float]) -> list[str]:
 
 
 def characters(chars: Chars, *, case: bool, space: bool) -> list[Char]:
-    """One `Char` per code point of the folded text: a word, or what NFKC makes several of, becomes equal cells."""
+    """Return one `Char` per code point of the folded text; words, and what NFKC makes several of, as equal cells."""
     single: list[Char] = []
     for char in chars:
         for cell in cells((char.x, char.y, char.w, char.h), char.text):
             folded = fold(cell.text, case=case, space=space)
-            single += [replace(part, line=char.line) for part in cells((cell.x, cell.y, cell.w, cell.h), folded)]
+            for part in cells((cell.x, cell.y, cell.w, cell.h), folded):
+                single.append(replace(part, line=char.line))
     return single
 
 
 def joined(chars: Chars) -> str:
-    """The text of single characters."""
+    """Return the text of single characters."""
     return "".join(c.text for c in chars)

@@ -16,26 +16,42 @@ def mix(
     routes: Mapping[str, Collection[str]] | None = None,
     able: Mapping[str, Sequence[bool]] | None = None,
 ) -> Scores:
-    """sum_r w_r R_r / sum_r w_r over the rewards r that apply to each sample's task. tasks (B,).
+    """Compute sum_r w_r R_r / sum_r w_r over the rewards r that apply to each sample's task.
 
-    routes: reward -> the tasks that it scores; a reward that is not in it scores all that it is able to, by `able`. A
-    sample is valid when at least one reward of positive weight applies to it and every one that applies is valid: a
-    missing part is not made up.
-    terms: every reward's value by its name (0 where it does not count) and its own terms as `name/term`.
-    Raises UserError for a name without weight, a negative weight, and a value outside [0, 1].
+    A sample is valid when at least one reward of positive weight applies to it and every one that applies is valid: a
+    missing reward is not made up.
+
+    Args:
+        scores: by reward, each (B,), in [0, 1] where valid.
+        weights: by reward, at least 0.
+        tasks: (B,).
+        routes: reward -> the tasks that it scores; one without a route scores all that it is able to.
+        able: reward -> (B,), the samples that it is able to score; all when it is not in it.
+
+    Returns:
+        The mixture. Its terms are every reward's value by its name (0 where it does not count), and the reward's own
+        terms as `name/term`.
+
+    Raises:
+        UserError: a name without weight, a negative weight, or a value outside [0, 1].
     """
     _check_names(scores, weights, routes or {})
     total = torch.zeros(len(tasks), dtype=torch.float64)
-    weight_sum, valid = torch.zeros_like(total), torch.ones(len(tasks), dtype=torch.bool)
+    weight_sum = torch.zeros_like(total)
+    valid = torch.ones(len(tasks), dtype=torch.bool)
     terms: dict[str, Tensor] = {}
     for name, score in scores.items():
         _check_values(name, score, len(tasks))
         applies = applies_to(name, tasks, routes, able) & (weights[name] > 0)
         counted = applies & score.valid.cpu()
         value = torch.where(counted, score.value.detach().cpu().double(), 0.0)
-        total, weight_sum = total + weights[name] * value, weight_sum + weights[name] * applies
+        total = total + weights[name] * value
+        weight_sum = weight_sum + weights[name] * applies
         valid &= score.valid.cpu() | ~applies
-        terms |= {name: value.float()} | {f"{name}/{key}": term for key, term in score.terms.items()}
+
+        terms[name] = value.float()
+        for key, term in score.terms.items():
+            terms[f"{name}/{key}"] = term
     valid &= weight_sum > 0
     value = torch.where(valid, total / weight_sum.clamp(min=1e-12), 0.0)
     return Scores(value.clamp(0, 1).float(), valid, terms)
@@ -47,27 +63,33 @@ def applies_to(
     routes: Mapping[str, Collection[str]] | None,
     able: Mapping[str, Sequence[bool]] | None = None,
 ) -> Tensor:
-    """(B,) bool: whether the reward `name` scores each sample: by its route, else where it is able to, else all."""
-    routed = (routes or {}).get(name)
-    if routed is not None:
-        return torch.tensor([task in routed for task in tasks], dtype=torch.bool)
-    return torch.tensor((able or {}).get(name, [True] * len(tasks)), dtype=torch.bool)
+    """Return the samples (B,) bool that the reward `name` scores: by its route, else where it is able to, else all."""
+    if routes and name in routes:
+        return torch.tensor([task in routes[name] for task in tasks], dtype=torch.bool)
+    if able and name in able:
+        return torch.tensor(able[name], dtype=torch.bool)
+    return torch.ones(len(tasks), dtype=torch.bool)
 
 
 def _check_names(
     scores: Mapping[str, Scores], weights: Mapping[str, float], routes: Mapping[str, Collection[str]]
 ) -> None:
+    """Raise UserError unless each reward has one weight of at least 0, and routes name rewards and lists of tasks."""
     if set(scores) != set(weights):
         raise UserError(f"reward weights: name each reward once: have {sorted(scores)}, weights for {sorted(weights)}")
-    if unknown := set(routes) - set(scores):
+    unknown = set(routes) - set(scores)
+    if unknown:
         raise UserError(f"reward routes: no such reward: {sorted(unknown)}; have {sorted(scores)}")
-    if string := [name for name, tasks in routes.items() if isinstance(tasks, str)]:
-        raise UserError(f"reward routes: {string[0]} takes a list of tasks, not the string {routes[string[0]]!r}")
-    if bad := {name: weight for name, weight in weights.items() if not 0 <= weight < float("inf")}:
+    for name, tasks in routes.items():
+        if isinstance(tasks, str):
+            raise UserError(f"reward routes: {name} takes a list of tasks, not the string {tasks!r}")
+    bad = {name: weight for name, weight in weights.items() if not 0 <= weight < float("inf")}
+    if bad:
         raise UserError(f"reward weights: must be finite and at least 0: {bad}")
 
 
 def _check_values(name: str, score: Scores, count: int) -> None:
+    """Raise UserError unless a reward gave `count` scores in [0, 1]."""
     if len(score) != count:
         raise UserError(f"reward {name}: {len(score)} scores for {count} samples")
     wrong = score.valid & ~((score.value >= 0) & (score.value <= 1))

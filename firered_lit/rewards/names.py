@@ -21,7 +21,8 @@ TAKEN = ("total", "missing", "source_distance")  # other numbers of a rollout
 
 def check_name(name: object) -> None:
     """Raise UserError unless a reward may be called so: its name becomes part of the names of its curves."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+( [\w-]+)*", name):
+    spelt_well = isinstance(name, str) and re.fullmatch(r"[\w-]+( [\w-]+)*", name)
+    if not spelt_well:
         raise UserError(f"reward {name!r}: a name has letters, digits, `_` and `-`, as those of curves are made of it")
     if name in TAKEN:
         raise UserError(f"reward {name!r}: the name of another curve; choose another one")
@@ -62,33 +63,47 @@ def check_routes(
             raise UserError(f"{place}.routes: no such reward: {name!r}{known}")
         if isinstance(routed, str) or not all(isinstance(task, str) for task in routed):
             raise UserError(f"{place}.routes: {name} takes a list of tasks, as [text], not {routed!r}")
-        if tasks is None:
-            continue
-        strange = [task for task in routed if task not in tasks and task not in REPORT_TASKS]
-        misspelt = [task for task in strange if any(OSA.distance(task, known) == 1 for known in tasks)]
-        if not misspelt and len(strange) == len(routed):
-            misspelt = strange
-        for task in misspelt:
-            known = f"{_nearest(task, tasks)}; the data has {sorted(tasks)}"
-            raise UserError(f"{place}.routes: {name}: no such task: {task!r}{known}")
+        misspelt = None if tasks is None else _misspelt(routed, tasks)
+        if misspelt is not None:
+            known = f"{_nearest(misspelt, tasks or ())}; the data has {sorted(tasks or ())}"
+            raise UserError(f"{place}.routes: {name}: no such task: {misspelt!r}{known}")
+
+
+def _misspelt(routed: Collection[str], tasks: Collection[str]) -> str | None:
+    """Return the first task of a route that is taken for a misspelling; None when there is none.
+
+    It is one letter, or the order of two, away from a task of the data, or no task of the route is known at all.
+    """
+    strange = [task for task in routed if task not in tasks and task not in REPORT_TASKS]
+    for task in strange:
+        if any(OSA.distance(task, known) == 1 for known in tasks):
+            return task
+    if strange and len(strange) == len(routed):
+        return strange[0]
+    return None
 
 
 def absent_tasks(routes: Mapping[str, Collection[str]], tasks: Collection[str]) -> list[str]:
     """Return the tasks that routes name and the data does not have."""
-    return sorted({task for routed in routes.values() for task in routed} - set(tasks))
+    return sorted(_all_routed(routes) - set(tasks))
 
 
 def check_scored(routes: Mapping[str, Collection[str]], names: Collection[str], tasks: Iterable[str]) -> None:
     """Raise UserError when a task of the data is in no route and every reward has one."""
-    if set(names) - set(routes):
+    scores_everything = set(names) - set(routes)
+    if scores_everything:
         return
-    routed = {task for route in routes.values() for task in route}
-    lost = sorted(set(tasks) - routed)
+    lost = sorted(set(tasks) - _all_routed(routes))
     if lost:
         raise UserError(f"stage.routes: no reward scores the task {lost[0]!r}; name it in the route of one")
 
 
+def _all_routed(routes: Mapping[str, Collection[str]]) -> set[str]:
+    """Return the tasks of all routes."""
+    return set().union(*routes.values())
+
+
 def _nearest(name: object, known: Iterable[str]) -> str:
-    """'; did you mean 'x'?' for the most similar known name, or nothing."""
+    """Return "; did you mean 'x'?" for the most similar known name, or "" when none is similar."""
     match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""

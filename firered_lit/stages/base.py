@@ -1,6 +1,6 @@
 """The base of every stage: the transformer, its optimizer, and validation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +37,13 @@ from .guard import Guard
 class Stage(L.LightningModule):
     """A stage without a loss: subclasses add `training_step`.
 
-    optimizer, schedule: factories, `optimizer(groups)` and `schedule(optimizer)`. seed keys every draw. guard: which
-    optimizer steps are left out; None: those without a finite gradient.
+    Args:
+        backbone: the transformer, and how it is loaded.
+        optimizer: a factory, `optimizer(groups)`.
+        schedule: a factory, `schedule(optimizer)`; None keeps the rate.
+        preview: the drawing of validation's edits; None draws none.
+        seed: the key of every draw.
+        guard: the choice of optimizer steps that are left out; None: those without a finite gradient.
     """
 
     def __init__(
@@ -52,9 +57,12 @@ class Stage(L.LightningModule):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.optimizer_factory, self.schedule_factory = optimizer, schedule
-        self.preview, self.seed = preview, seed
-        self.guard, self._ids = guard or Guard(), ()
+        self.optimizer_factory = optimizer
+        self.schedule_factory = schedule
+        self.preview = preview
+        self.seed = seed
+        self.guard = guard or Guard()
+        self._ids: Sequence[str] = ()  # samples of the present micro-batch
         self.recipe_options: list[dict[str, Any]] = []  # of the optimizer, before a checkpoint is loaded
         self._saved_optimizer: SavedOptimizer | None = None
         self.strict_loading = backbone.lora is None  # an adapter's checkpoint has none of the frozen weights
@@ -62,10 +70,14 @@ class Stage(L.LightningModule):
         self.scores = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "psnr", "ssim")})
 
     def configure_model(self) -> None:
-        if not hasattr(self, "transformer"):
-            strategy = None if self._trainer is None else self.trainer.strategy
-            device = "cpu" if strategy is None else strategy.root_device
-            self.transformer = self.backbone.load(self.seed, device, getattr(strategy, "sharding", None))
+        if hasattr(self, "transformer"):
+            return
+        device: torch.device | str = "cpu"
+        sharding = None
+        if self._trainer is not None:
+            device = self.trainer.strategy.root_device
+            sharding = getattr(self.trainer.strategy, "sharding", None)
+        self.transformer = self.backbone.load(self.seed, device, sharding)
 
     @property
     def base(self) -> Base:
@@ -84,22 +96,26 @@ class Stage(L.LightningModule):
 
     @property
     def trained_dtype(self) -> torch.dtype:
-        """The precision in which what is trained is kept; an adapter's is float32 over any base."""
-        return torch.float32 if self.backbone.lora is not None else getattr(torch, self.backbone.dtype)
+        """The precision of the trained weights; an adapter's is float32 over any base."""
+        if self.backbone.lora is not None:
+            return torch.float32
+        return getattr(torch, self.backbone.dtype)
 
     def start_from(self, folder: Path) -> None:
         """Begin with the weights of a diffusers folder in place of the base's."""
         self.backbone = replace(self.backbone, name=str(folder))
 
     def go_on_in(self, run: Path) -> None:
-        """Go on over the base that a run began with, whatever its name means from here or on the hub by now."""
+        """Go on over the base that a run began with, even if its name means another one by now."""
         place = lineage.place_of(run, self.backbone.name)
         if place is not None:
             self.backbone = self.backbone.at(place)
 
     def kept(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the tensors of a state dict that a checkpoint holds: all, or with LoRA the adapter alone."""
-        return state if self.backbone.lora is None else {k: v for k, v in state.items() if is_adapter(k)}
+        if self.backbone.lora is None:
+            return state
+        return {name: value for name, value in state.items() if is_adapter(name)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.kept(checkpoint["state_dict"])
@@ -148,13 +164,13 @@ class Stage(L.LightningModule):
         return replace(batch, condition=replace(batch.condition, text=text))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout knows no other source than the global random state: key it, as every draw is."""
+        """Key dropout as every draw: it knows no other source than the global random state."""
         self._ids = batch.ids
         if self.backbone.lora is not None and self.backbone.lora.dropout:
             torch.manual_seed(seed_of(self.seed, "dropout", batch.step, batch.slots))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """A loss that is no finite number makes all gradients so, and with them the norm that every process sees."""
+        """Spread a loss that is not finite to all gradients, and so to the norm that every process sees."""
         self.guard.saw(self._ids, loss)
         super().backward(loss * (1 + 0 * loss.detach()), *args, **kwargs)
 
@@ -217,48 +233,59 @@ class Stage(L.LightningModule):
         return []
 
     def flops(self, batch: Any) -> float:
-        """Operations of the transformer in training on a batch; see `training_flops` for what counts."""
+        """Return the transformer's FLOPs of training on a batch; see `training_flops` for what counts."""
         return len(batch) * training_flops(*self.sample(batch), self.backbone.lora)
 
     def sample(self, batch: EditBatch) -> tuple[Any, int, int]:
-        """The transformer's config, and the visual and text tokens of one sample of a batch."""
+        """Return the transformer's config, and the visual and text tokens of one sample of a batch."""
         images = (batch.target, *batch.condition.references)
         visual = sum(image.shape[-2] * image.shape[-1] // 4 for image in images)
         return self.transformer.config, visual, batch.condition.text.embeddings.shape[1]
 
     def velocity(self, x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """The transformer's velocity, in float32. The same function trains, validates and samples."""
+        """Return the transformer's velocity, in float32. The same function trains, validates and samples."""
         return qwen_image.velocity(self.transformer, x_t, sigma, condition).float()
 
     def shift(self, sigma: Tensor, batch: EditBatch) -> Tensor:
-        """sigma, shifted for the resolution of the batch's target."""
+        """Return sigma, shifted for the resolution of the batch's target."""
         tokens = batch.target.shape[-2] * batch.target.shape[-1] // 4
         return resolution_shift(sigma, tokens, self.scheduler_config)
 
     def validation_step(self, batch: EditBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss at fixed (sigma, eps), and for the grid an edit drawn by the sampler that `edit` uses.
+        """Score a batch at fixed (sigma, eps), and draw its edits by the sampler that `edit` uses.
 
-        What has no known target is drawn alone, for the rewards.
+        A batch without known targets is only drawn, for the rewards.
+
+        Returns:
+            The edits as pixels (B, 3, H, W) under "output", where they are drawn.
         """
         weight = torch.ones(len(batch), device=self.device) if batch.weight is None else batch.weight
-        for name, value in (self.fixed_scores(batch) if batch.known else {}).items():
-            self.scores[name].update(value, weight)
-        if self.preview is None or (batch.known and batch.pixels is None):
+
+        # Loss and its terms.
+        if batch.known:
+            for name, value in self.fixed_scores(batch).items():
+                self.scores[name].update(value, weight)
+
+        # Edits, and their likeness to the targets.
+        target = batch.pixels
+        if self.preview is None or (batch.known and target is None):
             return {}
-        output, target = self.draw(batch), batch.pixels
+        output = self.draw(batch)
         if target is None:
             return {"output": output}
         output = output.to(target)
         for i in range(len(batch)):
             pair = output[i : i + 1], target[i : i + 1]
-            self.scores["psnr"].update(peak_signal_noise_ratio(*pair, data_range=(-1.0, 1.0)), weight[i])
-            self.scores["ssim"].update(structural_similarity_index_measure(*pair, data_range=(-1.0, 1.0)), weight[i])
+            psnr = peak_signal_noise_ratio(*pair, data_range=(-1.0, 1.0))
+            ssim = structural_similarity_index_measure(*pair, data_range=(-1.0, 1.0))
+            self.scores["psnr"].update(psnr, weight[i])
+            self.scores["ssim"].update(ssim, weight[i])
         return {"output": output}
 
     def on_validation_epoch_end(self) -> None:
         for name, metric in self.scores.items():
-            drawn = int(metric.update_count) > 0
-            if drawn:
+            was_updated = int(metric.update_count) > 0
+            if was_updated:
                 self.log(f"val/{name}", metric.compute(), prog_bar=name == "loss")
             metric.reset()
 
@@ -267,14 +294,15 @@ class Stage(L.LightningModule):
         return {"loss": self.fixed_loss(batch)}
 
     def fixed_points(self, batch: EditBatch, points: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
-        """(eps, sigma) at which validation compares: fixed sigmas, noise keyed by the sample."""
+        """Yield the (eps, sigma) at which validation compares: fixed sigmas, noise keyed by the sample."""
         x_0 = batch.target.float()
         for k in range(points):
             eps = torch.cat([gaussian(x_0.shape[1:], (k,), "validation", name) for name in batch.ids]).to(x_0)
-            yield eps, self.shift(torch.full((len(batch),), (k + 0.5) / points, device=x_0.device), batch)
+            sigma = torch.full((len(batch),), (k + 0.5) / points, device=x_0.device)
+            yield eps, self.shift(sigma, batch)
 
     def fixed_loss(self, batch: EditBatch, points: int = 4) -> Tensor:
-        """Flow matching loss (B,) over `points` fixed sigmas, noise keyed by the sample: comparable between steps."""
+        """Return the flow matching loss (B,) over `points` fixed sigmas, comparable between steps."""
         x_0 = batch.target.float()
         total = torch.zeros(len(batch), device=x_0.device)
         for eps, sigma in self.fixed_points(batch, points):
@@ -284,12 +312,21 @@ class Stage(L.LightningModule):
 
     @torch.no_grad()
     def draw(self, batch: EditBatch) -> Tensor:
-        """Edits of a batch as pixels (B, 3, H, W) in [-1, 1]; the noise is keyed by the sample."""
+        """Draw the edits of a batch as pixels (B, 3, H, W) in [-1, 1]; the noise is keyed by the sample."""
+        preview = self.preview
+        if preview is None:
+            raise ValueError("Stage.draw: the stage has no preview")
         shape = batch.target.shape[1:]
         noise = torch.cat([gaussian(shape, (0,), "sample", name) for name in batch.ids]).to(batch.target.device)
-        sigmas = schedule(self.preview.steps, shape[-2] * shape[-1] // 4, self.scheduler_config)
-        negative = None if batch.unconditional is None else Condition(batch.unconditional, batch.condition.references)
-        guidance = self.preview.guidance if negative is not None else 1.0
+        sigmas = schedule(preview.steps, shape[-2] * shape[-1] // 4, self.scheduler_config)
+
+        # Guidance against the text " ", where the batch has it.
+        negative = None
+        guidance = 1.0
+        if batch.unconditional is not None:
+            negative = Condition(batch.unconditional, batch.condition.references)
+            guidance = preview.guidance
+
         latents = sample(self.transformer, noise, sigmas, batch.condition, negative, guidance)
         return self.codec.decode(latents).float()
 

@@ -27,35 +27,63 @@ class Consistency:
     through the same map T, computed from the target's landmarks or box. Nothing is decoded for samples without a region
     or a weight.
 
-    encoder: phi; a folder of a Hugging Face vision model (DINOv2, SigLIP, CLIP), or a weights file of an ArcFace-style
-    IResNet. eta, cutoff: of lambda(sigma) = eta sigma^2 under the cutoff and 0 from it on. checkpointed: decode with
-    activation checkpoints. Raises UserError when eta is negative or the cutoff outside of (0, 1].
+    Args:
+        encoder: phi; a folder of a Hugging Face vision model (DINOv2, SigLIP, CLIP), or a weights file of an
+            ArcFace-style IResNet.
+        eta: at least 0, of lambda(sigma) = eta sigma^2.
+        cutoff: sigma in (0, 1] from which lambda is 0.
+        checkpointed: decode with activation checkpoints.
+
+    Raises:
+        UserError: eta or cutoff lies outside of its range.
     """
 
     def __init__(self, encoder: str, eta: float = 0.1, cutoff: float = 0.9, checkpointed: bool = True) -> None:
         if eta < 0 or not 0 < cutoff <= 1:
             raise UserError(f"stage.consistency: eta={eta:g} cutoff={cutoff:g}: eta is at least 0, cutoff in (0, 1]")
-        self.path, self.eta, self.cutoff, self.checkpointed = encoder, eta, cutoff, checkpointed
+        self.path = encoder
+        self.eta = eta
+        self.cutoff = cutoff
+        self.checkpointed = checkpointed
         self.phi: Encoder | None = None
 
     def open(self) -> Encoder:
-        """The frozen encoder, read once. UserError when there is none at the path."""
+        """Return the frozen encoder, read once.
+
+        Raises:
+            UserError: there is none at the path.
+        """
         if self.phi is None:
             self.phi = open_encoder(self.path)
         return self.phi
 
     def __call__(self, codec: Decoder, x_0_hat: Tensor, x_0: Tensor, sigma: Tensor, regions: Tensor | None) -> Identity:
-        """The term of estimates and targets (B, 16, h, w) at sigma (B,); regions (B, R, P, 2) or None, in pixels."""
+        """Compute the term for a batch.
+
+        Args:
+            codec: the frozen VAE.
+            x_0_hat: one-step estimates (B, 16, h, w), with their gradient.
+            x_0: targets, like x_0_hat.
+            sigma: (B,) in [0, 1].
+            regions: (B, R, P, 2) in pixels of the targets, see `region_transforms`; None: there are none.
+        """
         phi = self.open().to(x_0.device)
+
+        # Every region's sample (N,), its map T onto phi's canvas, and the box of the picture that it shows.
         size = (x_0.shape[-2] * codec.factor, x_0.shape[-1] * codec.factor)
         owner, maps = region_transforms(regions, len(x_0), size, phi.size)
         boxes = seen_boxes(maps, phi.size, size)
-        weight = identity_weight(sigma, eta=self.eta, cutoff=self.cutoff)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+
+        # Decoded is what has a weight.
+        weight = identity_weight(sigma, eta=self.eta, cutoff=self.cutoff)
         kept = inside & (weight.cpu()[owner] > 0)
         marked = torch.zeros(2, len(x_0), dtype=torch.bool)
-        marked[0, owner[kept]] = marked[1, owner[inside]] = True
-        compared, there = marked.to(x_0.device)
+        marked[0, owner[kept]] = True
+        marked[1, owner[inside]] = True
+        compared, has_region = marked.to(x_0.device)
+
+        # 1 - cosine between the estimate and the target, both decoded.
         distance = torch.zeros_like(weight)
         if kept.any():
             owner, maps, boxes = owner[kept], maps[kept], boxes[kept]
@@ -63,12 +91,12 @@ class Consistency:
             with torch.no_grad():
                 true = phi(self.canvases(codec, x_0, owner, maps, boxes, phi.size))
             distance = identity_loss(shown, true, owner, len(x_0))
-        return Identity(weight * distance, distance, compared, there)
+        return Identity(weight * distance, distance, compared, has_region)
 
     def canvases(
         self, codec: Decoder, latents: Tensor, owner: Tensor, maps: Tensor, boxes: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        """Every region of the decoded latents on its canvas, (N, 3, *size)."""
+        """Return every region of the decoded latents on its canvas, (N, 3, *size)."""
         parts = codec.parts(latents, owner, boxes, self.checkpointed)
         seen = [
             warp(part.pixels.float(), in_crop(own[None], part.left, part.top), size)

@@ -1,4 +1,4 @@
-"""Which optimizer steps are taken: one whose gradient is no number, or far above the usual, is left out."""
+"""The choice of optimizer steps: one whose gradient is no number, or far above the usual, is left out."""
 
 import logging
 import math
@@ -19,57 +19,78 @@ SHOWN = 32  # ids in a message
 
 
 class Guard:
-    """Leaves a step out on all processes alike, counts it and says whose samples it had; stops after too many in a row.
+    """Leave bad optimizer steps out on every process, count and report them, and stop after too many in a row.
 
     A step is left out when its loss or the norm of its gradient is not finite, or when the norm is above `spike` times
     the median of the last `window` that were not. What is left out changes no weight and no optimizer state; the
     learning rate's schedule and the data go on.
 
-    spike: None judges finiteness alone. patience: steps left out in a row after which the run stops with a UserError.
+    Args:
+        spike: above 1; None: only finiteness counts.
+        window: norms that the median is of, at least 10.
+        patience: steps left out in a row, at least 1, after which the run stops with a UserError.
     """
 
     def __init__(self, spike: float | None = None, window: int = 100, patience: int = 10) -> None:
         if (spike is not None and spike <= 1) or window < LEAST or patience < 1:
             given = f"spike={spike} window={window} patience={patience}"
             raise UserError(f"stage.guard: {given}: spike is above 1 or null, window at least {LEAST}, patience 1")
-        self.spike, self.patience = spike, patience
+        self.spike = spike
+        self.patience = patience
         self.norms: deque[float] = deque(maxlen=window)
-        self.skipped = self.in_a_row = 0
         self.left_out = False  # the last step
-        self.asked = self.taken = self.moved = 0  # steps of this process: all, those not left out, those of a gradient
+
+        # Steps left out since the start of training.
+        self.skipped = 0
+        self.in_a_row = 0
+
+        # Steps of this process.
+        self.asked = 0
+        self.taken = 0  # those not left out
+        self.moved = 0  # those of them with a gradient above 0
         self._seen: list[tuple[Sequence[str], Tensor]] = []  # samples and losses since the last step
 
     def saw(self, ids: Sequence[str], loss: Tensor) -> None:
-        """One micro-batch's samples and its loss."""
+        """Remember a micro-batch's samples and its loss, for the message of a step that is left out."""
         self._seen.append((ids, loss.detach()))
 
     def admits(self, norm: float, step: int) -> bool:
         """Return whether to take optimizer step `step`, by its gradient's norm over all processes.
 
-        Raises UserError when it is not the first in a row that is left out, but the `patience`-th.
+        Every process asks, at every step.
+
+        Raises:
+            UserError: it is the `patience`-th step in a row that is left out.
         """
         problem = self._problem(norm)
         self.left_out = problem is not None
         self.asked += 1
-        self.taken += problem is None
-        self.moved += problem is None and norm > 0
-        if problem is None:
-            self.in_a_row = 0
-            self.norms += [norm] if norm > 0 else []
-        else:
+        if problem is not None:
             self._leave_out(problem, step)
+        else:
+            self.taken += 1
+            self.in_a_row = 0
+            if norm > 0:
+                self.moved += 1
+                self.norms.append(norm)
         self._seen.clear()
         return problem is None
 
     def _problem(self, norm: float) -> str | None:
+        """Return why a step of this gradient norm is left out; None when it is taken."""
         if not math.isfinite(norm):
             return f"the gradient's norm is {norm}"
-        if self.spike is None or len(self.norms) < LEAST or norm <= self.spike * (usual := median(self.norms)):
+        if self.spike is None or len(self.norms) < LEAST:
+            return None
+        usual = median(self.norms)
+        if norm <= self.spike * usual:
             return None
         return f"the gradient's norm is {norm:.3g}, {norm / usual:.3g} times the usual"
 
     def _leave_out(self, problem: str, step: int) -> None:
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        """Count and report a step that is left out; stop the run after too many."""
+        self.skipped += 1
+        self.in_a_row += 1
         ids = ", ".join(self._samples())
         if self.in_a_row >= self.patience:
             raise UserError(
@@ -79,20 +100,30 @@ class Guard:
         rank_zero_only(log.warning)(f"step {step} left out: {problem}; samples: {ids}")
 
     def _samples(self) -> list[str]:
-        """Ids of the last step, of all processes: those of losses that are no numbers, else all."""
+        """Return the ids of the last step, of all processes: those of losses that are no numbers, else all."""
+        # This process's micro-batches to blame.
         bad = [ids for ids, loss in self._seen if not bool(loss.isfinite().all())]
-        own = bool(bad), [name for ids in bad or [ids for ids, _ in self._seen] for name in ids]
+        everything = [ids for ids, _ in self._seen]
+        own = bool(bad), [name for ids in bad or everything for name in ids]
+
+        # Those of all processes.
         every = [own]
         if dist.is_available() and dist.is_initialized():
             every = [own] * dist.get_world_size()
             dist.all_gather_object(every, own)
-        blamed = [ids for is_bad, ids in every if is_bad] or [ids for _, ids in every]
+        blamed = [ids for is_bad, ids in every if is_bad]
+        if not blamed:
+            blamed = [ids for _, ids in every]
+
         names = list(dict.fromkeys(name for ids in blamed for name in ids))
-        return names[:SHOWN] + ([f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
+        if len(names) <= SHOWN:
+            return names
+        return [*names[:SHOWN], f"and {len(names) - SHOWN} more"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"norms": list(self.norms), "skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.norms.extend(state["norms"])
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.skipped = state["skipped"]
+        self.in_a_row = state["in_a_row"]

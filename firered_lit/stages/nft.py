@@ -1,7 +1,5 @@
 """Reinforcement learning by DiffusionNFT: edits are drawn by an old policy, scored, and learnt from by noising them."""
 
-import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,39 +19,55 @@ from ..flow.path import interpolate
 from ..flow.sampler import Solver
 from ..flow.timesteps import Law, stratified_uniform, uniform
 from ..losses.flow_matching import flow_matching_loss
-from ..losses.nft import PolicyLoss, adaptive, group_optimality, old_policy_decay, policy_mask
+from ..losses.nft import PolicyLoss, adaptive, old_policy_decay
 from ..models.backbone import Backbone
 from ..models.flops import forward_flops
 from ..models.sampling import Preview
 from ..models.shadow import Shadow
 from ..models.shard import grad_norm
 from ..optim import HALF, OptimizerFactory, ScheduleFactory
-from ..rewards.collect import answered, ask, range_of, rewards_of
-from ..rewards.mix import applies_to
+from ..rewards.collect import range_of, rewards_of
 from ..rewards.names import absent_tasks, check_scored
-from ..rewards.protocol import Reward, Scores
+from ..rewards.panel import RewardPanel
 from ..rewards.scale import refuse_outside
 from ..rewards.statistics import Scored, statistics
 from .base import Stage
 from .guard import Guard
-from .rollout import Clock, Points, Rollout, Verdicts, pieces, source_distance, to_bytes
-
-log = logging.getLogger(__name__)
+from .rollout import AdvantageRule, Clock, GroupAdvantages, Points, Rollout, slices, source_distance, to_bytes
 
 
 class NFT(Stage):
     """DiffusionNFT (2509.16117), algorithm 1. One `training_step` is one iteration; the optimizer is stepped by hand.
 
-    group_size: edits drawn of each sample, in rollout_steps steps of `solver` (see `flow.sampler`) without guidance.
-    points: sigmas at which each edit is learnt, drawn by `timesteps`; updates: optimizer steps of an iteration, which
-    share the points.
-    common_noise: the edits of a group are noised by the same eps at the same sigma, so that what they share cancels in
-    the gradient, where their advantages add up to nothing; else each by its own.
-    loss: form of the loss, see `losses.nft`. clip, std: see `group_optimality`. min_std, max_mean: see `policy_mask`.
-    kl: weight of ||v - v_reference||^2 against the weights that the stage started from; 0 spends no forward on it.
-    decay: of the old policy after so many optimizer steps. weights, routes: of the rewards, see `mix`.
-    patience: seconds that rewards may take after the last edit is drawn; what is late is missing.
-    capacity: visual tokens of one forward; None draws a whole group at once. gradient_clip: norm of the gradient.
+    A `training_step` reads in this order: draw groups of edits by the old policy, ask for their rewards, noise the
+    edits, compare policy, old policy and reference there, step the optimizer, and let the old policy follow.
+
+    Args:
+        backbone, optimizer, schedule, guard, preview, seed: see `Stage`.
+
+        group_size: edits drawn of each sample, at least 2.
+        rollout_steps: solver steps of an edit, without guidance.
+        solver: see `flow.sampler`.
+
+        points: sigmas at which each edit is learnt, a multiple of `updates`.
+        updates: optimizer steps of an iteration, which share the points.
+        timesteps: the law of the points' sigma, an inverse CDF on [0, 1).
+        resolution_shift: shift sigma for the target's resolution.
+        common_noise: the edits of a group are noised by the same eps at the same sigma, so that all that they share
+            cancels in the gradient, as their advantages add up to nothing; else each by its own.
+        capacity: visual tokens of one forward; None draws a whole group at once.
+
+        loss: form of the loss, see `losses.nft`.
+        kl: weight of ||v - v_reference||^2 against the weights that the stage started from; 0 spends no forward on it.
+        decay: eta of the old policy after so many optimizer steps.
+        gradient_clip: norm of the gradient.
+
+        clip, std: see `group_optimality`.
+        min_std, max_mean: see `policy_mask`.
+
+        weights: of each reward in the mixture; None where all weigh the same.
+        routes: reward -> the tasks that it scores.
+        patience: seconds that rewards may take after the last edit is drawn; a late one is missing.
     """
 
     def __init__(
@@ -87,21 +101,48 @@ class NFT(Stage):
     ) -> None:
         super().__init__(backbone, optimizer, schedule, preview, seed, guard)
         self.automatic_optimization = False
-        self.group_size, self.rollout_steps, self.points, self.updates = group_size, rollout_steps, points, updates
+
+        # Rollout.
+        self.group_size = group_size
+        self.rollout_steps = rollout_steps
         self.solver = solver
-        self.timesteps, self.resolution_shift, self.loss = timesteps, resolution_shift, loss
+
+        # Points at which the edits are learnt.
+        self.points = points
+        self.updates = updates
+        self.timesteps = timesteps
+        self.resolution_shift = resolution_shift
         self.common_noise = common_noise
-        self.clip, self.std, self.filter = clip, std, {"min_std": min_std, "max_mean": max_mean}
-        self.kl, self.decay, self.weights, self.routes = kl, decay, weights, routes
-        self.patience, self.capacity, self.gradient_clip = patience, capacity, gradient_clip
-        self.rewards: dict[str, Reward] = {}
-        self.said: set[tuple[str, str]] = set()
-        self.edits = self.scored = 0  # of this process's steps, over all processes: drawn, and with a reward
-        self.missing: Counter[str] = Counter()  # edits without their score, by the reward's name, of this process
-        self.reference: dict[str, Shadow] = {}  # in a dict: a new start has it again, so no checkpoint holds it
+        self.capacity = capacity
+
+        # Loss and optimizer step.
+        self.loss = loss
+        self.clip = clip
+        self.kl = kl
+        self.decay = decay
+        self.gradient_clip = gradient_clip
+
+        # Rewards and advantages.
+        self.panel = RewardPanel({}, weights, routes, patience)  # its rewards are known in `setup`
+        self.weights = weights
+        self.routes = routes
+        self.std = std
+        self.advantages: Callable[[Scored], Any] = AdvantageRule(clip, std, min_std, max_mean)
+
+        # Edits of this process's steps, over all processes.
+        self.edits = 0
+        self.scored = 0  # those with a reward
+
+        self.reference: dict[str, Shadow] = {}  # in a dict, so that no checkpoint holds it: a new start makes it again
         self._check()
 
+    @property
+    def missing(self) -> Counter[str]:
+        """Edits without a score that a reward should have given, by its name."""
+        return self.panel.missing
+
     def _check(self) -> None:
+        """Raise UserError for settings that contradict each other."""
         if self.group_size < 2:
             raise UserError(f"stage.group_size={self.group_size}: at least 2, a reward is compared within its group")
         if self.points < 1 or self.updates < 1 or self.points % self.updates:
@@ -117,19 +158,21 @@ class NFT(Stage):
             )
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            data = getattr(self.trainer, "datamodule", None)
-            tasks = (getattr(data, "summary", None) or {}).get("tasks")
-            self.rewards = rewards_of(self.trainer.callbacks, self.weights, self.routes, tasks)
-            if tasks is not None:
-                self._hold_routes_against(tasks, data)
+        if stage != "fit":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        summary = getattr(data, "summary", None) or {}
+        tasks = summary.get("tasks")
+        self.panel.rewards = rewards_of(self.trainer.callbacks, self.weights, self.routes, tasks)
+        if tasks is not None:
+            self._hold_routes_against(tasks, data)
 
     def _hold_routes_against(self, tasks: Collection[str], data: Any) -> None:
         """Refuse a task of the data that no reward scores; say which tasks are routed and not in the data."""
         routes = self.routes or {}
         every_task_is_drawn = not getattr(data, "weights", None) and not getattr(data, "mined", None)
         if every_task_is_drawn:
-            check_scored(routes, self.rewards, tasks)
+            check_scored(routes, self.panel.rewards, tasks)
         absent = absent_tasks(routes, tasks)
         if absent:
             rank_zero_info(f"stage.routes: not among the data's tasks: {', '.join(absent)}")
@@ -143,7 +186,8 @@ class NFT(Stage):
 
     def kept(self, state: dict[str, Any]) -> dict[str, Any]:
         """With LoRA a checkpoint holds the adapter and the old policy's."""
-        return super().kept(state) | {k: v for k, v in state.items() if k.startswith("old.")}
+        old = {name: value for name, value in state.items() if name.startswith("old.")}
+        return super().kept(state) | old
 
     def on_fit_start(self) -> None:
         for shadow in self.reference.values():
@@ -153,28 +197,55 @@ class NFT(Stage):
         if not isinstance(batch, PromptBatch):
             raise UserError("data: NFT edits prompts; set data._target_=datamodules.prompts.PromptDataModule")
         clock = Clock(self.device)
+
+        # Draw the groups by the old policy, and noise their edits. Its velocity there is kept for the loss.
         with torch.no_grad(), self.old.swapped_into(self.transformer):
             with clock.on("rollout"):
-                rollouts = [self.roll_out(sample) for sample in batch.groups]  # read while the next one is drawn
+                rollouts = [self.roll_out(sample) for sample in batch.groups]
             with clock.on("update"):
                 points = [p for place, rollout in enumerate(rollouts) for p in self.noised(rollout, place)]
-                for p in [] if self.on_policy else points:
-                    p.v_old = self.velocity_at(p)
+                if not self.on_policy:
+                    for p in points:
+                        p.v_old = self.velocity_at(p)
+
         with clock.on("update"):
+            # The reference's velocity, for the KL term.
             self.compare_with_reference(points)
-            verdicts = Verdicts(rollouts, self.scoring(), self.judge, clock, whole=self.std == "batch")
-            numbers = self.learn(points, verdicts)
+
+            # Learn: a group's rewards are waited for when its first point is reached.
+            over_all = self.std == "batch"
+            groups = GroupAdvantages(rollouts, self.panel, self.advantages, clock, over_all)
+            numbers = self.learn(points, groups)
+
+            # theta_old <- eta theta_old + (1 - eta) theta.
             decay = self.decay(self.global_step)
             self.old.follow(self.transformer, decay)
-        everyone = Scored.join(verdicts.everyone())
-        self.edits += len(everyone.valid)
-        self.scored += int(everyone.valid.sum())
-        refuse_outside(everyone.outside, {name: range_of(reward) for name, reward in self.rewards.items()})
-        numbers |= statistics(everyone, *self.judge(everyone)) | clock.shares() | {"train/old_decay": decay}
+
+        self.log_iteration(Scored.join(groups.everyone()), numbers | {"train/old_decay": decay}, clock)
+        return {"rollouts": rollouts, "rewards": groups.rewards()}
+
+    def log_iteration(self, scored: Scored, numbers: dict[str, float], clock: Clock) -> None:
+        """Log an iteration, and count its edits.
+
+        Args:
+            scored: the edits of all processes.
+            numbers: of the optimizer steps, by the names of their curves.
+            clock: of this process.
+
+        Raises:
+            UserError: a score lies clearly outside of its reward's scale.
+        """
+        self.edits += len(scored.valid)
+        self.scored += int(scored.valid.sum())
+        ranges = {name: range_of(reward) for name, reward in self.panel.rewards.items()}
+        refuse_outside(scored.outside, ranges)
+
+        numbers = numbers | statistics(scored, *self.advantages(scored)) | clock.shares()
         self.log_dict(numbers, rank_zero_only=True, batch_size=1)
+
+        # The progress bar.
         shown = {"reward": numbers.get("rollout/total/mean", float("nan")), "missing": numbers["rollout/missing"]}
         self.log_dict(shown, prog_bar=True, logger=False, rank_zero_only=True, batch_size=1)
-        return {"rollouts": rollouts, "rewards": verdicts.rewards()}
 
     @property
     def on_policy(self) -> bool:
@@ -183,90 +254,101 @@ class NFT(Stage):
 
     def roll_out(self, sample: EditBatch) -> Rollout:
         """Draw a group's edits from noise keyed by (seed, step, slot, edit), and ask for their rewards."""
-        shape, tokens = sample.target.shape[1:], sample.target.shape[-2] * sample.target.shape[-1] // 4
-        key = (self.seed, "rollout", sample.step, sample.slots[0])
-        noise = gaussian(shape, tuple(range(self.group_size)), *key).to(self.device)
+        shape = sample.target.shape[1:]
+        tokens = shape[-2] * shape[-1] // 4
+        edits = tuple(range(self.group_size))
+        noise = gaussian(shape, edits, self.seed, "rollout", sample.step, sample.slots[0]).to(self.device)
         sigmas = sampler.schedule(self.rollout_steps, tokens, self.scheduler_config)
+
+        # Solve the ODE from noise to edits, and decode them.
         latents, images = [], []
         for rows in self.split(sample):
             condition = sample.repeated(rows.stop - rows.start).condition
             latents.append(self.solver(lambda x, s, c=condition: self.velocity(x, s, c), noise[rows], sigmas))
             images.append(self.codec.decode(latents[-1]).float().clamp(-1, 1))
-        x_0, pixels = torch.cat(latents), torch.cat(images)
-        asked = ask(self.rewards, pixels, sample.repeated(self.group_size), self.routes)
+        x_0 = torch.cat(latents)
+        pixels = torch.cat(images)
+
+        asked = self.panel.ask(pixels, sample.repeated(self.group_size))
         return Rollout(sample, x_0, to_bytes(pixels), source_distance(pixels, sample.source), asked)
 
     def flops(self, batch: PromptBatch) -> float:
-        """Return the FLOPs of an iteration.
-
-        They are those of drawing every edit, and of the old policy, the reference and the update at each of its points.
-        """
-        forwards = self.rollout_steps + self.points * ((not self.on_policy) + bool(self.kl))
+        """Return the FLOPs of an iteration: drawing, and at each point old policy, reference and update."""
         drawn = sum(forward_flops(*self.sample(group)) for group in batch.groups)
-        return self.group_size * (forwards * drawn + self.points * sum(super(NFT, self).flops(g) for g in batch.groups))
+        learnt = sum(super(NFT, self).flops(group) for group in batch.groups)
+        compared = int(not self.on_policy) + int(bool(self.kl))  # forwards at each point beside the policy's own
+        forwards = self.rollout_steps + self.points * compared
+        return self.group_size * (forwards * drawn + self.points * learnt)
 
     def split(self, sample: EditBatch) -> list[slice]:
-        """A group's edits, as many at a time as the capacity holds."""
-        return list(pieces(self.group_size, self.capacity and max(1, self.capacity // sample.tokens)))
+        """Return a group's edits, as many at a time as the capacity holds."""
+        if not self.capacity:
+            return list(slices(self.group_size, None))
+        return list(slices(self.group_size, max(1, self.capacity // sample.tokens)))
 
     def noised(self, rollout: Rollout, place: int) -> list[Points]:
-        """The points of the group at `place`: sigma stratified over all processes' draws, noise keyed by the draw."""
+        """Noise a group's edits at `points` sigmas.
+
+        sigma is stratified over the draws of all processes, noise is keyed by (seed, step, slot, point, draw).
+
+        Args:
+            rollout: the group.
+            place: its number among this process's groups.
+        """
         sample, size = rollout.sample, self.group_size
-        found, slot = [], sample.slots[0]
+        slot = sample.slots[0]
         draws = 1 if self.common_noise else size  # of sigma and eps, for each of the group's points
+        points = []
         for j in range(self.points):
+            # sigma (K,), shifted for the resolution.
             slots = [(slot * draws + k) * self.points + j for k in range(draws)]
             u = stratified_uniform(sample.step, slots, sample.num_slots * draws * self.points, seed=self.seed)
             sigma = self.timesteps(u)
-            sigma = (self.shift(sigma, sample) if self.resolution_shift else sigma).to(rollout.latents)
+            if self.resolution_shift:
+                sigma = self.shift(sigma, sample)
+            sigma = sigma.to(rollout.latents).expand(size)
+
+            # eps (K, 16, h, w).
             key = (self.seed, "noise", sample.step, slot, j)
             eps = gaussian(rollout.latents.shape[1:], tuple(range(draws)), *key).to(rollout.latents)
-            sigma, eps = sigma.expand(size), eps.expand(size, *eps.shape[1:])
+            eps = eps.expand(size, *eps.shape[1:])
+
             for rows in self.split(sample):
                 condition = sample.repeated(rows.stop - rows.start).condition
-                x_0 = rollout.latents[rows]
-                found.append(Points(place, rows, j % self.updates, condition, x_0, eps[rows], sigma[rows]))
-        return found
+                points.append(
+                    Points(
+                        place=place,
+                        rows=rows,
+                        update=j % self.updates,
+                        condition=condition,
+                        x_0=rollout.latents[rows],
+                        eps=eps[rows],
+                        sigma=sigma[rows],
+                    )
+                )
+        return points
 
     def velocity_at(self, points: Points) -> Tensor:
+        """Return the present weights' velocity (B, 16, h, w) at noised edits."""
         return self.velocity(interpolate(points.x_0, points.eps, points.sigma), points.sigma, points.condition)
 
     def compare_with_reference(self, points: list[Points]) -> None:
-        if self.kl:
-            with torch.no_grad(), self.reference["start"].swapped_into(self.transformer):
-                for p in points:
-                    p.v_reference = self.velocity_at(p)
-
-    def scoring(self) -> Callable[[Rollout], Scored]:
-        """Return the function that waits for a group's rewards; the patience for all groups begins now."""
-        weights = self.weights or dict.fromkeys(self.rewards, 1.0)
-        until = time.monotonic() + self.patience
-
-        def score(rollout: Rollout) -> Scored:
-            scores = answered(rollout.asked, weights, self.routes, until)
-            self.say(rollout.asked.failures)
-            self.count_missing(rollout, scores, weights)
-            groups = torch.zeros(len(scores), dtype=torch.long)
-            given = (scores.value, scores.valid, scores.terms, rollout.distance, rollout.asked.outside)
-            return Scored(rollout.asked.tasks, groups, *given)
-
-        return score
-
-    def count_missing(self, rollout: Rollout, scores: Scores, weights: Mapping[str, float]) -> None:
-        """Count the edits of a group that a reward should have scored and has not, by the reward's name."""
-        for name, weight in weights.items():
-            due = applies_to(name, rollout.asked.tasks, self.routes, rollout.asked.able) & (weight > 0)
-            self.missing[name] += int((due & scores.terms[name].isnan()).sum())
+        """Keep the reference's velocity at each point, when the loss has a KL term."""
+        if not self.kl:
+            return
+        with torch.no_grad(), self.reference["start"].swapped_into(self.transformer):
+            for p in points:
+                p.v_reference = self.velocity_at(p)
 
     def on_train_end(self) -> None:
         if self.trainer.world_size > 1:
             everyone: list[Any] = [None] * self.trainer.world_size
-            dist.all_gather_object(everyone, self.missing)
-            self.missing = sum(everyone, Counter())
+            dist.all_gather_object(everyone, self.panel.missing)
+            self.panel.missing = sum(everyone, Counter())
 
     def learnt_nothing(self) -> str | None:
         if self.edits and not self.scored:
-            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.said)[:3])
+            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.panel.reasons)[:3])
             return f"none of {self.edits} edits got a reward ({reasons or 'no reason was given'})"
         return super().learnt_nothing()
 
@@ -276,30 +358,29 @@ class NFT(Stage):
             return [f"nothing was learnt from {self.edits} edits: {why}"]
         return super().remarks()
 
-    def say(self, failures: Mapping[str, str]) -> None:
-        """Why rewards are missing, each reason once."""
-        for failure in failures.items() - self.said:
-            log.warning("reward %s: a group has no scores: %s", *failure)
-        self.said |= set(failures.items())
+    def learn(self, points: list[Points], groups: GroupAdvantages) -> dict[str, float]:
+        """Take the optimizer steps of an iteration, and return the numbers to log, averaged over processes.
 
-    def judge(self, scored: Scored) -> tuple[Tensor, Tensor]:
-        """Optimality (N,) of edits, and which of them (N,) the policy term learns from."""
-        optimality = group_optimality(scored.reward, scored.groups, clip=self.clip, std=self.std, valid=scored.valid)
-        return optimality, policy_mask(scored.reward, scored.groups, valid=scored.valid, **self.filter)
-
-    def learn(self, points: list[Points], verdicts: Verdicts) -> dict[str, float]:
-        """The optimizer steps of an iteration. As many forwards on every process: what is not used weighs zero."""
+        Every process does as many forwards as the others: what is not used weighs zero.
+        """
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "policy", "kl", "old_distance")}
-        norms, count = [], sum(len(p.x_0) for p in points)
+        count = sum(len(p.x_0) for p in points)
         rate = torch.as_tensor(float(self.optimizers().param_groups[0]["lr"]), device=self.device)
+
+        # One optimizer step on each share of the points; gradients are exchanged in the last backward alone.
+        norms = []
         for update in range(self.updates):
-            own = [p for p in points if p.update == update]
+            share = [p for p in points if p.update == update]
             self.optimizers().zero_grad()
-            for p in own:
-                optimality, used = (part[p.rows].to(self.device) for part in verdicts.of(p.place))
-                with self.unsynchronised() if p is not own[-1] else nullcontext():
-                    self.manual_backward(self.losses(p, optimality, used, sums).sum() * self.updates / count)
+            for p in share:
+                optimality, used = (part[p.rows].to(self.device) for part in groups.of(p.place))
+                last = p is share[-1]
+                with nullcontext() if last else self.unsynchronised():
+                    loss = self.losses(p, optimality, used, sums)
+                    self.manual_backward(loss.sum() * self.updates / count)
             norms.append(self.step())
+
+        # The numbers of the iteration.
         total = {f"train/{name}": value / count for name, value in sums.items()}
         total["train/grad_norm"] = torch.stack(norms).mean()
         total["train/lr"] = rate
@@ -309,20 +390,22 @@ class NFT(Stage):
         return _averaged(total, self.trainer.world_size)
 
     def losses(self, p: Points, optimality: Tensor, used: Tensor, sums: dict[str, Tensor]) -> Tensor:
-        """The loss (B,) at some points; adds what is to be logged to `sums`."""
+        """Return the loss (B,) at some points, and add its terms to `sums`, which are logged."""
         v = self.velocity_at(p)
         v_old = v.detach() if p.v_old is None else p.v_old
         policy = self.loss(p.x_0, p.eps, p.sigma, v, v_old, optimality, clip=self.clip) * used
         kl = torch.zeros_like(policy) if p.v_reference is None else flow_matching_loss(v, p.v_reference)
         loss = policy + self.kl * kl
-        parts = {"loss": loss, "policy": policy, "kl": kl, "old_distance": flow_matching_loss(v, v_old)}
-        for name, part in parts.items():
-            sums[name] += part.detach().sum()
+
+        terms = {"loss": loss, "policy": policy, "kl": kl, "old_distance": flow_matching_loss(v, v_old)}
+        for name, term in terms.items():
+            sums[name] += term.detach().sum()
         return loss
 
     def step(self) -> Tensor:
-        """One optimizer step; the norm of the gradient before it is clipped."""
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        """Take one optimizer step, unless the guard leaves it out. Returns the gradient's norm before clipping."""
+        optimizer = self.optimizers()
+        scheduler = self.lr_schedulers()
         norm = grad_norm(self.transformer.parameters())
         if self.guard.admits(float(norm), self.global_step):
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
@@ -337,13 +420,15 @@ class NFT(Stage):
         """`step` has looked already, before it clipped."""
 
     def unsynchronised(self) -> AbstractContextManager[None]:
-        """Gradients only add up; the last backward before a step exchanges them."""
+        """Return a context in which gradients are added up, and not exchanged between processes."""
         strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        if isinstance(strategy, ParallelStrategy):
+            return strategy.block_backward_sync()
+        return nullcontext()
 
 
 def _averaged(numbers: dict[str, Tensor], world: int) -> dict[str, float]:
-    """Means over processes."""
+    """Return the means of numbers over processes."""
     values = torch.stack([value.float() for value in numbers.values()])
     if world > 1:
         dist.all_reduce(values)

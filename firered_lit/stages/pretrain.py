@@ -13,8 +13,15 @@ from .sft import SFT, Weight
 class Pretrain(SFT):
     """SFT with a law of sigma that leans to noise at first and ends uniform. FireRed-Image-Edit, section 3.3.
 
-    steps: length of the curriculum's progress, the planned training steps. mean, std: of the logit-normal part, whose
-    share falls linearly from `start_weight` to 0 at progress `end`. The rest is `SFT`'s.
+    The logit-normal part's share falls linearly from `start_weight` to 0 at progress `end`.
+
+    Args:
+        steps: the planned training steps, over which progress goes from 0 to 1.
+        mean, std: of the logit-normal part; mean above 0 leans to noise.
+        start_weight: share in [0, 1] of the logit-normal part at progress 0.
+        end: progress in (0, 1] at which only the uniform part is left.
+
+        The rest is `SFT`'s.
     """
 
     def __init__(
@@ -35,11 +42,22 @@ class Pretrain(SFT):
         preview: Preview | None = None,
         seed: int = 0,
     ) -> None:
-        settings = {"weight": weight, "resolution_shift": resolution_shift, "rotate_every": rotate_every}
-        settings |= {"edit_share": edit_share}
-        super().__init__(backbone, optimizer, schedule, guard=guard, preview=preview, seed=seed, **settings)
+        super().__init__(
+            backbone,
+            optimizer,
+            schedule,
+            weight=weight,
+            resolution_shift=resolution_shift,
+            rotate_every=rotate_every,
+            edit_share=edit_share,
+            guard=guard,
+            preview=preview,
+            seed=seed,
+        )
         self.steps = max(steps, 1)
         self.curriculum = partial(curriculum, mean=mean, std=std, start_weight=start_weight, end=end)
 
     def timesteps_at(self, step: int) -> Law:
-        return partial(self.curriculum, progress=min(1.0, step / self.steps))
+        """Return the curriculum's law of sigma at a training step."""
+        progress = min(1.0, step / self.steps)
+        return partial(self.curriculum, progress=progress)

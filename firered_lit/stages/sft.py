@@ -14,7 +14,7 @@ from ..models.backbone import Backbone
 from ..models.sampling import Preview
 from ..optim import OptimizerFactory, ScheduleFactory
 from .base import Stage
-from .consistency import Consistency
+from .consistency import Consistency, Identity
 from .guard import Guard
 
 Weight = Callable[..., Tensor]  # weight(sigma, law=the law that sigma was drawn by)
@@ -24,13 +24,17 @@ LossTerm = Callable[..., Tensor]  # term(batch, x_0_hat, sigma) -> (B,), x_0_hat
 class SFT(Stage):
     """Flow matching on (references, instruction) -> target. FireRed-Image-Edit (2602.13344), section 3.5.
 
-    timesteps: the law of sigma, an inverse CDF on [0, 1); it is shifted for the target's resolution when
-    `resolution_shift`. weight: loss weight, `weight(sigma, law=law)`; None weighs all alike. rotate_every: steps after
-    which the strata move to other slots. edit_share: of a sample's loss, what falls on the mask of its edit, the rest
-    on what must stay, for data that has masks; 0 weighs every pixel alike. consistency: a second term of the loss, on
-    the regions of a batch. terms: more terms by name, `term(batch, x_0_hat, sigma)`, each a value per sample that is
-    added to the loss and logged as `train/NAME`; x_0_hat is the one-step estimate of the target's latents. The rest is
-    `Stage`'s.
+    Args:
+        backbone, optimizer, schedule, guard, preview, seed: see `Stage`.
+        timesteps: the law of sigma, an inverse CDF on [0, 1).
+        weight: loss weight, `weight(sigma, law=law)`; None weighs every sigma the same.
+        resolution_shift: shift sigma for the target's resolution.
+        rotate_every: steps after which the strata of sigma move to other slots.
+        edit_share: share in [0, 1) of a sample's loss that falls on the mask of its edit, for data that has masks; the
+            rest falls on what must stay. 0 weighs every pixel the same.
+        consistency: a second term of the loss, on the regions of a batch.
+        terms: more terms of the loss by name, `term(batch, x_0_hat, sigma)`, x_0_hat the one-step estimate of the
+            target's latents. Each is a value per sample (B,), added to the loss and logged as `train/NAME`.
     """
 
     def __init__(
@@ -50,65 +54,80 @@ class SFT(Stage):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, optimizer, schedule, preview, seed, guard)
-        self.timesteps, self.weight = timesteps, weight
-        self.resolution_shift, self.rotate_every = resolution_shift, rotate_every
-        self.edit_share, self.consistency = edit_share, consistency
+        self.timesteps = timesteps
+        self.weight = weight
+        self.resolution_shift = resolution_shift
+        self.rotate_every = rotate_every
+        self.edit_share = edit_share
+        self.consistency = consistency
         self.terms = dict(terms or {})
         if not 0 <= edit_share < 1:
             raise UserError(f"stage.edit_share={edit_share}: a share of the loss lies in [0, 1)")
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.consistency is not None:
-            self.consistency.open()  # a wrong path is told before the first step
-            data = self.trainer.datamodule
-            if getattr(data, "summary", None) and not data.summary.get("regions"):
-                where = f"data.root={data.root}" if hasattr(data, "root") else "these families"
-                raise UserError(
-                    f"stage.consistency: no sample of {where} has a region: prepare it with a column `regions` in its"
-                    " rows or with faces=YUNET.onnx, or set stage.consistency=null"
-                )
+        if stage != "fit" or self.consistency is None:
+            return
+        self.consistency.open()  # a wrong path is an error before the first step
+        data = self.trainer.datamodule
+        summary = getattr(data, "summary", None)
+        if summary and not summary.get("regions"):
+            where = f"data.root={data.root}" if hasattr(data, "root") else "these families"
+            raise UserError(
+                f"stage.consistency: no sample of {where} has a region: prepare it with a column `regions` in its"
+                " rows or with faces=YUNET.onnx, or set stage.consistency=null"
+            )
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
-        loss = self.losses(batch)
-        self.log("train/loss", loss.mean().detach(), prog_bar=True, batch_size=len(batch))
-        return loss.mean() * batch.scale
+        loss = self.losses(batch).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss * batch.scale
 
     def losses(self, batch: EditBatch) -> Tensor:
-        """The loss of every sample (B,): draw, noise, predict, compare. Each row depends on its own sample alone."""
+        """Return the loss (B,) of every sample. Each row depends on its own sample alone."""
+        # Draw sigma and eps.
         x_0 = batch.target.float()
         sigma = self.draw_sigma(batch).to(x_0.device)
         eps = gaussian(x_0.shape[1:], batch.slots, self.seed, "noise", batch.step).to(x_0)
+
+        # Noise the target: x_t = (1 - sigma) x_0 + sigma eps. Predict its velocity.
         x_t = interpolate(x_0, eps, sigma)
         v = self.velocity(x_t, sigma, batch.condition)
+
+        # Compare with v = eps - x_0.
         weight = None if self.weight is None else self.weight(sigma, law=self.law(batch))
         loss = flow_matching_loss(v, velocity(x_0, eps), weight, self.emphasis(batch))
+
+        # Terms on the one-step estimate x_0_hat = x_t - sigma v: identity, and a user's own.
         if self.consistency is not None:
-            loss = loss + self.identity_loss(batch, clean(x_t, sigma, v), sigma)
+            identity = self.consistency(self.codec, clean(x_t, sigma, v), x_0, sigma, batch.regions)
+            self.log_identity(identity)
+            loss = loss + identity.loss
         for name, term in self.terms.items():
             loss = loss + self.named_loss(name, term(batch, clean(x_t, sigma, v), sigma), batch)
         return loss
 
     def emphasis(self, batch: EditBatch) -> Tensor | None:
-        """Weights (B, 1, h, w) of the latents of each target; None when all weigh alike."""
+        """Return the weights (B, 1, h, w) of the latents of each target; None when all weigh the same."""
         if not self.edit_share or batch.mask is None:
             return None
         return edit_emphasis(batch.mask, batch.target.shape[-2:], self.edit_share)
 
-    def identity_loss(self, batch: EditBatch, x_0_hat: Tensor, sigma: Tensor) -> Tensor:
-        """The consistency term of every sample (B,), logged."""
-        found = self.consistency(self.codec, x_0_hat, batch.target.float(), sigma, batch.regions)
-        if self._trainer is not None:
-            shares = {"train/regions": found.regions.float().mean(), "train/compared": found.compared.float().mean()}
-            self.log_dict(shares, batch_size=len(batch))
-            if found.compared.any():
-                self.log("train/identity", found.distance.detach()[found.compared].mean(), batch_size=len(batch))
-        return found.loss
+    def log_identity(self, identity: Identity) -> None:
+        """Log the consistency term of a batch: how many samples have a region, and their distance."""
+        if self._trainer is None:
+            return
+        count = len(identity.loss)
+        compared = identity.compared
+        shares = {"train/regions": identity.regions.float().mean(), "train/compared": compared.float().mean()}
+        self.log_dict(shares, batch_size=count)
+        if compared.any():
+            self.log("train/identity", identity.distance.detach()[compared].mean(), batch_size=count)
 
     def named_loss(self, name: str, value: Tensor, batch: EditBatch) -> Tensor:
-        """Return a term of the loss (B,), logged.
+        """Return a term of the loss (B,), and log it.
 
         Raises:
-            UserError: It is not a value per sample.
+            UserError: it is not a value per sample.
         """
         if value.shape != (len(batch),):
             raise UserError(f"stage.terms.{name}: returned {tuple(value.shape)}, not a value for each of {len(batch)}")
@@ -117,15 +136,17 @@ class SFT(Stage):
         return value
 
     def draw_sigma(self, batch: EditBatch) -> Tensor:
-        """sigma (B,) of the batch: stratified over the global batch, through the batch's law."""
+        """Draw sigma (B,): stratified over the global batch, through the batch's law."""
         u = stratified_uniform(batch.step, batch.slots, batch.num_slots, seed=self.seed, rotate_every=self.rotate_every)
         return self.law(batch)(u)
 
     def law(self, batch: EditBatch) -> Law:
-        """The law of the batch's sigma: `timesteps`, shifted for its resolution."""
+        """Return the law of the batch's sigma: `timesteps`, shifted for its resolution."""
         timesteps = self.timesteps_at(batch.step)
-        return (lambda u: self.shift(timesteps(u), batch)) if self.resolution_shift else timesteps
+        if not self.resolution_shift:
+            return timesteps
+        return lambda u: self.shift(timesteps(u), batch)
 
     def timesteps_at(self, step: int) -> Law:
-        """The law before the shift at a training step; here the same for all."""
+        """Return the law of sigma before the shift, here the same at every training step."""
         return self.timesteps

@@ -157,7 +157,7 @@ def test_a_rollout_is_drawn_by_the_solver_of_the_recipe():
     drawn = {}
     for solver in (euler, dpm_solver_2):
         module = fresh(rollout_steps=4, solver=solver)
-        module.rewards = {"given": Given(ladder)}
+        module.panel.rewards = {"given": Given(ladder)}
         with torch.no_grad():
             drawn[solver] = module.roll_out(sample(0)).latents
             noise = gaussian((16, 8, 8), (0, 1, 2), 5, "rollout", 0, 0)
@@ -179,7 +179,7 @@ def test_draws_are_keyed_by_sample_and_place_whatever_the_budget_of_a_forward(tm
 
 def test_noise_and_sigma_change_with_the_iteration_and_with_the_edit():
     module = fresh(points=2, group_size=4)
-    module.rewards = {"given": Given(ladder)}
+    module.panel.rewards = {"given": Given(ladder)}
 
     def points(step, slot):
         with torch.no_grad():
@@ -259,8 +259,8 @@ def test_equal_prompts_with_different_sources_are_two_groups(tmp_path, std):
         return torch.tensor([0.1, 0.2, 0.3]) + (0.5 if batch.ids[0] == "id1" else 0.0)
 
     module, seen = stage(std=std), []
-    judge = module.judge
-    module.judge = lambda scored: seen.append(judge(scored)) or seen[-1]
+    advantages = module.advantages
+    module.advantages = lambda scored: seen.append(advantages(scored)) or seen[-1]
     fit(tmp_path, module, Given(answer), data=Twins())
     optimality, used = seen[-1]
     if std == "group":  # what was learnt, group by group, is what was logged
