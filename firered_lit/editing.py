@@ -452,7 +452,8 @@ def stock_pipeline(base: Base, edits: bool, dtype: torch.dtype = torch.float32, 
     if not edits and base.variant != Variant.TEXT:
         return QwenImagePipeline(**parts)
     if edits and base.variant == Variant.TEXT:
-        return QwenImageEditPlusPipeline(**parts, processor=base.conditioner().processor)
+        conditioner = base.conditioner()
+        return QwenImageEditPlusPipeline(**parts, processor=conditioner.processor)
     return pipeline
 
 

@@ -218,10 +218,16 @@ def trained_transformer(base: Base, saved: Saved, precision: torch.dtype | None 
     transformer = base.transformer()
     stored = transformer.state_dict()
     trained = factors(saved.weights) if saved.lora else {}
-    shapes = {f"{name}.weight": (b.shape[0], a.shape[1]) for name, (a, b) in trained.items()}
-    shapes = shapes or {name: tuple(tensor.shape) for name, tensor in saved.weights.items()}
+
+    # The shapes must be those of the base.
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (a, b) in trained.items():
+        shapes[f"{name}.weight"] = (b.shape[0], a.shape[1])
+    if not trained:
+        shapes = {name: tuple(tensor.shape) for name, tensor in saved.weights.items()}
     differing = sorted(k for k, shape in shapes.items() if k not in stored or tuple(stored[k].shape) != shape)
-    differing += [] if trained else sorted(stored.keys() - shapes.keys())
+    if not trained:
+        differing += sorted(stored.keys() - shapes.keys())
     if differing:
         what = f"made for another architecture than {base.name}: {', '.join(differing[:3])} differ"
         raise UserError(f"{saved.path}: {what}")

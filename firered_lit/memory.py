@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .dialect import flow
 from .models.family import BUILT_IN, transformer_config
@@ -53,7 +53,7 @@ class Training:
     weights: str = "float32"
     compute: str | None = None
     autocast: bool = False
-    checkpointing: bool | str = False
+    checkpointing: bool | Literal["products"] = False
     whole_gradients: bool = False
     optimizer: str = "torch.optim.AdamW"
     fused: bool = False
@@ -160,9 +160,18 @@ def estimate(training: Training) -> list[Part]:
 
     t = training
     dtype = t.compute or t.weights
-    how = {"uniform": t.compute is not None, "autocast": t.autocast, "checkpointing": t.checkpointing}
     height, width = t.shape
-    forward = Forward(t.batch, (height // 8, width // 8), TEXT, t.references, _torch(dtype), lora=t.lora, **how)
+    forward = Forward(
+        t.batch,
+        (height // 8, width // 8),
+        TEXT,
+        t.references,
+        _torch(dtype),
+        uniform=t.compute is not None,
+        autocast=t.autocast,
+        checkpointing=t.checkpointing,
+        lora=t.lora,
+    )
     f = footprint(t.config, forward)
     kept = STORED[t.quantize] if t.quantize else SIZES[t.weights]
     trained = f.trained / t.shards
@@ -289,9 +298,13 @@ def first_that_fits(recipe: Mapping[str, Any], t: Training, gpu_memory: float) -
 
     # None alone: one upon the other. Each is left out of the changes of the training that it makes.
     taken: dict[str, str] = {}  # key -> override; a later one of the same key takes its place
-    while change := next(_changes(recipe, t), None):
-        taken[change.override.partition("=")[0]] = change.override
-        t = change.training
+    while True:
+        following = next(_changes(recipe, t), None)
+        if following is None:
+            break
+        key = following.override.partition("=")[0]
+        taken[key] = following.override
+        t = following.training
         if _fits(t, gpu_memory):
             return list(taken.values())
     return []

@@ -19,11 +19,11 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay, biases and norms (one dimension) do not."""
-    trained = [p for _, p in named if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1]},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    """Return trainable parameters in two groups: matrices decay, biases and norms (one dimension) do not."""
+    trained = [parameter for _, parameter in named if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

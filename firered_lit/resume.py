@@ -176,7 +176,8 @@ class RecipeWins(L.Callback):
         """Remember what the states of callbacks are about to overwrite: arguments of their constructors."""
         self.loaded = True
         states = checkpoint.get("callbacks") or {}
-        for callback in trainer.callbacks:
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks")  # noqa: B009, Lightning declares no type
+        for callback in callbacks:
             saved = states.get(callback.state_key) or {}
             names = saved.keys() & inspect.signature(type(callback).__init__).parameters.keys() & vars(callback).keys()
             self._settings[callback] = {name: getattr(callback, name) for name in names}

@@ -53,10 +53,16 @@ def save(checkpoint: dict[str, Any], path: Path, background: Background | None =
     background.submit(lambda: _write(tensors, rest, path, group))
 
 
+def _make_empty(folder: Path) -> None:
+    """Make a folder, without anything that a killed process left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
 def _write(tensors: dict[str, Any], rest: Mapping[str, Any], path: Path, group: Any) -> None:
     staged = path.with_name(f".{path.name}.part")
     try:
-        _on_first(lambda: (shutil.rmtree(staged, ignore_errors=True), staged.mkdir(parents=True)), group)
+        _on_first(lambda: _make_empty(staged), group)
         alone = not dist.is_initialized()
         with warnings.catch_warnings() if alone else nullcontext():
             if alone:

@@ -70,7 +70,8 @@ def find_start(start_from: str, run: Path, base: Base, dtype: str | None = None,
         return Start(start_from, folder)
     if before is not None and begun:
         raise UserError(f"run.start_from={start_from}: this run began from {before}; set it back, or begin a new run")
-    if rank_zero_only.rank not in (0, None):
+    rank = getattr(rank_zero_only, "rank", None)
+    if rank not in (0, None):
         return Start(start_from, folder, awaited=True)
     checkpoint = _checkpoint(start_from)
     own = base_of(checkpoint, read_facts(checkpoint), other=base)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -97,7 +97,15 @@ class FSDP2(ModelParallelStrategy):
         names = ("replicate", "shard")
         self._writers = torch.distributed.new_group(backend="gloo")  # where those who write a checkpoint meet
         self._device_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
-        self.lightning_module._device_mesh = self._device_mesh
+        stage: Any = self.lightning_module
+        stage._device_mesh = self._device_mesh
+
+    @property
+    def _module(self) -> nn.Module:
+        """The stage, once it is set up."""
+        if self.model is None:
+            raise RuntimeError("FSDP2: the strategy has no model yet")
+        return self.model
 
     @property
     def sharding(self) -> Sharding:
@@ -112,17 +120,17 @@ class FSDP2(ModelParallelStrategy):
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
         """While accumulating: keep gradients from the replicas, and with `whole_gradients` from the shards too."""
-        synchronise(self.model, gradients=not self.whole_gradients, replicas=False)
+        synchronise(self._module, gradients=not self.whole_gradients, replicas=False)
         try:
             yield
         finally:
-            synchronise(self.model, gradients=True, replicas=True)
+            synchronise(self._module, gradients=True, replicas=True)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return get_model_state_dict(self.model)
+        return get_model_state_dict(self._module)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return _optimizer_state(self.model, getattr(optimizer, "_optimizer", optimizer))
+        return _optimizer_state(self._module, getattr(optimizer, "_optimizer", optimizer))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         sharded.save(checkpoint, Path(self.broadcast(str(filepath))), self.background, self._writers)
@@ -142,15 +150,15 @@ class FSDP2(ModelParallelStrategy):
         found = sharded.blank(metadata, [sharded.WEIGHTS], lambda _, facts: torch.empty(facts.size, device="meta"))
         weights = self._expected(found[sharded.WEIGHTS])
         sharded.load_into({sharded.WEIGHTS: weights}, reader)
-        set_model_state_dict(self.model, weights, options=StateDictOptions(strict=False))
+        set_model_state_dict(self._module, weights, options=StateDictOptions(strict=False))
         for index, optimizer in enumerate(self.optimizers):
             name = f"{sharded.OPTIMIZER}{index}"
             saved = sharded.blank(metadata, [name], lambda _, facts: torch.empty(facts.size, device="meta"))
             refuse_other_optimizer(SavedOptimizer.of(meta, saved.get(name, {})), optimizer)
-            state = _optimizer_state(self.model, optimizer)
+            state = _optimizer_state(self._module, optimizer)
             moments = {name: {"state": state["state"]}}  # the options are the recipe's
             sharded.load_into(moments, reader)
-            set_optimizer_state_dict(self.model, optimizer, {**state, **moments[name]})
+            set_optimizer_state_dict(self._module, optimizer, {**state, **moments[name]})
         parts = [p for p in sharded.top_level(metadata) if p != sharded.WEIGHTS and not p.startswith(sharded.OPTIMIZER)]
         rest = sharded.blank(metadata, parts, self._place)
         sharded.load_into(rest, reader)
@@ -161,9 +169,9 @@ class FSDP2(ModelParallelStrategy):
         checkpoint = read_safely(path)
         weights = self._expected(checkpoint["state_dict"])
         weights = {name: placed_like(checkpoint["state_dict"][name], own) for name, own in weights.items()}
-        set_model_state_dict(self.model, weights, options=StateDictOptions(strict=False))
+        set_model_state_dict(self._module, weights, options=StateDictOptions(strict=False))
         whole = StateDictOptions(full_state_dict=True)
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names = {parameter: name for name, parameter in self._module.named_parameters()}
         states = checkpoint.get("optimizer_states")
         if not states:
             raise UserError(f"{path}: has weights alone; begin a new run with run.start_from={path}")
@@ -171,21 +179,21 @@ class FSDP2(ModelParallelStrategy):
             refuse_other_optimizer(SavedOptimizer.of(checkpoint, saved), optimizer)
             state = dequantised(saved)
             order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-            set_optimizer_state_dict(self.model, optimizer, sharded.named(state, order), options=whole)
+            set_optimizer_state_dict(self._module, optimizer, sharded.named(state, order), options=whole)
         return checkpoint
 
     def _expected(self, saved: Mapping[str, Tensor]) -> dict[str, Any]:
         """The model's own tensors that a checkpoint fills. It may lack frozen ones; else the two must agree."""
         kept = getattr(self.lightning_module, "kept", lambda state: state)
-        own = kept(get_model_state_dict(self.model))
-        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        own = kept(get_model_state_dict(self._module))
+        frozen = {name for name, parameter in self._module.named_parameters() if not parameter.requires_grad}
         own = {name: tensor for name, tensor in own.items() if name in saved or name not in frozen}
         check_architecture(own, saved)
         return own
 
     def _place(self, name: str, facts: Any) -> Tensor:
         """Room for a saved tensor: sharded as the parameter of that name is, else whole."""
-        like = dict(self.model.named_parameters()).get(name)
+        like = dict(self._module.named_parameters()).get(name)
         if like is None or like.shape != facts.size:
             return torch.empty(facts.size, dtype=facts.properties.dtype, device=self.root_device)
         return torch.empty_like(like, dtype=facts.properties.dtype, requires_grad=False)

@@ -1,6 +1,7 @@
-"""What surrounds our code in a process: libraries that are too loud, and packages that could take our rooms' names."""
+"""The surroundings of our code in a process: libraries that are too loud, packages that could take our rooms' names."""
 
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def refuse_other_rooms() -> None:
     home = Path(__file__).resolve().parents[1]
     for room in ("datamodules", "callbacks"):
         spec = find_spec(room)
-        places = [Path(place).resolve() for place in (spec.submodule_search_locations or [spec.origin])] if spec else []
+        locations: Iterable[str | None] = ()
+        if spec is not None:
+            locations = spec.submodule_search_locations or [spec.origin]
+        places = [Path(location).resolve() for location in locations if location is not None]
         if home / room not in places or places[0] != home / room:
             found = f"{places[0]} stands before it" if places else "it is missing"
             raise UserError(f"the package {room!r} must lie in {home}, beside firered_lit, but {found}; run elsewhere")

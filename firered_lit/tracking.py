@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ class MLflow(MLFlowLogger):
     def log_hyperparams(self, params: Mapping[str, Any] | Any, *_: Any) -> None:
         """Flattened to dotted keys. What a continued run has changed is kept as a tag `changed.KEY`: old -> new."""
         flat = {_clean(key): str(value)[:_PARAM_LENGTH] for key, value in flatten(dict(params))}
-        client, run_id = self.experiment, self.run_id
+        client = self.experiment
+        run_id = str(self.run_id)
         self._later(lambda: _log_params(client, run_id, flat))
         self._later(lambda: describe(client, run_id, flat))
         recipe = self.dir / "recipe.yaml"
@@ -153,7 +155,7 @@ class MLflow(MLFlowLogger):
     def _stopped_at_once(self) -> None:
         """End the run as KILLED when a signal ends the process without the trainer. From any thread."""
         if self._watchdog is not None:  # begun, and not ended yet
-            self._mlflow_client.set_terminated(self._run_id, "KILLED")
+            self._mlflow_client.set_terminated(str(self._run_id), "KILLED")
             self._dismiss_watchdog()
 
     @rank_zero_only
@@ -213,7 +215,7 @@ class MLflow(MLFlowLogger):
         client, run_id = self.experiment, self.run_id
         for start in range(0, len(batch), 1000):
             part = batch[start : start + 1000]
-            self._later(lambda part=part: client.log_batch(run_id, metrics=part))
+            self._later(partial(client.log_batch, run_id, metrics=part))
 
     def _later(self, call: Callable[[], Any]) -> Any:
         def guarded() -> None:
@@ -252,10 +254,11 @@ def log_image(logger: Logger, key: str, image: Image.Image, step: int) -> bool:
         logger.log_image(key, image, step)
     elif hasattr(logger, "log_image"):  # W&B
         logger.log_image(key=key, images=[image], step=step)
-    elif hasattr(getattr(logger, "experiment", None), "add_image"):  # TensorBoard
-        logger.experiment.add_image(key, np.asarray(image.convert("RGB")), step, dataformats="HWC")
     else:
-        return False
+        writer = getattr(logger, "experiment", None)
+        if not hasattr(writer, "add_image"):
+            return False
+        writer.add_image(key, np.asarray(image.convert("RGB")), step, dataformats="HWC")  # TensorBoard
     return True
 
 

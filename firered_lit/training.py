@@ -80,7 +80,7 @@ def fit(
     """
     _quiet()
     folder = Path(run.dir).resolve()
-    first = rank_zero_only.rank in (0, None)
+    first = getattr(rank_zero_only, "rank", None) in (0, None)
     with locks.held(folder / ".lock", "fit") if first else nullcontext():  # the others of this run follow the first
         return _fit(folder, run, stage, data, trainer, checkpoint, callbacks, logger, recipe)
 
@@ -149,7 +149,8 @@ def _fit(
     except MisconfigurationException as error:  # Lightning's word for settings that do not go together
         raise UserError(f"trainer: {error}") from error
     if any(getattr(c, "stopping", None) for c in every):  # a signal; all ranks agree on this, the first has the code
-        return next((c.exit_code for c in every if getattr(c, "exit_code", None)), 0)
+        codes = [getattr(callback, "exit_code", None) for callback in every]
+        return next((code for code in codes if code), 0)
     if engine.global_step == 0:
         checkpoint.save(engine)  # a run of no steps hands on its base
     reason = stage.learnt_nothing()

@@ -11,9 +11,9 @@ from .qwen_image import checkpoint_blocks, freeze_unused
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import QwenImageTransformer2DModel
 
     from .shard import Sharding
+    from .transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Backbone:
 
     def load(
         self, seed: int = 0, device: "torch.device | str" = "cpu", sharding: "Sharding | None" = None
-    ) -> "QwenImageTransformer2DModel":
+    ) -> "Transformer":
         """Load the transformer, ready to train; parameters that no loss reaches are frozen.
 
         Args:

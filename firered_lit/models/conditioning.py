@@ -46,7 +46,7 @@ def stock_templates() -> dict[str, Template]:
     from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
     none = dict.fromkeys(["scheduler", "vae", "text_encoder", "tokenizer", "transformer"])
-    stock = {
+    stock: dict[str, Any] = {
         "edit_plus": QwenImageEditPlusPipeline(processor=None, **none),
         "edit": QwenImageEditPipeline(processor=None, **none),
         "text": QwenImagePipeline(**none),
@@ -68,9 +68,10 @@ class Conditioner:
         folder = base.part("text_encoder")
         read_config(folder)
         with loading(folder):
-            self.encoder, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL
             )
+        self.encoder, found = loaded
         refuse_quantised(folder, found["unexpected_keys"])
         missing = sorted(key for key in found["missing_keys"] if not key.startswith("lm_head."))  # never asked
         if missing:

@@ -16,11 +16,11 @@ from .sizes import Sizes
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import QwenImageTransformer2DModel
 
     from .codec import Codec
     from .conditioning import Conditioner
     from .patches import PatchCodec
+    from .transformer import Transformer
     from .words import WordConditioner
 
 
@@ -146,16 +146,17 @@ class Base:
 
         return self._checked("transformer", QwenImageTransformer2DModel)
 
-    def transformer(self, dtype: "torch.dtype | None" = None) -> "QwenImageTransformer2DModel":
+    def transformer(self, dtype: "torch.dtype | None" = None) -> "Transformer":
         """Load the diffusion transformer, in its stored precision unless `dtype` says otherwise."""
         from diffusers import QwenImageTransformer2DModel
 
         folder = self.transformer_folder()
         precision = dtype or self.precision
         with component.loading(folder):
-            return QwenImageTransformer2DModel.from_pretrained(
+            transformer: Any = QwenImageTransformer2DModel.from_pretrained(
                 folder, torch_dtype=precision, use_safetensors=True, local_files_only=True
             )
+        return transformer
 
     def vae_folder(self) -> Path:
         """Return the VAE's folder once its config and the names and shapes of its weights are seen to fit.

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from .qwen_image import checkpoint_blocks, freeze_unused, velocity
 from .shard import skeleton
 
 if TYPE_CHECKING:
-    from diffusers import QwenImageTransformer2DModel
+    from .transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Forward:
     dtype: torch.dtype = torch.float32
     uniform: bool = False
     autocast: bool = False
-    checkpointing: bool | str = False
+    checkpointing: bool | Literal["products"] = False
     lora: LoRA | None = None
 
 
@@ -149,14 +149,14 @@ def _traced(config: Mapping[str, Any], forward: Forward) -> _Trace:
     return _Trace(sum(p.numel() for p in parameters), trained, saved, live.peak)
 
 
-def _loss(transformer: nn.Module, inputs: tuple[Tensor, Condition], forward: Forward) -> Tensor:
+def _loss(transformer: "Transformer", inputs: tuple[Tensor, Condition], forward: Forward) -> Tensor:
     x_t, condition = inputs
     with torch.autocast("cpu", torch.bfloat16, enabled=forward.autocast):
         v = velocity(transformer, x_t, torch.zeros(forward.batch), condition).float()
         return ((v - x_t) ** 2).mean()
 
 
-def _built(config: Mapping[str, Any], forward: Forward) -> "QwenImageTransformer2DModel":
+def _built(config: Mapping[str, Any], forward: Forward) -> "Transformer":
     transformer = skeleton(config, forward.dtype).train()
     if forward.lora:
         add_adapter(transformer, forward.lora, 0)

@@ -180,7 +180,7 @@ class VisionEncoder(Encoder):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.model = _vision_part(folder)
-        config = self.model.config
+        config: Any = self.model.config
         given = _processor(folder)
         self.size = _size(given) or (config.image_size, config.image_size)
         for name in ("mean", "std"):

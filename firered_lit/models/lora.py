@@ -3,15 +3,16 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..draws import generator
 from ..errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import QwenImageTransformer2DModel
     from torch import Tensor, nn
+
+    from .transformer import Transformer
 
 TARGETS = (
     *("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"),
@@ -52,7 +53,7 @@ class LoRA:
         return {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets), "dropout": self.dropout}
 
 
-def add_adapter(transformer: "QwenImageTransformer2DModel", lora: LoRA, seed: int) -> None:
+def add_adapter(transformer: "Transformer", lora: LoRA, seed: int) -> None:
     """Freeze `transformer` and put a trainable float32 adapter beside it, which changes nothing yet (B = 0).
 
     A is uniform in +-1 / sqrt(inputs), as peft draws it, but keyed by (seed, module): the same on every rank and in
@@ -67,7 +68,8 @@ def add_adapter(transformer: "QwenImageTransformer2DModel", lora: LoRA, seed: in
 
     names = matched(transformer, lora.targets)
     transformer.requires_grad_(False)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, lora_dropout=lora.dropout)
+    alpha: Any = lora.alpha  # peft takes fractions too, whatever its annotation says
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, lora_dropout=lora.dropout)
     with torch.random.fork_rng(devices=[]):
         transformer.add_adapter(config, ADAPTER)
     for module in transformer.modules():
@@ -91,7 +93,7 @@ def first_values(key: str, shape: "torch.Size", seed: int) -> "Tensor":
     return shape[1] ** -0.5 * (torch.rand(shape, generator=generator(seed, "lora", key)) * 2 - 1)
 
 
-def matched(transformer: "nn.Module", targets: Sequence[str]) -> list[str]:
+def matched(transformer: "Transformer", targets: Sequence[str]) -> list[str]:
     """Return the names of the linear layers that `targets` mean, save those of the last block that no loss reaches.
 
     Raises:
@@ -142,7 +144,7 @@ def merge(transformer: "nn.Module", trained: "Mapping[str, tuple[Tensor, Tensor]
 
     with torch.no_grad():
         for name, (a, b) in trained.items():
-            weight = transformer.get_submodule(name).weight
+            weight = transformer.get_parameter(f"{name}.weight")
             weight.copy_(weight.float() + delta(a, b, scale).to(weight.device))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, silu
@@ -59,7 +59,7 @@ def decode_parts(
     return [found[i] for i in range(len(owner))]
 
 
-def reach(decoder: nn.Module) -> int:
+def reach(decoder: Any) -> int:
     """Latents beyond a box's edge that the layers after the attention look at: 13 in the released VAE."""
     pixels = 1  # the last convolution
     for block in reversed(decoder.up_blocks):
@@ -104,7 +104,7 @@ def _run(layer: Callable[[Tensor], Tensor], x: Tensor, checkpointed: bool) -> Te
     return checkpoint(layer, x, use_reentrant=False) if checkpointed and x.requires_grad else layer(x)
 
 
-def _first_layers(decoder: nn.Module, x: Tensor) -> Tensor:
+def _first_layers(decoder: Any, x: Tensor) -> Tensor:
     """Up to the end of the middle block."""
     first, *others = decoder.mid_block.resnets
     x = _residual(first, _frame(decoder.conv_in, x))
@@ -113,7 +113,7 @@ def _first_layers(decoder: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-def _layers(decoder: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+def _layers(decoder: Any) -> Iterator[Callable[[Tensor], Tensor]]:
     """Return the layers that follow the middle block."""
     for block in decoder.up_blocks:
         yield from (partial(_residual, layer) for layer in block.resnets)
@@ -121,14 +121,14 @@ def _layers(decoder: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     yield lambda x: _frame(decoder.conv_out, silu(decoder.norm_out(x)))
 
 
-def _residual(block: nn.Module, x: Tensor) -> Tensor:
+def _residual(block: Any, x: Tensor) -> Tensor:
     """A residual block of the decoder, on a single frame."""
     same = isinstance(block.conv_shortcut, nn.Identity)
     h = _frame(block.conv1, silu(block.norm1(x)))
     return (x if same else _frame(block.conv_shortcut, x)) + _frame(block.conv2, silu(block.norm2(h)))
 
 
-def _frame(conv: nn.Module, x: Tensor) -> Tensor:
+def _frame(conv: Any, x: Tensor) -> Tensor:
     """A causal convolution on a single frame (B, C, 1, h, w): frames before it are zero, and need no products."""
     wide, _, high, *_ = conv._padding
     return conv2d(x[:, :, 0], conv.weight[:, :, -1], conv.bias, padding=(high, wide))[:, :, None]

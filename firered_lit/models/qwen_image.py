@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..batch import Condition
 from .recompute import keep_products
 
 if TYPE_CHECKING:
-    from diffusers import QwenImageTransformer2DModel
+    from .transformer import Transformer
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def image_shapes(images: Sequence[Tensor]) -> list[tuple[int, int, int]]:
     return [(1, image.shape[-2] // 2, image.shape[-1] // 2) for image in images]
 
 
-def velocity(transformer: "QwenImageTransformer2DModel", x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+def velocity(transformer: "Transformer", x_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
     """Predict the velocity (B, 16, h, w) at x_t, given text and clean references.
 
     Target tokens stand first, then the tokens of each reference; only the target's are read. The transformer takes one
@@ -61,7 +61,7 @@ def velocity(transformer: "QwenImageTransformer2DModel", x_t: Tensor, sigma: Ten
     return unpack(prediction[:, : tokens[0].shape[1]], *x_t.shape[-2:])
 
 
-def unused_parameters(transformer: nn.Module) -> list[str]:
+def unused_parameters(transformer: "Transformer") -> list[str]:
     """Return the names of the last block's text branch, which the loss never reaches.
 
     Left trainable, these stop DDP ("parameters that were not used") and sharded checkpoints from resuming.
@@ -71,7 +71,7 @@ def unused_parameters(transformer: nn.Module) -> list[str]:
     return [name for name, _ in transformer.named_parameters() if name.startswith(dead)]
 
 
-def freeze_unused(transformer: nn.Module) -> None:
+def freeze_unused(transformer: "Transformer") -> None:
     """Freeze the parameters that the loss never reaches, by name."""
     dead = set(unused_parameters(transformer))
     for name, parameter in transformer.named_parameters():
@@ -79,7 +79,7 @@ def freeze_unused(transformer: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-def checkpoint_blocks(transformer: "QwenImageTransformer2DModel", kept: Literal[True, "products"]) -> None:
+def checkpoint_blocks(transformer: "Transformer", kept: Literal[True, "products"]) -> None:
     """Compute activations again in the backward: all of a block, or with "products" only what is cheap."""
     if kept == "products":
         transformer.enable_gradient_checkpointing(keep_products())

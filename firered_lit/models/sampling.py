@@ -11,7 +11,7 @@ from ..flow.sampler import euler, guide
 from .qwen_image import velocity
 
 if TYPE_CHECKING:
-    from diffusers import QwenImageTransformer2DModel
+    from .transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Preview:
 
 @torch.no_grad()
 def sample(
-    transformer: "QwenImageTransformer2DModel",
+    transformer: "Transformer",
     noise: Tensor,
     sigmas: Tensor,
     condition: Condition,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +51,9 @@ class Shadow(nn.Module):
         """Yield (value held here, parameter of the module), as this process holds them."""
         # The weights that a sharded module has gathered for a forward would hide what is written.
         for submodule in module.modules():
-            if hasattr(submodule, "reshard"):
-                submodule.reshard()
+            reshard: Any = getattr(submodule, "reshard", None)
+            if reshard is not None:
+                reshard()
         for name, parameter in _trained(module):
             yield _local(self.values[_key(name)]), _local(parameter)
 

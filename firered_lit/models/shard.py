@@ -17,8 +17,9 @@ from ..errors import UserError
 from .component import loading, weight_files
 
 if TYPE_CHECKING:
-    from diffusers import QwenImageTransformer2DModel
     from torch.distributed.device_mesh import DeviceMesh
+
+    from .transformer import Transformer
 
 Drawn = Callable[[str, torch.Size], Tensor]
 
@@ -38,19 +39,19 @@ class Sharding:
     compute: torch.dtype | None = None
 
 
-def skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> "QwenImageTransformer2DModel":
+def skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> "Transformer":
     """Build the transformer of diffusers' config.json without weights: its parameters lie on the meta device."""
     from diffusers import QwenImageTransformer2DModel
 
     with loading("the transformer's config"), torch.device("meta"):
-        transformer = QwenImageTransformer2DModel.from_config(dict(config))
+        transformer: Any = QwenImageTransformer2DModel.from_config(dict(config))
     nn.Module.to(transformer, dtype)  # diffusers' own `to` warns about the parts that stay in float32; there are none
     rope = transformer.pos_embed  # its tables are plain attributes, which no `to_empty` would ever fill
     transformer.pos_embed = type(rope)(theta=rope.theta, axes_dim=rope.axes_dim, scale_rope=rope.scale_rope)
     return transformer
 
 
-def shard(transformer: nn.Module, sharding: Sharding) -> None:
+def shard(transformer: "Transformer", sharding: Sharding) -> None:
     """Shard every block and then the rest. Gradients are reduced in float32 or better, whatever the weights are.
 
     The output's precision is set on the root alone: a block that returned float32 would not fit the next one's weights.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -33,6 +33,9 @@ from ..optim import OptimizerFactory, ScheduleFactory, parameter_groups, refuse_
 from ..resume import RecipeWins, SavedOptimizer, dequantised, name_of, options_of, refuse_other_optimizer
 from .guard import Guard
 
+if TYPE_CHECKING:
+    from ..models.transformer import Transformer
+
 
 class Stage(L.LightningModule):
     """A stage without a loss: subclasses add `training_step`.
@@ -45,6 +48,8 @@ class Stage(L.LightningModule):
         seed: the key of every draw.
         guard: the choice of optimizer steps that are left out; None: those without a finite gradient.
     """
+
+    transformer: "Transformer"
 
     def __init__(
         self,
@@ -205,7 +210,8 @@ class Stage(L.LightningModule):
 
         # Half-precision weights: keyed rounding, and gradients of several micro-batches that add up in float32.
         if rounds_stochastically(optimizer):
-            optimizer.seed = self.seed
+            seeded: Any = optimizer
+            seeded.seed = self.seed
         if self._sums_gradients():
             accumulate_in_float32(trained)
 
@@ -264,7 +270,7 @@ class Stage(L.LightningModule):
         # Loss and its terms.
         if batch.known:
             for name, value in self.fixed_scores(batch).items():
-                self.scores[name].update(value, weight)
+                self._score(name, value, weight)
 
         # Edits, and their likeness to the targets.
         target = batch.pixels
@@ -278,11 +284,17 @@ class Stage(L.LightningModule):
             pair = output[i : i + 1], target[i : i + 1]
             psnr = peak_signal_noise_ratio(*pair, data_range=(-1.0, 1.0))
             ssim = structural_similarity_index_measure(*pair, data_range=(-1.0, 1.0))
-            self.scores["psnr"].update(psnr, weight[i])
-            self.scores["ssim"].update(ssim, weight[i])
+            self._score("psnr", psnr, weight[i])
+            self._score("ssim", ssim, weight[i])
         return {"output": output}
 
+    def _score(self, name: str, value: Tensor, weight: Tensor) -> None:
+        """Add values (B,) with their weights (B,) to a mean of this validation."""
+        metric: Any = self.scores[name]
+        metric.update(value, weight)
+
     def on_validation_epoch_end(self) -> None:
+        metric: Any
         for name, metric in self.scores.items():
             was_updated = int(metric.update_count) > 0
             if was_updated:

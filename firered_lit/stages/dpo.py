@@ -21,13 +21,13 @@ from ..models.sampling import Preview
 from ..models.shadow import Shadow
 from ..optim import OptimizerFactory, ScheduleFactory
 from .guard import Guard
-from .sft import SFT
+from .sigma import SigmaStage
 
 Errors = tuple[Tensor, Tensor, Tensor, Tensor]  # winner, loser, reference's winner, reference's loser, each (B,)
 SCORES = ("preference", "accuracy", "win_diff", "lose_diff", "winner", "loser")
 
 
-class DPO(SFT):
+class DPO(SigmaStage):
     """Asymmetric DPO against the weights that the stage starts from. FireRed-Image-Edit (2602.13344), eq. 2.
 
     One eps and one sigma per pair serve winner and loser, policy and reference. With omega = 1 and sft_weight = 0 it is
@@ -38,7 +38,7 @@ class DPO(SFT):
         beta: sharpness of the preference over mean squared errors, above 0; half of Diffusion-DPO's.
         omega: weight of the winner's error over the loser's, at least 1.
         sft_weight: weight of the winner's own flow matching loss, at least 0.
-        timesteps, resolution_shift, rotate_every: the draw of sigma, see `SFT`.
+        timesteps, resolution_shift, rotate_every: the draw of sigma, see `SigmaStage`.
         window: micro-batches, at least 3, over which both sides are watched for getting worse together.
     """
 
@@ -120,7 +120,7 @@ class DPO(SFT):
         eps = gaussian(batch.target.shape[1:], batch.slots, self.seed, "noise", batch.step)
         return eps.to(batch.target.device), self.draw_sigma(batch).to(batch.target.device)
 
-    def errors(self, batch: PreferenceBatch, eps: Tensor, sigma: Tensor) -> Errors:
+    def errors(self, batch: EditBatch, eps: Tensor, sigma: Tensor) -> Errors:
         """Return the flow matching errors (B,) of winner and loser under the policy, then under the reference."""
         if not isinstance(batch, PreferenceBatch):
             raise UserError("data: DPO trains on pairs; set data._target_=datamodules.preferences.PreferenceDataModule")

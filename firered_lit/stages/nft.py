@@ -5,13 +5,14 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from ..batch import EditBatch, PromptBatch
+from ..batch import Condition, EditBatch, PromptBatch
 from ..draws import gaussian
 from ..errors import UserError
 from ..flow import sampler
@@ -163,7 +164,8 @@ class NFT(Stage):
         data = getattr(self.trainer, "datamodule", None)
         summary = getattr(data, "summary", None) or {}
         tasks = summary.get("tasks")
-        self.panel.rewards = rewards_of(self.trainer.callbacks, self.weights, self.routes, tasks)
+        callbacks: list[L.Callback] = getattr(self.trainer, "callbacks", [])
+        self.panel.rewards = rewards_of(callbacks, self.weights, self.routes, tasks)
         if tasks is not None:
             self._hold_routes_against(tasks, data)
 
@@ -264,7 +266,11 @@ class NFT(Stage):
         latents, images = [], []
         for rows in self.split(sample):
             condition = sample.repeated(rows.stop - rows.start).condition
-            latents.append(self.solver(lambda x, s, c=condition: self.velocity(x, s, c), noise[rows], sigmas))
+
+            def field(x: Tensor, sigma: Tensor, condition: Condition = condition) -> Tensor:
+                return self.velocity(x, sigma, condition)
+
+            latents.append(self.solver(field, noise[rows], sigmas))
             images.append(self.codec.decode(latents[-1]).float().clamp(-1, 1))
         x_0 = torch.cat(latents)
         pixels = torch.cat(images)
@@ -365,13 +371,14 @@ class NFT(Stage):
         """
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "policy", "kl", "old_distance")}
         count = sum(len(p.x_0) for p in points)
-        rate = torch.as_tensor(float(self.optimizers().param_groups[0]["lr"]), device=self.device)
+        optimizer: Any = self.optimizers()
+        rate = torch.as_tensor(float(optimizer.param_groups[0]["lr"]), device=self.device)
 
         # One optimizer step on each share of the points; gradients are exchanged in the last backward alone.
         norms = []
         for update in range(self.updates):
             share = [p for p in points if p.update == update]
-            self.optimizers().zero_grad()
+            optimizer.zero_grad()
             for p in share:
                 optimality, used = (part[p.rows].to(self.device) for part in groups.of(p.place))
                 last = p is share[-1]
@@ -404,8 +411,8 @@ class NFT(Stage):
 
     def step(self) -> Tensor:
         """Take one optimizer step, unless the guard leaves it out. Returns the gradient's norm before clipping."""
-        optimizer = self.optimizers()
-        scheduler = self.lr_schedulers()
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
         norm = grad_norm(self.transformer.parameters())
         if self.guard.admits(float(norm), self.global_step):
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")

@@ -1,6 +1,7 @@
 """Supervised fine-tuning by flow matching; with other recipes, pretraining and continued pretraining."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -8,28 +9,26 @@ from ..batch import EditBatch
 from ..draws import gaussian
 from ..errors import UserError
 from ..flow.path import clean, interpolate, velocity
-from ..flow.timesteps import Law, logit_normal, stratified_uniform
+from ..flow.timesteps import Law, logit_normal
 from ..losses.flow_matching import edit_emphasis, flow_matching_loss
 from ..models.backbone import Backbone
 from ..models.sampling import Preview
 from ..optim import OptimizerFactory, ScheduleFactory
-from .base import Stage
 from .consistency import Consistency, Identity
 from .guard import Guard
+from .sigma import SigmaStage
 
 Weight = Callable[..., Tensor]  # weight(sigma, law=the law that sigma was drawn by)
 LossTerm = Callable[..., Tensor]  # term(batch, x_0_hat, sigma) -> (B,), x_0_hat the one-step estimate of the target
 
 
-class SFT(Stage):
+class SFT(SigmaStage):
     """Flow matching on (references, instruction) -> target. FireRed-Image-Edit (2602.13344), section 3.5.
 
     Args:
         backbone, optimizer, schedule, guard, preview, seed: see `Stage`.
-        timesteps: the law of sigma, an inverse CDF on [0, 1).
+        timesteps, resolution_shift, rotate_every: the draw of sigma, see `SigmaStage`.
         weight: loss weight, `weight(sigma, law=law)`; None weighs every sigma the same.
-        resolution_shift: shift sigma for the target's resolution.
-        rotate_every: steps after which the strata of sigma move to other slots.
         edit_share: share in [0, 1) of a sample's loss that falls on the mask of its edit, for data that has masks; the
             rest falls on what must stay. 0 weighs every pixel the same.
         consistency: a second term of the loss, on the regions of a batch.
@@ -53,11 +52,8 @@ class SFT(Stage):
         preview: Preview | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, optimizer, schedule, preview, seed, guard)
-        self.timesteps = timesteps
+        super().__init__(backbone, optimizer, schedule, timesteps, resolution_shift, rotate_every, guard, preview, seed)
         self.weight = weight
-        self.resolution_shift = resolution_shift
-        self.rotate_every = rotate_every
         self.edit_share = edit_share
         self.consistency = consistency
         self.terms = dict(terms or {})
@@ -68,7 +64,7 @@ class SFT(Stage):
         if stage != "fit" or self.consistency is None:
             return
         self.consistency.open()  # a wrong path is an error before the first step
-        data = self.trainer.datamodule
+        data: Any = getattr(self.trainer, "datamodule", None)
         summary = getattr(data, "summary", None)
         if summary and not summary.get("regions"):
             where = f"data.root={data.root}" if hasattr(data, "root") else "these families"
@@ -110,7 +106,8 @@ class SFT(Stage):
         """Return the weights (B, 1, h, w) of the latents of each target; None when all weigh the same."""
         if not self.edit_share or batch.mask is None:
             return None
-        return edit_emphasis(batch.mask, batch.target.shape[-2:], self.edit_share)
+        height, width = batch.target.shape[-2:]
+        return edit_emphasis(batch.mask, (height, width), self.edit_share)
 
     def log_identity(self, identity: Identity) -> None:
         """Log the consistency term of a batch: how many samples have a region, and their distance."""
@@ -134,19 +131,3 @@ class SFT(Stage):
         if self._trainer is not None:
             self.log(f"train/{name}", value.detach().mean(), batch_size=len(batch))
         return value
-
-    def draw_sigma(self, batch: EditBatch) -> Tensor:
-        """Draw sigma (B,): stratified over the global batch, through the batch's law."""
-        u = stratified_uniform(batch.step, batch.slots, batch.num_slots, seed=self.seed, rotate_every=self.rotate_every)
-        return self.law(batch)(u)
-
-    def law(self, batch: EditBatch) -> Law:
-        """Return the law of the batch's sigma: `timesteps`, shifted for its resolution."""
-        timesteps = self.timesteps_at(batch.step)
-        if not self.resolution_shift:
-            return timesteps
-        return lambda u: self.shift(timesteps(u), batch)
-
-    def timesteps_at(self, step: int) -> Law:
-        """Return the law of sigma before the shift, here the same at every training step."""
-        return self.timesteps
