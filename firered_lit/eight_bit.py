@@ -1,6 +1,6 @@
 """torchao's 8-bit AdamW: saved and gone on from by any number of processes, and with stochastic rounding."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -98,7 +98,7 @@ class StochasticAdamW8bit(ShardedAdamW8bit):
         """Return which shard of the weights this process holds; replicas of one shard round in the same way."""
         for parameter in self._parameters():
             if isinstance(parameter, DTensor):
-                coordinate = parameter.device_mesh.get_coordinate() or []
+                coordinate: Sequence[int] = parameter.device_mesh.get_coordinate() or []
                 placed = zip(coordinate, parameter.placements, strict=True)
                 return tuple(number for number, placement in placed if placement.is_shard())
         return ()

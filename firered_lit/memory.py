@@ -181,7 +181,7 @@ def estimate(training: Training) -> list[Part]:
     states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
     weights = ((f.parameters - (f.trained if t.lora else 0)) * kept + (f.trained * size if t.lora else 0)) / t.shards
     if t.quantize and t.autocast:
-        f = replace(f, saved=f.saved + _widened(t))
+        f = replace(f, saved=f.saved + int(_widened(t)))
     peak = _peak(t, f, SIZES[dtype], gradients, trained * size)
     decoding = VAE_PER_PIXEL * 256 * largest_tokens(t.sizes.target_area) * t.decoded
     parts = [

@@ -255,7 +255,7 @@ def log_image(logger: Logger, key: str, image: Image.Image, step: int) -> bool:
     elif hasattr(logger, "log_image"):  # W&B
         logger.log_image(key=key, images=[image], step=step)
     else:
-        writer = getattr(logger, "experiment", None)
+        writer: Any = getattr(logger, "experiment", None)
         if not hasattr(writer, "add_image"):
             return False
         writer.add_image(key, np.asarray(image.convert("RGB")), step, dataformats="HWC")  # TensorBoard

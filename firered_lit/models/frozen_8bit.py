@@ -24,8 +24,9 @@ class Frozen8bit(bnb.nn.Linear8bitLt):
 
     def whole_weight(self, dtype: torch.dtype) -> Tensor:
         """Return the weight (out, in) as bitsandbytes' backward rounds it."""
-        scale = self.state.SCB.unsqueeze(1).mul(1.0 / 127.0)
-        return self.state.CB.to(dtype, copy=True).mul_(scale)
+        state: Any = self.state
+        scale = state.SCB.unsqueeze(1).mul(1.0 / 127.0)
+        return state.CB.to(dtype, copy=True).mul_(scale)
 
 
 class _Product(torch.autograd.Function):

@@ -177,6 +177,9 @@ class VisionEncoder(Encoder):
     The canvas and the normalisation are read from `preprocessor_config.json`, else the model's own size and [-1, 1].
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.model = _vision_part(folder)

@@ -76,7 +76,8 @@ def add_adapter(transformer: "Transformer", lora: LoRA, seed: int) -> None:
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False  # peft's cast of the inputs to float32
             for factors_of_layer in (module.lora_A, module.lora_B):
-                factors_of_layer[ADAPTER] = Factor.of(factors_of_layer[ADAPTER])
+                linear: Any = factors_of_layer[ADAPTER]
+                factors_of_layer[ADAPTER] = Factor.of(linear)
     for key, parameter in transformer.named_parameters():
         if not is_adapter(key):
             continue

@@ -283,7 +283,7 @@ class Stage(L.LightningModule):
         for i in range(len(batch)):
             pair = output[i : i + 1], target[i : i + 1]
             psnr = peak_signal_noise_ratio(*pair, data_range=(-1.0, 1.0))
-            ssim = structural_similarity_index_measure(*pair, data_range=(-1.0, 1.0))
+            ssim: Any = structural_similarity_index_measure(*pair, data_range=(-1.0, 1.0))
             self._score("psnr", psnr, weight[i])
             self._score("ssim", ssim, weight[i])
         return {"output": output}
