@@ -38,41 +38,56 @@ _CONTAINERS = {list, tuple, set, dict, OrderedDict, Counter}
 
 
 def name_of(step: int) -> str:
-    """The file name of the checkpoint after `step` optimizer steps."""
+    """Return the file name of the checkpoint after `step` optimizer steps."""
     return f"step_{step:08d}.ckpt"
 
 
 def step_of(path: Path) -> int | None:
-    """The optimizer step in a checkpoint's file name; None when it is not named so."""
+    """Return the optimizer step in a checkpoint's file name; None for any other name."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def listed(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, oldest step first. Half-written ones carry another name and are not among them."""
-    found = [(step, path) for path in folder.glob("step_*.ckpt") if (step := step_of(path)) is not None]
-    return [path for _, path in sorted(found)]
+    """Return the checkpoints of a folder, oldest step first. Half-written ones carry another name."""
+    steps = {}
+    for path in folder.glob("step_*.ckpt"):
+        step = step_of(path)
+        if step is not None:
+            steps[path] = step
+    return sorted(steps, key=lambda path: (steps[path], path))
 
 
 def newest(run_dir: Path | str) -> Path | None:
-    """The checkpoint of the highest step that is whole; None when there is none."""
-    return next((path for path in reversed(listed(Path(run_dir) / FOLDER)) if incomplete(path) is None), None)
+    """Return the checkpoint of the highest step that is whole; None when there is none."""
+    return _last_whole(listed(Path(run_dir) / FOLDER))
+
+
+def _last_whole(paths: Sequence[Path]) -> Path | None:
+    """Return the last one of checkpoints that is whole; None when none is."""
+    for path in reversed(paths):
+        if incomplete(path) is None:
+            return path
+    return None
 
 
 def incomplete(path: Path) -> str | None:
-    """Why a checkpoint cannot be whole; None when it looks so. Reads no more than a few bytes and the files' sizes."""
+    """Return why a checkpoint cannot be whole; None when it looks so. Reads only a few bytes and the files' sizes."""
     if not path.is_dir():
         return None if is_archive(path) else "not a checkpoint file, or cut short"
     try:
         sizes = read_manifest(path)["files"]
     except ValueError as error:
         return str(error)
-    wrong = [name for name, size in sizes.items() if not (path / name).exists() or (path / name).stat().st_size != size]
-    return f"{wrong[0]} is missing or cut short" if wrong else None
+    for name, size in sizes.items():
+        file = path / name
+        if not file.exists() or file.stat().st_size != size:
+            return f"{name} is missing or cut short"
+    return None
 
 
 def best(run_dir: Path | str) -> Path | None:
-    """The checkpoint with the best validation score; None when no score was kept."""
+    """Return the checkpoint with the best validation score; None when no score was kept."""
     folder = Path(run_dir) / FOLDER
     if not (folder / BEST).exists():
         return None
@@ -84,7 +99,7 @@ def best(run_dir: Path | str) -> Path | None:
 
 
 def resolve(run_dir: Path | str, resume: str | None) -> Path | None:
-    """The checkpoint that `run.resume` means: null | "last" | "best" | a path (as given, or inside the run).
+    """Return the checkpoint that `run.resume` means: null | "last" | "best" | a path (as given, or inside the run).
 
     "last" in a run without any is None: a job that was stopped before its first checkpoint starts again from scratch.
     Looks at sizes alone; `sound` reads every byte.
@@ -97,16 +112,20 @@ def resolve(run_dir: Path | str, resume: str | None) -> Path | None:
     folder = Path(run_dir) / FOLDER
     if resume == "last":
         return _last(folder)
-    choices = [best(run_dir)] if resume == "best" else [Path(resume), Path(run_dir) / resume, folder / resume]
+    choices: list[Path | None] = [Path(resume), Path(run_dir) / resume, folder / resume]
+    if resume == "best":
+        choices = [best(run_dir)]
     found = next((path for path in choices if path is not None and path.exists()), None)
     if found is None:
-        there = ", ".join(path.name for path in listed(folder)) or "none"
-        raise UserError(f"run.resume={resume}: no such checkpoint; in {folder} there are: {there}")
-    return newest(found) or found if found.is_dir() else found
+        names = ", ".join(path.name for path in listed(folder)) or "none"
+        raise UserError(f"run.resume={resume}: no such checkpoint; in {folder} there are: {names}")
+    if found.is_dir():
+        return newest(found) or found  # of a run, or a sharded checkpoint
+    return found
 
 
 def _last(folder: Path) -> Path | None:
-    """The newest whole checkpoint; a line says which later ones are not whole."""
+    """Return the newest whole checkpoint, and warn of later ones that are not whole."""
     cut: list[str] = []
     for path in reversed(listed(folder)):
         problem = incomplete(path)
@@ -127,7 +146,8 @@ def damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
         path: a file or a sharded checkpoint's folder.
         rank, world: each of `world` processes reads its share of a folder.
     """
-    if problem := incomplete(path):
+    problem = incomplete(path)
+    if problem:
         return problem
     try:
         if path.is_dir():
@@ -149,33 +169,39 @@ def sound(path: Path, fall_back: bool = False) -> Path:
     Raises:
         UserError: it is damaged, and there is no other to take.
     """
-    while (problem := _first_of_all(damage(path, *_place()))) is not None:
+    rank, world = _rank_and_world()
+    while True:
+        problem = _first_of_all(damage(path, rank, world))
+        if problem is None:
+            return path
         earlier = _before(path) if fall_back else None
         if earlier is None:
             raise UserError(f"{path}: the checkpoint is damaged ({problem}); choose another, or a copy of it")
         rank_zero_warn(f"{path}: the checkpoint is damaged ({problem}); {earlier.name} is taken instead")
         path = earlier
-    return path
 
 
 def _before(path: Path) -> Path | None:
-    """The newest whole checkpoint of the same folder with fewer steps; the same for all processes."""
+    """Return the newest whole checkpoint of the same folder with fewer steps; the same on every process."""
     step = step_of(path)
-    older = [other for other in listed(path.parent) if step is not None and (step_of(other) or 0) < step]
-    found = [next((other for other in reversed(older) if incomplete(other) is None), None)]
+    older = []
+    if step is not None:
+        older = [other for other in listed(path.parent) if (step_of(other) or 0) < step]
+    found = [_last_whole(older)]
     if dist.is_available() and dist.is_initialized():
         dist.broadcast_object_list(found)
     return found[0]
 
 
-def _place() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    together = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+def _rank_and_world() -> tuple[int, int]:
+    """Return this process's number, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def _first_of_all(problem: str | None) -> str | None:
-    """The first problem that any process has found."""
+    """Return the first problem that any process has found."""
     if not (dist.is_available() and dist.is_initialized()):
         return problem
     problems: list[str | None] = [None] * dist.get_world_size()
@@ -186,8 +212,11 @@ def _first_of_all(problem: str | None) -> str | None:
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's reading and writing of checkpoint files, made safe. Local files only.
 
-    background: writes a copy beside the training, where the host has the memory for it; None: at once. fall_back: of a
-    damaged checkpoint, read the one before it.
+    Args:
+        fall_back: in place of a damaged checkpoint, read the one before it.
+
+    Attributes:
+        background: writes a copy beside the training, where the host has the memory for it; None: at once.
     """
 
     background: "Background | None" = None
@@ -250,10 +279,10 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def read_weights(path: Path, also: Sequence[str] = ()) -> dict[str, Any]:
-    """A checkpoint, file or folder, without its optimizer's state.
+    """Read a checkpoint, file or folder, without its optimizer's state.
 
     Args:
-        path: one whose bytes are checked: what `sound` has returned.
+        path: one whose bytes are checked, see `sound`.
         also: further keys that may hold tensors.
     """
     if path.is_dir():
@@ -275,7 +304,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
 
 
 def _read_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A training checkpoint in one file."""
+    """Read a training checkpoint in one file."""
     checkpoint = read_safely(path, map_location)
     if "state_dict" not in checkpoint:
         raise UserError(f"{path}: not a training checkpoint: it has no `state_dict`")
@@ -283,7 +312,7 @@ def _read_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def read_safely(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A file of tensors and plain values, as torch.save writes it; nothing in it can run."""
+    """Read a file of tensors and plain values, as torch.save writes it; nothing in it can run."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
     if not is_archive(path):
@@ -300,7 +329,7 @@ def read_safely(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def _mapped(path: Path, map_location: Any) -> Any:
-    """Read a file of tensors and plain values; torchao tells torch that its 8-bit moments are safe when it is there."""
+    """Read a file of tensors and plain values; torchao, once imported, makes its 8-bit moments safe ones."""
     try:
         return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -335,7 +364,7 @@ def refuse_objects(checkpoint: Mapping[str, Any]) -> None:
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every value that is no container, with its path, dict keys too."""
+    """Yield every value that is no container, with its path, dict keys too."""
     if type(value) not in _CONTAINERS:
         yield key, value
     elif isinstance(value, dict):

@@ -81,15 +81,21 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def parse(text: str, where: str) -> Any:
-    """YAML text as plain values. `where` is the file's name, for the error."""
+    """Read YAML text as plain values. `where` is the file's name, for the error."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a subclass of SafeLoader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-        lines = text.splitlines()[mark.line : mark.line + 1] if mark else []
-        hint = f"; inside braces write '{MISSING}' in quotes" if MISSING in "".join(lines) else ""
+
+        # The line, and a hint where it holds `???`.
+        mark = getattr(error, "problem_mark", None)
+        place = where
+        hint = ""
+        if mark:
+            place = f"{where}:{mark.line + 1}"
+            line = "".join(text.splitlines()[mark.line : mark.line + 1])
+            if MISSING in line:
+                hint = f"; inside braces write '{MISSING}' in quotes"
         raise UserError(f"{place}: not valid YAML: {' '.join(str(what).split())}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid YAML: {error}") from None
@@ -101,7 +107,7 @@ def is_text(value: str) -> bool:
 
 
 def dump(content: Any) -> str:
-    """Plain values as text that `parse` reads back as they were."""
+    """Return plain values as text that `parse` reads back as they were."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -124,4 +130,6 @@ def flow(value: Any) -> str:
 def kind(value: Any) -> str:
     """Return the name of a value's kind in words, for an error."""
     names = {dict: "a mapping", list: "a list", str: "text", bool: "a bool", int: "an int", float: "a float"}
-    return "empty" if value is None else names.get(type(value), f"a {type(value).__name__}")
+    if value is None:
+        return "empty"
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -5,19 +5,20 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Bad input, said in one line: what is wrong, where (file, row, key), what to do. The command line exits with 2."""
+    """Bad input as one line: the problem, its place (file, row, key), the remedy. The command line exits with 2."""
 
     exit_code = 2
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an exception says; its kind when it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an exception's message; its kind when it has none."""
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0]
 
 
 @contextmanager
 def naming(key: str, settings: Collection[str] = ()) -> Iterator[None]:
-    """Have whatever a library raises, while it builds from what the user wrote, be one line that names the key.
+    """Turn whatever a library raises, while it builds from a recipe, into one line that names the key.
 
     Args:
         key: The recipe's key of what is built.
@@ -31,7 +32,7 @@ def naming(key: str, settings: Collection[str] = ()) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
-        below = [name for name in settings if name in said.lower()]
+        message = " ".join(str(error).split())
+        below = [name for name in settings if name in message.lower()]
         place = ".".join([key, *below[:1]])
-        raise UserError(f"{place}: {type(error).__name__}: {said}") from error
+        raise UserError(f"{place}: {type(error).__name__}: {message}") from error

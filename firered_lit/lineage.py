@@ -1,4 +1,4 @@
-"""Which base weights were trained over: carried in every checkpoint, and compared wherever one is read.
+"""The base that weights were trained over: carried in every checkpoint, and compared wherever one is read.
 
 The facts are the base's name and folder, its revision where it came from the hub, its pipeline class, `zero_cond_t`,
 and a fingerprint of each component: its config and a sample of its weights; the commit of one whose weights were not
@@ -51,7 +51,9 @@ def revision_of(base: Base) -> str | None:
 def at_revision(name: str, revision: str | None) -> str | None:
     """Return `owner/name@commit` for the name that a run's base had and its commit; None where it had none."""
     found = parse(name)
-    return f"{found[0]}@{revision}" if found is not None and revision else None
+    if found is None or not revision:
+        return None
+    return f"{found[0]}@{revision}"
 
 
 def refuse_other_base(saved: Facts | None, base: Base, where: Path | str, remedy: str = RESUMING) -> None:
@@ -73,7 +75,8 @@ def refuse_other_base(saved: Facts | None, base: Base, where: Path | str, remedy
         if name != base.name:
             rank_zero_warn(f"{where}: trained over {name}, which is not there to be compared with {base.name}")
         return
-    if differing := differences(saved, facts_of(base)):
+    differing = differences(saved, facts_of(base))
+    if differing:
         trained = f"{name} at {saved['revision'][:12]}" if saved["revision"] else name
         another = f"{base.name} is another model ({', '.join(differing)})"
         raise UserError(f"{where}: trained over {trained}, and {another}; {remedy.format(name=name)}")
@@ -87,9 +90,14 @@ def differences(saved: Facts | None, other: Facts | None) -> list[str]:
     differing = []
     for fact in COMPARED:
         before, after = saved[fact], other[fact]
-        told_apart = fact not in PARTS or _is_commit(before) == _is_commit(after)  # by hashes, or by commits
-        if before != after and told_apart and not (same_commit and fact in PARTS):
-            differing.append(_difference(fact, before, after))
+        if before == after:
+            continue
+        if fact in PARTS:
+            # A hash says nothing against a commit, nor do two hashes of one commit.
+            comparable = _is_commit(before) == _is_commit(after)
+            if same_commit or not comparable:
+                continue
+        differing.append(_difference(fact, before, after))
     return differing
 
 
@@ -122,7 +130,8 @@ def base_of(checkpoint: Path, saved: Facts | None, run: Path | None = None, othe
     Raises:
         UserError: the base is not there any more, or it is another one by now.
     """
-    run, facts = (run or run_of(checkpoint)).resolve(), saved or {}
+    run = (run or run_of(checkpoint)).resolve()
+    facts = saved or {}
     record = read_record(run)
     name = facts.get("name") or record.get("base")
     if name is None and other is None:
@@ -173,7 +182,8 @@ def _open_if_there(place: str | None, download: bool) -> Base | None:
         return None
     folder = user_path(place)
     on_hub = not folder.is_dir() and parse(place) is not None
-    if place in BUILT_IN or (folder / "model_index.json").is_file() or (download and on_hub):
+    is_here = place in BUILT_IN or (folder / "model_index.json").is_file()
+    if is_here or (download and on_hub):
         return open_base(place)
     return None
 
@@ -190,4 +200,6 @@ def _is_commit(identity: str) -> bool:
 
 def _difference(fact: str, saved: Any, own: Any) -> str:
     """Return in words how two bases differ in one fact."""
-    return f"its {fact} differs" if fact in PARTS else f"its {fact} is {own}, not {saved}"
+    if fact in PARTS:
+        return f"its {fact} differs"
+    return f"its {fact} is {own}, not {saved}"

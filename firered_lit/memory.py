@@ -38,11 +38,15 @@ class Part(NamedTuple):
 class Training:
     """The settings that decide the memory of a recipe's training.
 
-    weights: precision in which they are kept; compute: FSDP2's for the forward. shards: devices that share one copy of
-    the model, of `gpus` in all. capacity: visual tokens of a micro-batch. sides: of a pair, each a sample of its own.
-    copies: of what is trained, for an old policy and a reference. group: edits that a rollout draws, each with a
-    reference; as many as the capacity holds are decoded at once, in training too.
-    accumulates: gradients of several micro-batches add up, on one device in float32 whatever the weights are.
+    Attributes:
+        shards: devices that share one copy of the model, of `gpus` in all.
+        weights: precision in which they are kept.
+        compute: FSDP2's precision of the forward; None: that of the weights.
+        capacity: visual tokens of a micro-batch.
+        sides: of a pair, each a sample of its own; else 1.
+        copies: of the trained weights, for an old policy and a reference.
+        group: edits that a rollout draws, each with a reference; as many as the capacity holds are decoded at once.
+        accumulates: gradients of several micro-batches add up, on one device in float32 whatever the weights are.
     """
 
     config: Mapping[str, Any]
@@ -70,15 +74,15 @@ class Training:
 
     @property
     def references(self) -> int:
-        """Beside every target of the largest micro-batch: none bring the most text."""
+        """References beside every target of the largest micro-batch: none bring the most text."""
         return 0 if self.group is None else 1
 
     @property
     def shape(self) -> Shape:
         """The target's shape (height, width) in the micro-batch that fills the capacity most."""
         shapes = shape_table(self.sizes.target_area)
-        taken = [shape for shape in shapes if self.sides * self.tokens_of(shape) <= self.capacity]
-        return max(taken or shapes, key=lambda shape: self._fit(shape) * self.tokens_of(shape))
+        fitting = [shape for shape in shapes if self.sides * self.tokens_of(shape) <= self.capacity]
+        return max(fitting or shapes, key=lambda shape: self._fit(shape) * self.tokens_of(shape))
 
     @property
     def batch(self) -> int:
@@ -111,13 +115,15 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
     Raises:
         UserError: for a mesh that does not fit so many GPUs.
     """
-    stage, trainer, data = recipe["stage"], recipe["trainer"], recipe["data"]
-    backbone, strategy = stage["backbone"], trainer.get("strategy")
+    stage = recipe["stage"]
+    trainer = recipe["trainer"]
+    data = recipe["data"]
+    backbone = stage["backbone"]
+    strategy = trainer.get("strategy")
     sharded = isinstance(strategy, Mapping) and str(strategy.get("_target_")).endswith(".FSDP2")
     shards = _shards(strategy, gpus) if sharded else 1
     name = str(backbone["name"])
     root = data.get("root")
-    callbacks = (recipe.get("callbacks") or {}).values()
     more = _of_stage(str(stage["_target_"]).rpartition(".")[2], stage, data)
     return Training(
         config=transformer_config(name),
@@ -134,7 +140,7 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
         fused=bool(stage["optimizer"].get("fused")),
         lora=_lora(backbone.get("lora")),
         quantize=backbone.get("quantize"),
-        ema=any(isinstance(c, Mapping) and str(c.get("_target_")).endswith(".EMA") for c in callbacks),
+        ema=bool(_averages(recipe)),
         preview=bool(stage.get("preview")),
         max_batch=data.get("max_batch"),
         accumulates=int(trainer.get("accumulate_grad_batches") or 1) > 1,
@@ -155,7 +161,7 @@ def _of_stage(name: str, stage: Mapping[str, Any], data: Mapping[str, Any]) -> d
 
 
 def estimate(training: Training) -> list[Part]:
-    """Bytes on one device, part by part, at the peak of a step or, where that is more, of drawing a validation edit."""
+    """Return the bytes on one device, item by item, at the peak of a step or of drawing a validation edit."""
     from .models.footprint import Forward, footprint
 
     t = training
@@ -173,13 +179,20 @@ def estimate(training: Training) -> list[Part]:
         lora=t.lora,
     )
     f = footprint(t.config, forward)
+
+    # Weights, gradients and optimizer states.
     kept = STORED[t.quantize] if t.quantize else SIZES[t.weights]
     trained = f.trained / t.shards
     size = SIZES["float32"] if t.lora else SIZES[t.weights]
     of_gradient = SIZES["float32"] if t.accumulates and not t.sharded else size
     gradients = f.trained * SIZES["float32"] if t.whole_gradients else trained * of_gradient
     states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
-    weights = ((f.parameters - (f.trained if t.lora else 0)) * kept + (f.trained * size if t.lora else 0)) / t.shards
+    if t.lora:
+        weights = ((f.parameters - f.trained) * kept + f.trained * size) / t.shards
+    else:
+        weights = f.parameters * kept / t.shards
+
+    # What comes and goes.
     if t.quantize and t.autocast:
         f = replace(f, saved=f.saved + int(_widened(t)))
     peak = _peak(t, f, SIZES[dtype], gradients, trained * size)
@@ -223,7 +236,8 @@ def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trai
         {"activations": block, "gathered blocks": backward},
         {"optimizer's step": trained if at_once else 0},
     ]
-    return [Part(name, size) for name, size in max(moments, key=lambda moment: sum(moment.values())).items()]
+    highest = max(moments, key=lambda moment: sum(moment.values()))
+    return [Part(name, size) for name, size in highest.items()]
 
 
 def _gathered(training: Training, footprint: "Footprint", size: int) -> tuple[float, float]:
@@ -242,7 +256,7 @@ def _gathered(training: Training, footprint: "Footprint", size: int) -> tuple[fl
 
 
 def report(recipe: Mapping[str, Any], gpus: int, gpu_memory: float) -> Iterator[tuple[str, bool]]:
-    """Lines of the estimate, the last one of them whether it fits: (line, is it wrong)."""
+    """Yield the lines of the estimate, the last one the verdict: (line, is it wrong)."""
     t = training_of(recipe, gpus)
     parts = estimate(t)
     how = f"{t.shards} shards x {gpus // t.shards} replicas" if t.sharded else f"{gpus} whole copies"
@@ -311,6 +325,7 @@ def first_that_fits(recipe: Mapping[str, Any], t: Training, gpu_memory: float) -
 
 
 def _fits(t: Training, gpu_memory: float) -> bool:
+    """Return whether a training fits into a GPU of so many GB."""
     return sum(part.size for part in estimate(t)) / GB <= gpu_memory
 
 
@@ -322,7 +337,8 @@ def _changes(recipe: Mapping[str, Any], t: Training) -> Iterator[Change]:
     if t.group and t.capacity > largest:
         yield Change(f"stage.capacity={largest}", replace(t, capacity=largest))
     if t.ema:
-        yield from (Change(f"callbacks.{name}=null", replace(t, ema=False)) for name in _averages(recipe))
+        for name in _averages(recipe):
+            yield Change(f"callbacks.{name}=null", replace(t, ema=False))
     if t.lora is None:
         return
     optimizer = recipe["stage"]["optimizer"]
@@ -341,16 +357,22 @@ def _changes(recipe: Mapping[str, Any], t: Training) -> Iterator[Change]:
 def _averages(recipe: Mapping[str, Any]) -> list[str]:
     """Return the names of the callbacks that keep an average of the weights."""
     callbacks = recipe.get("callbacks") or {}
-    return [name for name, node in callbacks.items() if str((node or {}).get("_target_")).endswith(".EMA")]
+    averages = []
+    for name, node in callbacks.items():
+        if isinstance(node, Mapping) and str(node.get("_target_")).endswith(".EMA"):
+            averages.append(name)
+    return averages
 
 
 def _shards(strategy: Mapping[str, Any], gpus: int) -> int:
+    """Return how many devices share one copy of the model."""
     from .models.shard import mesh_shape
 
     return mesh_shape(gpus, strategy.get("replicate", 1), strategy.get("shard"))[1]
 
 
 def _lora(node: Any) -> "LoRA | None":
+    """Return the adapter that a recipe's node describes."""
     if not node:
         return None
     from .models.lora import LoRA
@@ -359,6 +381,7 @@ def _lora(node: Any) -> "LoRA | None":
 
 
 def _torch(name: str) -> Any:
+    """Return a dtype by its name."""
     import torch
 
     return getattr(torch, name)
@@ -371,4 +394,5 @@ def _sizes(name: str, root: str | None) -> Sizes:
         return Sizes.read(read_object(path, "sizes")["sizes"], f"{path}: sizes")
     from .models.family import open_base
 
-    return open_base(name).sizes if name in BUILT_IN or user_path(name).is_dir() else Sizes()
+    is_here = name in BUILT_IN or user_path(name).is_dir()
+    return open_base(name).sizes if is_here else Sizes()

@@ -41,14 +41,16 @@ class Recipe:
     missing: tuple[str, ...] = ()  # the keys that wait for a value from the command line (`???`)
 
     def where(self, key: str) -> str:
-        """The file that wrote `key`, or the nearest key above it."""
+        """Return the file that wrote `key`, or the nearest key above it."""
         while key and key not in self.origins:
             key = key.rpartition(".")[0]
         return self.origins.get(key, self.path)
 
     def refusal(self, key: str, what: str) -> UserError:
-        """The error that names the file, the dotted key and what is wrong there."""
-        return UserError(f"{self.where(key)}: {key}: {what}" if key else f"{self.path}: {what}")
+        """Return the error that names the file, the dotted key and the problem there."""
+        if not key:
+            return UserError(f"{self.path}: {what}")
+        return UserError(f"{self.where(key)}: {key}: {what}")
 
 
 def load(path: str | os.PathLike[str], overrides: Overrides = ()) -> Recipe:
@@ -125,38 +127,55 @@ def _layers(path: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def lay_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, key by key. Where it names another `_target_`, what the base had there is dropped."""
-    if TARGET in base and over.get(TARGET, base[TARGET]) != base[TARGET]:
+    """Lay `over` on top of `base`, key by key. Under another `_target_`, the base's arguments are dropped."""
+    if _names_another_target(base, over):
         return over
     merged = dict(base)
     for key, value in over.items():
         old = base.get(key)
-        merged[key] = lay_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = lay_over(old, value)
+        merged[key] = value
     return merged
 
 
+def _names_another_target(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether a node's new content names another `_target_` than the old one."""
+    return TARGET in old and new.get(TARGET, old[TARGET]) != old[TARGET]
+
+
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every scalar below `node`; list items are named by their place."""
-    if isinstance(node, dict | list):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from leaves(value, join(prefix, key))
-    else:
+    """Yield (dotted key, value) of every scalar below `node`; list items are named by their place."""
+    children = _children(node)
+    if children is None:
         yield prefix, node
+        return
+    for key, value in children:
+        yield from leaves(value, join(prefix, key))
+
+
+def _children(node: Any) -> Iterable[tuple[Any, Any]] | None:
+    """Return the (key or place, value) of a mapping or list; None for a scalar."""
+    if isinstance(node, dict):
+        return node.items()
+    if isinstance(node, list):
+        return enumerate(node)
+    return None
 
 
 def join(prefix: str, key: object) -> str:
-    """`prefix.key`, or `key` at the root."""
+    """Return `prefix.key`, or `key` at the root."""
     return f"{prefix}.{key}" if prefix else str(key)
 
 
 def nearest(name: str, known: Iterable[object]) -> str:
-    """'; did you mean 'x'?' for the most similar known name, or nothing."""
-    match = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    """Return "; did you mean 'x'?" for the most similar known name, or "" when none is similar."""
+    matches = difflib.get_close_matches(name, [str(key) for key in known], n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def _read(path: str) -> dict[str, Any]:
-    """One file as a mapping."""
+    """Read one file as a mapping."""
     try:
         text = read_text(path, _LARGEST)
     except FileNotFoundError:
@@ -171,7 +190,8 @@ def _read(path: str) -> dict[str, Any]:
     for key, value in leaves(content):
         if not isinstance(value, str | int | float | None):
             raise UserError(f"{path}: {key}: {kind(value)} has no place in a recipe; write a plain value")
-    return _with_new_names(content) if Path(path).with_name(RECORD).is_file() else content
+    is_of_a_run = Path(path).with_name(RECORD).is_file()
+    return _with_new_names(content) if is_of_a_run else content
 
 
 def _with_new_names(node: Any) -> Any:
@@ -215,13 +235,12 @@ def _mark(origins: dict[str, str], key: str, value: Any, origin: str) -> None:
     """Note `origin` for `key` and everything below it."""
     if key:
         origins[key] = origin
-    if isinstance(value, dict | list):
-        for part, child in value.items() if isinstance(value, dict) else enumerate(value):
-            _mark(origins, join(key, part), child, origin)
+    for name, child in _children(value) or ():
+        _mark(origins, join(key, name), child, origin)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`key.path=value` -> (key, value). A bare value is taken to the letter: only `{`, `[` and quotes begin more."""
+    """Read `key.path=value`. A bare value is taken to the letter: only `{`, `[` and quotes begin more."""
     key, equals, raw = text.partition("=")
     if not equals or not _KEY.fullmatch(key):
         raise UserError(f"command line: {text!r}: expected key.path=value")
@@ -233,7 +252,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         value = parse(raw, key)
     except UserError:
         return key, raw
-    return key, raw if isinstance(value, str | dict | list) else value
+    is_to_the_letter = isinstance(value, str | dict | list)
+    return key, raw if is_to_the_letter else value
 
 
 def _plain_override(key: str, value: Any) -> tuple[str, Any]:
@@ -263,34 +283,58 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _set(node: Any, parts: list[str], value: Any, recipe: Recipe, at: str = "") -> Any:
-    """`node` with the key `parts` below it set to `value`.
+    """Return `node` with the key `parts` below it set to `value`.
 
     Every part must exist, except the last one in a node with a `_target_`, whose signature decides later, and a whole
     new node: `'callbacks.ema={_target_: ...}'`.
+
+    Args:
+        node: a value of the recipe, which is left as it is.
+        parts: names or places below it, at least one.
+        value: the new value.
+        recipe: for errors.
+        at: the key of `node`.
     """
     here = join(at, parts[0])
     if isinstance(node, list):
-        if not parts[0].isdigit() or int(parts[0]) >= len(node):
-            raise recipe.refusal(here, f"no such item; {at} is a list of {len(node)}, counted from 0")
-        name: Any = int(parts[0])
-    elif isinstance(node, dict):
-        name = next((key for key in node if str(key) == parts[0]), parts[0])
-        accepts = TARGET in node and (len(parts) == 1 or parts[1:] == [TARGET])
-        adds = len(parts) == 1 and isinstance(value, dict) and TARGET in value
-        if name not in node and not accepts and not adds and name != TARGET:
-            raise recipe.refusal(here, f"no such key{nearest(parts[0], node)}")
-    else:
+        return _set_item(node, parts, value, recipe, at)
+    if not isinstance(node, dict):
         raise recipe.refusal(here, f"no such key; {at} is {kind(node)}; give {at}= a whole value")
-    old = node[name] if isinstance(node, list) else node.get(name)
-    if parts[1:]:
-        value = _set({} if old is None and parts[1:] == [TARGET] else old, parts[1:], value, recipe, here)
-    else:
-        value = _typed_over(old, value)
-    if isinstance(node, list):
-        return [value if i == name else item for i, item in enumerate(node)]
+
+    # The key must be there, or be one that may be added.
+    first, rest = parts[0], parts[1:]
+    name: Any = next((key for key in node if str(key) == first), first)  # a number may be a key too
+    if name not in node and name != TARGET:
+        is_argument = TARGET in node and rest in ([], [TARGET])
+        is_new_node = not rest and isinstance(value, dict) and TARGET in value
+        if not is_argument and not is_new_node:
+            raise recipe.refusal(here, f"no such key{nearest(first, node)}")
+
+    value = _below(node.get(name), rest, value, recipe, here)
     if name == TARGET and node.get(TARGET, value) != value:
         return {TARGET: value}  # another target brings only its own arguments
     return {**node, name: value}
+
+
+def _set_item(node: list[Any], parts: list[str], value: Any, recipe: Recipe, at: str) -> list[Any]:
+    """Return a list with the key `parts` below it set to `value`; see `_set`."""
+    first, rest = parts[0], parts[1:]
+    here = join(at, first)
+    if not first.isdigit() or int(first) >= len(node):
+        raise recipe.refusal(here, f"no such item; {at} is a list of {len(node)}, counted from 0")
+    place = int(first)
+    items = list(node)
+    items[place] = _below(node[place], rest, value, recipe, here)
+    return items
+
+
+def _below(old: Any, rest: list[str], value: Any, recipe: Recipe, here: str) -> Any:
+    """Return what becomes of an `old` value at `here` when the key `rest` below it is set to `value`."""
+    if not rest:
+        return _typed_over(old, value)
+    if old is None and rest == [TARGET]:
+        old = {}
+    return _set(old, rest, value, recipe, here)
 
 
 def _typed_over(old: Any, value: Any) -> Any:
@@ -303,13 +347,14 @@ def _typed_over(old: Any, value: Any) -> Any:
         return value
     if TARGET not in old and TARGET not in value:
         return value
-    if TARGET in old and value.get(TARGET, old[TARGET]) != old[TARGET]:
+    if _names_another_target(old, value):
         return value
-    return {**old, **{key: _typed_over(old.get(key), new) for key, new in value.items()}}
+    changed = {key: _typed_over(old.get(key), new) for key, new in value.items()}
+    return {**old, **changed}
 
 
 def _interpolate(root: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """`${run.dir}` replaced by the value of that key. What still waits for the command line stays `???`."""
+    """Replace `${run.dir}` by the value of that key. A value that still waits for the command line stays `???`."""
     for key, value in leaves(root):
         if isinstance(value, str) and "${" in _INTERPOLATION.sub("", value):
             raise recipe.refusal(key, f"{value!r}: only ${{key.path}} is replaced, resolvers are not part of a recipe")
@@ -340,9 +385,9 @@ def _refuse_growth(root: dict[str, Any], recipe: Recipe) -> None:
         if len(above) == DEEPEST:
             raise recipe.refusal(above[0], f"more than {DEEPEST} values name each other in a row")
         if key not in sizes:
-            parts = [key] if key in values else [name for name in values if name.startswith(f"{key}.")]
-            text = "".join(str(values[part]) for part in parts)
-            named = [found.group()[2:-1] for found in _INTERPOLATION.finditer(text)]
+            keys = [key] if key in values else [name for name in values if name.startswith(f"{key}.")]
+            text = "".join(str(values[name]) for name in keys)
+            named = [match.group()[2:-1] for match in _INTERPOLATION.finditer(text)]
             sizes[key] = len(text) + sum(size(name, (*above, key)) for name in named)
         if sizes[key] > _LARGEST:
             raise recipe.refusal(key, f"names other values so often that it grows beyond {_LARGEST // 1024} kB")
@@ -353,9 +398,11 @@ def _refuse_growth(root: dict[str, Any], recipe: Recipe) -> None:
 
 
 def _swap(node: Any, old: str, new: str) -> Any:
-    """A copy of `node` where every string that is `old`, or holds the hole, is `new`."""
+    """Return a copy of `node` where every string that is `old`, or holds the hole, is `new`."""
     if isinstance(node, dict):
         return {key: _swap(value, old, new) for key, value in node.items()}
     if isinstance(node, list):
         return [_swap(value, old, new) for value in node]
-    return new if isinstance(node, str) and (node == old or _HOLE in node) else node
+    if isinstance(node, str) and (node == old or _HOLE in node):
+        return new
+    return node

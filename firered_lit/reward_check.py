@@ -11,7 +11,8 @@ from firered_lit.rewards.names import check_name, check_routes, check_weights
 from firered_lit.signature import signature
 from firered_lit.source import NotFoundError
 
-HOLDERS = {"stage": ("callbacks",), "task": ("task", "rewards")}  # where weights and routes stand -> where rewards do
+# The key under which weights and routes stand -> the keys under which their rewards do.
+HOLDERS = {"stage": ("callbacks",), "task": ("task", "rewards")}
 OURS, LIBRARIES = "callbacks.", "lightning."
 
 
@@ -26,22 +27,27 @@ def reward_problems(recipe: Recipe) -> Iterator[UserError]:
         settings = _at(recipe.root, (place,))
         if not nodes or not settings:
             continue
-        names = {}
+
+        # Their names.
+        names = set()
         for key, node in nodes.items():
             name = _name(node)
             if name is None:
                 continue
             problem = _refusal(check_name, name)
             if problem is None:
-                names[key] = name
-            else:
-                yield UserError(f"{recipe.where('.'.join((*holder, key)))}: {'.'.join((*holder, key))}.name: {problem}")
+                names.add(name)
+                continue
+            dotted = ".".join((*holder, key))
+            yield UserError(f"{recipe.where(dotted)}: {dotted}.name: {problem}")
+
+        # The weights and routes that use them.
         if all(_is_judged(node) for node in nodes.values()):
-            yield from _uses(recipe, place, settings, set(names.values()))
+            yield from _uses(recipe, place, settings, names)
 
 
 def _uses(recipe: Recipe, place: str, settings: dict[str, Any], names: Collection[str]) -> Iterator[UserError]:
-    """The problems of a stage's or a task's weights and routes."""
+    """Yield the problems of a stage's or a task's weights and routes."""
     weights = settings.get("weights")
     if isinstance(weights, dict) and all(isinstance(weight, int | float) for weight in weights.values()):
         problem = _refusal(check_weights, weights, names, place)
@@ -64,9 +70,11 @@ def _refusal(check: Any, *arguments: Any) -> UserError | None:
 
 
 def _at(node: Any, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping at some keys; an empty one where there is none."""
+    """Return the mapping at some keys; an empty one where there is none."""
     for key in keys:
-        node = node.get(key) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            return {}
+        node = node.get(key)
     return node if isinstance(node, dict) else {}
 
 
@@ -79,7 +87,7 @@ def _is_judged(node: Any) -> bool:
 
 
 def _name(node: Any) -> Any:
-    """The name that one of our rewards will have; None for what is no reward of ours."""
+    """Return the name that one of our rewards will have; None for what is no reward of ours."""
     target = node.get(TARGET) if isinstance(node, dict) else None
     if not isinstance(target, str) or not target.startswith(OURS):
         return None
@@ -89,12 +97,14 @@ def _name(node: Any) -> Any:
         parameters = signature(target).parameters
     except (NotFoundError, UserError):
         return None
-    defaults = [parameter.default for parameter in parameters if parameter.name == "name"]
-    return defaults[0] if defaults else None
+    for parameter in parameters:
+        if parameter.name == "name":
+            return parameter.default
+    return None
 
 
 def _tasks(recipe: Recipe) -> Collection[str] | None:
-    """The tasks of the data that a recipe names; None where that is not a prepared folder of this machine."""
+    """Return the tasks of the data that a recipe names; None where that is no prepared folder of this machine."""
     data = _at(recipe.root, ("data",)) or _at(recipe.root, ("task", "data"))
     root = data.get("root")
     path = Path(root, "data.json") if isinstance(root, str) else None

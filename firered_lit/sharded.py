@@ -43,13 +43,19 @@ def save(checkpoint: dict[str, Any], path: Path, background: Background | None =
     background: writes a copy beside the training, where every host has the memory for it; the processes then meet in
     `group`, which is theirs alone and works on the host.
     """
+    # Sharded tensors and the optimizers' states, apart from the rest.
     tensors = {f"{OPTIMIZER}{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
-    tensors |= {key: checkpoint.pop(key) for key in [k for k, value in checkpoint.items() if _is_sharded(value)]}
+    for key in list(checkpoint):
+        if _is_sharded(checkpoint[key]):
+            tensors[key] = checkpoint.pop(key)
     refuse_objects(checkpoint)
+
+    # Now, or beside the training.
     if background is None or not _all(fits_on_host((tensors, checkpoint), _neighbours()), group):
         _write(tensors, checkpoint, path, group)
         return
-    tensors, rest = on_host(tensors), on_host(checkpoint)
+    tensors = on_host(tensors)
+    rest = on_host(checkpoint)
     background.submit(lambda: _write(tensors, rest, path, group))
 
 
@@ -79,7 +85,7 @@ def _write(tensors: dict[str, Any], rest: Mapping[str, Any], path: Path, group: 
 
 
 def _sums(staged: Path, group: Any) -> dict[str, int]:
-    """The CRC-32 of every file of sharded tensors, each summed by the process that has written it."""
+    """Return the CRC-32 of every file of sharded tensors, each summed by the process that has written it."""
     rank = dist.get_rank(group) if dist.is_initialized() else 0
     try:
         own: dict[str, int] | OSError = {path.name: crc_of(path) for path in staged.glob(f"__{rank}_*.distcp")}
@@ -131,22 +137,25 @@ def _all(here: bool, group: Any) -> bool:
 
 
 def _neighbours() -> int:
-    """Processes of this run on this machine."""
+    """Return how many processes of this run are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count() or 1))
 
 
 def _is_sharded(value: Any) -> bool:
     """Return whether a value holds a sharded tensor at any depth."""
     if isinstance(value, Mapping):
-        return any(map(_is_sharded, value.values()))
-    return isinstance(value, DTensor) or (isinstance(value, list | tuple) and any(map(_is_sharded, value)))
+        return any(_is_sharded(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_is_sharded(item) for item in value)
+    return isinstance(value, DTensor)
 
 
 class Reader(dcp.FileSystemReader):
-    """Reads the index, which is a pickle, with an unpickler that knows nothing but the index's own classes."""
+    """A reader of the index, which is a pickle, by an unpickler that knows nothing but the index's own classes."""
 
     def __init__(self, path: Path) -> None:
-        if problem := incomplete(path):
+        problem = incomplete(path)
+        if problem:
             raise UserError(f"{path}: not a whole checkpoint ({problem}): choose another with run.resume=PATH")
         super().__init__(path)
 
@@ -166,7 +175,7 @@ class Reader(dcp.FileSystemReader):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the classes of torch.distributed.checkpoint's index, sizes and dtypes; paths become pure ones."""
+    """An unpickler of torch.distributed.checkpoint's index, sizes and dtypes alone; paths become pure ones."""
 
     CLASSES = (
         *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("Metadata", "MetadataIndex", "StorageMeta")),
@@ -179,17 +188,19 @@ class _Unpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "pathlib" or module == "pathlib._local":
+        if module in ("pathlib", "pathlib._local"):
             return PurePosixPath
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+        if module == "torch":
+            value = getattr(torch, name, None)
+            if isinstance(value, torch.dtype):
+                return value
         if f"{module}.{name}" not in self.CLASSES:
             raise pickle.UnpicklingError(f"{module}.{name} is no part of an index")
         return super().find_class(module, name)
 
 
 class _Planner(DefaultLoadPlanner):
-    """Values that are no tensors are pickles too: read with weights_only."""
+    """A planner that reads values that are no tensors, which are pickles too, with weights_only."""
 
     def load_bytes(self, read_item: Any, value: Any) -> None:
         plain = torch.load(value, weights_only=True)
@@ -197,7 +208,16 @@ class _Planner(DefaultLoadPlanner):
 
 
 def load_into(state: dict[str, Any], reader: Reader, alone: bool = False) -> None:
-    """Fill the tensors of `state` from a checkpoint of any number of processes, each its own part; alone: no others."""
+    """Fill the tensors of `state` from a checkpoint of any number of processes.
+
+    Args:
+        state: nested as the checkpoint; each process fills its own shards.
+        reader: of the checkpoint.
+        alone: no other process takes part.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -209,39 +229,54 @@ def load_into(state: dict[str, Any], reader: Reader, alone: bool = False) -> Non
 def blank(metadata: Metadata, parts: Sequence[str] | None, place: Place) -> dict[str, Any]:
     """Return a checkpoint's content, nested as it was saved, with empty tensors made by `place(key, facts)`.
 
-    parts: the top-level keys that are wanted; None: all.
+    Args:
+        metadata: the checkpoint's index.
+        parts: the top-level keys that are wanted; None: all.
+        place: makes an empty tensor of a key and its facts; values that are no tensors are None.
     """
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for key, facts in metadata.state_dict_metadata.items():
-        at = metadata.planner_data[key]
-        if parts is None or at[0] in parts:
-            value = place(str(at[-1]), facts) if isinstance(facts, TensorStorageMetadata) else None
-            set_element(found, at, value)
-    return found
+        path = metadata.planner_data[key]
+        if parts is not None and path[0] not in parts:
+            continue
+        value = None
+        if isinstance(facts, TensorStorageMetadata):
+            value = place(str(path[-1]), facts)
+        set_element(content, path, value)
+    return content
 
 
 def top_level(metadata: Metadata) -> set[str]:
+    """Return the top-level keys of a checkpoint's sharded content."""
     return {at[0] for at in metadata.planner_data.values()}
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Everything of a checkpoint that is no sharded tensor."""
+    """Read everything of a checkpoint that is no sharded tensor."""
     return read_safely(path / META)
 
 
 def read(path: Path, parts: Sequence[str] | None = None) -> dict[str, Any]:
-    """A sharded checkpoint in one process, in the layout of a single file, whole tensors on the host.
+    """Read a sharded checkpoint in one process, in the layout of a single file, whole tensors on the host.
 
-    parts: only these of its sharded keys, as ["state_dict"]; None: all of them, optimizer and averages too.
+    Args:
+        path: the checkpoint's folder.
+        parts: only these of its sharded keys, as ["state_dict"]; None: all of them, optimizer and averages too.
     """
     reader = Reader(path)
     if parts is None and find_spec("torchao"):
         import torchao.optim  # noqa: F401  its 8-bit moments may be there: it tells torch that they are safe to read
     state = blank(reader.read_metadata(), parts, lambda _, facts: torch.empty(facts.size, dtype=facts.properties.dtype))
     load_into(state, reader, alone=True)
-    names = sorted((k for k in state if k.startswith(OPTIMIZER)), key=lambda name: int(name.removeprefix(OPTIMIZER)))
+
+    # The optimizers' states as a list, in the order of their numbers.
+    names = [name for name in state if name.startswith(OPTIMIZER)]
+    names.sort(key=lambda name: int(name.removeprefix(OPTIMIZER)))
     states = [_numbered(state.pop(name)) for name in names]
-    return {**read_meta(path), **state, **({"optimizer_states": states} if states else {})}
+    content = {**read_meta(path), **state}
+    if states:
+        content["optimizer_states"] = states
+    return content
 
 
 def damage_of_folder(path: Path, rank: int = 0, world: int = 1) -> str | None:
@@ -264,7 +299,8 @@ def damage_of_folder(path: Path, rank: int = 0, world: int = 1) -> str | None:
 
 def _damage_of_items(path: Path) -> str | None:
     """Return the damage of an earlier version's folder: an archive per tensor, inside a file."""
-    if problem := damage_of_file(path / META):
+    problem = damage_of_file(path / META)
+    if problem:
         return f"{META}: {problem}"
     try:
         stored = Reader(path).read_metadata().storage_data.values()
@@ -272,13 +308,14 @@ def _damage_of_items(path: Path) -> str | None:
         return str(error)
     for item in sorted(stored, key=lambda item: (item.relative_path, item.offset)):
         with (path / item.relative_path).open("rb") as file:
-            if problem := damage_of_slice(file, item.offset, item.length):
+            problem = damage_of_slice(file, item.offset, item.length)
+            if problem:
                 return f"{item.relative_path}: {problem}"
     return None
 
 
 def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's state by the parameters' numbers, as it knows them, instead of their names."""
+    """Return an optimizer's state by the parameters' numbers, as it knows them, instead of their names."""
     names = [name for group in state["param_groups"] for name in group["params"]]
     number = {name: i for i, name in enumerate(names)}
     groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
@@ -286,15 +323,18 @@ def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The reverse: names in the order of the optimizer's parameters."""
+    """Return an optimizer's state by the parameters' names, given in the optimizer's order."""
     groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[i]: value for i, value in state["state"].items()}, "param_groups": groups}
 
 
 def _cause(error: BaseException) -> str:
-    """One line of why: the first failure that torch.distributed.checkpoint collected from the processes."""
-    inner = next(iter(error.failures.values())) if isinstance(error, CheckpointException) else error
-    inner = inner[0] if isinstance(inner, tuple) else inner
+    """Return in one line the first failure that torch.distributed.checkpoint collected from the processes."""
+    inner: Any = error
+    if isinstance(error, CheckpointException):
+        inner = next(iter(error.failures.values()))
+    if isinstance(inner, tuple):
+        inner = inner[0]
     if isinstance(inner, OSError) and inner.strerror:
         return inner.strerror
     return first_line(inner)

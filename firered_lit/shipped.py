@@ -68,6 +68,7 @@ def names() -> list[str]:
 
 
 def _name(file: Path, folder: Path) -> str:
+    """Return the name of a shipped recipe, as in `tiny/sft`."""
     return file.relative_to(folder).with_suffix("").as_posix()
 
 
@@ -171,9 +172,11 @@ def _write(lines: list[str], node: Mapping[str, Any], prefix: str, depth: int, c
         key = f"{prefix}{name}"
         lines.extend(f"{indent}{comment}" for comment in comments.above.get(key, []))
         beside = comments.beside.get(key, "")
+
+        # On one line, where it is short and has no comments inside.
         line = f"{indent}{flow(name)}: {flow(value)}"
-        inner = [commented for commented in (*comments.above, *comments.beside) if commented.startswith(f"{key}.")]
-        opens = isinstance(value, Mapping) and value and (inner or len(line) > _WIDTH or depth == 0)
+        has_comments = any(commented.startswith(f"{key}.") for commented in (*comments.above, *comments.beside))
+        opens = isinstance(value, Mapping) and value and (has_comments or len(line) > _WIDTH or depth == 0)
         if opens:
             line = f"{indent}{flow(name)}:"
         lines.append(f"{line}  {beside}" if beside else line)

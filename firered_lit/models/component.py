@@ -69,7 +69,8 @@ def _indexed(index: Path) -> dict[str, Path]:
     if not isinstance(placed, dict) or not placed:
         raise UserError(f"{index}: damaged: weight_map does not say which file holds which tensor")
     for name in placed.values():
-        if not isinstance(name, str) or Path(name).name != name:
+        is_file_name = isinstance(name, str) and Path(name).name == name
+        if not is_file_name:
             raise UserError(f"{index}: damaged: {name!r} is not the name of a file beside it")
 
     # Every shard is there and whole, and every tensor in it.
@@ -185,10 +186,12 @@ def _refuse_other_types(path: Path, config: Mapping[str, Any], kind: type) -> No
     if named != kind.__name__:
         raise UserError(f"{path}: {named!r} where {kind.__name__} is expected")
     for parameter in inspect.signature(kind).parameters.values():
-        value = config.get(parameter.name, parameter.default)
-        annotation = inspect.formatannotation(parameter.annotation).replace("typing.", "")
-        if parameter.name not in config or (value is None and parameter.default is None):
+        if parameter.name not in config:
             continue
+        value = config[parameter.name]
+        if value is None and parameter.default is None:
+            continue
+        annotation = inspect.formatannotation(parameter.annotation).replace("typing.", "")
         if not fits(annotation, value):
             raise UserError(f"{path}: {parameter.name}: expected {annotation}, got {value!r}")
         if annotation == "int" and value < 0:
@@ -196,17 +199,20 @@ def _refuse_other_types(path: Path, config: Mapping[str, Any], kind: type) -> No
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Give every entry of a config that is no mapping, at any depth; the items of a list by the list's name."""
+    """Yield every entry of a config that is no mapping, at any depth; the items of a list by the list's name."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _entries(value)
         elif isinstance(value, list):
-            yield from ((name, item) for item in value)
+            for item in value:
+                yield name, item
         else:
             yield name, value
 
 
 def _some(names: Collection[str]) -> str:
     """Return the number of names and the first three."""
-    shown = ", ".join(list(names)[:3])
-    return f"{len(names)} ({shown}{', ...' if len(names) > 3 else ''})"
+    shown = list(names)[:3]
+    if len(names) > 3:
+        shown.append("...")
+    return f"{len(names)} ({', '.join(shown)})"
