@@ -80,26 +80,32 @@ def refuse_other_optimizer(saved: SavedOptimizer, optimizer: Optimizer) -> None:
 
 
 def _keeps_adam_moments(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer is of the Adam family."""
     ours = any(kind.__module__ == "torchao.optim.adam" for kind in type(optimizer).__mro__)
     return ours or isinstance(optimizer, torch.optim.Adam)
 
 
 def dequantised(state: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state dict with quantised moments as the numbers that they mean."""
-    plain = {name: {key: _plain(value) for key, value in held.items()} for name, held in state["state"].items()}
+    """Return an optimizer's state dict with quantised moments as the numbers that they stand for."""
+    plain = {}
+    for name, held in state["state"].items():
+        plain[name] = {key: _plain(value) for key, value in held.items()}
     return {**state, "state": plain}
 
 
 def _plain(value: Any) -> Any:
-    return value.dequantize() if isinstance(value, Tensor) and hasattr(value, "codes") else value
+    """Return a quantised tensor as plain numbers, and anything else as it is."""
+    if isinstance(value, Tensor) and hasattr(value, "codes"):
+        return value.dequantize()
+    return value
 
 
 def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return a copy of the options of every group of an optimizer, without its parameters."""
-    return [
-        {name: copy.deepcopy(value) for name, value in group.items() if name != PARAMETERS}
-        for group in optimizer.param_groups
-    ]
+    options = []
+    for group in optimizer.param_groups:
+        options.append({name: copy.deepcopy(value) for name, value in group.items() if name != PARAMETERS})
+    return options
 
 
 def put_back(optimizer: Optimizer, options: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -118,7 +124,8 @@ def put_back(optimizer: Optimizer, options: Iterable[Mapping[str, Any]]) -> dict
         loaded = {name: value for name, value in group.items() if name != PARAMETERS}
         loaded["lr"] = loaded.get(BASE_RATE, loaded.get("lr"))
         for name in own.keys() & loaded.keys():
-            before, after = _comparable(loaded[name]), _comparable(own[name])
+            before = _comparable(loaded[name])
+            after = _comparable(own[name])
             if before != after:
                 changed[name] = (before, after)
 

@@ -97,7 +97,7 @@ def _fit(
     recipe: Mapping[str, Any] | None,
 ) -> int:
     """Train in a folder that no other process trains in. The arguments and the result are those of `fit`."""
-    # All that can be refused before anything is loaded. Nothing is written yet.
+    # Where it starts: a checkpoint of this run, another run's weights, or the base. Nothing is written yet.
     start = resolve(folder, run.resume)
     if run.resume is None and any((folder / "checkpoints").glob("*.ckpt")):
         raise UserError(f"{folder}: holds a run already; continue it with run.resume=last or choose another run.dir")
@@ -109,6 +109,8 @@ def _fit(
         origin = find_start(run.start_from, folder, stage.base, dtype, begun=start is not None)
     if start is not None and origin is None:
         _refuse_other_base(start, stage)
+
+    # All else that can be refused before anything is loaded.
     settings = getattr(trainer, "keywords", {})
     _refuse_settings(settings, stage)
     refuse_rounding(stage.optimizer_factory, [stage.trained_dtype])
@@ -118,14 +120,16 @@ def _fit(
     for name, callback in (callbacks or {}).items():
         if not isinstance(callback, L.Callback | None):
             raise UserError(f"callbacks.{name}: expected a callback, named by _target_, got {callback!r}")
-    every = [c for c in (callbacks or {}).values() if c is not None]
+
+    # Lightning's trainer.
+    every = [callback for callback in (callbacks or {}).values() if callback is not None]
     accepted = _Accepted(lambda: _record(engine, folder, stage, data, recipe))
     with naming("trainer", settings):
         engine = trainer(
             default_root_dir=str(folder),
             callbacks=[*every, accepted, checkpoint],
             logger=logger or False,
-            enable_progress_bar=any(isinstance(c, ProgressBar) for c in every),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in every),
             plugins=[AtomicCheckpointIO(fall_back=run.resume == "last")],
             use_distributed_sampler=False,
             **_validation(run, trainer, start),
@@ -148,7 +152,9 @@ def _fit(
         engine.fit(stage, datamodule=data, ckpt_path=str(start) if start else None)
     except MisconfigurationException as error:  # Lightning's word for settings that do not go together
         raise UserError(f"trainer: {error}") from error
-    if any(getattr(c, "stopping", None) for c in every):  # a signal; all ranks agree on this, the first has the code
+
+    # How it ended: by a signal (all ranks agree on this, the first has the code), or after its last step.
+    if any(getattr(callback, "stopping", None) for callback in every):
         codes = [getattr(callback, "exit_code", None) for callback in every]
         return next((code for code in codes if code), 0)
     if engine.global_step == 0:
@@ -192,8 +198,8 @@ def _refuse_settings(settings: Mapping[str, Any], stage: Stage) -> None:
 
 
 def _quiet() -> None:
-    """Leave out what Lightning and MLflow say on every start and save, and nobody acts on."""
-    said = (
+    """Silence messages that Lightning and MLflow print on every start and save, and nobody acts on."""
+    silenced = (
         "GPU available",
         "TPU available",
         "For seamless cloud",
@@ -202,14 +208,14 @@ def _quiet() -> None:
     )
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logger = logging.getLogger(f"lightning.pytorch.{name}")
-        logger.addFilter(lambda record: not any(text in record.getMessage() for text in said))
+        logger.addFilter(lambda record: not any(text in record.getMessage() for text in silenced))
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated")
     warnings.filterwarnings("ignore", "You have overridden `on_after_batch_transfer` in `LightningModule`")  # meant
 
 
 class _Accepted(L.Callback):
-    """Calls `record` once, when nothing is left that can refuse the run: its checkpoint is loaded, its data is planned.
+    """A call of `record`, once nothing can refuse the run any more: its checkpoint is loaded, its data is planned.
 
     A new run begins with a validation, if it has one, and its record then holds the first grid.
     """
@@ -227,7 +233,8 @@ class _Accepted(L.Callback):
         self._once()  # a run of no steps
 
     def _once(self) -> None:
-        record, self.record = self.record, None
+        record = self.record
+        self.record = None
         if record is not None:
             record()
 
@@ -248,12 +255,14 @@ def _record(engine: L.Trainer, folder: Path, stage: Stage, data: Any, recipe: Ma
 
 
 def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None) -> dict[str, Any]:
-    """Trainer arguments for validation counted in optimizer steps; Lightning counts micro-batches."""
+    """Return the trainer's arguments for validation, counted in optimizer steps; Lightning counts micro-batches."""
     given = getattr(trainer, "keywords", {})
     if run.validate_every is None:
         return {"limit_val_batches": 0, "num_sanity_val_steps": 0}
     last = given.get("max_steps", -1)
-    steps = run.validate_every if last < 0 else min(run.validate_every, max(last, 1))  # a short run ends with one
+    steps = run.validate_every
+    if last >= 0:
+        steps = min(steps, max(last, 1))  # a short run ends with one
     return {
         "num_sanity_val_steps": -1 if run.validate_first and start is None else 0,
         "val_check_interval": steps * given.get("accumulate_grad_batches", 1),
@@ -263,7 +272,7 @@ def _validation(run: Run, trainer: Callable[..., L.Trainer], start: Path | None)
 
 @rank_zero_only
 def _write_run(folder: Path, stage: Stage, data: Any, recipe: Mapping[str, Any] | None) -> None:
-    """recipe.yaml, as resolved, and what `export` needs to know in run.json (other keys there are kept)."""
+    """Write recipe.yaml, as resolved, and the facts that `export` needs into run.json, whose other keys are kept."""
     if recipe is not None:
         write_text(folder / "recipe.yaml", dump(dict(recipe)))
     known = read_record(folder) | {
@@ -321,14 +330,19 @@ def _stopped_early(engine: L.Trainer) -> list[str]:
 
 @rank_zero_only
 def _say(folder: Path, engine: L.Trainer, remarks: Sequence[str]) -> None:
-    """The last lines of a finished run, kept as summary.txt: where it is, what it reached, how to look at it."""
+    """Print the last lines of a finished run and keep them as summary.txt: its folder, its numbers, its pages."""
     lines = [f"run         {folder}", f"steps       {engine.global_step}"]
-    metrics = {k: float(v) for k, v in engine.callback_metrics.items()}
-    named = ("train/loss", "val/loss", "val/accuracy", "rollout/total/mean", "val/psnr", "val/ssim")
-    shown = [n for n in named if n in metrics]
-    lines += [f"{name:<11} {metrics[name]:.4f}" for name in shown]
+
+    # Numbers and pictures.
+    metrics = {name: float(value) for name, value in engine.callback_metrics.items()}
+    for name in ("train/loss", "val/loss", "val/accuracy", "rollout/total/mean", "val/psnr", "val/ssim"):
+        if name in metrics:
+            lines.append(f"{name:<11} {metrics[name]:.4f}")
     grids = sorted((folder / "samples").glob("*.png"))
-    lines += [f"grid        {grids[-1]}"] if grids else []
+    if grids:
+        lines.append(f"grid        {grids[-1]}")
+
+    # Advice, and where to look.
     lines += [f"take        {line}" for line in _to_take(folder, metrics)]
     lines += [f"note        {remark}" for remark in [*_stopped_early(engine), *remarks]]
     stores = [logger.uri for logger in engine.loggers if hasattr(logger, "uri")]
