@@ -77,7 +77,8 @@ def export(
     Raises:
         UserError: the run has no such checkpoint, that has no average, or `out` holds something.
     """
-    run, out = os.fspath(run), os.fspath(out)
+    run = os.fspath(run)
+    out = os.fspath(out)
     target = Path(out)
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{out}: not empty; choose another --out")
@@ -89,12 +90,18 @@ def export(
         raise UserError(f"{saved.path}: --merge, but the run trained no LoRA; its export is whole without")
     if dtype != "base" and saved.lora is not None and not merge:
         raise UserError(f"--dtype {dtype}: the files of a LoRA are float32; it goes with --merge")
+
     with appearing(target) as staging:
         base = _write(Path(run), saved, staging, max_shard_size, merge, dtype)
-    whole = merge or saved.lora is None
-    how = f"DiffusionPipeline.from_pretrained({out!r})" if whole else f"pipe.load_lora_weights({out!r})"
-    what = f"{'' if whole else 'a LoRA over '}{base.name} after {saved.step} steps ({saved.path.name}{', EMA' * ema})"
-    print(f"{out}: {what}; load it with {how}")
+
+    # What was written, and how to load it.
+    model = base.name
+    load = f"DiffusionPipeline.from_pretrained({out!r})"
+    if saved.lora is not None and not merge:
+        model = f"a LoRA over {base.name}"
+        load = f"pipe.load_lora_weights({out!r})"
+    source = f"{saved.path.name}, EMA" if ema else saved.path.name
+    print(f"{out}: {model} after {saved.step} steps ({source}); load it with {load}")
     if log:
         from .tracking import log_folder
 
@@ -102,7 +109,7 @@ def export(
 
 
 def _open(run: Path, checkpoint: str, ema: bool) -> Saved:
-    """The checkpoint that is meant."""
+    """Open the checkpoint of a run that `checkpoint` means: "last", "best" or a path."""
     if not (run / "run.json").exists():
         raise UserError(f"{run}: not a run's folder (no run.json)")
     path = resolve(run, checkpoint)
@@ -112,7 +119,7 @@ def _open(run: Path, checkpoint: str, ema: bool) -> Saved:
 
 
 def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bool, dtype: str) -> Base:
-    """Everything that an export holds. Returns the base that the run started from."""
+    """Write everything that an export holds, and return the base that the run started from."""
     read_object(run / RECORD, "base", "sizes", "stage")
     facts = read_record(run)
     sizes = Sizes.read(facts["sizes"], f"{run / RECORD}: sizes")
@@ -142,9 +149,14 @@ def _recipe_of(run: Path) -> str:
 
 
 def load_weights(path: Path, ema: bool = False) -> Saved:
-    """The transformer's weights in a checkpoint, or with `ema` their running average where there is one.
+    """Read the transformer's weights in a checkpoint, or with `ema` their running average where there is one.
 
-    path: a checkpoint whose bytes are checked, see `checkpoint.sound`.
+    Args:
+        path: a checkpoint whose bytes are checked, see `checkpoint.sound`.
+        ema: the running average.
+
+    Raises:
+        UserError: the run kept no average.
     """
     checkpoint = read_weights(path, ["ema"] if ema else [])
     state = dict(checkpoint["state_dict"])
@@ -152,9 +164,12 @@ def load_weights(path: Path, ema: bool = False) -> Saved:
         if "ema" not in checkpoint:
             raise UserError(f"{path}: --ema, but the run kept no average (callbacks.ema was not in its recipe)")
         state |= checkpoint["ema"]["weights"]
-    weights = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
-    lora, base = checkpoint.get("lora"), checkpoint.get(lineage.KEY)
-    return Saved(path, weights, int(checkpoint["global_step"]), lora, base)
+    weights = {}
+    for key, value in state.items():
+        if key.startswith(PREFIX):
+            weights[key.removeprefix(PREFIX)] = value
+    step = int(checkpoint["global_step"])
+    return Saved(path, weights, step, checkpoint.get("lora"), checkpoint.get(lineage.KEY))
 
 
 def stored_precision(base: Base) -> torch.dtype:
@@ -250,7 +265,7 @@ def trained_transformer(base: Base, saved: Saved, precision: torch.dtype | None 
 
 
 def _trained(saved: Saved, stored: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Give every weight that a run has trained, by name, in float32."""
+    """Yield every weight that a run has trained, by name, in float32."""
     if saved.lora is None:
         for name in stored:
             yield name, saved.weights[name].float()
@@ -261,13 +276,13 @@ def _trained(saved: Saved, stored: Mapping[str, Tensor]) -> Iterator[tuple[str, 
 
 
 def _write_lora(base: Base, saved: Saved, folder: Path) -> None:
-    """The LoRA's two files, read back and compared."""
+    """Write the LoRA's two files; they are read back and compared."""
     config = read_object(base.folder / "transformer" / "config.json")
     write_lora(factors(saved.weights), saved.scale, folder, config, pipeline_of(base.folder))
 
 
 def _copy_parts(base: Base, staging: Path) -> None:
-    """Everything that was not trained, as it is in the base."""
+    """Copy everything that was not trained, as it is in the base."""
     for part in PARTS:
         if part in ("vae", "text_encoder"):
             base.part(part)
@@ -291,7 +306,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write_sizes(base: Base, sizes: Sizes, staging: Path) -> None:
-    """Sizes other than the stock pipeline's travel with the weights; `edit` reads them."""
+    """Write the sizes beside the weights, for `edit`: they may be other ones than the stock pipeline's."""
     (staging / "firered_lit.json").write_text(json.dumps({"sizes": sizes.as_dict()}, indent=2) + "\n", encoding="utf-8")
 
 

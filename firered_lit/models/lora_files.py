@@ -53,7 +53,7 @@ def compare(trained: Factors, scale: float, loaded: Factors, file: str, toleranc
 
 
 def hollow(config: Mapping[str, Any]) -> nn.Module:
-    """A transformer with the right names and shapes whose weights are one shared zero each: no memory at any size."""
+    """Build a transformer of the right names and shapes whose weights are one shared zero each, without memory."""
     from diffusers import QwenImageTransformer2DModel
 
     with torch.device("meta"):
@@ -74,11 +74,14 @@ def through_diffusers(source: Path | dict[str, Tensor], transformer: nn.Module, 
     pipe = kind(transformer=transformer, **dict.fromkeys(others))
     name = {} if isinstance(source, dict) else {"weight_name": DIFFUSERS}
     pipe.load_lora_weights(source, adapter_name="reloaded", **name)
+
     found = {}
+    layer: Any
     for module, layer in transformer.named_modules():
         if "reloaded" in getattr(layer, "lora_A", {}):
-            a, b = layer.lora_A["reloaded"].weight, layer.lora_B["reloaded"].weight
-            found[module] = (a.detach(), layer.scaling["reloaded"] * b.detach())
+            a = layer.lora_A["reloaded"].weight.detach()
+            b = layer.lora_B["reloaded"].weight.detach()
+            found[module] = (a, layer.scaling["reloaded"] * b)
     return found
 
 
@@ -103,7 +106,7 @@ def through_comfyui(tensors: Mapping[str, Tensor], transformer: nn.Module) -> Fa
 
 
 def _comfyui_pair(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
-    """The factors stored under one of a module's names, in any of the spellings that ComfyUI knows."""
+    """Return the factors stored under one of a module's names, in any of the spellings that ComfyUI knows."""
     spellings = (
         ("lora_down.weight", "lora_up.weight"),
         ("lora_A.weight", "lora_B.weight"),
@@ -113,15 +116,22 @@ def _comfyui_pair(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, Ten
         ("lora_A.default.weight", "lora_B.default.weight"),
     )
     for down, up in spellings:
-        if f"{name}.{up}" in tensors:
-            a, b = tensors[f"{name}.{down}"], tensors[f"{name}.{up}"]
-            alpha = tensors.get(f"{name}.alpha")
-            return a, b.float() * (1.0 if alpha is None else alpha.item() / a.shape[0])
+        if f"{name}.{up}" not in tensors:
+            continue
+        a = tensors[f"{name}.{down}"]
+        b = tensors[f"{name}.{up}"]
+        alpha = tensors.get(f"{name}.alpha")
+        scale = 1.0 if alpha is None else alpha.item() / a.shape[0]
+        return a, b.float() * scale
     return None
 
 
 def find_lora(path: Path) -> Path:
-    """The file of a LoRA: itself, or the one for diffusers in an export's folder. UserError when there is none."""
+    """Return the file of a LoRA: itself, or the one for diffusers in an export's folder.
+
+    Raises:
+        UserError: there is none.
+    """
     file = path / DIFFUSERS if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{path}: no LoRA there; name a .safetensors file, or a folder with {DIFFUSERS}")
@@ -129,17 +139,33 @@ def find_lora(path: Path) -> Path:
 
 
 def merge_file(transformer: nn.Module, file: Path, strength: float = 1.0) -> int:
-    """Add a LoRA file, in any of the spellings that ComfyUI knows, to a plain transformer's weights; returns the number
-    of weights changed. Raises UserError when a tensor of it fits nothing: it would be lost without a word elsewhere."""
+    """Add a LoRA file, in any of the spellings that ComfyUI knows, to a plain transformer's weights.
+
+    Args:
+        transformer: its weights are changed.
+        file: a safetensors file.
+        strength: of the LoRA.
+
+    Returns:
+        The number of weights that were changed.
+
+    Raises:
+        UserError: a tensor of the file fits nothing. (Elsewhere it would be lost without a word.)
+    """
     try:
         tensors = load_file(file)
     except (OSError, ValueError, SafetensorError) as problem:
         raise UserError(f"{file}: cannot be read as safetensors ({problem})") from None
+
+    # Every pair of factors must have the shape of its weight.
     found = through_comfyui(tensors, transformer)
     weights = dict(transformer.named_parameters())
     for module, (a, b) in found.items():
-        if (b.shape[0], a.shape[1]) != tuple(weights[f"{module}.weight"].shape) or a.shape[0] != b.shape[1]:
+        shape = (b.shape[0], a.shape[1])
+        if shape != tuple(weights[f"{module}.weight"].shape) or a.shape[0] != b.shape[1]:
             raise UserError(f"{file}: made for another architecture: {module}.weight has another shape")
+
+    # Every tensor of the file must belong to one of them.
     endings = tuple(module.replace(".", "_") for module in found)
     stems = {key: key.removesuffix(".alpha").partition(".lora")[0].replace(".", "_") for key in sorted(tensors)}
     lost = [key for key, stem in stems.items() if not stem.endswith(endings)]
@@ -151,5 +177,5 @@ def merge_file(transformer: nn.Module, file: Path, strength: float = 1.0) -> int
 
 
 def pipeline_of(folder: Path) -> str:
-    """The pipeline class that a diffusers folder names."""
+    """Return the pipeline class that a diffusers folder names."""
     return read_object(folder / "model_index.json")["_class_name"]

@@ -43,5 +43,5 @@ class Choosy(Protocol):
     """A reward that can tell which samples it is able to score."""
 
     def applies(self, batch: Any) -> list[bool]:
-        """(B,)"""
+        """Return (B,), which samples of a batch it scores."""
         ...
