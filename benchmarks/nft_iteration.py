@@ -48,7 +48,7 @@ from firered_lit.losses.nft import adaptive, group_optimality, old_policy_decay,
 from firered_lit.models import qwen_image
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.codec import to_image
-from firered_lit.models.shadow import Shadow
+from firered_lit.models.weight_swap import WeightSwap
 from firered_lit.optim import parameter_groups
 from firered_lit.rewards.protocol import Scores
 from firered_lit.stages.nft import NFT
@@ -107,7 +107,7 @@ class Plain:
         self.net, self.codec, self.config = Backbone("tiny").load(SEED), base.codec(), base.scheduler_config
         self.conditioner, self.area = base.conditioner(), base.sizes.condition_area
         self.reward, self.cached, self.overlapped = reward, cached, overlapped
-        self.old, self.reference = Shadow(self.net), Shadow(self.net)
+        self.old, self.reference = WeightSwap(self.net), WeightSwap(self.net)
         trained = parameter_groups(self.net.named_parameters())
         self.optimizer, self.steps = torch.optim.AdamW(trained, lr=RATE), 0
 

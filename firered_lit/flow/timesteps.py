@@ -12,7 +12,7 @@ from torch import Tensor
 
 from firered_lit.draws import generator
 
-Law = Callable[[Tensor], Tensor]
+TimestepDistribution = Callable[[Tensor], Tensor]
 
 
 def uniform(u: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def curriculum_density(
 
 
 def logit_normal_weight(
-    sigma: Tensor, *, law: Law = uniform, mean: float = 0.0, std: float = 1.0, points: int = 4096
+    sigma: Tensor, *, law: TimestepDistribution = uniform, mean: float = 0.0, std: float = 1.0, points: int = 4096
 ) -> Tensor:
     """Loss weight, like sigma: the logit-normal density over its mean under `law`, so that E[weight] = 1.
 

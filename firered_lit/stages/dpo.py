@@ -12,13 +12,13 @@ from ..batch import EditBatch, PreferenceBatch
 from ..draws import gaussian
 from ..errors import UserError
 from ..flow.path import interpolate, velocity
-from ..flow.timesteps import Law, uniform
+from ..flow.timesteps import TimestepDistribution, uniform
 from ..losses.dpo import double_degradation, dpo_loss, dpo_terms
 from ..losses.flow_matching import flow_matching_loss
 from ..models.backbone import Backbone
 from ..models.flops import forward_flops
 from ..models.sampling import Preview
-from ..models.shadow import Shadow
+from ..models.weight_swap import WeightSwap
 from ..optim import OptimizerFactory, ScheduleFactory
 from .guard import Guard
 from .sigma import SigmaStage
@@ -50,7 +50,7 @@ class DPO(SigmaStage):
         beta: float = 1000.0,
         omega: float = 2.0,
         sft_weight: float = 0.0,
-        timesteps: Law = uniform,
+        timesteps: TimestepDistribution = uniform,
         resolution_shift: bool = True,
         rotate_every: int = 1,
         window: int = 100,
@@ -77,17 +77,19 @@ class DPO(SigmaStage):
         self.sft_weight = sft_weight
         self.window = window
         self.watched: list[Tensor] = []  # (win_diff, lose_diff) of the last micro-batches
-        self.reference: dict[str, Shadow] = {}  # in a dict, so that no checkpoint holds it: a new start makes it again
+        self.reference: dict[
+            str, WeightSwap
+        ] = {}  # in a dict, so that no checkpoint holds it: a new start makes it again
         self.scores.update({name: MeanMetric() for name in SCORES})
 
     def configure_model(self) -> None:
         super().configure_model()
         if self.backbone.lora is None and not self.reference:
-            self.reference["start"] = Shadow(self.transformer)
+            self.reference["start"] = WeightSwap(self.transformer)
 
     def on_fit_start(self) -> None:
-        for shadow in self.reference.values():
-            shadow.to(self.device)
+        for weights in self.reference.values():
+            weights.to(self.device)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         # One eps and one sigma per pair; errors of winner and loser under the policy and under the reference.

@@ -18,14 +18,14 @@ from ..errors import UserError
 from ..flow import sampler
 from ..flow.path import interpolate
 from ..flow.sampler import Solver
-from ..flow.timesteps import Law, stratified_uniform, uniform
+from ..flow.timesteps import TimestepDistribution, stratified_uniform, uniform
 from ..losses.flow_matching import flow_matching_loss
 from ..losses.nft import PolicyLoss, adaptive, old_policy_decay
 from ..models.backbone import Backbone
 from ..models.flops import forward_flops
 from ..models.sampling import Preview
-from ..models.shadow import Shadow
 from ..models.shard import grad_norm
+from ..models.weight_swap import WeightSwap
 from ..optim import HALF, OptimizerFactory, ScheduleFactory
 from ..rewards.collect import range_of, rewards_of
 from ..rewards.names import absent_tasks, check_scored
@@ -81,7 +81,7 @@ class NFT(Stage):
         solver: Solver = sampler.euler,
         points: int = 2,
         updates: int = 1,
-        timesteps: Law = uniform,
+        timesteps: TimestepDistribution = uniform,
         resolution_shift: bool = True,
         common_noise: bool = False,
         loss: PolicyLoss = adaptive,
@@ -134,7 +134,9 @@ class NFT(Stage):
         self.edits = 0
         self.scored = 0  # those with a reward
 
-        self.reference: dict[str, Shadow] = {}  # in a dict, so that no checkpoint holds it: a new start makes it again
+        self.reference: dict[
+            str, WeightSwap
+        ] = {}  # in a dict, so that no checkpoint holds it: a new start makes it again
         self._check()
 
     @property
@@ -182,9 +184,9 @@ class NFT(Stage):
     def configure_model(self) -> None:
         super().configure_model()
         if not hasattr(self, "old"):
-            self.old = Shadow(self.transformer)
+            self.old = WeightSwap(self.transformer)
             if self.kl:
-                self.reference["start"] = Shadow(self.transformer)
+                self.reference["start"] = WeightSwap(self.transformer)
 
     def kept(self, state: dict[str, Any]) -> dict[str, Any]:
         """With LoRA a checkpoint holds the adapter and the old policy's."""
@@ -192,8 +194,8 @@ class NFT(Stage):
         return super().kept(state) | old
 
     def on_fit_start(self) -> None:
-        for shadow in self.reference.values():
-            shadow.to(self.device)
+        for weights in self.reference.values():
+            weights.to(self.device)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         if not isinstance(batch, PromptBatch):
@@ -205,7 +207,9 @@ class NFT(Stage):
             with clock.on("rollout"):
                 rollouts = [self.roll_out(sample) for sample in batch.groups]
             with clock.on("update"):
-                points = [p for place, rollout in enumerate(rollouts) for p in self.noised(rollout, place)]
+                points: list[Points] = []
+                for place, rollout in enumerate(rollouts):
+                    points += self.noised(rollout, place)
                 if not self.on_policy:
                     for p in points:
                         p.v_old = self.velocity_at(p)

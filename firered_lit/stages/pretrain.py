@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ..flow.timesteps import Law, curriculum
+from ..flow.timesteps import TimestepDistribution, curriculum
 from ..models.backbone import Backbone
 from ..models.sampling import Preview
 from ..optim import OptimizerFactory, ScheduleFactory
@@ -57,7 +57,7 @@ class Pretrain(SFT):
         self.steps = max(steps, 1)
         self.curriculum = partial(curriculum, mean=mean, std=std, start_weight=start_weight, end=end)
 
-    def timesteps_at(self, step: int) -> Law:
+    def timesteps_at(self, step: int) -> TimestepDistribution:
         """Return the curriculum's law of sigma at a training step."""
         progress = min(1.0, step / self.steps)
         return partial(self.curriculum, progress=progress)

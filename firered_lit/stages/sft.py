@@ -9,7 +9,7 @@ from ..batch import EditBatch
 from ..draws import gaussian
 from ..errors import UserError
 from ..flow.path import clean, interpolate, velocity
-from ..flow.timesteps import Law, logit_normal
+from ..flow.timesteps import TimestepDistribution, logit_normal
 from ..losses.flow_matching import edit_emphasis, flow_matching_loss
 from ..models.backbone import Backbone
 from ..models.sampling import Preview
@@ -41,7 +41,7 @@ class SFT(SigmaStage):
         backbone: Backbone,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory | None = None,
-        timesteps: Law = logit_normal,
+        timesteps: TimestepDistribution = logit_normal,
         weight: Weight | None = None,
         resolution_shift: bool = True,
         rotate_every: int = 1,

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..batch import EditBatch
-from ..flow.timesteps import Law, stratified_uniform
+from ..flow.timesteps import TimestepDistribution, stratified_uniform
 from ..models.backbone import Backbone
 from ..models.sampling import Preview
 from ..optim import OptimizerFactory, ScheduleFactory
@@ -26,7 +26,7 @@ class SigmaStage(Stage):
         backbone: Backbone,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory | None,
-        timesteps: Law,
+        timesteps: TimestepDistribution,
         resolution_shift: bool,
         rotate_every: int,
         guard: Guard | None,
@@ -43,13 +43,13 @@ class SigmaStage(Stage):
         u = stratified_uniform(batch.step, batch.slots, batch.num_slots, seed=self.seed, rotate_every=self.rotate_every)
         return self.law(batch)(u)
 
-    def law(self, batch: EditBatch) -> Law:
+    def law(self, batch: EditBatch) -> TimestepDistribution:
         """Return the law of the batch's sigma: `timesteps`, shifted for its resolution."""
         timesteps = self.timesteps_at(batch.step)
         if not self.resolution_shift:
             return timesteps
         return lambda u: self.shift(timesteps(u), batch)
 
-    def timesteps_at(self, step: int) -> Law:
+    def timesteps_at(self, step: int) -> TimestepDistribution:
         """Return the law of sigma before the shift, here the same at every training step."""
         return self.timesteps

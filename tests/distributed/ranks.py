@@ -18,7 +18,7 @@ from firered_lit.batch import Condition, PreferenceBatch, Text
 from firered_lit.draws import gaussian
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.lora import LoRA
-from firered_lit.models.shadow import Shadow
+from firered_lit.models.weight_swap import WeightSwap
 from firered_lit.stages.dpo import DPO
 from firered_lit.stages.nft import NFT
 from firered_lit.strategy import FSDP2
@@ -53,7 +53,7 @@ class Watch(L.Callback):
         self.held = sum(map(_held, module.reference.values()))
 
 
-def _held(shadow: Shadow) -> int:
+def _held(shadow: WeightSwap) -> int:
     values = shadow.values.values()
     return sum((v.to_local() if hasattr(v, "to_local") else v).numel() for v in values)
 

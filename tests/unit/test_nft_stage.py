@@ -25,7 +25,7 @@ from firered_lit.models import qwen_image
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.lora import LoRA
 from firered_lit.models.sampling import sample as draw_an_edit
-from firered_lit.models.shadow import Shadow
+from firered_lit.models.weight_swap import WeightSwap
 from firered_lit.rewards.protocol import Scores
 from firered_lit.stages.nft import NFT
 
@@ -601,7 +601,7 @@ def test_stopped_and_resumed_is_bit_exact_old_policy_and_counters_too(tmp_path, 
 def test_a_resumed_run_without_its_old_policy_would_differ(tmp_path):
     """The comparison above can fail: the old policy is not the policy."""
     module, _ = fit(tmp_path, stage(decay=lambda steps: 0.9), PixelReward(), 2)
-    old = Shadow(module.transformer).values
+    old = WeightSwap(module.transformer).values
     assert any(not torch.equal(old[k], v) for k, v in module.old.values.items())
 
 
@@ -614,7 +614,7 @@ def toy_rewards(sign=1.0, loss=adaptive, steps=150, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2))
-    old, goal = Shadow(net), torch.tensor([1.2, -0.8])
+    old, goal = WeightSwap(net), torch.tensor([1.2, -0.8])
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
 
     def velocity(x, sigma):

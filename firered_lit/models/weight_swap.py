@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
-class Shadow(nn.Module):
+class WeightSwap(nn.Module):
     """A copy of a module's trainable parameters, in their precision and sharded as they are.
 
     With LoRA these are the adapter's factors, else all weights. As a submodule it is part of the state dict: a key is
