@@ -19,7 +19,7 @@ def average(run: str, out: str, last: int = 3) -> None:
 
     Summed in float64, one checkpoint in memory at a time, and rounded once, to float32 also where the checkpoints have
     less; what is no floating number is the newest's. With LoRA the two factors are averaged, not their product. The
-    file has weights only: it can be exported or started from, not resumed. A damaged checkpoint is left out, and said.
+    file has weights only: it can be exported or started from, not resumed. A damaged checkpoint is left out.
     Raises UserError when there are fewer checkpoints, when two differ in their base, keys or shapes, or when `out`
     exists.
     """

@@ -92,7 +92,7 @@ class EditBatch(_Movable):
     instructions: tuple[str, ...] = ()
     target_texts: tuple[str | None, ...] = ()  # the words that each sample's target should show, where known
     replaced_texts: tuple[str | None, ...] = ()  # words of the first source whose place those take, where known
-    requirements: tuple[str | None, ...] = ()  # what a judge is told to look for, where known
+    requirements: tuple[str | None, ...] = ()  # the criteria that a judge is given, where known
     layouts: tuple[Mapping[str, Any] | None, ...] = ()  # where text stands on the reference picture, where it was read
     unconditional: Text | None = None  # validation only: the text " " with the same references
     pixels: Tensor | None = None  # validation and rollout: (B, 3, H, W) the true target, in [-1, 1]

@@ -37,8 +37,8 @@ def held(path: Path, verb: str, what: str = "") -> Iterator[None]:
         descriptor = _acquire(path)
     except BlockingIOError:
         part = f" ({what})" if what else ""
-        said = f"another {verb} is at work here{part}{_holder(path)}"
-        raise UserError(f"{path.parent}: {said}; wait until it ends, or stop it first") from None
+        reason = f"another {verb} is at work here{part}{_holder(path)}"
+        raise UserError(f"{path.parent}: {reason}; wait until it ends, or stop it first") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
@@ -131,12 +131,12 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 
 def _holder(path: Path) -> str:
-    """Return who holds a lock, as ": process 123 on host", or nothing when it has not said so."""
+    """Return who holds a lock, as ": process 123 on host", or nothing when that is not written there."""
     try:
-        said = path.read_text(encoding="utf-8").strip()
+        holder = path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-    return f": {said}" if said else ""
+    return f": {holder}" if holder else ""
 
 
 def _forget() -> None:

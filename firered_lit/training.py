@@ -296,9 +296,9 @@ def _missing(stage: Stage, callbacks: Iterable[L.Callback]) -> list[str]:
                 "training": in_training.get(callback.name, 0),
                 "validation": getattr(callback, "missing_in_validation", 0),
             }
-            said = ", ".join(f"{count} in {where}" for where, count in counts.items() if count)
-            if said:
-                lines.append(f"rewards of {callback.name!r} are missing: {said}")
+            counted = ", ".join(f"{count} in {where}" for where, count in counts.items() if count)
+            if counted:
+                lines.append(f"rewards of {callback.name!r} are missing: {counted}")
     return lines
 
 

@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 
 @contextmanager
 def loading(folder: Path | str) -> Iterator[None]:
-    """Have whatever a library raises, while it reads a component, be one line that names the folder.
+    """Turn whatever a library raises, while it reads a component, into one line that names the folder.
 
     Raises:
         UserError: Anything was raised but for a lack of memory. A UserError stays as it is.
@@ -39,8 +39,8 @@ def loading(folder: Path | str) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{folder}: cannot be loaded: {type(error).__name__}: {said[:300]}") from error
+        message = " ".join(str(error).split())
+        raise UserError(f"{folder}: cannot be loaded: {type(error).__name__}: {message[:300]}") from error
 
 
 def weight_files(folder: Path) -> dict[str, Path]:

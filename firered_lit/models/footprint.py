@@ -64,7 +64,7 @@ class Forward:
 def footprint(config: Mapping[str, Any], forward: Forward) -> Footprint:
     """Measure the transformer that `config` (diffusers' config.json) describes.
 
-    Blocks are alike but for the last, so that one and two of them tell what any number needs.
+    All blocks but the last need the same, so that one and two of them show the needs of any number.
     """
     return _footprint(json.dumps(dict(config), sort_keys=True), forward)
 

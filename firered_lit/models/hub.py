@@ -79,6 +79,6 @@ def _download(name: str, repository: str, revision: str | None, cache: Path | No
             ignore_patterns=["*.bin", "*.pt", "*.ckpt"],
         )
     except Exception as problem:  # of the hub, the network, the cache or the name
-        said = first_line(problem)
-        raise UserError(f"{name}: no folder of that name here, and the hub does not give it: {said}") from problem
+        reason = first_line(problem)
+        raise UserError(f"{name}: no folder of that name here, and the hub does not give it: {reason}") from problem
     return Path(folder)

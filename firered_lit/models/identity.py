@@ -129,7 +129,7 @@ def _tiny() -> IResNet:
 
 
 def read_iresnet(path: Path) -> IResNet:
-    """An IResNet whose shape is told by its weights. RGB, as ArcFace's released weights are trained."""
+    """An IResNet whose shape is read from its weights. RGB, as ArcFace's released weights are trained."""
     state = {_own_name(name): value for name, value in _read_weights(path).items()}
     try:
         levels = sorted({int(name[5 : name.index(".")]) for name in state if re.match(r"layer\d+\.", name)})

@@ -25,7 +25,7 @@ class Char:
     y: float
     w: float
     h: float
-    line: int | None = None  # the reader's line, where it has one; else lines are told apart by their boxes
+    line: int | None = None  # the reader's line, where it has one; else lines are found by their boxes
 
     def __post_init__(self) -> None:
         is_finite = all(map(math.isfinite, (self.x, self.y, self.w, self.h)))
