@@ -38,7 +38,7 @@ class DPO(SigmaStage):
         beta: sharpness of the preference over mean squared errors, above 0; half of Diffusion-DPO's.
         omega: weight of the winner's error over the loser's, at least 1.
         sft_weight: weight of the winner's own flow matching loss, at least 0.
-        timesteps, resolution_shift, rotate_every: the draw of sigma, see `SigmaStage`.
+        timesteps, resolution_shift, rotate_every: see `SigmaStage`.
         window: micro-batches, at least 3, over which both sides are watched for getting worse together.
     """
 

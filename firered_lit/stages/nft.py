@@ -63,8 +63,10 @@ class NFT(Stage):
         decay: eta of the old policy after so many optimizer steps.
         gradient_clip: norm of the gradient.
 
-        clip, std: see `group_optimality`.
-        min_std, max_mean: see `policy_mask`.
+        clip: advantages are cut at +-clip, see `group_optimality`.
+        std: of the rewards by which advantages are divided, over the "group" or the whole "batch".
+        min_std, max_mean: the policy term leaves out groups whose rewards have a mean above max_mean and a standard
+            deviation below min_std, see `policy_mask`.
 
         weights: of each reward in the mixture; None where all weigh the same.
         routes: reward -> the tasks that it scores.

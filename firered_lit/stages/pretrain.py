@@ -13,15 +13,14 @@ from .sft import SFT, Weight
 class Pretrain(SFT):
     """SFT with a law of sigma that leans to noise at first and ends uniform. FireRed-Image-Edit, section 3.3.
 
-    The logit-normal part's share falls linearly from `start_weight` to 0 at progress `end`.
+    The logit-normal part's share falls linearly from `start_weight` to 0 at progress `end`. The arguments that are not
+    listed here are those of `SFT`.
 
     Args:
         steps: the planned training steps, over which progress goes from 0 to 1.
         mean, std: of the logit-normal part; mean above 0 leans to noise.
         start_weight: share in [0, 1] of the logit-normal part at progress 0.
         end: progress in (0, 1] at which only the uniform part is left.
-
-        The rest is `SFT`'s.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class SFT(SigmaStage):
 
     Args:
         backbone, optimizer, schedule, guard, preview, seed: see `Stage`.
-        timesteps, resolution_shift, rotate_every: the draw of sigma, see `SigmaStage`.
+        timesteps, resolution_shift, rotate_every: see `SigmaStage`.
         weight: loss weight, `weight(sigma, law=law)`; None weighs every sigma the same.
         edit_share: share in [0, 1) of a sample's loss that falls on the mask of its edit, for data that has masks; the
             rest falls on what must stay. 0 weighs every pixel the same.
