@@ -39,6 +39,12 @@ def adamw8bit(
 
     Neither can do the other's work: bitsandbytes knows no sharded tensors, and torchao's states in a plain checkpoint
     are read by torchao alone. Raises UserError when some are sharded and some are not, or torchao is not installed.
+
+    Args:
+        lr: The rate.
+        betas: Of the running means of gradient and square.
+        eps: Added to the root of the second moment.
+        weight_decay: Of the groups that name none of their own.
     """
     groups = list(params)
     own = [p for group in groups for p in (group["params"] if isinstance(group, Mapping) else [group])]
@@ -151,12 +157,22 @@ def refuse_eight_bit(factory: Any, strategy: object) -> None:
 
 
 def constant(optimizer: Optimizer, *, warmup: int = 0) -> LambdaLR:
-    """A linear rise over `warmup` optimizer steps, then constant."""
+    """A linear rise over `warmup` optimizer steps, then constant.
+
+    Args:
+        warmup: Steps of the linear rise.
+    """
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(warmup, 1)))
 
 
 def cosine(optimizer: Optimizer, *, steps: int, warmup: int = 0, floor: float = 0.0) -> LambdaLR:
-    """A linear rise over `warmup` steps, then a half cosine down to `floor` times the rate at `steps`."""
+    """A linear rise over `warmup` steps, then a half cosine down to `floor` times the rate at `steps`.
+
+    Args:
+        steps: Steps of training.
+        warmup: Steps of the linear rise.
+        floor: Share of the rate that is left at the end.
+    """
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -172,6 +188,12 @@ def wsd(optimizer: Optimizer, *, steps: int, fall: int, warmup: int = 0, floor: 
 
     Up to `steps - fall` the rate does not depend on `steps`: a run is made longer by resuming it from a checkpoint
     before the fall with more of them (2405.18392). Raises UserError when rise and fall do not fit into `steps`.
+
+    Args:
+        steps: Steps of training.
+        fall: Steps of the fall at the end.
+        warmup: Steps of the linear rise.
+        floor: Share of the rate that is left at the end.
     """
     if fall < 1 or warmup + fall > steps:
         raise UserError(f"stage.schedule: warmup={warmup} and fall={fall} do not fit into steps={steps}")

@@ -21,7 +21,13 @@ def uniform(u: Tensor) -> Tensor:
 
 
 def logit_normal(u: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """logit(sigma) ~ Normal(mean, std); mean > 0 leans to noise. Stable Diffusion 3 (2403.03206), eq. 19."""
+    """logit(sigma) ~ Normal(mean, std); mean > 0 leans to noise. Stable Diffusion 3 (2403.03206), eq. 19.
+
+    Args:
+        u: (...) in [0, 1).
+        mean: Of logit(sigma); above 0 leans to noise.
+        std: Of logit(sigma).
+    """
     return torch.sigmoid(mean + std * torch.special.ndtri(u.double())).to(u.dtype)
 
 
@@ -71,6 +77,13 @@ def logit_normal_weight(
     """Loss weight, like sigma: the logit-normal density over its mean under `law`, so that E[weight] = 1.
 
     `law` is the one sigma was drawn by (shift included). The mean is a midpoint rule over u with `points` nodes.
+
+    Args:
+        sigma: (B,) in [0, 1].
+        law: What sigma was drawn by.
+        mean: Of logit(sigma), where the weight is large.
+        std: Of logit(sigma).
+        points: Nodes of the midpoint rule by which the mean weight becomes 1.
     """
     u = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     expected = logit_normal_density(law(u), mean=mean, std=std).mean()

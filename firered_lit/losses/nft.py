@@ -77,7 +77,11 @@ def adaptive(
     clip: float,
     beta: float = 1.0,
 ) -> Tensor:
-    """`nft_loss_adaptive` at the authors' scale, clip / beta."""
+    """`nft_loss_adaptive` at the authors' scale, clip / beta.
+
+    Args:
+        beta: How far the implicit policies lie from the old one, 1 for the policy itself.
+    """
     x_t = interpolate(x_0, eps, sigma)
     return nft_loss_adaptive(x_t, sigma, x_0, v, v_old, optimality, beta=beta, scale=clip / beta)
 
@@ -93,7 +97,11 @@ def as_written(
     clip: float,
     beta: float = 1.0,
 ) -> Tensor:
-    """`nft_loss`, eq. 3 with no scale: it has no use for `clip`."""
+    """`nft_loss`, eq. 3 with no scale: it has no use for `clip`.
+
+    Args:
+        beta: How far the implicit policies lie from the old one, 1 for the policy itself.
+    """
     return nft_loss(v, v_old, velocity(x_0, eps), optimality, beta=beta)
 
 
@@ -177,5 +185,11 @@ def policy_mask(
 
 
 def old_policy_decay(steps: int, *, rate: float = 0.001, cap: float = 0.5) -> float:
-    """eta of theta_old <- eta theta_old + (1 - eta) theta, after `steps` optimizer steps: min(rate steps, cap)."""
+    """eta of theta_old <- eta theta_old + (1 - eta) theta, after `steps` optimizer steps: min(rate steps, cap).
+
+    Args:
+        steps: Optimizer steps so far.
+        rate: Growth of the share of the old policy that stays, a step.
+        cap: The largest share of it that stays.
+    """
     return min(rate * steps, cap)

@@ -71,6 +71,13 @@ class Band:
 
     Kept are those with mean >= least_mean, the `quantile`-th quantile <= most_low and std >= least_std, of at least
     least_valid rewards. FireRed-Image-Edit (2602.13344), section 3.6.2; the numbers are this project's choice.
+
+    Attributes:
+        least_mean: The least mean reward of an instruction's edits.
+        most_low: The most that the `quantile`-th quantile of its rewards may be.
+        least_std: The least standard deviation of its rewards.
+        quantile: Which quantile counts as the low end.
+        least_valid: How many edits must have a reward.
     """
 
     least_mean: float = 0.3

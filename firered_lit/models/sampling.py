@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preview:
-    """Solver steps (0 draws none) and `true_cfg_scale` of the edits that validation draws."""
+    """Solver steps (0 draws none) and `true_cfg_scale` of the edits that validation draws.
+
+    Attributes:
+        steps: Of the solver; 0 draws none.
+        guidance: `true_cfg_scale`; 1 switches it off.
+    """
 
     steps: int = 8
     guidance: float = 1.0

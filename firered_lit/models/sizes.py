@@ -29,6 +29,9 @@ class Sizes:
 
     target_area: the edited image; reference_area: a reference as the VAE sees it; condition_area: a reference as the
     vision-language model sees it. `max_upscale`: an image is refused when it would be enlarged more than this.
+
+    Attributes:
+        max_upscale: How many times a picture may be enlarged to its shape; a smaller one is refused.
     """
 
     target_area: int = 1024 * 1024

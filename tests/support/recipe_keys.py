@@ -30,7 +30,7 @@ SECTIONS = {
 }
 SECTION = re.compile(r"^(?:Args|Attributes):\n((?:[ ]{4}.*\n?|\n)*)", re.MULTILINE)
 ENTRY = re.compile(r"^([*\w]+(?:, [*\w]+)*): (.*)")
-ELSEWHERE = re.compile(r"[Ss]ee `\w+`\.?")  # of a class that leaves a meaning to its base
+ELSEWHERE = re.compile(r"(.+, )?[Ss]ee `\w+`\.?")  # of a class that leaves a meaning to its base
 # Arguments that the code gives, not the recipe: by their type, and by name.
 OBJECTS = ("Tensor", "Optimizer", "Iterable", "Velocity")
 GIVEN = {
