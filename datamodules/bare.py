@@ -149,18 +149,21 @@ OTHER_THINGS_ZH = re.compile(r"(?<!第)[两兩二三四五几幾多2-9][个個�
 @cache
 def _compiled() -> dict[Style, tuple[re.Pattern[str], re.Pattern[str]]]:
     """Return the quick look and the form of every style, compiled once."""
-    flags = re.IGNORECASE
-    return {style: (re.compile(HINTS[style], flags), re.compile(form, flags)) for style, form in FORMS.items()}
+    patterns = {}
+    for style, form in FORMS.items():
+        hint = re.compile(HINTS[style], re.IGNORECASE)
+        patterns[style] = (hint, re.compile(form, re.IGNORECASE))
+    return patterns
 
 
 def bare(prompt: str, free: str, n: int, styles: set[str]) -> Iterator[Bare]:
-    """Yield the numbers without a noun.
+    """Yield the numbers without a noun, style by style.
 
     Args:
-        prompt: What is read.
+        prompt: The text to read.
         free: The prompt with its mentions and quotes blanked.
         n: The number of references; numbers above are no names of any.
-        styles: In which the mentions write their numbers.
+        styles: The styles in which the mentions write their numbers.
     """
     taken: list[tuple[int, int]] = []
     for style, (hint, form) in _compiled().items():
@@ -170,53 +173,72 @@ def bare(prompt: str, free: str, n: int, styles: set[str]) -> Iterator[Bare]:
         if hint.search(free) is None:
             continue
         for match in form.finditer(free):
-            if any(match.start() < end and start < match.end() for start, end in taken):
+            overlaps = any(match.start() < end and start < match.end() for start, end in taken)
+            if overlaps:
                 continue
-            begin = match.start("numbers")
-            number = LETTER if style == "letter" else NUMBER
-            tokens = tuple((begin + t.start(), begin + t.end()) for t in number.finditer(match["numbers"]))
-            values = tuple(value(prompt[slice(*token)], n) for token in tokens)
             taken.append(match.span())
-            if any(1 <= v <= n for v in values):
-                yield Bare(match.start(), match.end(), match["head"], tokens, match["tail"], values, style)
+            number = _read(match, style, prompt, n)
+            if any(1 <= value <= n for value in number.values):
+                yield number
+
+
+def _read(match: re.Match[str], style: Style, prompt: str, n: int) -> Bare:
+    """Return what a match of a style's form says."""
+    pattern = LETTER if style == "letter" else NUMBER
+    begin = match.start("numbers")
+    tokens = []
+    values = []
+    for token in pattern.finditer(match["numbers"]):
+        start = begin + token.start()
+        end = begin + token.end()
+        tokens.append((start, end))
+        values.append(value(prompt[start:end], n))
+    return Bare(match.start(), match.end(), match["head"], tuple(tokens), match["tail"], tuple(values), style)
 
 
 def styles_of(prompt: str, mentions: Sequence[Mention]) -> set[str]:
     """Return the styles in which mentions write their numbers."""
-    found = set()
+    styles: set[str] = set()
     for mention in mentions:
         written = prompt[slice(*mention.tokens[0])].lower()
-        if written in WORDS:
-            found.add("word")
-        elif written in ORDINALS or written.endswith(("st", "nd", "rd", "th")):
-            found.add("ordinal")
-        elif LETTER.fullmatch(written):
-            found.add("letter")
-        elif written[0].isdigit():
-            found.add("digit")
-        elif written in HAN and not mention.head.startswith("第"):
-            found.add("numeral")
         if (mention.head + written).startswith(("第", "最", "首", "末")):
-            found.add("nth")
-    return found
+            styles.add("nth")
+
+        if written in WORDS:
+            styles.add("word")
+        elif written in ORDINALS or written.endswith(("st", "nd", "rd", "th")):
+            styles.add("ordinal")
+        elif LETTER.fullmatch(written):
+            styles.add("letter")
+        elif written[0].isdigit():
+            styles.add("digit")
+        elif written in HAN and not mention.head.startswith("第"):
+            styles.add("numeral")
+    return styles
 
 
 class Context:
     """The reading of a prompt's bare numbers.
 
     Args:
-        prompt: What is read.
+        prompt: The text to read.
         free: The prompt with its mentions and quotes blanked.
-        mentions: Those with a noun.
+        mentions: Mentions with a noun.
     """
 
     def __init__(self, prompt: str, free: str, mentions: Sequence[Mention]) -> None:
-        self.prompt, self.free = prompt, free
+        self.prompt = prompt
+        self.free = free
         self.named = bool(mentions)
         self.styles = styles_of(prompt, mentions)
+
         # "Image 1 wears ..., 2 wears ...": the word after a mention shows what may follow a bare number.
-        following = (NEXT_WORD.match(prompt, mention.end) for mention in mentions)
-        self.parallel = {match[1].lower() for match in following if match}
+        self.following: set[str] = set()
+        for mention in mentions:
+            word = NEXT_WORD.match(prompt, mention.end)
+            if word:
+                self.following.add(word[1].lower())
+
         # "Image 1 person, 2 dress": labels, and no count of dresses.
         self.labelling = any(ALONE.match(prompt, mention.end) is None for mention in mentions)
 
@@ -240,19 +262,27 @@ class Context:
 
     def _digit(self, number: Bare, before: str, rest: str) -> Verdict:
         """Judge 2, ２ and ②."""
+        # "1. add a hat 2. remove the man", "version 2".
         if number.start in self._labels():
             return "other" if self.named else "unclear"
         if NUMBERED.search(before):
             return "other"
+
+        # "put 2 on image 1", where a name may stand.
         known = "digit" in self.styles
-        if ALONE.match(rest) or self._parallel(rest):
+        if self._stands_alone(rest):
             return "mention" if known and self._in_place(before, rest) else "unclear"
-        label = self.labelling and AFTER_A_STOP.search(before)
-        named = known and (label or FROM_ZH.search(before)) and not COUNTED_ZH.match(rest)
-        return "unclear" if named else "other"
+
+        # "image 1: a man, 2 a dress" and 从2中, but not "2 birds" or 2只.
+        if not known or COUNTED_ZH.match(rest):
+            return "other"
+        if self.labelling and AFTER_A_STOP.search(before):
+            return "unclear"
+        return "unclear" if FROM_ZH.search(before) else "other"
 
     def _ordinal(self, number: Bare, before: str, rest: str) -> Verdict:
         """Judge "the second", "2nd" and "the first and third"."""
+        # "First, ...", "at first", "the second of May", "the second of the dogs".
         adverb = len(number.tokens) == 1 and not number.head and rest.lstrip().startswith((",", "，"))
         if adverb and SENTENCE_START.search(before):
             return "other"
@@ -260,52 +290,72 @@ class Context:
             return "other"
         if OF_A_ROW.match(rest):
             return "unclear"
+
+        # "put the first on the second", unless two dogs came before.
         known = "ordinal" in self.styles or SETS.search(self.prompt) is not None
-        if ALONE.match(rest) or self._parallel(rest):
+        if self._stands_alone(rest):
             return "mention" if known and not OTHER_THINGS.search(before) else "unclear"
+
+        # "the first provides the face".
         verb = known and number.head and THIRD_PERSON.match(rest)
         return "unclear" if verb else "other"
 
     def _nth(self, number: Bare, before: str, rest: str) -> Verdict:
         """Judge 第二, 第二个 and 第二张."""
+        # 第一，... orders sentences; 第一幅油画 may hang in a picture.
         measure = number.tail.strip()
         if not measure and SENTENCE_START.search(before) and re.match(r"\s*[,，、:：]", rest):
             return "other"
         if PAINTING.match(rest):
             return "unclear" if "nth" in self.styles else "other"
+
+        # A sheet, 第二张, is a picture; anything else is one where its noun is missing.
         sheet = measure in ("张", "張", "幅")
-        follows = ZH_AFTER.match(rest) or (measure and ZH_VERB.match(rest)) or self._parallel(rest)
-        if not sheet and (not follows or OF_A_ROW_ZH.search(before)):
-            return "other"
         known = "nth" in self.styles or SETS_ZH.search(self.prompt) is not None
-        other_things = not sheet and OTHER_THINGS_ZH.search(before)
-        return "mention" if known and not other_things else "unclear"
+        if sheet:
+            return "mention" if known else "unclear"
+        follows = ZH_AFTER.match(rest) or (measure and ZH_VERB.match(rest)) or self._as_after_a_mention(rest)
+        if not follows or OF_A_ROW_ZH.search(before):
+            return "other"
+        return "mention" if known and not OTHER_THINGS_ZH.search(before) else "unclear"
 
     def _letter(self, number: Bare, before: str, rest: str) -> Verdict:
         """Judge B and 乙."""
-        alone = ALONE.match(rest) is not None
+        # "Put A on B": letters alone are no names unless they count.
         if "letter" not in self.styles:
-            # "Put A on B": letters alone are no names unless they count.
-            letters = {match["numbers"] for match in _compiled()["letter"][1].finditer(self.free)}
+            form = _compiled()["letter"][1]
+            letters = {match["numbers"] for match in form.finditer(self.free)}
             counting = letters >= {"A", "B"} or letters >= {"甲", "乙"}
-            return "unclear" if counting and alone else "other"
-        if alone or self._parallel(rest):
+            return "unclear" if counting and ALONE.match(rest) else "other"
+
+        # "Put B on image A", where a name may stand.
+        if self._stands_alone(rest):
             return "mention" if self._in_place(before, rest) else "unclear"
-        label = self.labelling and AFTER_A_STOP.search(before) and self.prompt[number.start] != "A"
+
+        # "Image A: a man, B a dress".
+        article = self.prompt[number.start] == "A"
+        label = self.labelling and not article and AFTER_A_STOP.search(before)
         return "unclear" if label else "other"
 
-    def _in_place(self, before: str, rest: str) -> bool:
-        """Return whether a name may stand between what goes before and what follows."""
-        return BEFORE.search(before) is not None and (self._parallel(rest) or not ZH_VERB.match(rest))
+    def _stands_alone(self, rest: str) -> bool:
+        """Return whether a number before `rest` counts nothing, so that it may be a name."""
+        return ALONE.match(rest) is not None or self._as_after_a_mention(rest)
 
-    def _parallel(self, rest: str) -> bool:
-        """Return whether the next word follows a mention elsewhere."""
-        match = NEXT_WORD.match(rest)
-        return match is not None and match[1].lower() in self.parallel
+    def _in_place(self, before: str, rest: str) -> bool:
+        """Return whether a name may stand between `before` and `rest`."""
+        if BEFORE.search(before) is None:
+            return False
+        return self._as_after_a_mention(rest) or not ZH_VERB.match(rest)
+
+    def _as_after_a_mention(self, rest: str) -> bool:
+        """Return whether the next word is one that follows a mention elsewhere."""
+        word = NEXT_WORD.match(rest)
+        return word is not None and word[1].lower() in self.following
 
     def _labels(self) -> list[int]:
-        """Return where the labels of a list start, as in "1. add a hat 2. remove the man"; none where it is no list."""
+        """Return the starts of a list's labels, as in "1. add a hat 2. remove the man"; none where it is no list."""
         labels = list(LABELS.finditer(self.free))
-        if [value(label["number"], 0) for label in labels[:2]] != [1, 2]:
+        first = [value(label["number"], 0) for label in labels[:2]]
+        if first != [1, 2]:
             return []
         return [label.start() for label in labels]

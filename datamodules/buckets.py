@@ -1,7 +1,10 @@
-"""Which samples make which global batch: multi-condition aware buckets under a token budget (FireRed report, 3.2).
+"""The plan of global batches: multi-condition aware buckets under a token budget.
 
 The plan is a pure function of (index, capacity, plan_ranks, seed, weights): no rank asks another, and resuming takes
 two integers, epoch and step. Nothing is stored per row.
+
+Source:
+    FireRed-Image-Edit (2602.13344), section 3.2.
 """
 
 from dataclasses import dataclass
@@ -38,30 +41,40 @@ class Planned:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What an epoch does not show once."""
+    """The rows that an epoch leaves out, and the number of those that it shows again."""
 
     rows: np.ndarray  # index rows of batches that would be nearly empty; another epoch leaves out others
     repeated: int  # times that a row is shown again, so that every plan rank has as many
     unweighted: int  # rows that the weights give no share
-    total: int
+    total: int  # rows of the index
 
     @property
     def share(self) -> float:
+        """Share of all rows that the epoch does not show, 0 to 1."""
         return (len(self.rows) + self.unweighted) / self.total
 
 
 class BatchPlan:
     """The global batches of a training: `plan[epoch, step]` is a bucket and the index rows for each plan rank.
 
-    capacity: visual tokens of a micro-batch (one device). plan_ranks: micro-batches of a global batch, fixed for the
-    whole training. weights: see `frequencies`; None is the data's own mixture, where an epoch is one pass over the
-    rows. With weights an epoch has as many steps, but each bucket goes through its rows at its own pace, and starts
-    again only when it has shown all. max_batch caps the samples of a micro-batch.
+    Without weights an epoch is one pass over the rows. With weights an epoch has the same number of steps, but each
+    bucket goes through its rows at its own pace, and starts again only when it has shown all.
 
     A pass of a bucket gives full batches, then a smaller one, in which rows repeat when the ranks cannot share them
-    evenly. To save steps an epoch leaves out less than the share `left_out` of the rows, other rows each time, see
-    `Passes`. When clusters are weighted, a batch mixes a bucket's clusters, and each cluster shows all its rows before
+    evenly. When clusters are weighted, a batch mixes a bucket's clusters, and each cluster shows all its rows before
     one comes again (a cluster with less rows than its part of a global batch repeats them within it).
+
+    Args:
+        index: The samples.
+        capacity: Visual tokens of a micro-batch, which one device holds.
+        plan_ranks: Micro-batches of a global batch, fixed for the whole training.
+        seed: Seed of all draws.
+        weights: Frequencies of samples, see `frequencies`; None for the mixture that the data has.
+        max_batch: Samples of a micro-batch, at most.
+        left_out: To save steps, an epoch leaves out less than this share of the rows, others each time, see `Passes`.
+
+    Raises:
+        UserError: A setting is out of range, the index is empty, or a sample alone is larger than the capacity.
     """
 
     def __init__(
@@ -81,31 +94,42 @@ class BatchPlan:
             raise UserError(f"plan_ranks={plan_ranks}, max_batch={max_batch}: both must be at least 1")
         if not index.buckets:
             raise UserError(f"the index in {index.folder} holds no rows")
-        self.index, self.capacity, self.ranks, self.seed = index, capacity, plan_ranks, seed
+        self.index = index
+        self.capacity = capacity
+        self.ranks = plan_ranks
+        self.seed = seed
+
+        # (buckets,) rows, samples of a micro-batch, rows of a pass on a plan rank, and global batches of a pass.
+        tokens = np.array([bucket.tokens for bucket in index.buckets])
         for bucket in index.buckets:
             if bucket.tokens > capacity:
                 raise UserError(
                     f"capacity={capacity}: bucket {bucket} has {bucket.tokens} tokens a sample; "
-                    f"capacity={max(b.tokens for b in index.buckets)} takes every bucket"
+                    f"capacity={tokens.max()} takes every bucket"
                 )
         self.counts = np.array([bucket.count for bucket in index.buckets])
-        self.sizes = np.minimum(capacity // np.array([bucket.tokens for bucket in index.buckets]), max_batch or 1 << 62)
+        self.sizes = np.minimum(capacity // tokens, max_batch or 1 << 62)
         self.passes = Passes(self.counts, self.sizes, plan_ranks, left_out, seed)
         self.per_rank = self.passes.per_rank
         self.sizes = np.minimum(self.sizes, self.per_rank)
         self.batches = -(-self.per_rank // self.sizes)
-        self.weighted, self.clustered = bool(weights), "cluster" in (weights or {})
-        self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
-        self._mixtures: dict[int, tuple[np.ndarray, Interleaving]] = {}
-        self._schedule: tuple[int, Interleaving] = -1, Interleaving.once(self.batches)
+
+        # (buckets,) share of the samples drawn, and the mean number of samples of a micro-batch.
         samples = self.per_rank * self.passes.often
         self.share = samples / samples.sum()
-        self.mean_batch = float(samples.sum() / (self.batches * self.passes.often).sum())  # samples of a micro-batch
+        self.mean_batch = float(samples.sum() / (self.batches * self.passes.often).sum())
+
+        # The order of batches, of blocks within a bucket and of clusters within a batch; computed where it is needed.
+        self.weighted = bool(weights)
+        self.clustered = weights is not None and "cluster" in weights
+        self._schedule: tuple[int, Interleaving] = -1, Interleaving.once(self.batches)
+        self._orders: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
+        self._mixtures: dict[int, tuple[np.ndarray, Interleaving]] = {}
         if weights:
             self._weigh(weights)
 
     def _weigh(self, weights: Weights) -> None:
-        """The share of samples of every bucket, and of steps: smaller batches need more steps for the same share."""
+        """Set the share of samples of every bucket, and of steps: smaller batches need more steps for one share."""
         cells, of_cell = frequencies(self.index, weights)
         self._cells = np.split(cells, np.searchsorted(of_cell, np.arange(1, len(self.counts))))
         self._first_cell = np.searchsorted(of_cell, np.arange(len(self.counts)))
@@ -117,76 +141,97 @@ class BatchPlan:
 
     @property
     def even(self) -> bool:
-        """Whether every micro-batch has as many samples as every other."""
-        return bool((self.sizes == self.sizes[0]).all() and (self.per_rank % self.sizes == 0).all())
+        """True when all micro-batches have the same number of samples."""
+        one_size = (self.sizes == self.sizes[0]).all()
+        full = (self.per_rank % self.sizes == 0).all()
+        return bool(one_size and full)
 
     def steps(self, epoch: int = 0) -> int:
-        """Global batches of an epoch, the same for every epoch."""
+        """Return the number of global batches of an epoch, the same for every epoch."""
         return int(self.batches.sum()) - len(self.passes.rare) + self.passes.seldom
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[Bucket, list[np.ndarray]]:
-        """The bucket of a global batch and, for each plan rank, the index rows (B,) of its micro-batch."""
+        """Return the bucket of a global batch and, for each plan rank, the index rows (B,) of its micro-batch."""
         epoch, step = at
         if epoch < 0 or not 0 <= step < self.steps():
             raise IndexError(f"no global batch at epoch {epoch}, step {step}: an epoch has {self.steps()} steps")
         if not self.weighted:
+            # Every epoch has an order of its own.
             if self._schedule[0] != epoch:
-                self._schedule = (
-                    epoch,
-                    Interleaving.once(self.batches * self.passes.shown(epoch), self.seed, "schedule", epoch),
-                )
+                batches = self.batches * self.passes.shown(epoch)
+                self._schedule = epoch, Interleaving.once(batches, self.seed, "schedule", epoch)
             number, batch = self._schedule[1][step]
             rows = self._in_order(number, epoch, batch)
         else:
+            # One order without end, in which a bucket makes its passes at its own pace.
             number, batch = self._schedule[1][epoch * self.steps() + step]
-            in_order = divmod(batch, int(self.batches[number]))
-            rows = self._mixed(number, batch) if self.clustered else self._in_order(number, *in_order)
+            if self.clustered:
+                rows = self._mixed(number, batch)
+            else:
+                turn, batch = divmod(batch, int(self.batches[number]))
+                rows = self._in_order(number, turn, batch)
         return self.index.buckets[number], list(rows)
 
     def _in_order(self, number: int, turn: int, batch: int) -> np.ndarray:
-        """(plan_ranks, B) rows of a bucket's batch in its pass `turn`.
+        """Return (plan_ranks, B) rows of a bucket's batch in its pass `turn`.
 
         Each plan rank reads its own part of the shuffled blocks and shuffles rows inside windows of it, so that few
         chunks are open at a time and each is read by one rank (but for those at the parts' borders).
         """
         starts, ends = self._blocks(number, turn)
-        size, (first, own) = int(self.sizes[number]), self._parts(int(ends[-1]))
+        first, own = self._parts(int(ends[-1]))
+        size = int(self.sizes[number])
+
+        # Places in a rank's part; a rank whose part is a row shorter ends with its first one again.
         place = np.arange(batch * size, min((batch + 1) * size, int(self.per_rank[number])))
-        place = np.where(place < own, place, 0)  # a rank whose part is a row shorter ends with its first one again
-        rank, window = np.arange(self.ranks)[:, None], place // WINDOW
+        place = np.where(place < own, place, 0)
+
+        # Shuffled inside of windows.
+        rank = np.arange(self.ranks)[:, None]
+        window = place // WINDOW
         keys = hashes(1, self.seed, "window", number, turn) + (rank << 32 | window).astype(np.uint64)
-        at = first + window * WINDOW + permuted(place % WINDOW, np.minimum(WINDOW, own - window * WINDOW), keys)
+        in_window = np.minimum(WINDOW, own - window * WINDOW)
+        at = first + window * WINDOW + permuted(place % WINDOW, in_window, keys)
+
+        # As rows of the index.
         block = np.searchsorted(ends, at, "right")
-        return self.index.buckets[number].start + starts[block] + at - np.where(block, ends[block - 1], 0)
+        before = np.where(block, ends[block - 1], 0)
+        return self.index.buckets[number].start + starts[block] + at - before
 
     def _parts(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(plan_ranks, 1) the first of each rank's own rows and how many they are, of `count` rows shared evenly."""
-        rank, (each, more) = np.arange(self.ranks)[:, None], divmod(count, self.ranks)
-        if not each:
+        """Return (plan_ranks, 1) the first of each rank's rows and their number, of `count` rows shared evenly."""
+        rank = np.arange(self.ranks)[:, None]
+        each, more = divmod(count, self.ranks)
+        if each == 0:
             return rank % count, np.ones_like(rank)
         return rank * each + np.minimum(rank, more), each + (rank < more)
 
     def _blocks(self, number: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
-        """(blocks,) first row within the bucket, and running end, of the blocks of a pass in their order."""
+        """Return (blocks,) first row within the bucket, and running end, of the blocks of a pass in their order."""
         if number in self._orders and self._orders[number][0] == turn:
             return self._orders[number][1:]
-        count, (first, missing) = int(self.counts[number]), self._remainder(number, turn)
+
+        # The bucket cut into blocks, and at the borders of the rows that the pass leaves out.
+        count = int(self.counts[number])
+        first, missing = self._remainder(number, turn)
         blocks = np.arange(count) if count <= WHOLE else self.index.blocks(self.index.buckets[number])
         cuts = np.unique(np.concatenate([blocks, [first, (first + missing) % count]]))
         sizes = np.diff(cuts, append=count)
+
+        # Those that it shows, shuffled.
         kept = np.flatnonzero((cuts - first) % count >= missing)
         kept = kept[shuffled(len(kept), self.seed, "blocks", number, turn)]
         self._orders[number] = turn, cuts[kept], np.cumsum(sizes[kept])
         return self._orders[number][1:]
 
     def _remainder(self, number: int, turn: int) -> tuple[int, int]:
-        """The rows that a pass leaves out, as (first, how many), going round the bucket from pass to pass."""
+        """Return the rows that a pass leaves out, as (first, number), going round the bucket from pass to pass."""
         count = int(self.counts[number])
         missing = max(0, count - self.ranks * int(self.per_rank[number]))
         return (seed_of(self.seed, "remainder", number) + turn * missing) % count, missing
 
     def _mixed(self, number: int, batch: int) -> np.ndarray:
-        """(plan_ranks, B) rows of a bucket's batch when clusters are weighted."""
+        """Return (plan_ranks, B) rows of a bucket's batch when clusters are weighted."""
         starts, mixture = self._mixture(number)
         size = self.ranks * int(self.sizes[number])
         cell, ordinal = mixture.span(batch * size, (batch + 1) * size)
@@ -196,29 +241,50 @@ class BatchPlan:
         return rows.astype(np.int64).reshape(self.ranks, -1)
 
     def _mixture(self, number: int) -> tuple[np.ndarray, Interleaving]:
-        """Where the bucket's clusters begin in the column `by_cluster` (and the last ends), and how they mix."""
+        """Return the order in which a bucket's clusters mix.
+
+        Returns:
+            (clusters + 1,) the start of each cluster in the column `by_cluster`, and the last one's end; and the order.
+        """
         if number not in self._mixtures:
-            first, bucket = self._first_cell[number], self.index.buckets[number]
+            first = self._first_cell[number]
+            bucket = self.index.buckets[number]
             starts = self.index.columns["segment_start"][first : first + len(self._cells[number])].astype(np.int64)
             mixture = Interleaving.endless(self._cells[number], self.seed, "clusters", number)
             self._mixtures[number] = np.append(starts, bucket.start + bucket.count), mixture
         return self._mixtures[number]
 
     def left_out(self, epoch: int) -> LeftOut:
-        """What an epoch leaves out or repeats (with weights: each bucket's pass of that number)."""
+        """Return the rows that an epoch leaves out or repeats; with weights, each bucket's pass of that number."""
         shown = np.ones(len(self.counts), bool) if self.weighted else self.passes.shown(epoch)
         rows = [np.empty(0, np.int64)]
         for number, bucket in enumerate(self.index.buckets):
             first, missing = self._remainder(number, epoch) if shown[number] else (0, bucket.count)
             rows.append(bucket.start + (first + np.arange(missing)) % bucket.count)
-        repeated, unweighted = np.maximum(0, self.ranks * self.per_rank - self.counts), self.counts[self.share == 0]
-        return LeftOut(np.concatenate(rows), int(repeated[shown].sum()), int(unweighted.sum()), len(self.index))
+        repeated = np.maximum(0, self.ranks * self.per_rank - self.counts)
+        unweighted = self.counts[self.share == 0]
+        return LeftOut(
+            rows=np.concatenate(rows),
+            repeated=int(repeated[shown].sum()),
+            unweighted=int(unweighted.sum()),
+            total=len(self.index),
+        )
 
     def table(self) -> list[Planned]:
-        """A line per bucket, for printing."""
+        """Return a line per bucket, for printing."""
         often = np.ones(len(self.counts)) if self.weighted else self.passes.often
-        columns = (self.sizes, self.batches, often, self.share)
-        return [
-            Planned(b, b.count, size, b.tokens, 1 - size * b.tokens / self.capacity, batches, passes, share)
-            for b, size, batches, passes, share in zip(self.index.buckets, *(column.tolist() for column in columns))
-        ]
+        lines = []
+        for number, bucket in enumerate(self.index.buckets):
+            batch = int(self.sizes[number])
+            line = Planned(
+                bucket=bucket,
+                samples=bucket.count,
+                batch=batch,
+                tokens=bucket.tokens,
+                waste=1 - batch * bucket.tokens / self.capacity,
+                batches=int(self.batches[number]),
+                often=float(often[number]),
+                share=float(self.share[number]),
+            )
+            lines.append(line)
+        return lines

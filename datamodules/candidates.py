@@ -23,45 +23,42 @@ from .refusals import Refuse, guarded
 
 Wanted = Callable[[int], bool]
 T = TypeVar("T")
-SHOWN = 5  # pictures of nobody that are named
+SHOWN = 5  # names of pictures without a request that a message lists
 COLUMNS = {"original/en": "instruction", "original/cn": "instruction_cn"}
 
 
-class Requests:
-    """The requests of a table of any layout (see `datamodules.layouts`), by the number of their row.
+class RequestTable:
+    """A table of requests of any layout (see `datamodules.layouts`), by the number of their row.
 
-    inverse instructions are not used. allow_urls: fetch source images that are http(s) addresses.
+    Inverse instructions are not used.
+
+    Args:
+        source: The table.
+        layout: Its layout, when the columns do not tell.
+        allow_urls: Fetch images that are http(s) addresses.
+        max_pixels: Pixels of an image, at most.
     """
 
     def __init__(self, source: str, layout: str = "", allow_urls: bool = False, max_pixels: int = MAX_PIXELS) -> None:
-        self.source, self.layout, self.allow_urls, self.max_pixels = source, layout, allow_urls, max_pixels
+        self.source = source
+        self.layout = layout
+        self.allow_urls = allow_urls
+        self.max_pixels = max_pixels
         self.count, self.digest = tables.survey(source)
 
     def made_from(self) -> dict[str, Any]:
+        """Return the facts that name the requests: another of them makes another folder."""
         return {"source": self.digest, "layout": self.layout}
 
     def __len__(self) -> int:
         return self.count
 
     def records(self, wanted: Wanted) -> Iterator[tuple[int, Record | Refusal]]:
-        """The wanted rows, with their numbers."""
+        """Yield the wanted rows, with their numbers."""
         table = rows(self.source, inverse=False, layout=self.layout, wanted=wanted)
         for number, row in enumerate(table):
             if wanted(number):
                 yield number, row if isinstance(row, Refusal) else row[0]
-
-    def items(self, wanted: Wanted) -> Iterator[tuple[int, tuple[dict[str, Any], list[Image.Image]]]]:
-        """(number, (line, source images)) of the wanted requests; the line of one that cannot be used has `refused`."""
-        for number, record in self.records(wanted):
-            item = unless_refused(record, self._item)
-            if isinstance(item, Refusal):
-                item = (refused(number, item), [])
-            yield number, item
-
-    def _item(self, record: Record) -> tuple[dict[str, Any], list[Image.Image]]:
-        """Return a request's line and its source images. Raises Refuse."""
-        _in_files(record)
-        return line_of(record), self.sources(record)
 
     def sources(self, record: Record) -> list[Image.Image]:
         """Return a record's source images. Raises Refuse when one cannot be used."""
@@ -73,13 +70,44 @@ class Requests:
             return images.load(path, max_pixels=self.max_pixels, allow_urls=self.allow_urls)
 
 
-class Candidates(Requests):
-    """Requests with candidate pictures.
+class Requests(RequestTable):
+    """Requests of a table, with their source images. Arguments: see `RequestTable`."""
 
-    requests: their table. experts, base: by a model's name, its pictures: a folder, in which those of a request are
-    ID.png, ID_0.png, ID_1.png, ... (or .jpg, .webp), or a table of {id, image}, as many rows a request as there are
-    pictures. Either is listed once; the names are held in memory, and those that belong to no request are reported.
-    Pictures of `experts` may win, those of `base` lose.
+    def items(self, wanted: Wanted) -> Iterator[tuple[int, tuple[dict[str, Any], list[Image.Image]]]]:
+        """Yield (number, (line, source images)) of the wanted requests.
+
+        The line of a request that cannot be used has `refused`.
+        """
+        for number, record in self.records(wanted):
+            item = unless_refused(record, self._item)
+            if isinstance(item, Refusal):
+                yield number, (refused(number, item), [])
+            else:
+                yield number, item
+
+    def _item(self, record: Record) -> tuple[dict[str, Any], list[Image.Image]]:
+        """Return a request's line and its source images. Raises Refuse."""
+        _in_files(record)
+        return line_of(record), self.sources(record)
+
+
+class Candidates(RequestTable):
+    """Requests with the pictures that models made for them.
+
+    The pictures of a model are a folder, in which those of a request are ID.png, ID_0.png, ID_1.png, ... (or .jpg,
+    .webp), or a table of {id, image}, with a row for each picture. Either is listed once; the names are held in memory,
+    and those that belong to no request are reported.
+
+    Args:
+        requests: Table of the requests.
+        experts: Pictures that may win, by their model's name.
+        base: Pictures that lose, by their model's name.
+        layout: Layout of the table, when the columns do not tell.
+        allow_urls: Fetch images that are http(s) addresses.
+        max_pixels: Pixels of an image, at most.
+
+    Raises:
+        UserError: A model is in both, or there is none.
     """
 
     def __init__(
@@ -92,7 +120,8 @@ class Candidates(Requests):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(requests, layout, allow_urls, max_pixels)
-        if twice := sorted(set(experts) & set(base)):
+        twice = sorted(set(experts) & set(base))
+        if twice:
             raise UserError(f"task.candidates: {twice[0]} stands in experts and in base; a model is one of them")
         if not experts and not base:
             raise UserError("task.candidates: name the models' pictures in experts and base")
@@ -104,7 +133,10 @@ class Candidates(Requests):
         """Give every picture to its request, and report those that belong to none."""
         possible = set().union(*(pictures.possible() for _, _, pictures in self.models))
         table = rows(self.source, inverse=False, layout=self.layout, wanted=lambda number: False)
-        ids = {row[0].id for row in table if not isinstance(row, Refusal) and row[0].id in possible}
+        ids = set()
+        for row in table:
+            if not isinstance(row, Refusal) and row[0].id in possible:
+                ids.add(row[0].id)
         for name, _, pictures in self.models:
             nobody = pictures.assign(ids)
             if nobody:
@@ -113,10 +145,12 @@ class Candidates(Requests):
                 print(f"{name}: {len(nobody)} pictures belong to no request: {listed}{more}")
 
     def made_from(self) -> dict[str, Any]:
+        """Return the facts that name the requests and their pictures."""
         models = {name: [expert, str(pictures)] for name, expert, pictures in self.models}
         return super().made_from() | {"models": models}
 
     def items(self, wanted: Wanted) -> Iterator[tuple[int, Request]]:
+        """Yield the wanted requests, with their numbers; the line of one that cannot be used has `refused`."""
         for number, record in self.records(wanted):
             request = unless_refused(record, self._request)
             if isinstance(request, Refusal):
@@ -138,8 +172,9 @@ class Candidates(Requests):
                 except Refuse as problem:
                     unusable.append(f"{problem.reason}: {problem.detail}")
                     continue
-                like = target and target.resize(picture.size, Image.Resampling.LANCZOS)
-                sample = sample_of(record, sources, like)
+                # The target at the picture's size, which rewards compare it with.
+                truth = None if target is None else target.resize(picture.size, Image.Resampling.LANCZOS)
+                sample = sample_of(record, sources, truth)
                 shown.append(Shown(model, expert, path, to_pixels(picture)[None], sample))
         if unusable:
             line["unusable"] = unusable
@@ -155,10 +190,18 @@ def unless_refused(record: Record | Refusal, work: Callable[[Record], T]) -> T |
 
 def line_of(record: Record) -> dict[str, Any]:
     """Return the line of a manifest about a request. Its images are absolute paths or URLs."""
-    line = {"id": record.id, "task": record.task, "source_image": [_absolute(path) for path in record.references]}
-    line |= {column: record.instructions[key] for key, column in COLUMNS.items() if key in record.instructions}
-    more = ("target_text", "replaced_text", "requirement", "cluster")
-    return line | {name: getattr(record, name) for name in more if getattr(record, name)}
+    line: dict[str, Any] = {
+        "id": record.id,
+        "task": record.task,
+        "source_image": [_absolute(path) for path in record.references],
+    }
+    for key, column in COLUMNS.items():
+        if key in record.instructions:
+            line[column] = record.instructions[key]
+    for name in ("target_text", "replaced_text", "requirement", "cluster"):
+        if getattr(record, name):
+            line[name] = getattr(record, name)
+    return line
 
 
 def _in_files(record: Record) -> None:
@@ -174,21 +217,39 @@ def refused(number: int, refusal: Refusal) -> dict[str, Any]:
 
 
 def sample_of(record: Record, sources: list[Image.Image], target: Image.Image | None) -> EditBatch:
-    """A request as rewards see it: no latents, its words and pictures."""
-    shown = next((record.instructions[key] for key in COLUMNS if key in record.instructions), "")
-    shown = shown or next(iter(record.instructions.values()))
+    """Return a request as rewards see it: no latents, its words and pictures.
+
+    Args:
+        record: The request.
+        sources: Its source images.
+        target: The true edit, where there is one.
+    """
+    instruction = next((record.instructions[key] for key in COLUMNS if key in record.instructions), "")
     return EditBatch(
-        torch.zeros(1, 16, 0, 0), Condition(Text(torch.zeros(1, 0, 0), None), ()), (record.id,), 0, (0,), 1,
-        tasks=(record.task,), instructions=(shown,), target_texts=(record.target_text or None,),
-        replaced_texts=(record.replaced_text or None,), requirements=(record.requirement or None,),
+        target=torch.zeros(1, 16, 0, 0),
+        condition=Condition(Text(torch.zeros(1, 0, 0), None), ()),
+        ids=(record.id,),
+        step=0,
+        slots=(0,),
+        num_slots=1,
+        tasks=(record.task,),
+        instructions=(instruction or next(iter(record.instructions.values())),),
+        target_texts=(record.target_text or None,),
+        replaced_texts=(record.replaced_text or None,),
+        requirements=(record.requirement or None,),
         known=target is not None,
-        pixels=None if target is None else _batched(target), sources=tuple(map(_batched, sources)),
-    )  # fmt: skip
+        pixels=None if target is None else _batched(target),
+        sources=tuple(_batched(source) for source in sources),
+    )
 
 
 def _batched(image: Image.Image) -> Tensor:
+    """Return an image as (1, 3, H, W) in [-1, 1]."""
     return to_pixels(image)[None]
 
 
 def _absolute(path: str) -> str:
-    return path if images.URL.match(path) or isinstance(path, Embedded) else os.path.abspath(path)
+    """Return a path as an absolute one; an address, or an image in a table, as it is."""
+    if images.URL.match(path) or isinstance(path, Embedded):
+        return path
+    return os.path.abspath(path)

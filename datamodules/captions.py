@@ -1,4 +1,4 @@
-"""Which instruction a visit of a sample shows."""
+"""Choice of the instruction that a visit of a sample shows."""
 
 import math
 from collections.abc import Mapping
@@ -12,9 +12,18 @@ UNCONDITIONAL = "unconditional"  # the key of the text " "
 
 @dataclass(frozen=True)
 class Captions:
-    """Which instruction a visit of a sample shows: kind and language by weight among those present, or none at all.
+    """Choice of one instruction, or of none at all, for each visit of a sample.
 
-    kinds, languages: weights by name; languages None are all alike. drop: probability of the unconditional text.
+    A sample's texts have keys "kind/language", such as "original/en". First the kind is drawn among those that the
+    sample has, then the language among those of that kind.
+
+    Args:
+        kinds: Weight of each kind, from 0 up; a kind that is not listed weighs 0.
+        languages: Weight of each language, from 0 up; None gives every language the same.
+        drop: Probability, 0 to 1, of the unconditional text.
+
+    Raises:
+        UserError: When a weight or the probability is out of range, or all kinds weigh 0.
     """
 
     kinds: Mapping[str, float]
@@ -22,34 +31,74 @@ class Captions:
     drop: float
 
     def __post_init__(self) -> None:
-        weights = [*self.kinds.values(), *(self.languages or {}).values()]
-        if not 0 <= self.drop <= 1 or any(not 0 <= w < math.inf for w in weights) or not any(self.kinds.values()):
+        weights = list(self.kinds.values())
+        if self.languages:
+            weights += self.languages.values()
+        in_range = all(0 <= weight < math.inf for weight in weights)
+        if not in_range or not 0 <= self.drop <= 1 or not any(self.kinds.values()):
             raise UserError("data: text_drop is a probability; captions and languages are weights, not all of them 0")
 
     def refuse_absent(self, present: Mapping[str, int]) -> None:
-        """Raise UserError, with the words that mend it, when a weight names what the data does not hold at all."""
-        for name, weights, place in (("captions", self.kinds, 0), ("languages", self.languages or {}, 1)):
-            there = {key.split("/")[place] for key in present}
-            absent = [key for key, weight in weights.items() if weight and key not in there]
-            if absent:
-                kept = {key: weight for key, weight in weights.items() if key in there and weight}
-                chosen = kept or dict.fromkeys(sorted(there), 1)
-                weighed = ", ".join(f"{key}: {weight:g}" for key, weight in chosen.items())
-                raise UserError(
-                    f"data.{name}: no sample has {', '.join(map(repr, absent))}; there is {', '.join(sorted(there))}: "
-                    f"set 'data.{name}={{{weighed}}}'"
-                )
+        """Refuse weights for kinds or languages that no sample of the data has.
+
+        Args:
+            present: Number of samples by "kind/language".
+
+        Raises:
+            UserError: A weight names what is absent; the message says which setting mends it.
+        """
+        kinds = {key.split("/")[0] for key in present}
+        languages = {key.split("/")[1] for key in present}
+        _refuse_absent("captions", self.kinds, kinds)
+        _refuse_absent("languages", self.languages or {}, languages)
 
     def draw(self, instructions: Mapping[str, str], *key: object) -> str:
-        """The key of the text of one visit, drawn by `key`. A sample with nothing that has weight shows what it has."""
+        """Return the key of the text that one visit shows.
+
+        A sample of which no text has weight shows one of those that it has.
+
+        Args:
+            instructions: Texts of the sample by "kind/language".
+            key: Numbers and words that name the draw; the same key draws the same text.
+        """
         if chooser(*key, "text drop").random() < self.drop:
             return UNCONDITIONAL
+
+        # The kind.
         kinds = sorted({name.split("/")[0] for name in instructions})
-        kind = _choose(kinds, [self.kinds.get(k, 0.0) for k in kinds], *key, "caption")
+        weights = [self.kinds.get(kind, 0.0) for kind in kinds]
+        kind = _choose(kinds, weights, *key, "caption")
+
+        # A language of that kind.
         languages = sorted(name.split("/")[1] for name in instructions if name.split("/")[0] == kind)
-        weights = [1.0 if self.languages is None else self.languages.get(name, 0.0) for name in languages]
-        return f"{kind}/{_choose(languages, weights, *key, 'language')}"
+        if self.languages is None:
+            weights = [1.0] * len(languages)
+        else:
+            weights = [self.languages.get(language, 0.0) for language in languages]
+        language = _choose(languages, weights, *key, "language")
+        return f"{kind}/{language}"
+
+
+def _refuse_absent(name: str, weights: Mapping[str, float], present: set[str]) -> None:
+    """Raise UserError when a weight above 0 is for a value that is not present."""
+    weighted = {value: weight for value, weight in weights.items() if weight}
+    absent = [value for value in weighted if value not in present]
+    if not absent:
+        return
+
+    # The setting that mends it: the weights of what is present, or the same for all of it.
+    kept = {value: weight for value, weight in weighted.items() if value in present}
+    if not kept:
+        kept = dict.fromkeys(sorted(present), 1)
+    setting = ", ".join(f"{value}: {weight:g}" for value, weight in kept.items())
+    missing = ", ".join(repr(value) for value in absent)
+    raise UserError(
+        f"data.{name}: no sample has {missing}; there is {', '.join(sorted(present))}: set 'data.{name}={{{setting}}}'"
+    )
 
 
 def _choose(names: list[str], weights: list[float], *key: object) -> str:
-    return chooser(*key).choices(names, weights if any(weights) else None)[0]
+    """Return one of the names, drawn by weight; by equal weights when all weigh 0."""
+    if any(weights):
+        return chooser(*key).choices(names, weights)[0]
+    return chooser(*key).choices(names)[0]

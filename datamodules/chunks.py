@@ -1,4 +1,4 @@
-"""Samples in LitData chunks: how they are packed, and read again at random, with every byte checked."""
+"""Samples in LitData chunks: packed, and read again at random, with every byte checked."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from firered_lit.errors import UserError
@@ -18,15 +19,20 @@ from .listing import Listing
 from .ranges import Folder, Ranges
 from .remote import Gone, Remote, patiently
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of stored tensors
+
 
 @dataclass(frozen=True)
 class Sample:
     """One encoded edit.
 
-    meta: what is not a tensor, as JSON holds it. tensors: latents `target`, of a pair also `loser`, `reference.0`, ...,
-    each (16, h, w), and embeddings `text.original/en`, ..., `text.unconditional`, each (T, D). images: the
-    crops as PNG files, `target`, `loser`, `reference.0`, ..., or nothing. orders: for other orders of the references,
-    named as "2,1", the embeddings `text...` that belong to them.
+    Args:
+        id: The record's id.
+        meta: Facts, as JSON holds them.
+        tensors: Latents `target`, of a pair also `loser`, `reference.0`, ..., each (16, h, w), and embeddings
+            `text.original/en`, ..., `text.unconditional`, each (T, D).
+        images: The crops as PNG files, `target`, `loser`, `reference.0`, ..., or nothing.
+        orders: Embeddings `text...` for other orders of the references, by order, such as "2,1".
     """
 
     id: str
@@ -50,24 +56,30 @@ def packed(sample: Sample) -> Packed:
 
 
 def pack(sample: Sample) -> dict[str, Any]:
-    """Return the leaves that LitData stores. `meta` has checksums of itself and the blobs, and where each order lies.
+    """Return the leaves that LitData stores. `meta` has checksums of itself and the blobs, and the place of each order.
 
     The blob of tensors is an array: rows of text and bytes alone would be stored as Arrow tables, and to read one of
     them LitData decodes all that lie with it.
     """
     tensors = safetensors.torch.save(sample.tensors)
     images = _join(sample.images)
-    orders, places = b"", {}
+
+    # The texts of other orders, one after another, each to be read by itself.
+    orders = b""
+    places = {}
     for name, texts in sample.orders.items():
         blob = safetensors.torch.save(texts)
         places[name] = len(orders), len(blob), zlib.crc32(blob)
         orders += blob
-    meta = sample.meta | ({"orders": places} if places else {})
-    checks = {"crc": [_checksum(sample.id, meta), zlib.crc32(tensors), zlib.crc32(images)]}
-    text = json.dumps(meta | checks, ensure_ascii=False)
+
+    # Facts and checksums.
+    meta = dict(sample.meta)
+    if places:
+        meta["orders"] = places
+    checksums = [_checksum(sample.id, meta), zlib.crc32(tensors), zlib.crc32(images)]
     return {
         "id": sample.id,
-        "meta": text,
+        "meta": json.dumps({**meta, "crc": checksums}, ensure_ascii=False),
         "tensors": np.frombuffer(tensors, np.uint8),
         "images": images,
         "orders": orders,
@@ -75,28 +87,51 @@ def pack(sample: Sample) -> dict[str, Any]:
 
 
 def unpack(leaves: dict[str, Any], images: bool = False, order: Sequence[int] = ()) -> Sample:
-    """The sample of stored leaves, with the embeddings and instructions of an order of its references; () is its own.
+    """Return the sample of stored leaves.
 
-    Its images, and other orders, are not read. ValueError when a checksum is wrong or the order is not there.
+    Args:
+        leaves: The stored leaves.
+        images: Read its images too.
+        order: Order of its references whose embeddings and instructions it has; () for the one of its tensors. Those
+            of others are not read.
+
+    Raises:
+        ValueError: A checksum is wrong, or the order is not stored.
     """
     meta = json.loads(leaves["meta"])
-    wanted = {"tensors": leaves["tensors"].tobytes(), "images": bytes(leaves["images"]) if images else b""}
-    own, *blobs = meta.pop("crc")
-    if _checksum(leaves["id"], meta) != own:
+    meta_checksum, tensors_checksum, images_checksum = meta.pop("crc")
+    if _checksum(leaves["id"], meta) != meta_checksum:
         raise ValueError("its checksum is wrong")
-    for (name, blob), checksum in zip(wanted.items(), blobs):
-        if (name == "tensors" or images) and zlib.crc32(blob) != checksum:
-            raise ValueError(f"the checksum of its {name} is wrong")
-    places, texts = meta.pop("orders", {}), meta.pop("reindexed", {})
-    loaded = safetensors.torch.load(wanted["tensors"])
-    if name := ",".join(map(str, order)):
-        loaded |= _ordered(leaves, places, name)
-        meta["instructions"] |= texts.get(name, {})
-    return Sample(leaves["id"], meta, loaded, _split(wanted["images"]))
+
+    # The blobs that are wanted.
+    blob = leaves["tensors"].tobytes()
+    if zlib.crc32(blob) != tensors_checksum:
+        raise ValueError("the checksum of its tensors is wrong")
+    pictures = b""
+    if images:
+        pictures = bytes(leaves["images"])
+        if zlib.crc32(pictures) != images_checksum:
+            raise ValueError("the checksum of its images is wrong")
+
+    # With the texts of an order in the place of its own.
+    tensors = safetensors.torch.load(blob)
+    places = meta.pop("orders", {})
+    reindexed = meta.pop("reindexed", {})
+    if order:
+        name = ",".join(str(number) for number in order)
+        tensors |= _ordered(leaves, places, name)
+        meta["instructions"] |= reindexed.get(name, {})
+    return Sample(leaves["id"], meta, tensors, _split(pictures))
 
 
 def _ordered(leaves: dict[str, Any], places: dict[str, list[int]], order: str) -> dict[str, Tensor]:
-    """The embeddings of an order."""
+    """Return the embeddings of an order.
+
+    Args:
+        leaves: The stored leaves.
+        places: Start, size and checksum of each order's embeddings in the leaf `orders`.
+        order: The order, such as "2,1".
+    """
     if order not in places:
         raise ValueError(f"it has no texts for its references in the order {order}")
     start, size, checksum = places[order]
@@ -109,29 +144,38 @@ def _ordered(leaves: dict[str, Any], places: dict[str, list[int]], order: str) -
 class Chunks:
     """The samples of a folder of chunks, by number.
 
-    remote: the data whose local copy the folder is; a chunk is fetched when it is first asked for. whole: else only
-    the parts of a sample that are asked for are fetched, and nothing is kept.
+    Args:
+        folder: Folder of the chunks.
+        remote: The store whose local copy the folder is; a chunk is fetched when it is first read.
+        whole: Fetch whole chunks. Else only the parts of a sample that are read are fetched, and nothing is kept.
     """
 
     def __init__(self, folder: Path, remote: Remote | None = None, whole: bool = True) -> None:
-        self.folder, self.remote, self.listing = folder, remote, Listing(folder)
+        self.folder = folder
+        self.remote = remote
+        self.listing = Listing(folder)
         self.whole = whole or remote is None
-        files, prefix = (Folder(folder), "") if remote is None or whole else (remote, "chunks/")
-        self.ranges = Ranges(files, self.listing, prefix)
+        if remote is None or whole:
+            self.ranges = Ranges(Folder(folder), self.listing)
+        else:
+            self.ranges = Ranges(remote, self.listing, "chunks/")
         self.checked = np.zeros(len(self.listing), bool)
 
     def __len__(self) -> int:
         return self.listing.samples
 
     def where(self, position: int) -> str:
-        """The chunk and the place in it of a sample, for messages."""
+        """Return the chunk of a sample and the place in it, for messages."""
         number, place = self.listing.find(position)
         folder = f"{self.remote.url}/chunks" if self.remote else self.folder
         return f"{folder}/{self.listing.name(number)}: sample {place} (number {position} of all)"
 
     def read(self, position: int, images: bool = False, order: Sequence[int] = ()) -> Sample:
-        """A sample by its number, see `unpack`. What may pass is tried again. UserError, naming chunk and sample, when
-        it cannot be read."""
+        """Return a sample by its number, see `unpack`. Errors that may pass are tried again.
+
+        Raises:
+            UserError: It cannot be read; the message names chunk and sample.
+        """
         number, place = self.listing.find(position)
         try:
             if self.whole:
@@ -139,17 +183,22 @@ class Chunks:
             return unpack(self.ranges.item(number, place), images, order)
         except Exception as problem:  # safetensors, JSON and stores each fail in their own ways
             reason = " ".join(str(problem).split()) or type(problem).__name__
-            passing = self.remote and isinstance(problem, OSError) and not isinstance(problem, Gone)
-            then = (
-                "run again when the store answers" if passing else "restore the chunk, or remove it and prepare again"
-            )
-            raise UserError(f"{self.where(position)}: cannot be read: {reason}; {then}") from problem
+            may_pass = self.remote and isinstance(problem, OSError) and not isinstance(problem, Gone)
+            advice = "restore the chunk, or remove it and prepare again"
+            if may_pass:
+                advice = "run again when the store answers"
+            raise UserError(f"{self.where(position)}: cannot be read: {reason}; {advice}") from problem
 
     def _check(self, number: int) -> None:
-        """Whether the chunk is there in its full size, once, or each time where copies make room for others."""
-        if self.checked[number] and not (self.remote and self.remote.limit is not None):
+        """Raise an error unless a chunk is there in its full size; a chunk of a store is fetched.
+
+        That is looked at once, or each time where copies make room for others.
+        """
+        may_vanish = self.remote is not None and self.remote.limit is not None
+        if self.checked[number] and not may_vanish:
             return
-        name, expected = self.listing.name(number), self.listing.bytes(number)
+        name = self.listing.name(number)
+        expected = self.listing.bytes(number)
         if self.remote:
             self.remote.fetch(f"chunks/{name}", expected)
         size = patiently(lambda: os.stat(self.folder / name).st_size)
@@ -159,18 +208,22 @@ class Chunks:
 
 
 def _checksum(name: str, meta: dict[str, Any]) -> int:
+    """Return the checksum of a sample's id and facts."""
     return zlib.crc32(json.dumps([name, meta], ensure_ascii=False).encode())
 
 
 def _join(files: dict[str, bytes]) -> bytes:
-    """A JSON line of (name, size), then the files; nothing for no files."""
+    """Return files as one: a JSON line of (name, size), then the files; nothing for no files."""
     if not files:
         return b""
-    return json.dumps([[name, len(file)] for name, file in files.items()]).encode() + b"\n" + b"".join(files.values())
+    sizes = [[name, len(file)] for name, file in files.items()]
+    return b"".join([json.dumps(sizes).encode(), b"\n", *files.values()])
 
 
 def _split(blob: bytes) -> dict[str, bytes]:
-    files, start = {}, blob.find(b"\n") + 1
+    """Return the files that `_join` made one."""
+    files = {}
+    start = blob.find(b"\n") + 1
     for name, size in json.loads(blob[:start] or b"[]"):
         files[name] = blob[start : start + size]
         start += size

@@ -136,7 +136,7 @@ def _pictures(path: Path, where: str, settings: Settings) -> PictureFolders:
     )
 
 
-_NOTHING = (None, False, "", 1, 1.0, [])  # settings that change nothing
+_NOTHING: tuple[Any, ...] = (None, False, "", 1, 1.0, [])  # settings that change nothing
 
 
 def _first(settings: Settings, *names: str) -> str:

@@ -18,10 +18,9 @@ from firered_lit.textfiles import read_object
 
 from .buckets import BatchPlan, Index
 from .captions import UNCONDITIONAL, Captions
-from .chunks import Chunks
-from .encode import DTYPES
+from .chunks import DTYPES, Chunks
 from .instruction import Alignment
-from .loader import EditLoader, Visits, collate, pictured
+from .loader import EditLoader, TrainingLoader, Visits, collate, pictured
 from .online import Online
 from .references import GRAMMAR
 from .remote import open_root
@@ -31,18 +30,18 @@ def check_data(root: str | Path, base: Base | None = None) -> dict[str, Any]:
     """Return what data.json says of a prepared folder.
 
     Args:
-        root: the folder.
-        base: whose VAE and text encoder must have made its latents and embeddings. Weights of the hub are downloaded
-            for the comparison only where the folder was made by another commit.
+        root: The folder.
+        base: Base whose VAE and text encoder must have made its latents and embeddings. Weights of the hub are
+            downloaded for the comparison only where the folder was made by another commit.
 
     Raises:
-        UserError: the folder is not finished, or made by another VAE or text encoder.
+        UserError: The folder is not finished, or made by another VAE or text encoder.
     """
     folder = Path(root)
     if not (folder / "data.json").exists():
-        begun = (folder / "prepare.json").exists()
-        state = "is not finished: run prepare again, it goes on" if begun else "holds no data: make it with prepare"
-        raise UserError(f"{folder} {state}")
+        if (folder / "prepare.json").exists():
+            raise UserError(f"{folder} is not finished: run prepare again, it goes on")
+        raise UserError(f"{folder} holds no data: make it with prepare")
     try:
         content = read_object(folder / "data.json", "fingerprints", "sizes")
     except UserError as problem:
@@ -66,15 +65,34 @@ def check_data(root: str | Path, base: Base | None = None) -> dict[str, Any]:
 def _alignment(
     asked: bool | Literal["online"], drop: float, summary: Mapping[str, Any], root: str
 ) -> tuple[Alignment | None, Online | None]:
-    """How orders of the references are drawn, and how their texts are encoded in the step; None where they are not.
+    """Return the settings by which orders of the references are drawn, and by which their texts are encoded in a step.
 
-    Both ways draw the same orders, as long as `prepare` encoded all of them. UserError when there are no pictures.
+    Both ways of encoding draw the same orders, as long as `prepare` encoded all of them.
+
+    Args:
+        asked: The setting `data.alignment`.
+        drop: Probability with which a reference that may be dropped is.
+        summary: The content of data.json.
+        root: The folder, for messages.
+
+    Returns:
+        None in the first place where references are shown as they are stored, in the second where all texts are
+        encoded already.
+
+    Raises:
+        UserError: Texts are to be encoded in the step and the folder holds no pictures.
     """
     if asked not in (True, False, "online"):
         raise UserError(f"data.alignment={asked}: true, false or online")
-    cached = summary.get("orders", 1)  # folders of before have the identity alone
-    if not asked or (asked is True and summary.get("alignment") != "online"):
-        return (Alignment(cached, drop) if asked and cached > 1 else None), None
+    if not asked:
+        return None, None
+
+    # Texts that `prepare` encoded; an earlier version has those of the identity alone.
+    cached = summary.get("orders", 1)
+    if asked is True and summary.get("alignment") != "online":
+        return (Alignment(cached, drop) if cached > 1 else None), None
+
+    # Texts that are encoded in the step.
     if not summary["keep_images"]:
         raise UserError(
             f"data.alignment=online: {root} holds no pictures for the text encoder; prepare with keep_images=true"
@@ -84,10 +102,22 @@ def _alignment(
 
 
 class HeldOut:
-    """Held-out edits for validation, one sample a batch, as many on every rank; what only fills up weighs 0."""
+    """Held-out edits for validation, one sample a batch.
+
+    All ranks have the same number; a sample that only fills up a rank weighs 0.
+
+    Args:
+        chunks: The samples.
+        positions: Numbers of the held-out samples.
+        rank: Number of this process.
+        world: The number of processes.
+    """
 
     def __init__(self, chunks: Chunks, positions: Sequence[int], rank: int = 0, world: int = 1) -> None:
-        self.chunks, self.positions, self.rank, self.world = chunks, positions, rank, world
+        self.chunks = chunks
+        self.positions = positions
+        self.rank = rank
+        self.world = world
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.world)
@@ -98,35 +128,62 @@ class HeldOut:
             yield self.batch(slot % len(self.positions), slot, float(slot < len(self.positions)))
 
     def batch(self, number: int, slot: int, weight: float) -> EditBatch:
-        """One held-out edit with what it is judged by. It shows the original English instruction when it has one."""
+        """Return one held-out edit with its pictures and the unconditional text.
+
+        It shows the original English instruction when it has one, else its first text.
+
+        Args:
+            number: Number among the held-out edits.
+            slot: Number among the batches of all ranks.
+            weight: 1, or 0 for an edit that only fills up.
+        """
         sample = self.chunks.read(self.positions[number], images=True)
         shown = min(sample.meta["instructions"], key=lambda key: (key != "original/en", key))
-        more = pictured([sample]) | {"weight": torch.tensor([weight])}
-        more["unconditional"] = Text.pad([sample.tensors[f"text.{UNCONDITIONAL}"]])
-        return collate([sample], [shown], 0, (slot,), len(self) * self.world, **more)
+        return collate(
+            [sample],
+            [shown],
+            step=0,
+            slots=(slot,),
+            num_slots=len(self) * self.world,
+            weight=torch.tensor([weight]),
+            unconditional=Text.pad([sample.tensors[f"text.{UNCONDITIONAL}"]]),
+            **pictured([sample]),
+        )
 
 
 class EditDataModule(L.LightningDataModule):
     """Edits that `prepare` encoded, batched by bucket.
 
-    capacity: visual tokens of a micro-batch. max_batch: at most so many samples in one. left_out: an epoch may leave
-    out less than this share of the samples, others each time, where they would fill little of a step. workers:
-    processes that read.
-    text_drop: probability of the unconditional text; None for 0.05, and for preferences 0, as in Diffusion-DPO.
-    captions, languages: see `Captions`. weights: sample frequencies by group, see
-    `datamodules.frequencies`. alignment: draw an order of the references for each global batch, in which one that may
-    be dropped is so with probability reference_drop. Its texts are those that `prepare` encoded or, where that left
-    them to the training or "online" is asked for here, are encoded in the step. held_out_max: held-out edits shown at
-    each validation. plan_ranks: micro-batches of a global batch, processes times accumulation; taken from the trainer
-    when None, and fixed for the whole run. on_error: "raise", or "skip" to show another sample of the bucket in the
-    place of one that cannot be read, with a warning that counts them. cache: where copies of data in object storage
-    are kept; cache_limit: gigabytes of chunks there, the least used of which make room. fetch: of data in object
-    storage "chunks" as a whole, or of "samples" only what is shown, where nothing is kept: for one pass over data with
-    pictures or the texts of many orders. batch_weight: buckets have batches of different sizes; with "samples" a
-    batch's loss weighs its samples over their mean number, so that the gradient has the samples' frequencies, with
-    "steps" every batch weighs the same.
-    root: a folder that `prepare` wrote, or s3://bucket/prefix with a copy of one, see `datamodules.remote`.
-    Raises UserError when `root` is not a finished folder, or does not hold what the weights name.
+    Args:
+        root: Folder that `prepare` wrote, or s3://bucket/prefix with a copy of one, see `datamodules.remote`.
+        capacity: Visual tokens of a micro-batch.
+        workers: Processes that read.
+        seed: Seed of the plan and of all draws.
+        text_drop: Probability, 0 to 1, of the unconditional text; None for 0.05, and for preferences 0, as in
+            Diffusion-DPO.
+        captions: Weights of the kinds of instruction, see `Captions`; None for the original alone.
+        languages: Weights of the languages, see `Captions`.
+        weights: Frequencies of samples by group, see `datamodules.frequencies`.
+        alignment: Draw an order of the references for each global batch. Its texts are those that `prepare` encoded;
+            where that left them to the training, or with "online", they are encoded in the step.
+        reference_drop: Probability, from 0 to below 1, that a reference which may be dropped is.
+        held_out_max: Held-out edits shown at each validation.
+        plan_ranks: Micro-batches of a global batch, processes times accumulation, fixed for the whole run; taken from
+            the trainer when None.
+        max_batch: Samples of a micro-batch, at most.
+        left_out: An epoch may leave out less than this share of the samples, others each time, where they would fill
+            little of a step.
+        on_error: "raise", or "skip" to show another sample of the bucket in the place of one that cannot be read, with
+            a warning that counts them.
+        cache: Folder for copies of data in object storage.
+        cache_limit: Gigabytes of chunks in that folder; the least used make room for others.
+        fetch: Read data in object storage by whole "chunks", or only the "samples" that are shown, of which nothing is
+            kept: for one pass over data with pictures or the texts of many orders.
+        batch_weight: Weight of a batch's loss, since buckets have batches of different sizes: with "samples" its
+            samples over their mean number, so that the gradient has the samples' frequencies, with "steps" 1.
+
+    Raises:
+        UserError: `root` is not a finished folder, or holds no samples that the weights name.
     """
 
     sides = 1  # images of the target's shape, each with its references, that a sample is trained on
@@ -164,40 +221,56 @@ class EditDataModule(L.LightningDataModule):
             raise UserError(f"data.on_error={on_error}: raise or skip")
         if fetch not in ("chunks", "samples") or (cache_limit is not None and cache_limit <= 0):
             raise UserError(f"data.fetch={fetch}, cache_limit={cache_limit}: chunks or samples; gigabytes, above 0")
-        self.root, self.remote = open_root(root, cache, None if cache_limit is None else int(cache_limit * 1e9))
-        self.whole, self.skip = fetch == "chunks", on_error == "skip"
+        limit = None if cache_limit is None else int(cache_limit * 1e9)  # bytes
+        self.root, self.remote = open_root(root, cache, limit)
+        self.whole = fetch == "chunks"
+        self.skip = on_error == "skip"
         self.summary = check_data(self.root)
-        if self.learns_targets and (prompts := self.summary.get("prompts", 0)):
+        prompts = self.summary.get("prompts", 0)
+        if self.learns_targets and prompts:
             held = f"{prompts} of {self.summary['samples']} samples are prompts without a target"
             raise UserError(f"{root}: {held}, for reinforcement learning: datamodules.prompts.PromptDataModule")
         self.sizes = Sizes(**self.summary["sizes"])
         drop = self.usual_text_drop if text_drop is None else text_drop
         self.captions = Captions(captions or {"original": 1.0}, languages, drop)
-        self.before: dict[str, Any] = {"batch_weight": "steps"}  # in runs of before, which did not name it
+        self.captions.refuse_absent(self.summary["captions"])
+        self.before: dict[str, Any] = {"batch_weight": "steps"}  # the settings of runs that did not name them
         if text_drop is None:
             self.before["text_drop"] = 0.05
-        self.captions.refuse_absent(self.summary["captions"])
-        self.capacity, self.max_batch, self.weights, self.left_out = capacity, max_batch, weights, left_out
+        self.capacity = capacity
+        self.max_batch = max_batch
+        self.weights = weights
+        self.left_out = left_out
         self.alignment, self.online = _alignment(alignment, reference_drop, self.summary, root)
-        self.earlier = self.summary.get("mentions", 1) < GRAMMAR
+        self.earlier = self.summary.get("mentions", 1) < GRAMMAR  # prepared by an earlier version
         self.loader: EditLoader | None = None
-        self.workers, self.seed, self.held_out_max, self.plan_ranks = workers, seed, held_out_max, plan_ranks
+        self.workers = workers
+        self.seed = seed
+        self.held_out_max = held_out_max
+        self.plan_ranks = plan_ranks
 
     def check(self, base: Base) -> None:
-        """UserError when the data was encoded by other models than the base's."""
+        """Raise UserError when the data was encoded by other models than the base's."""
         check_data(self.root, base)
 
-    def train_dataloader(self) -> EditLoader:
+    def train_dataloader(self) -> TrainingLoader:
+        """Return the micro-batches of this process."""
         rank, world, accumulate = self._place()
         ranks = self.plan_ranks or world * accumulate
         if self.trainer is not None and ranks != world * accumulate:
             product = f"{world} processes times trainer.accumulate_grad_batches={accumulate}"
             raise UserError(f"data.plan_ranks={ranks}: must be {product}, {world * accumulate}")
         plan = self._plan(ranks)
-        identity = {"data": self.summary["fingerprint"], "seed": self.seed, "plan_ranks": ranks}
-        identity |= {"capacity": self.capacity, "max_batch": self.max_batch, "left_out": self.left_out}
-        identity["weights"] = json.dumps(self.weights, default=dict, sort_keys=True)
-        identity["alignment"] = self.alignment and asdict(self.alignment)
+        identity = {
+            "data": self.summary["fingerprint"],
+            "seed": self.seed,
+            "plan_ranks": ranks,
+            "capacity": self.capacity,
+            "max_batch": self.max_batch,
+            "left_out": self.left_out,
+            "weights": json.dumps(self.weights, default=dict, sort_keys=True),
+            "alignment": self.alignment and asdict(self.alignment),
+        }
         visits = Visits(self.chunks(), self.captions, self.seed, online=self.online, checked=self.earlier)
         if self.alignment and self.earlier and any(len(bucket.references) > 1 for bucket in plan.index.buckets):
             rank_zero_info(
@@ -221,17 +294,25 @@ class EditDataModule(L.LightningDataModule):
         return self.loader
 
     def _plan(self, ranks: int) -> BatchPlan:
-        """The plan of this data for so many plan ranks; says what it makes of the data."""
+        """Return the plan of this data for so many plan ranks, and log its size."""
         index = self._index()
         self._refuse_too_large(index, self.capacity, "data.capacity")
-        options = {"seed": self.seed, "weights": self.weights, "max_batch": self.max_batch, "left_out": self.left_out}
-        plan = BatchPlan(index, capacity=self.capacity // self.sides, plan_ranks=ranks, **options)
-        left = plan.left_out(0)
-        rank_zero_info(
-            f"data: {len(index)} samples in {len(index.buckets)} buckets, {plan.steps()} steps an epoch"
-            + (f"; an epoch leaves out {len(left.rows)} samples, others each time" if len(left.rows) else "")
-            + (f"; {left.repeated} come again, so that all devices have as many" if left.repeated else "")
+        plan = BatchPlan(
+            index,
+            capacity=self.capacity // self.sides,
+            plan_ranks=ranks,
+            seed=self.seed,
+            weights=self.weights,
+            max_batch=self.max_batch,
+            left_out=self.left_out,
         )
+        left = plan.left_out(0)
+        message = f"data: {len(index)} samples in {len(index.buckets)} buckets, {plan.steps()} steps an epoch"
+        if len(left.rows):
+            message += f"; an epoch leaves out {len(left.rows)} samples, others each time"
+        if left.repeated:
+            message += f"; {left.repeated} come again, so that all devices have as many"
+        rank_zero_info(message)
         return plan
 
     def _refuse_too_large(self, index: Index, capacity: int, key: str) -> None:
@@ -248,10 +329,11 @@ class EditDataModule(L.LightningDataModule):
         )
 
     def _index(self) -> Index:
-        """The samples to train on."""
+        """Return the index of the samples to train on."""
         return Index.open(self.root / "index" / "train")
 
     def val_dataloader(self) -> HeldOut | list[Any]:
+        """Return the held-out edits of this process; an empty list when there are none."""
         rank, world, _ = self._place()
         positions = Index.open(self.root / "index" / "held_out").positions
         count = min(len(positions), self.held_out_max)
@@ -261,7 +343,7 @@ class EditDataModule(L.LightningDataModule):
         return HeldOut(self.chunks(), spread, rank, world)
 
     def chunks(self) -> Chunks:
-        """The samples."""
+        """Return the samples, by number."""
         return Chunks(self.root / "chunks", self.remote, self.whole)
 
     def teardown(self, stage: str) -> None:
@@ -269,14 +351,17 @@ class EditDataModule(L.LightningDataModule):
             self.loader.close()
 
     def _place(self) -> tuple[int, int, int]:
-        """(rank, number of processes, accumulation)."""
+        """Return (rank, number of processes, accumulation)."""
         if self.trainer is None:
             return 0, 1, 1
         return self.trainer.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches
 
     def _rescale(self, world: int) -> None:
-        """Lightning counts micro-batches of a process: on another number of processes, the same steps are fewer or
-        more of them, and accumulation windows would open in the middle."""
+        """Adapt Lightning's counts to a checkpoint that so many other processes wrote.
+
+        Lightning counts the micro-batches of one process. On another number of processes the same steps are fewer or
+        more of them, and accumulation windows would open in the middle.
+        """
         if self.trainer is None or world == self.trainer.world_size:
             return
         progress = self.trainer.fit_loop.epoch_loop.batch_progress

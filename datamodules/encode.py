@@ -1,4 +1,4 @@
-"""Edits through the frozen models, several at a time: latents of equal shapes together, prompts of several samples."""
+"""Encoding of edits by the frozen models, several at a time: crops of one shape, prompts of several samples."""
 
 import json
 from collections import defaultdict
@@ -18,32 +18,34 @@ from firered_lit.models.family import Base
 
 from . import masks
 from .canonical import canonical
-from .chunks import Sample, packed
-from .crops import Cropped, from_png
+from .chunks import DTYPES, Sample, packed
+from .crops import Cropped
 from .faces import Faces
 from .instruction import choices, droppable_references, keeps_order, reworded
 from .reading import Reader, layout_of
 from .records import Record
 from .refusals import Refusal, ends_the_work, guarded
 
-__all__ = ["DTYPES", "Encoder", "from_png"]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VL_PATCH = 28 * 28  # pixels of a reference that are one token of the vision-language model
 
-Order = tuple[int, ...]  # of the references, counted from 1; () for their own
+Order = tuple[int, ...]  # number, from 1, of the reference at each place; () for their own order
 Texts = dict[str, Tensor]  # "text.<kind>/<language>" -> (T, D)
 Instructions = Mapping[str, str]  # "<kind>/<language>" -> text
 T = TypeVar("T")
 
 
 class Encoder:
-    """The frozen VAE and text encoder of a base. Latents and embeddings are kept in the precision they run in.
+    """The frozen VAE and text encoder of a base. Latents and embeddings are stored in the precision they run in.
 
-    orders: in how many orders of its references a sample's texts are encoded, at most. batch: images of one shape, and
-    samples with all their prompts, that go through a model at a time. faces: finds regions where a record names none.
-    aligned: training draws orders of the references, whether their texts are encoded here or then. reader: reads where
-    the words of a target stand.
+    Args:
+        base: The base model.
+        dtype: "float32", "bfloat16" or "float16".
+        device: Device of the models.
+        orders: The most orders of a sample's references for which its texts are encoded.
+        batch: Crops of one shape, and samples with all their prompts, that go through a model at a time.
+        faces: Finds regions of a record that names none.
+        aligned: Training draws orders of the references, whether their texts are encoded here or in the step.
+        reader: Reads the layout of a target's words.
     """
 
     def __init__(
@@ -58,16 +60,20 @@ class Encoder:
         reader: Reader | None = None,
     ) -> None:
         self.aligned = aligned or orders > 1
-        self.faces, self.reader = faces, reader
-        self.sizes, self.dtype, self.orders, self.batch = base.sizes, DTYPES[dtype], orders, batch
+        self.faces = faces
+        self.reader = reader
+        self.sizes = base.sizes
+        self.dtype = DTYPES[dtype]
+        self.orders = orders
+        self.batch = batch
         self.codec = base.codec(device, self.dtype)
         self.conditioner = base.conditioner(device, self.dtype)
 
     def encode(self, some: Sequence[Cropped]) -> list[Sample | Refusal]:
-        """Return records as they are stored, in their order, or why one cannot be.
+        """Return records as they are stored, in their order, or the refusal of one that cannot be.
 
-        Held-out samples are for validation, which shows references as they are. What a sample becomes depends on the
-        others beside it by rounding alone.
+        Held-out samples are for validation, which shows references as they are. The samples that are encoded together
+        change each other by rounding alone.
         """
         try:
             return self._together(some)
@@ -77,20 +83,27 @@ class Encoder:
             return [guarded(partial(self._alone, cropped), cropped.record.where) for cropped in some]
 
     def _alone(self, cropped: Cropped) -> Sample | Refusal:
-        """Return one record as it is stored, or why it cannot be."""
-        (found,) = self._together([cropped])
-        return found
+        """Return one record as it is stored, or its refusal."""
+        (outcome,) = self._together([cropped])
+        return outcome
 
     def _together(self, some: Sequence[Cropped]) -> list[Sample | Refusal]:
-        """Return records as they are stored, or why a record's texts cannot be encoded. Raises whatever else fails."""
+        """Return records as they are stored, or the refusal of one whose texts cannot be encoded.
+
+        Raises:
+            Exception: Anything else that fails.
+        """
         some = [self._placed(self._with_faces(cropped)) for cropped in some]
         prompts = [self._prompts(cropped) for cropped in some]
         latents = self._latents(some)
         texts = self._texts(some, prompts)
-        return [
-            found if isinstance(found, Refusal) else self._sample(cropped, latents, asked, found)
-            for cropped, asked, found in zip(some, prompts, texts, strict=True)
-        ]
+        outcomes: list[Sample | Refusal] = []
+        for cropped, by_order, embeddings in zip(some, prompts, texts, strict=True):
+            if isinstance(embeddings, Refusal):
+                outcomes.append(embeddings)
+            else:
+                outcomes.append(self._sample(cropped, latents, by_order, embeddings))
+        return outcomes
 
     def _sample(
         self,
@@ -99,25 +112,50 @@ class Encoder:
         prompts: dict[Order, Instructions],
         texts: dict[Order, Texts],
     ) -> Sample:
+        """Return one record as it is stored.
+
+        Args:
+            cropped: The record with its crops.
+            latents: (16, H/8, W/8) by `id` of a crop.
+            prompts: Instructions by order of the references.
+            texts: Embeddings by order of the references.
+        """
         record = cropped.record
-        tensors = {name: latents[id(crop)] for name, crop in cropped.crops.items()} | texts[()]
+        tensors = {name: latents[id(crop)] for name, crop in cropped.crops.items()}
+        tensors |= texts[()]
         if cropped.mask is not None:
             tensors[masks.KEY] = masks.packed(cropped.mask)
-        named = {",".join(map(str, order)): order for order in prompts if order}
-        changed = {name: prompts[order] for name, order in named.items() if prompts[order] != record.instructions}
-        meta = self._meta(cropped) | ({"reindexed": changed} if changed else {})
-        orders = {name: texts[order] for name, order in named.items()}
+
+        # The texts of other orders: embeddings, and instructions where they differ.
+        orders: dict[str, Texts] = {}
+        reindexed: dict[str, Instructions] = {}
+        for order, instructions in prompts.items():
+            if not order:
+                continue
+            name = ",".join(str(number) for number in order)
+            orders[name] = texts[order]
+            if instructions != record.instructions:
+                reindexed[name] = instructions
+        meta = self._meta(cropped)
+        if reindexed:
+            meta["reindexed"] = reindexed
         return packed(Sample(record.id, meta, tensors, cropped.pictures, orders))
 
     def _with_faces(self, cropped: Cropped) -> Cropped:
+        """Return an edit with the faces of its target, or of a prompt's first source, where its row has no regions."""
         if self.faces is None or cropped.record.regions:
             return cropped
-        return replace(cropped, regions=self.faces(cropped.crops["target" if cropped.record.target else "reference.0"]))
+        name = "target" if cropped.record.target else "reference.0"
+        return replace(cropped, regions=self.faces(cropped.crops[name]))
 
     def _placed(self, cropped: Cropped) -> Cropped:
-        return canonical(cropped) if self.aligned and not cropped.held_out else cropped
+        """Return an edit with its references in the order in which they are stored."""
+        if self.aligned and not cropped.held_out:
+            return canonical(cropped)
+        return cropped
 
     def _meta(self, cropped: Cropped) -> dict[str, Any]:
+        """Return the facts of a sample, as JSON holds them."""
         record = cropped.record
         meta: dict[str, Any] = {
             "task": record.task,
@@ -131,66 +169,105 @@ class Encoder:
             "held_out": cropped.held_out,
             "droppable": self._droppable(record, cropped.held_out, cropped.order),
         }
-        meta |= {"fixed": True} if self._fixed(record, cropped.held_out) else {}
-        meta |= {name: text for name in ("replaced_text", "requirement") if (text := getattr(record, name))}
-        meta |= {"order": cropped.order} if cropped.order else {}
-        meta |= {"captions": record.captions} if self.aligned and any(record.captions) else {}
-        if self.reader and (layout := layout_of(cropped, self.reader)):
-            meta |= {"text_layout": layout}
+
+        # Facts that few samples have.
+        if self._fixed(record, cropped.held_out):
+            meta["fixed"] = True
+        if record.replaced_text:
+            meta["replaced_text"] = record.replaced_text
+        if record.requirement:
+            meta["requirement"] = record.requirement
+        if cropped.order:
+            meta["order"] = cropped.order
+        if self.aligned and any(record.captions):
+            meta["captions"] = record.captions
+        layout = layout_of(cropped, self.reader) if self.reader else None
+        if layout:
+            meta["text_layout"] = layout
         if record.regions or cropped.regions:
-            meta |= {"regions": cropped.regions, "left_crop": max(0, len(record.regions) - len(cropped.regions))}
+            meta["regions"] = cropped.regions
+            meta["left_crop"] = max(0, len(record.regions) - len(cropped.regions))
         return meta
 
     def _latents(self, some: Sequence[Cropped]) -> dict[int, Tensor]:
-        """(16, H/8, W/8) by `id` of every crop: the posterior's mode, as inference takes it. A crop is encoded once."""
-        alike: dict[tuple[int, int], dict[int, Image.Image]] = defaultdict(dict)
+        """Return (16, H/8, W/8) by `id` of every crop: the posterior's mode, as inference takes it.
+
+        A crop that several records share is encoded once.
+        """
+        by_size: dict[tuple[int, int], dict[int, Image.Image]] = defaultdict(dict)
         for cropped in some:
             for crop in cropped.crops.values():
-                alike[crop.size][id(crop)] = crop
-        found: dict[int, Tensor] = {}
-        for group in alike.values():
-            for part in _parts(list(group.items()), self.batch):
-                latents = self.codec.encode(torch.stack([to_pixels(crop) for _, crop in part]))
-                found |= {key: z.to(self.dtype).cpu().contiguous() for (key, _), z in zip(part, latents, strict=True)}
-        return found
+                by_size[crop.size][id(crop)] = crop
+
+        latents: dict[int, Tensor] = {}
+        for crops in by_size.values():
+            for batch in _batches(list(crops.values()), self.batch):
+                encoded = self.codec.encode(torch.stack([to_pixels(crop) for crop in batch]))
+                for crop, latent in zip(batch, encoded, strict=True):
+                    latents[id(crop)] = latent.to(self.dtype).cpu().contiguous()
+        return latents
 
     def _prompts(self, cropped: Cropped) -> dict[Order, Instructions]:
-        """The instructions by order of the references: their own first, then all that training may draw."""
+        """Return the instructions by order of the references: their own first, then all that training may draw."""
         record = cropped.record
-        own: dict[Order, Instructions] = {(): record.instructions}
-        if cropped.held_out or self._fixed(record, False):
-            return own
-        return own | _reindexed(record, self._droppable(record, False, cropped.order), self.orders)
+        prompts: dict[Order, Instructions] = {(): record.instructions}
+        if not cropped.held_out and not self._fixed(record, False):
+            droppable = self._droppable(record, False, cropped.order)
+            prompts |= _reindexed(record, droppable, self.orders)
+        return prompts
 
     def _texts(
         self, some: Sequence[Cropped], prompts: Sequence[dict[Order, Instructions]]
     ) -> list[dict[Order, Texts] | Refusal]:
-        """Embeddings of every sample by order of its references, or why a sample's texts cannot be encoded."""
-        found: list[dict[Order, Texts] | Refusal] = [{} for _ in some]
-        asked = [(i, order) for i, orders in enumerate(prompts) for order in orders]
-        for part in _parts(asked, self.batch):
+        """Return the embeddings of every sample by order of its references, or the refusal of its texts.
+
+        Args:
+            some: The samples.
+            prompts: Instructions of each by order of its references.
+        """
+        embeddings: list[dict[Order, Texts]] = [{} for _ in some]
+        refusals: dict[int, Refusal] = {}  # the first of a sample
+        tasks = [(i, order) for i, orders in enumerate(prompts) for order in orders]
+        for batch in _batches(tasks, self.batch):
+            texts: list[Texts] | list[Texts | Refusal]
             try:
-                texts = self._encoded([(prompts[i][order], _ordered(some[i], order)) for i, order in part])
+                texts = self._encoded([(prompts[i][order], _ordered(some[i], order)) for i, order in batch])
             except UserError:  # of one of them; each alone says which
-                texts = [self._texts_alone(some[i], prompts[i][order], order) for i, order in part]
-            for (i, order), own in zip(part, texts, strict=True):
-                if isinstance(before := found[i], dict):
-                    found[i] = own if isinstance(own, Refusal) else before | {order: own}
-        return found
+                texts = [self._texts_alone(some[i], prompts[i][order], order) for i, order in batch]
+            for (i, order), outcome in zip(batch, texts, strict=True):
+                if isinstance(outcome, Refusal):
+                    refusals.setdefault(i, outcome)
+                else:
+                    embeddings[i][order] = outcome
+        return [refusals.get(i, by_order) for i, by_order in enumerate(embeddings)]
 
     def _texts_alone(self, cropped: Cropped, instructions: Instructions, order: Order) -> Texts | Refusal:
+        """Return the embeddings of one sample's texts for an order of its references, or its refusal."""
         try:
             return self._encoded([(instructions, _ordered(cropped, order))])[0]
         except UserError as problem:
             return Refusal(cropped.record.where, "instruction", "unusable prompt", str(problem))
 
     def _encoded(self, asked: Sequence[tuple[Instructions, list[Image.Image]]]) -> list[Texts]:
-        """(T, D) of every instruction and of the unconditional text, each with its sample's references; in one call."""
-        prompts = [{**instructions, "unconditional": UNCONDITIONAL} for instructions, _ in asked]
-        shown = [references for (_, references), own in zip(asked, prompts) for _ in own]
-        texts = [text for own in prompts for text in own.values()]
-        rows = iter(self.conditioner.encode(texts, shown, self.sizes.condition_area))
-        return [{f"text.{key}": next(rows).to(self.dtype).cpu().clone() for key in own} for own in prompts]
+        """Return (T, D) of every instruction and of the unconditional text, in one call of the text encoder.
+
+        Args:
+            asked: Instructions of each sample, and the references that they are shown with.
+        """
+        keys: list[tuple[int, str]] = []
+        texts: list[str] = []
+        shown: list[list[Image.Image]] = []
+        for i, (instructions, references) in enumerate(asked):
+            for key, text in {**instructions, "unconditional": UNCONDITIONAL}.items():
+                keys.append((i, key))
+                texts.append(text)
+                shown.append(references)
+
+        encoded = self.conditioner.encode(texts, shown, self.sizes.condition_area)
+        embeddings: list[Texts] = [{} for _ in asked]
+        for (i, key), embedding in zip(keys, encoded):
+            embeddings[i][f"text.{key}"] = embedding.to(self.dtype).cpu().clone()
+        return embeddings
 
     def _fixed(self, record: Record, held_out: bool) -> bool:
         """Return whether training shows the references in the order in which they are stored, and no other."""
@@ -199,7 +276,13 @@ class Encoder:
         return keeps_order(record.instructions.values(), len(record.references))
 
     def _droppable(self, record: Record, held_out: bool, order: Order = ()) -> Order:
-        """Return the places of the references that may be dropped; `order` tells which reference stands at each."""
+        """Return the places, from 1, of the references that may be dropped.
+
+        Args:
+            record: A record with its references in the order in which they are stored.
+            held_out: Kept for validation, where none is dropped.
+            order: Number of the row's reference at each place; () for the row's own order.
+        """
         if not self.aligned or held_out:
             return ()
         prompts = list(record.instructions.values())
@@ -207,35 +290,50 @@ class Encoder:
         return droppable_references(prompts, len(record.references), record.captions, edited)
 
     def estimate(self, records: Sequence[Record], keep_images: bool = True) -> float:
-        """Bytes that these records will take, roughly: crops at full area, a token for three characters."""
-        width, item = self.conditioner.width, self.dtype.itemsize
+        """Return the bytes that records will take, roughly: crops at full area, a token for three characters."""
+        item = self.dtype.itemsize
         total = 0.0
         for record in records:
-            area = self.sizes.target_area * (bool(record.target) + bool(record.loser))
-            area += len(record.references) * self.sizes.reference_area
-            own = tuple(range(1, len(record.references) + 1))
-            tokens = 0.0
-            orders = [own]
+            # Latents, and the crops as PNG files.
+            area = len(record.references) * self.sizes.reference_area
+            if record.target:
+                area += self.sizes.target_area
+            if record.loser:
+                area += self.sizes.target_area
+            total += area * 16 / 64 * item
+            if keep_images:
+                total += 2.0 * area
+
+            # Embeddings, for every order.
+            texts = [*record.instructions.values(), UNCONDITIONAL]
+            orders = [tuple(range(1, len(record.references) + 1))]
             if not self._fixed(record, False):
                 orders += _reindexed(record, self._droppable(record, False), self.orders)
             for order in orders:
                 seen = len(order) * self.sizes.condition_area / VL_PATCH
-                tokens += sum(seen + 30 + len(text) / 3 for text in (*record.instructions.values(), UNCONDITIONAL))
-            total += area * 16 / 64 * item + tokens * width * item + (2.0 * area if keep_images else 0)
+                tokens = sum(seen + 30 + len(text) / 3 for text in texts)
+                total += tokens * self.conditioner.width * item
             total += len(json.dumps(record.instructions))
         return total
 
 
-def _reindexed(record: Record, drop: tuple[int, ...], limit: int) -> dict[tuple[int, ...], dict[str, str]]:
-    """The instructions for every order of the references that training may draw, but for the identity."""
+def _reindexed(record: Record, droppable: Order, limit: int) -> dict[Order, dict[str, str]]:
+    """Return the instructions for every order of the references that training may draw, but for the identity."""
     n = len(record.references)
-    return {order: reworded(record.instructions, order, record.captions, n) for order in choices(n, drop, limit)[1:]}
+    instructions = {}
+    for order in choices(n, droppable, limit)[1:]:
+        instructions[order] = reworded(record.instructions, order, record.captions, n)
+    return instructions
 
 
 def _ordered(cropped: Cropped, order: Order) -> list[Image.Image]:
+    """Return the references' crops in an order."""
     references = cropped.references
-    return [references[i - 1] for i in order] if order else references
+    if not order:
+        return references
+    return [references[number - 1] for number in order]
 
 
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Return the items, at most `size` at a time."""
     return (items[start : start + size] for start in range(0, len(items), size))

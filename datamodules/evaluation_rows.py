@@ -58,7 +58,7 @@ class EvaluationRows:
 
     @cached_property
     def _records(self) -> dict[str, tuple[int, Record]]:
-        """id -> number of the row, and the edit in it."""
+        """Return id -> number of the row, and the edit in it."""
         found: dict[str, tuple[int, Record]] = {}
         refused: list[Refusal] = []
         count = 0

@@ -11,6 +11,7 @@ from .refusals import Refuse
 
 MISSING = frozenset({"", "nan", "none", "null", "<na>"})  # values that are not there, as programs write them
 MOST_PIXELS = 10**6  # of a side
+LONGEST_NUMBER = 10  # digits; a text that is longer is no number of pixels
 CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -60,9 +61,9 @@ def path_of(name: str, value: Any, many: bool = False) -> str:
     """Return a value that is a path.
 
     Args:
-        name: of the column.
-        value: its value, or one of its values.
-        many: whether the column may hold several, for the message.
+        name: Name of the column.
+        value: Its value, or one of its values.
+        many: The column may hold several, which the message says.
 
     Raises:
         Refuse: it is none, or one that no file can have.
@@ -174,16 +175,22 @@ def size_of(row: dict[str, Any]) -> tuple[int, int]:
     """Return (height, width) of the target when the row says both, else (0, 0)."""
     height = _pixels(row, "height")
     width = _pixels(row, "width")
-    return (height, width) if height and width else (0, 0)
+    if height == 0 or width == 0:
+        return 0, 0
+    return height, width
 
 
 def _pixels(row: dict[str, Any], name: str) -> int:
     """Return a number of pixels, which may be written as text; 0 when it is missing. Raises Refuse."""
     value = row.get(name)
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+
+    # Digits.
+    if isinstance(value, str) and len(value) < LONGEST_NUMBER and value.isascii() and value.isdecimal():
         return int(value)
+
+    # A whole number.
     pixels = number_of(row, name, "a number of pixels") or 0
-    whole = 0 <= pixels <= MOST_PIXELS and pixels == int(pixels)
-    if whole and not isinstance(pixels, bool):
+    in_range = 0 <= pixels <= MOST_PIXELS
+    if in_range and pixels == int(pixels) and not isinstance(pixels, bool):
         return int(pixels)
     raise Refuse(name, "wrong type", f"expected a number of pixels, got {shown(value)}")

@@ -31,7 +31,7 @@ class Gallery(Protocol):
         """Give each picture to the request that it was made for. Returns the names of those that belong to none.
 
         Args:
-            ids: of `possible`, those that a request has.
+            ids: Those of `possible` that a request has.
         """
         ...
 

@@ -17,13 +17,14 @@ class Ids:
     def __init__(self) -> None:
         self.file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self.file.executescript(f"{SETTINGS}; CREATE TABLE ids (id BLOB PRIMARY KEY) WITHOUT ROWID; BEGIN")
-        self.cursor, self.count = self.file.cursor(), 0
+        self.cursor = self.file.cursor()
+        self.count = 0
 
     def __len__(self) -> int:
         return self.count
 
     def add(self, name: str) -> bool:
-        """Whether the id is new."""
+        """Add an id; return True when it is new."""
         key = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         new = self.cursor.execute("INSERT OR IGNORE INTO ids VALUES (?)", (key,)).rowcount > 0
         self.count += new

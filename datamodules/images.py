@@ -50,11 +50,21 @@ def load(
     url_bytes: int = URL_BYTES,
     mask: bool = False,
 ) -> Image.Image:
-    """The image at a path, or at an http(s) URL when `allow_urls`, upright, in 8-bit RGB.
+    """Return the image at a path, or at an http(s) URL when `allow_urls`, upright, in 8-bit RGB.
 
     Colours, depth and transparency are as `firered_lit.colours` says; palettes, CMYK and EXIF rotation are resolved,
-    `info` then says "turned". max_pixels is held against the header, before anything is decoded. mask: 8-bit grey
-    instead, 255 where the image is white or transparent. Raises BadImageError.
+    `info` then says "turned".
+
+    Args:
+        path: The path, the address, or an image that lies in a table.
+        max_pixels: Pixels of the image, at most; held against the header, before anything is decoded.
+        allow_urls: Fetch http(s) addresses.
+        url_seconds: Seconds that a fetch may take.
+        url_bytes: Bytes that it may have.
+        mask: Return 8-bit grey instead, 255 where the image is white or transparent.
+
+    Raises:
+        BadImageError: It cannot be used.
     """
     name = os.fspath(path)
     with _open(name, allow_urls, url_seconds, url_bytes) as file:
@@ -100,7 +110,7 @@ def decode(
 
 
 def size(path: str | os.PathLike[str], *, allow_urls: bool = False, url_seconds: float = URL_SECONDS) -> Shape:
-    """(height, width) of an image as `load` would give it, by its header alone. Raises BadImageError."""
+    """Return (height, width) of an image as `load` would give it, by its header alone. Raises BadImageError."""
     name = os.fspath(path)
     opened = _open(name, allow_urls, url_seconds, URL_BYTES)
     with opened as file, _refusing(name), _header(file, name, MAX_PIXELS) as image:
@@ -113,10 +123,10 @@ def refusing_field(field: str) -> Iterator[None]:
     """Have an image that is refused be the refusal of its row.
 
     Args:
-        field: the column that names the image.
+        field: The column that names the image.
 
     Raises:
-        Refuse: a BadImageError was raised.
+        Refuse: A BadImageError was raised.
     """
     try:
         yield
@@ -143,7 +153,11 @@ def _refusing(name: str) -> Iterator[None]:
 
 
 def shape_of(image: Image.Image, area: int, sizes: Sizes, like: Image.Image | None = None) -> Shape:
-    """The shape near `area` pixels that suits an image, or `like`, best. BadImageError when that enlarges too much."""
+    """Return the shape near `area` pixels that suits an image, or `like`, best.
+
+    Raises:
+        BadImageError: The image would be enlarged too much.
+    """
     model = like or image
     shape = assign(model.height, model.width, shape_table(area))
     scale = cover(image.height, image.width, shape)
@@ -154,12 +168,12 @@ def shape_of(image: Image.Image, area: int, sizes: Sizes, like: Image.Image | No
 
 
 def fit(image: Image.Image, area: int, sizes: Sizes, like: Image.Image | None = None) -> Image.Image:
-    """The crop of an image to its `shape_of`."""
+    """Return the crop of an image to its `shape_of`."""
     return crop(image, shape_of(image, area, sizes, like))
 
 
 def crop(image: Image.Image, shape: Shape) -> Image.Image:
-    """The centre of the image at `shape` (height, width), in one resampling; an image of that shape is returned as is.
+    """Return the centre of an image at `shape` (height, width), in one resampling; an image of that shape as it is.
 
     VAE and vision-language model both see this crop, so the stock pipeline on it gives identical tensors.
     """
@@ -169,6 +183,11 @@ def crop(image: Image.Image, shape: Shape) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, box=window(image.size, shape))
 
 
+def from_png(file: bytes) -> Image.Image:
+    """Return a stored crop, a PNG file, as an RGB image."""
+    return Image.open(io.BytesIO(file)).convert("RGB")
+
+
 def window(size: tuple[int, int], shape: Shape) -> tuple[float, float, float, float]:
     """Return what `crop` shows of an image of `size` (width, height): left, top, right, bottom in its pixels."""
     left, top, right, bottom = crop_box(size[1], size[0], shape)
@@ -176,7 +195,7 @@ def window(size: tuple[int, int], shape: Shape) -> tuple[float, float, float, fl
 
 
 def _open(name: str, allow_urls: bool, seconds: float, limit: int) -> IO[bytes]:
-    """The file, the one that lies in a table, or the whole body of the URL."""
+    """Open the file, the one that lies in a table, or the whole body of the URL."""
     if isinstance(name, Embedded):
         if not name.data:
             raise BadImageError("empty image", f"{name} has zero bytes")
@@ -200,7 +219,7 @@ def _open(name: str, allow_urls: bool, seconds: float, limit: int) -> IO[bytes]:
 
 
 def _header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
-    """The image, not yet decoded, when its header promises something usable."""
+    """Return an image that is not decoded yet. Raises BadImageError when its header promises nothing usable."""
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit would stop an image that the user allows
     image = Image.open(file, formats=FORMATS)

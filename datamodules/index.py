@@ -1,10 +1,10 @@
-"""The columnar index of a data set: which row lies in which bucket, and where its sample is on disk.
+"""The columnar index of a data set: the bucket of every row, and the place of its sample on disk.
 
 One file in the safetensors layout (little-endian header length, JSON header, columns), memory-mapped: every process of
 a host shares the same pages. Rows are sorted by bucket, then by position, so a bucket is a contiguous range of rows.
 Columns, for N rows: `positions` (N,) sample number in the LitData chunks; `blocks` first row of every block, a block
 being rows of one chunk; and, when the rows carry clusters, `by_cluster` (N,) rows ordered by bucket and cluster,
-with `segment_start`, `segment_cluster`: where each (bucket, cluster) begins in it.
+with `segment_start`, `segment_cluster`: the start and the cluster of each of these groups.
 """
 
 import json
@@ -53,13 +53,17 @@ class Bucket:
     @property
     def tokens(self) -> int:
         """Visual tokens of one sample: its target and its references."""
-        return tokens(self.target) + sum(map(tokens, self.references))
+        return tokens(self.target) + sum(tokens(shape) for shape in self.references)
 
     def __str__(self) -> str:
-        images = [f"{w}x{h}" for h, w in (self.target, *self.references)]
-        marks = f" (droppable {','.join(map(str, self.droppable))})" if self.droppable else ""
-        marks += " (fixed order)" if self.fixed else ""
-        return f"{self.task} {' <- '.join([images[0], ' + '.join(images[1:]) or 'text'])}{marks}"
+        target, *references = [f"{width}x{height}" for height, width in (self.target, *self.references)]
+        text = f"{self.task} {target} <- {' + '.join(references) or 'text'}"
+        if self.droppable:
+            numbers = ",".join(str(number) for number in self.droppable)
+            text += f" (droppable {numbers})"
+        if self.fixed:
+            text += " (fixed order)"
+        return text
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,22 @@ class Index:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Index":
-        """Map the index of a folder. UserError when there is none, or when the file is cut short."""
+        """Map the index of a folder.
+
+        Raises:
+            UserError: There is none, or the file is cut short.
+        """
         path = Path(folder) / FILE
         if not path.exists():
             raise UserError(f"no index at {path}: make it with `python -m firered_lit prepare`")
         header, begin = _header(path)
         meta = header.pop("__metadata__")
-        columns = {name: _column(path, spec, begin) for name, spec in header.items()}
-        return cls(Path(folder), _buckets(json.loads(meta["buckets"])), tuple(json.loads(meta["clusters"])), columns)
+        return cls(
+            folder=Path(folder),
+            buckets=_buckets(json.loads(meta["buckets"])),
+            clusters=tuple(json.loads(meta["clusters"])),
+            columns={name: _column(path, spec, begin) for name, spec in header.items()},
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Index.open, (self.folder,)  # a worker maps the file again, rather than being sent the columns
@@ -94,13 +106,15 @@ class Index:
         return self.columns["positions"]
 
     def blocks(self, bucket: Bucket) -> np.ndarray:
-        """First rows of the bucket's blocks, counted from the bucket's start."""
+        """Return the first rows of the bucket's blocks, counted from the bucket's start."""
         blocks = self.columns["blocks"]
-        first, last = np.searchsorted(blocks, np.array([bucket.start, bucket.start + bucket.count], blocks.dtype))
+        ends = np.array([bucket.start, bucket.start + bucket.count], blocks.dtype)
+        first, last = np.searchsorted(blocks, ends)
         return blocks[first:last].astype(np.int64) - bucket.start
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return an index's header, and the byte at which its columns begin."""
     try:
         with path.open("rb") as file:
             begin = 8 + int.from_bytes(file.read(8), "little")
@@ -118,13 +132,16 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _column(path: Path, spec: dict[str, Any], begin: int) -> np.ndarray:
-    shape, dtype = tuple(spec["shape"]), DTYPES[spec["dtype"]]
-    if not shape[0]:
+    """Return a column as a memory map."""
+    shape = tuple(spec["shape"])
+    dtype = DTYPES[spec["dtype"]]
+    if shape[0] == 0:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", begin + spec["data_offsets"][0], shape)
 
 
 def _buckets(specs: list[list[Any]]) -> tuple[Bucket, ...]:
+    """Return the buckets that a header lists."""
     starts = np.cumsum([0] + [spec[-1] for spec in specs])
     buckets = []
     for spec, start in zip(specs, starts):
@@ -132,7 +149,7 @@ def _buckets(specs: list[list[Any]]) -> tuple[Bucket, ...]:
         bucket = Bucket(
             task=task,
             target=tuple(target),
-            references=tuple(map(tuple, references)),
+            references=tuple(tuple(shape) for shape in references),
             start=int(start),
             count=count,
             droppable=tuple(droppable),
@@ -155,34 +172,49 @@ class Column(Protocol):
 
 
 def pieces(column: Column, first: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
-    """A column, or its part from `first` to `end`, in slices of bounded size: memory does not grow with the data."""
-    end = len(column) if end is None else end
-    return (column[i : min(i + PIECE, end)] for i in range(first, end, PIECE))
+    """Return a column, or its part from `first` to `end`, in slices of at most `PIECE` rows."""
+    if end is None:
+        end = len(column)
+    return (column[start : min(start + PIECE, end)] for start in range(first, end, PIECE))
 
 
 def save(
     folder: str | Path, buckets: Sequence[tuple[Key, int]], clusters: Sequence[str], columns: Mapping[str, Column]
 ) -> None:
-    """Write sorted columns and the (key, rows) of each bucket to `folder`, piece by piece, and put them in place."""
-    specs = [
-        [task, target, references, droppable, fixed, count]
-        for (task, _, target, references, droppable, fixed), count in buckets
-    ]
-    header: dict[str, Any] = {
-        "__metadata__": {"version": VERSION, "buckets": json.dumps(specs), "clusters": json.dumps(list(clusters))}
-    }
-    wide = {name: int(max(map(np.max, pieces(column)), default=0)) >= 1 << 32 for name, column in columns.items()}
+    """Write an index, piece by piece, and put it in place.
+
+    Args:
+        folder: Folder of the index.
+        buckets: The key of each bucket, in order, and its number of rows.
+        clusters: Names of the clusters.
+        columns: Sorted columns by name.
+    """
+    specs = []
+    for (task, _, target, references, droppable, fixed), count in buckets:
+        specs.append([task, target, references, droppable, fixed, count])
+    metadata = {"version": VERSION, "buckets": json.dumps(specs), "clusters": json.dumps(list(clusters))}
+
+    # The columns' places: those of 8 bytes first, so that all are aligned.
+    wide = {name for name, column in columns.items() if _largest(column) >= 1 << 32}
+    specifications: dict[str, dict[str, Any]] = {}
     offset = 0
-    for name in sorted(columns, key=lambda name: not wide[name]):  # the 8-byte columns first, so that all are aligned
-        kind, size = ("U64", 8) if wide[name] else ("U32", 4)
-        offsets = [offset, offset + size * len(columns[name])]
-        header[name] = {"dtype": kind, "shape": [len(columns[name])], "data_offsets": offsets}
-        offset = offsets[1]
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path = Path(folder) / FILE
-    with replacing(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in list(header)[1:]:
+    for name in sorted(columns, key=lambda name: name not in wide):
+        length = len(columns[name])
+        end = offset + (8 if name in wide else 4) * length
+        kind = "U64" if name in wide else "U32"
+        specifications[name] = {"dtype": kind, "shape": [length], "data_offsets": [offset, end]}
+        offset = end
+
+    # The header, padded to 8 bytes, and the columns.
+    header = json.dumps({"__metadata__": metadata, **specifications}).encode()
+    header += b" " * (-len(header) % 8)
+    with replacing(Path(folder) / FILE, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name, spec in specifications.items():
             for piece in pieces(columns[name]):
-                piece.astype(DTYPES[header[name]["dtype"]]).tofile(file)
+                piece.astype(DTYPES[spec["dtype"]]).tofile(file)
+
+
+def _largest(column: Column) -> int:
+    """Return the largest number of a column; 0 of an empty one."""
+    return max((int(piece.max()) for piece in pieces(column)), default=0)

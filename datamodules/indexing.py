@@ -33,7 +33,7 @@ class OnDisk:
         return np.fromfile(self.file, self.dtype, max(0, end - first))
 
     def scatter(self, places: np.ndarray, values: np.ndarray) -> None:
-        """values[i] goes to places[i]; runs of places are written at once."""
+        """Write values[i] to places[i]; runs of places are written at once."""
         order = np.argsort(places, kind="stable")
         places, values = places[order], values[order].astype(self.dtype)
         starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
@@ -44,18 +44,25 @@ class OnDisk:
 def write_index(folder: str | Path, rows: Iterable[Row], chunks: Sequence[int] | None = None) -> None:
     """Write the index of `rows`, given in any order. An index that is there is replaced in one step.
 
-    chunks: samples in each LitData chunk, in the order of the chunks, so that the plan can read chunk by chunk.
     Memory does not grow with the number of rows, as long as each bucket's rows come in the order of their positions.
+
+    Args:
+        folder: Folder of the index; it is made when absent.
+        rows: The samples.
+        chunks: Samples in each LitData chunk, in the order of the chunks, so that the plan can read chunk by chunk.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".index-") as name:
         keys = _spill(rows, Path(name) / "spill")
         ordered = sorted(keys)
         buckets = list(dict.fromkeys(key for key, _ in ordered))
-        if not keys:
-            columns, counts = {name: np.empty(0, np.uint64) for name in ("positions", "blocks")}, []
-        else:
+        columns: dict[str, Column]
+        counts: list[int]
+        if keys:
             columns, counts = _columns(keys, ordered, chunks, Path(name))
+        else:
+            columns = {"positions": np.empty(0, np.uint64), "blocks": np.empty(0, np.uint64)}
+            counts = []
         save(folder, list(zip(buckets, counts)), sorted({cluster for _, cluster in ordered}), columns)
 
 
@@ -65,28 +72,41 @@ def _spill(rows: Iterable[Row], path: Path) -> dict[tuple[Key, str], int]:
     rows = iter(rows)
     with path.open("wb") as file:
         while some := list(islice(rows, index.PIECE // 8)):
-            out = np.empty(len(some), SPILL)
-            keys = [
-                ((r.task, len(r.references), r.target, r.references, r.droppable, r.fixed), r.cluster) for r in some
-            ]
-            out["segment"] = [numbers.setdefault(key, len(numbers)) for key in keys]
-            out["position"] = [row.position for row in some]
-            out.tofile(file)
+            spilled = np.empty(len(some), SPILL)
+            spilled["segment"] = [numbers.setdefault(_segment(row), len(numbers)) for row in some]
+            spilled["position"] = [row.position for row in some]
+            spilled.tofile(file)
     return numbers
+
+
+def _segment(row: Row) -> tuple[Key, str]:
+    """Return a row's bucket and cluster."""
+    key = (row.task, len(row.references), row.target, row.references, row.droppable, row.fixed)
+    return key, row.cluster
 
 
 def _columns(
     keys: dict[tuple[Key, str], int], ordered: list[tuple[Key, str]], chunks: Sequence[int] | None, scratch: Path
 ) -> tuple[dict[str, Column], list[int]]:
-    """The sorted columns of the spilled rows, on disk in `scratch`, and the rows of each bucket."""
+    """Return the sorted columns of the spilled rows, on disk in `scratch`, and the number of rows of each bucket.
+
+    Args:
+        keys: The number of each segment in the spilled rows.
+        ordered: The segments, sorted.
+        chunks: Samples in each chunk.
+        scratch: Folder with the spilled rows.
+    """
+    # (segments,) the rank of each when they are sorted, its bucket, and its rows.
     spill = OnDisk(scratch / "spill", SPILL, (scratch / "spill").stat().st_size // SPILL.itemsize)
     rank = np.empty(len(keys), np.int64)
     rank[[keys[key] for key in ordered]] = np.arange(len(keys))
-    bucket_of = np.cumsum([False] + [a[0] != b[0] for a, b in pairwise(ordered)])
+    bucket_of = np.cumsum([False] + [first[0] != second[0] for first, second in pairwise(ordered)])
     counts = np.zeros(len(keys), np.int64)
     for piece in pieces(spill):
         counts += np.bincount(rank[piece["segment"]], minlength=len(keys))
     sizes = np.bincount(bucket_of, counts).astype(np.int64)
+
+    # The columns.
     positions, segments = _sort(spill, rank, bucket_of, sizes, scratch)
     columns: dict[str, Column] = {"positions": positions, "blocks": _blocks(positions, sizes, chunks)}
     clusters = sorted({cluster for _, cluster in keys})
@@ -99,7 +119,12 @@ def _columns(
 
 
 def _places(keys: np.ndarray, cursor: np.ndarray) -> np.ndarray:
-    """Where each row goes in a stable counting sort by key; `cursor` (next free place of each key) moves on."""
+    """Return the place of each row in a stable counting sort.
+
+    Args:
+        keys: (rows,) key of each row, from 0.
+        cursor: (keys,) next free place of each key; it is moved on.
+    """
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     counts = np.bincount(keys, minlength=len(cursor))
@@ -113,7 +138,7 @@ def _places(keys: np.ndarray, cursor: np.ndarray) -> np.ndarray:
 def _sort(
     spill: OnDisk, rank: np.ndarray, bucket_of: np.ndarray, sizes: np.ndarray, scratch: Path
 ) -> tuple[OnDisk, OnDisk]:
-    """Positions and segments of all rows, by bucket and position, on disk in `scratch`."""
+    """Return the positions and segments of all rows, by bucket and position, on disk in `scratch`."""
     positions = OnDisk(scratch / "positions", "<u8", len(spill))
     segments = OnDisk(scratch / "segments", "<u4", len(spill))
     cursor = np.cumsum(sizes) - sizes
@@ -123,14 +148,16 @@ def _sort(
         positions.scatter(places, piece["position"])
         segments.scatter(places, segment)
     for end, size in zip(np.cumsum(sizes).tolist(), sizes.tolist()):
-        if not _rising(pieces(positions, end - size, end)):
-            order, places = np.argsort(positions[end - size : end], kind="stable"), np.arange(end - size, end)
+        begin = end - size
+        if not _rising(pieces(positions, begin, end)):
+            order = np.argsort(positions[begin:end], kind="stable")
             for column in (positions, segments):
-                column.scatter(places, column[end - size : end][order])
+                column.scatter(np.arange(begin, end), column[begin:end][order])
     return positions, segments
 
 
 def _rising(pieces: Iterator[np.ndarray]) -> bool:
+    """Return whether a column, in pieces, never falls."""
     last = 0
     for piece in pieces:
         if piece[0] < last or np.any(piece[1:] < piece[:-1]):
@@ -140,9 +167,10 @@ def _rising(pieces: Iterator[np.ndarray]) -> bool:
 
 
 def _by_cluster(segments: OnDisk, counts: np.ndarray, scratch: Path) -> OnDisk:
-    """All rows ordered by segment, on disk in `scratch`."""
+    """Return all rows ordered by segment, on disk in `scratch`."""
     rows = OnDisk(scratch / "by_cluster", "<u8", len(segments))
-    cursor, first = np.cumsum(counts) - counts, 0
+    cursor = np.cumsum(counts) - counts
+    first = 0
     for piece in pieces(segments):
         rows.scatter(_places(piece.astype(np.int64), cursor), np.arange(first, first + len(piece)))
         first += len(piece)
@@ -150,13 +178,16 @@ def _by_cluster(segments: OnDisk, counts: np.ndarray, scratch: Path) -> OnDisk:
 
 
 def _blocks(positions: OnDisk, sizes: np.ndarray, chunks: Sequence[int] | None) -> np.ndarray:
-    """First row of every block: a bucket's rows of one chunk, cut where they are too many."""
+    """Return the first row of every block: a bucket's rows of one chunk, cut where they are too many."""
     ends = np.cumsum(chunks or [0]).astype(np.uint64)
     blocks = []
     for end, size in zip(np.cumsum(sizes).tolist(), sizes.tolist()):
+        # Where another chunk begins.
         cuts = _changes(np.searchsorted(ends, piece, "right") for piece in pieces(positions, end - size, end))
         if not chunks or size < SCATTERED * len(cuts):
             cuts = np.arange(0, size, BLOCK)
+
+        # Blocks that are too large, in parts.
         parts = -(np.diff(cuts, append=size) // -LARGEST_BLOCK)
         within = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
         blocks.append(end - size + np.repeat(cuts, parts) + LARGEST_BLOCK * within)
@@ -164,9 +195,16 @@ def _blocks(positions: OnDisk, sizes: np.ndarray, chunks: Sequence[int] | None) 
 
 
 def _changes(pieces: Iterable[np.ndarray]) -> np.ndarray:
-    """Where a column (of numbers from 0 up, in pieces) has another value than a row before; 0 is such a place."""
-    found, last, first = [], -1, 0
+    """Return the rows at which a column has another value than at the row before; row 0 is one of them.
+
+    Args:
+        pieces: The column, of numbers from 0 up, in pieces.
+    """
+    found = []
+    last = -1
+    first = 0
     for piece in pieces:
         found.append(first + np.flatnonzero(np.diff(piece, prepend=last)))
-        last, first = int(piece[-1]), first + len(piece)
+        last = int(piece[-1])
+        first += len(piece)
     return np.concatenate(found)

@@ -1,4 +1,8 @@
-"""Stochastic instruction alignment (FireRed report, 3.2): references are permuted and dropped, the prompt follows."""
+"""Stochastic instruction alignment: references are permuted and dropped, and the prompt follows.
+
+Source:
+    FireRed-Image-Edit (2602.13344), section 3.2.
+"""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -6,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, permutations
 from math import comb, factorial
+from typing import Any
 
 from datamodules.mentions import Mention
 from datamodules.numerals import LAST, ORDINALS, spell
@@ -14,6 +19,7 @@ from firered_lit.draws import chooser
 from firered_lit.errors import UserError
 
 Captions = Sequence[str | None] | Mapping[int, str]  # of every reference, in the old order; or by its old number
+PLURAL = re.compile(r"(?i)(fig|figure|image|img|picture|pic|photo|photograph|reference|ref)s\b")
 
 
 def mentions(prompt: str, n: int) -> set[int]:
@@ -24,110 +30,210 @@ def mentions(prompt: str, n: int) -> set[int]:
 def reindex(prompt: str, order: Sequence[int], captions: Captions | None = None, *, n: int | None = None) -> str:
     """Return the prompt for references in a new order: every mention follows its image, all at once.
 
-    What is not understood stays as it is: ask `keeps_order` first.
+    Words that are not understood stay as they are: ask `keeps_order` first.
 
     Args:
-        prompt: What names references 1 to n.
+        prompt: Text that names references 1 to n.
         order: order[i] is the old number of the reference that now stands at place i + 1; dropped ones are absent.
-        captions: What to say instead of naming a dropped reference.
+        captions: Words that take the place of a dropped reference's name.
         n: The number of references there were; by default the largest in `order` or with a caption.
 
     Raises:
         UserError: When a dropped reference is named and has no caption.
     """
-    known = range(1, len(captions) + 1) if isinstance(captions, Sequence) else list(captions or ())
+    texts = _by_number(captions)
     if n is None:
-        n = max([*order, *known], default=0)
+        n = max([*order, *texts], default=0)
     new = {old: place for place, old in enumerate(order, 1)}
     if len(new) != len(order) or not all(1 <= old <= n for old in order):
         raise UserError(f"order {list(order)}: each of the references 1 to {n} may stand in it once")
     if list(order) == list(range(1, n + 1)):
         return prompt
-    texts = dict(enumerate(captions, 1)) if isinstance(captions, Sequence) else dict(captions or {})
-    out, at = [], 0
+
+    # Each mention is written again, what lies between them is copied.
+    pieces = []
+    end = 0
     for mention in find(prompt, n):
-        out += [prompt[at : mention.start], _rewrite(prompt, mention, new, texts, n)]
-        at = mention.end
-    return "".join([*out, prompt[at:]])
+        pieces.append(prompt[end : mention.start])
+        pieces.append(_rewrite(prompt, mention, new, texts, n))
+        end = mention.end
+    pieces.append(prompt[end:])
+    return "".join(pieces)
+
+
+def _by_number(captions: Captions | Sequence[Mapping[str, str]] | None) -> dict[int, Any]:
+    """Return captions by the old number of their reference."""
+    if captions is None:
+        return {}
+    if isinstance(captions, Mapping):
+        return dict(captions)
+    return dict(enumerate(captions, 1))
 
 
 def reworded(
     instructions: Mapping[str, str], order: Sequence[int], captions: Sequence[Mapping[str, str]], n: int
 ) -> dict[str, str]:
-    """Instructions, by "kind/language", for n references in a new order, see `reindex`.
+    """Return a sample's instructions for its references in a new order, see `reindex`.
 
-    captions: of every reference by language. What has none in an instruction's own language is called by another's.
+    A dropped reference is called by its caption in the instruction's language, else by that in another.
+
+    Args:
+        instructions: Texts by "kind/language".
+        order: Old number, from 1, of the reference at each new place.
+        captions: Captions of every reference, in the old order, by language.
+        n: The number of references.
     """
-    return {
-        key: reindex(text, order, [_said(caption, key.partition("/")[2]) for caption in captions], n=n)
-        for key, text in instructions.items()
-    }
+    texts = {}
+    for key, text in instructions.items():
+        language = key.partition("/")[2]
+        of_language = [_caption_in(language, caption) for caption in captions]
+        texts[key] = reindex(text, order, of_language, n=n)
+    return texts
 
 
-def _said(caption: Mapping[str, str], language: str) -> str | None:
-    return caption.get(language) or next(iter(caption.values()), None)
+def as_in_the_row(meta: Mapping[str, Any]) -> tuple[list[int], dict[str, str]]:
+    """Return a stored sample's references in the order of its row.
+
+    Args:
+        meta: The sample's facts, as they are stored.
+
+    Returns:
+        The place, from 0, at which each of the row's references is stored, and the instructions that count them in the
+        row's order.
+    """
+    count = len(meta["references"])
+    order = list(meta.get("order") or range(1, count + 1))
+    back = [order.index(number) + 1 for number in range(1, count + 1)]
+    instructions = {key: reindex(text, back, n=count) for key, text in meta["instructions"].items()}
+    return [place - 1 for place in back], instructions
+
+
+def _caption_in(language: str, captions: Mapping[str, str]) -> str | None:
+    """Return the caption in a language, else the first in another; None where there is none."""
+    return captions.get(language) or next(iter(captions.values()), None)
 
 
 def _rewrite(prompt: str, mention: Mention, new: dict[int, int], captions: Mapping[int, str | None], n: int) -> str:
-    """Return a mention of references that stand at new places; those that stand nowhere are dropped."""
-    moved = [new.get(value) for value in mention.values]
-    for value, place in zip(mention.values, moved):
-        if value <= n and place is None and not captions.get(value):
-            raise UserError(f"reference {value} is dropped, but the prompt names it and it has no caption: {prompt!r}")
-    dropped = any(value <= n and value not in new for value in mention.values)
-    ends = list(zip(mention.values, moved))
+    """Return a mention as it reads in the new order.
 
-    # "images 1-3" names the same three in any order; of others each is named by itself.
-    if mention.span and not dropped:
-        pair = len(mention.tokens) == 2 and len(moved) == 2
-        if not pair and sorted(moved) == sorted(mention.values):
-            return prompt[mention.start : mention.end]
-        steps = {abs(b - a) if pair else b - a for a, b in pairwise(moved)}
-        if len(mention.tokens) == 1 or steps != {1}:
-            return _listed(prompt, mention, new, captions, n)
-        ends = [ends[0], ends[-1]]
+    Args:
+        prompt: The text that holds the mention.
+        mention: The stretch to write again.
+        new: New place by old number, both from 1; a reference that is absent is dropped.
+        captions: Words for a dropped reference, by old number.
+        n: The number of references; a larger number in a mention names none.
+    """
+    dropped = [value for value in mention.values if value <= n and value not in new]
+    for value in dropped:
+        if not captions.get(value):
+            raise UserError(f"reference {value} is dropped, but the prompt names it and it has no caption: {prompt!r}")
     if dropped:
         return _listed(prompt, mention, new, captions, n)
 
+    # "images 1-3" names the same three in any order; where the new places make no row, each is named by itself.
+    ends = [(value, new.get(value)) for value in mention.values]
+    if mention.span:
+        moved = [new[value] for value in mention.values]
+        pair = len(mention.tokens) == 2 and len(moved) == 2
+        if not pair and sorted(moved) == sorted(mention.values):
+            return prompt[mention.start : mention.end]
+        if len(mention.tokens) == 1 or not _in_a_row(moved, either_way=pair):
+            return _listed(prompt, mention, new, captions, n)
+        ends = [ends[0], ends[-1]]
+
     # Every number in the style in which it is written.
-    out, at = [], mention.start
-    for (start, end), (value, place) in zip(mention.tokens, ends):
-        token = prompt[start:end]
-        unchanged = place is None or place == (len(new) if token.lower() in LAST else value)
-        out += [prompt[at:start], token if unchanged else spell(place or value, token)]
-        at = end
-    return "".join([*out, prompt[at : mention.end]])
+    pieces = []
+    end = mention.start
+    for (token_start, token_end), (value, place) in zip(mention.tokens, ends):
+        pieces.append(prompt[end:token_start])
+        pieces.append(_renumbered(prompt[token_start:token_end], value, place, last=len(new)))
+        end = token_end
+    pieces.append(prompt[end : mention.end])
+    return "".join(pieces)
+
+
+def _in_a_row(places: Sequence[int], either_way: bool) -> bool:
+    """Return whether each place is the one after its predecessor; `either_way`: or the one before it."""
+    steps = {after - before for before, after in pairwise(places)}
+    return steps == {1} or (either_way and steps == {-1})
+
+
+def _renumbered(token: str, value: int, place: int | None, last: int) -> str:
+    """Return a number as it is written for the new place.
+
+    Args:
+        token: The number as the prompt has it: "2", "second", "last".
+        value: The old number that it stands for.
+        place: The new one; None for a number that names no reference.
+        last: The new number of the last reference.
+    """
+    if place is None:
+        return token
+    meant = last if token.lower() in LAST else value
+    if place == meant:
+        return token
+    return spell(place, token)
 
 
 def _listed(prompt: str, mention: Mention, new: dict[int, int], captions: Mapping[int, str | None], n: int) -> str:
-    """Every reference by itself: "images 1 and 2" with the second dropped is "image 1 and a red hat"."""
-    token = prompt[slice(*mention.tokens[0])]
-    chinese = bool(re.search(r"[\u4e00-\u9fff]", mention.head + mention.tail))
-    if mention.span and len(mention.tokens) == 1:  # "the first two images": ordinals instead of a count
-        token = "最后一" if chinese else "First" if token[0].isupper() else ORDINALS[0]
-    head, tail = (re.sub(r"(?i)(fig|figure|image|img|picture|pic|photo|photograph|reference|ref)s\b", r"\1", text)
-                  for text in (mention.head, mention.tail))  # fmt: skip
-    parts = [
-        captions[value] or "" if value <= n and value not in new else head + spell(new.get(value, value), token) + tail
-        for value in mention.values
-    ]
+    """Return a mention with every reference by itself.
+
+    "images 1 and 2" with the second dropped becomes "image 1 and a red hat". Arguments: see `_rewrite`.
+    """
+    # The style of its numbers; "the first two images" gets ordinals in place of a count.
+    chinese = re.search(r"[\u4e00-\u9fff]", mention.head + mention.tail) is not None
+    like = prompt[slice(*mention.tokens[0])]
+    if mention.span and len(mention.tokens) == 1:
+        like = _ordinal_like(like, chinese)
+
+    # One name for each reference.
+    head = PLURAL.sub(r"\1", mention.head)
+    tail = PLURAL.sub(r"\1", mention.tail)
+    names = []
+    for value in mention.values:
+        if value <= n and value not in new:
+            names.append(captions[value] or "")
+        else:
+            names.append(head + spell(new.get(value, value), like) + tail)
+
+    # A list of them.
+    comma = "、" if chinese else ", "
     last = "和" if chinese else " and "
-    return last.join(filter(None, [("、" if chinese else ", ").join(parts[:-1]), parts[-1]]))
+    before = comma.join(names[:-1])
+    return last.join(text for text in (before, names[-1]) if text)
+
+
+def _ordinal_like(count: str, chinese: bool) -> str:
+    """Return an ordinal in the language and the case of a count, such as "First two"."""
+    if chinese:
+        return "最后一"
+    return "First" if count[0].isupper() else ORDINALS[0]
 
 
 def orders(n: int, droppable: Sequence[int] = ()) -> list[tuple[int, ...]]:
-    """Every order that `draw` can give: permutations of all references and of what droppings leave (n = 3: 15)."""
+    """Return every order that `draw` can give: permutations of all references, and of those that droppings leave.
+
+    Args:
+        n: The number of references; 3, all of them droppable, have 15 orders.
+        droppable: Numbers, from 1, of references that may be dropped.
+    """
+    # Each set of references that may be left.
     kept = [set(range(1, n + 1))]
     for number in droppable:
         kept += [rest - {number} for rest in kept if len(rest) > 1]
-    return [order for rest in map(sorted, kept) for order in permutations(rest)]
+
+    # All permutations of each.
+    found: list[tuple[int, ...]] = []
+    for rest in kept:
+        found += permutations(sorted(rest))
+    return found
 
 
 def keeps_order(prompts: Iterable[str], n: int) -> bool:
     """Return whether a sample's references must stay as they are.
 
-    So it is where any of its prompts, in whatever language and caption, may name a reference in words that are not
-    understood: "the former", "the left image", "put 2 on 1".
+    They must where any of its prompts, in any language, may name a reference in words that are not understood: "the
+    former", "the left image", "put 2 on 1".
 
     Args:
         prompts: All instructions of the sample.
@@ -158,30 +264,43 @@ def droppable_references(
     readings = [read(prompt, n) for prompt in prompts]
     if n < 2 or not readings:
         return ()
-    if any(reading.unclear or not reading.mentions or reading.needs_all for reading in readings):
-        return ()
-    texts = dict(enumerate(captions, 1)) if isinstance(captions, Sequence) else dict(captions or {})
+    for reading in readings:
+        if reading.unclear or not reading.mentions or reading.needs_all:
+            return ()
+
+    # Those that every prompt names, and those that any does.
     named = [mentions(prompt, n) for prompt in prompts]
     everywhere = set.intersection(*named)
     anywhere = set.union(*named)
 
-    def may_go(number: int) -> bool:
-        if number == edited:
-            return number in everywhere and bool(texts.get(number))
-        return number not in anywhere or bool(texts.get(number))
-
-    return tuple(number for number in range(1, n + 1) if may_go(number))
+    # One that is named needs a caption to take the place of its name.
+    texts = _by_number(captions)
+    droppable = []
+    for number in range(1, n + 1):
+        captioned = bool(texts.get(number))
+        needed = number == edited and number not in everywhere
+        if not needed and (captioned or number not in anywhere):
+            droppable.append(number)
+    return tuple(droppable)
 
 
 @cache
 def choices(n: int, droppable: tuple[int, ...] = (), limit: int | None = None) -> tuple[tuple[int, ...], ...]:
-    """The orders of which one is drawn, the identity first: all, or where they are more than `limit` so many of them.
+    """Return the orders of which one is drawn, the identity first.
 
-    A function of its arguments alone: training draws from what `prepare` encoded.
+    A function of its arguments alone, so that training draws from the orders that `prepare` encoded.
+
+    Args:
+        n: The number of references.
+        droppable: Numbers, from 1, of references that may be dropped.
+        limit: The most orders to return; None for all of them.
     """
     if limit is None or _count(n, len(droppable)) <= limit:
         return tuple(sorted(orders(n, droppable), key=lambda order: (-len(order), order)))
-    found, attempt = {tuple(range(1, n + 1)): None}, 0
+
+    # Different orders, as they are drawn.
+    found = {tuple(range(1, n + 1)): None}
+    attempt = 0
     while len(found) < limit:
         found[draw(0, 0, attempt, n, droppable)] = None
         attempt += 1
@@ -189,8 +308,9 @@ def choices(n: int, droppable: tuple[int, ...] = (), limit: int | None = None) -
 
 
 def _count(n: int, drops: int) -> int:
-    """How many orders there are when so many of n references may be dropped."""
-    return sum(comb(drops, gone) * factorial(n - gone) for gone in range(min(drops, max(0, n - 1)) + 1))
+    """Return the number of orders when `drops` of n references may be dropped, at least one being kept."""
+    most = min(drops, max(0, n - 1))
+    return sum(comb(drops, gone) * factorial(n - gone) for gone in range(most + 1))
 
 
 def draw(
@@ -203,24 +323,40 @@ def draw(
     drop: float = 0.2,
     limit: int | None = None,
 ) -> tuple[int, ...]:
-    """The order of the references of one global batch, for `reindex`: a permutation, less what is dropped.
+    """Return the order of the references of one global batch, for `reindex`: a permutation, less what is dropped.
 
-    Each droppable reference (1-based) is dropped with probability `drop`; at least one reference is always kept. A
-    function of (seed, epoch, step), the same for every sample and rank, because one list of shapes is true for all.
-    limit: where there are more orders than that, one of `choices(n, droppable, limit)`, all alike likely.
+    A function of (seed, epoch, step), the same for every sample and rank, because one list of shapes holds for all of
+    them.
+
+    Args:
+        seed: The run's seed.
+        epoch: Number of the epoch, from 0.
+        step: Number of the global batch in it, from 0.
+        n: The number of references.
+        droppable: Numbers, from 1, of references that may be dropped; at least one reference is always kept.
+        drop: Probability, 0 to 1, with which each of them is.
+        limit: The most orders to draw from. Where there are more, each of `choices(n, droppable, limit)` is as likely.
     """
     chance = chooser(seed, "references", epoch, step)
     if limit is not None and _count(n, len(droppable)) > limit:
         return chance.choice(choices(n, tuple(droppable), limit))
+
     order = sorted(range(1, n + 1), key=lambda _: chance.random())
     gone = {number for number in sorted(droppable) if chance.random() < drop}
-    return tuple(number for number in order if number not in gone) or tuple(order[:1])
+    kept = tuple(number for number in order if number not in gone)
+    if not kept:
+        return tuple(order[:1])
+    return kept
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a training draws the orders of references. limit: orders that were encoded of a sample, at most, None when
-    they are in the step; drop: the probability that a reference which may be dropped is."""
+    """Settings by which a training draws the orders of references.
+
+    Args:
+        limit: The most orders of a sample whose texts are encoded beforehand; None when texts are encoded in the step.
+        drop: Probability, 0 up to but not including 1, that a reference which may be dropped is.
+    """
 
     limit: int | None
     drop: float = 0.2
@@ -230,8 +366,10 @@ class Alignment:
             raise UserError(f"data.reference_drop={self.drop}: a probability, below 1")
 
     def order(self, seed: int, epoch: int, step: int, n: int, droppable: Sequence[int]) -> tuple[int, ...]:
-        """The order of the n references of a global batch; () for the identity."""
+        """Return the order of the n references of a global batch; () for the identity. Arguments: see `draw`."""
         if n < 2:
             return ()
         drawn = draw(seed, epoch, step, n, droppable, drop=self.drop, limit=self.limit)
-        return () if drawn == tuple(range(1, n + 1)) else drawn
+        if drawn == tuple(range(1, n + 1)):
+            return ()
+        return drawn

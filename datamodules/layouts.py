@@ -1,6 +1,7 @@
-"""The layouts that users have: which columns name what. A row's layout is recognised by its columns, never guessed.
+"""The layouts that users have: the columns that each thing of a record stands in.
 
-A text whose language its column does not say is Chinese when Chinese is written in it.
+A row's layout is recognised by its columns, never guessed. A text whose language its column does not say is Chinese
+when it holds a Chinese character.
 """
 
 import re
@@ -15,9 +16,13 @@ from firered_lit.errors import UserError
 from .refusals import Refuse
 
 SOURCE, TARGETS = "source_image", ("target_image", "edit_image")
-LANGUAGES = (("", "en"), ("_cn", "cn"))  # ending of a column's name, what it is written in
 INSTRUCTIONS = {"instruction": "original/en", "instruction_cn": "original/cn"}
-KINDS = {f"{kind}{end}": f"{kind}/{language}" for kind in ("structured", "instructive") for end, language in LANGUAGES}
+KINDS = {
+    "structured": "structured/en",
+    "structured_cn": "structured/cn",
+    "instructive": "instructive/en",
+    "instructive_cn": "instructive/cn",
+}
 INVERSE = {"inverse_instruction": "original/en", "inverse_instruction_cn": "original/cn"}
 
 
@@ -25,11 +30,24 @@ INVERSE = {"inverse_instruction": "original/en", "inverse_instruction_cn": "orig
 class Columns:
     """The columns in which a layout keeps each thing of a record.
 
-    source, target: columns. `source` "control_path" also stands for control_path_0, control_path_1, ... An empty
-    target: prompts for reinforcement learning have none. texts: column -> "kind/language", or "kind" where the writing
-    says the language. wanted: columns that must be there besides source, target and one text. group: whose rows are
-    held out together, when not those of one source image. more: the columns of further sources, in order. named: by
-    the user, column by column: each must be there.
+    Args:
+        source: Column of the source images. "control_path" also stands for control_path_0, control_path_1, ...
+        target: Column of the target; "" for prompts of reinforcement learning, which have none.
+        loser: Column of a preference pair's loser, whose winner is the target; "" where there are no pairs.
+        texts: Key by column: "kind/language", or "kind" where the writing shows the language.
+        name: The layout's name, for `layout=`.
+        polarity: Words that say which column is the source and which the target, for messages.
+        wanted: Columns that a row must have besides source, target and one text.
+        other: Columns that a row must not have, because they are another layout's.
+        task: Column of the task.
+        group: Column whose equal values are held out together; "" for those of one source image.
+        mask: Column of the mask.
+        id: Column of the id.
+        listed: The column, target or loser, that is a list: each of its images makes a record of its own.
+        scores: Columns of the scores that judges gave the winner and the loser; a tie is no preference.
+        inverse: Key by column, as in `texts`, of instructions for the edit back.
+        more: Columns of further sources, in order.
+        named: The user named the columns one by one: a row must have each of them.
     """
 
     source: str
@@ -44,35 +62,42 @@ class Columns:
     group: str = ""
     mask: str = "mask"
     id: str = "id"
-    listed: str = ""  # the column, target or loser, that is a list: each of its images makes a record of its own
-    scores: tuple[str, str] = ("", "")  # what judges gave the winner and the loser; a tie is no preference
+    listed: str = ""
+    scores: tuple[str, str] = ("", "")
     inverse: Mapping[str, str] = field(default_factory=dict)
     more: tuple[str, ...] = ()
     named: bool = False
 
     @property
     def images(self) -> tuple[str, ...]:
+        """Columns of the sources, the target and the loser, as far as the layout has them."""
         return tuple(name for name in (self.source, *self.more, self.target, self.loser) if name)
 
     @property
     def edited(self) -> tuple[str, ...]:
+        """Columns of the target and the loser, as far as the layout has them."""
         return tuple(name for name in (self.target, self.loser) if name)
 
-    def there(self, row: Collection[str], sourceless: bool = False) -> bool:
-        """Return whether a row has the layout's columns; `sourceless`: by name, when the source may be left out."""
-        if not any(name in row for name in self.texts):
-            return False
-        if sourceless:
-            return all(name in row for name in self.edited or self.images)
+    def matches(self, row: Collection[str]) -> bool:
+        """Return whether a row with these columns is of this layout."""
         return self.share(row) == 1 and not any(name in row for name in self.other)
 
+    def matches_without_source(self, row: Collection[str]) -> bool:
+        """Return whether a row has the columns that it needs where its layout is named: it may lack the source."""
+        needed = self.edited or self.images
+        return self._has_text(row) and all(name in row for name in needed)
+
     def share(self, row: Collection[str]) -> float:
-        """Return the share of the layout's columns that are there."""
-        there = [name in row or f"{name}_0" in row for name in (*self.images, *self.wanted)]
-        there.append(any(name in row for name in self.texts))
-        return sum(there) / len(there)
+        """Return the share, 0 to 1, of the layout's columns that a row has."""
+        present = [name in row or f"{name}_0" in row for name in (*self.images, *self.wanted)]
+        present.append(self._has_text(row))
+        return sum(present) / len(present)
+
+    def _has_text(self, row: Collection[str]) -> bool:
+        return any(name in row for name in self.texts)
 
     def expected(self) -> str:
+        """Return the columns that a row should have, for messages."""
         return ", ".join([*self.images, *self.wanted, " and/or ".join(self.texts)])
 
 
@@ -148,9 +173,8 @@ LAYOUTS = (
         "`source_img` is the source, `target_img` the target", group="img_id", mask="mask_img",
     ),
 )  # fmt: skip
-IMAGES = frozenset(
-    name for columns in LAYOUTS for name in (*columns.images, columns.mask)
-)  # columns that hold an image, or a list of them, in some layout
+# Columns that hold an image, or a list of them, in some layout.
+IMAGES = frozenset(name for columns in LAYOUTS for name in (*columns.images, columns.mask))
 SCORES = frozenset(name for columns in LAYOUTS for name in columns.scores if name)
 NUMBERED = re.compile(r"(.+)_\d+")
 SOURCES = "source"
@@ -168,44 +192,56 @@ def names_image(column: str, others: Collection[str] = ()) -> bool:
 
 
 def named(layout: str) -> tuple[Columns, ...]:
-    """Return the layouts of a name, more than one where a column has two names. UserError when there is none."""
-    found = tuple(columns for columns in LAYOUTS if columns.name == layout)
-    if not found:
+    """Return the layouts of a name, several where a column may have two names.
+
+    Raises:
+        UserError: No layout has this name.
+    """
+    layouts = tuple(columns for columns in LAYOUTS if columns.name == layout)
+    if not layouts:
         near = get_close_matches(layout, NAMES, 1)
         hint = f"is {near[0]} meant? " if near else ""
         raise UserError(f"layout={layout}: {hint}one of {', '.join(NAMES)}")
-    return found
+    return layouts
 
 
 def renamed(layout: str, names: Mapping[str, str | Sequence[str]]) -> tuple[Columns, ...]:
     """Return a layout with columns that the user names.
 
     Args:
-        layout: Its name; this project's own when empty.
-        names: Of what in COLUMNS -> the column; of "source" also a list of columns, in the order in which the
-            instruction counts them.
+        layout: Its name; the layout of this project when empty.
+        names: The user's column by each name of COLUMNS; for "source" also a list of columns, in the order in which
+            the instruction counts them.
 
     Returns:
         The layout in each way that it may be: where no instruction is named, with each of the usual names of one.
 
     Raises:
-        UserError: A name is no text, or is given to what no row has.
+        UserError: A column is no text, or is for a name that is not in COLUMNS.
     """
     for name, column in names.items():
         if name not in COLUMNS:
             near = get_close_matches(name, COLUMNS, 1)
             hint = f"is {near[0]} meant? " if near else ""
             raise UserError(f"columns.{name}={column}: {hint}one of {', '.join(COLUMNS)}")
-        texts = [column] if name != SOURCES or isinstance(column, str) else list(column)
-        if not texts or not all(isinstance(text, str) and text for text in texts):
+        listed: list[Any] = [column]
+        if name == SOURCES and not isinstance(column, str):
+            listed = list(column)
+        if not listed or not all(isinstance(text, str) and text for text in listed):
             raise UserError(f"columns.{name}={column}: expected the name of a column")
-    changes = {name: names[name] for name in ("target", "loser", "task", "id", "mask") if name in names}
-    if SOURCES in names:
-        sources = [names[SOURCES]] if isinstance(names[SOURCES], str) else names[SOURCES]
-        changes |= {"source": sources[0], "more": tuple(sources[1:])}
 
-    # Each way once: this project's own layout has two names for the target.
-    ways = {}
+    # The columns that change.
+    changes: dict[str, Any] = {}
+    for name in ("target", "loser", "task", "id", "mask"):
+        if name in names:
+            changes[name] = names[name]
+    if SOURCES in names:
+        sources = [names[SOURCES]] if isinstance(names[SOURCES], str) else list(names[SOURCES])
+        changes["source"] = sources[0]
+        changes["more"] = tuple(sources[1:])
+
+    # Each way once: the layout of this project has two names for the target.
+    ways: dict[Any, Columns] = {}
     for columns in named(layout) if layout else (EDITS, CODED):
         for texts in _texts(columns, names, bool(layout)):
             changed = replace(columns, **changes, texts=texts, name=layout or "columns", named=True)
@@ -257,9 +293,9 @@ def columns_of(row: Mapping[str, Any], layout: str | tuple[Columns, ...] = "") -
     """Return the columns of the row's layout. Which image is the target is never guessed.
 
     Args:
-        row: By the names of its columns.
-        layout: Its name, when the columns do not tell; then a row may lack its source, and is text-to-image. Or what
-            `renamed` returns.
+        row: Values by column; only the columns' names are looked at.
+        layout: The layout's name, when the columns do not tell; then a row may lack its source, and is text-to-image.
+            Or the layouts that `renamed` returns.
 
     Raises:
         Refuse: No layout has these columns, or several have.
@@ -267,39 +303,46 @@ def columns_of(row: Mapping[str, Any], layout: str | tuple[Columns, ...] = "") -
     if isinstance(layout, str):
         return _columns_of(tuple(row), layout)
     names = tuple(row)
-    found = [columns for columns in layout if columns.there(names)]
-    # Beside an instruction by this project's own name, other texts are none.
-    own = [columns for columns in found if columns.texts is INSTRUCTIONS]
-    return _the_one(names, own or found, layout)
+    fitting = [columns for columns in layout if columns.matches(names)]
+    # Beside an instruction by the name that this project uses, other texts are none.
+    own = [columns for columns in fitting if columns.texts is INSTRUCTIONS]
+    return _the_one(names, own or fitting, layout)
 
 
 @lru_cache(1024)
 def _columns_of(row: tuple[str, ...], layout: str) -> Columns:
-    meant = named(layout) if layout else ()
     if layout:
-        found = [columns for columns in meant if columns.there(row, sourceless=True)]
-    else:
-        found = [columns for columns in LAYOUTS if columns.there(row)]
-    return _the_one(row, found, meant)
+        meant = named(layout)
+        return _the_one(row, [columns for columns in meant if columns.matches_without_source(row)], meant)
+    return _the_one(row, [columns for columns in LAYOUTS if columns.matches(row)], ())
 
 
-def _the_one(row: tuple[str, ...], found: Sequence[Columns], meant: Sequence[Columns]) -> Columns:
-    """Return the one layout that fits a row. Raises Refuse when there is none, or several."""
-    if not found:
+def _the_one(row: tuple[str, ...], fitting: Sequence[Columns], meant: Sequence[Columns]) -> Columns:
+    """Return the one layout that fits a row.
+
+    Args:
+        row: Names of the row's columns.
+        fitting: Layouts that fit it.
+        meant: Layouts that the user named; none where the columns tell.
+
+    Raises:
+        Refuse: None fits, or several do.
+    """
+    if not fitting:
         raise _unknown(row, meant)
-    if len(found) == 1:
-        return found[0]
+    if len(fitting) == 1:
+        return fitting[0]
 
     # Several fit.
-    targets = [columns.target or columns.source for columns in found]
-    if len({columns.images for columns in found}) == 1:
-        texts = [name for columns in found for name in columns.texts if name in row]
+    targets = [columns.target or columns.source for columns in fitting]
+    if len({columns.images for columns in fitting}) == 1:
+        texts = [name for columns in fitting for name in columns.texts if name in row]
         detail = f"{' and '.join(texts)} may each be the instruction; say columns.instruction={texts[0]}"
         raise Refuse(texts[0], "wrong columns", detail)
-    if len({columns.name for columns in found}) == 1:
+    if len({columns.name for columns in fitting}) == 1:
         detail = f"{' and '.join(targets)} both name a target; keep one"
     else:
-        detail = f"{_described(found, ' and ')} both fit the columns; keep one layout's, or say {_say(found)}"
+        detail = f"{_described(fitting, ' and ')} both fit the columns; keep one layout's, or say {_setting(fitting)}"
     raise Refuse(targets[0], "several targets", detail)
 
 
@@ -309,17 +352,20 @@ def _unknown(row: tuple[str, ...], meant: Sequence[Columns]) -> Refuse:
         return _unnamed(row, meant[0])
     if meant:
         return Refuse("columns", "wrong columns", f"not of layout={meant[0].name}: expected {meant[0].expected()}")
-    most = max(columns.share(row) for columns in LAYOUTS)
-    best = [columns for columns in LAYOUTS if columns.share(row) == most]
-    if most < 0.5 or EDITS in best or CODED in best:
-        return _unlike(row)
-    if len(best) > 1:
-        ask = f"say {_say(best)}"
+    shares = [columns.share(row) for columns in LAYOUTS]
+    largest = max(shares)
+    nearest = [columns for columns, share in zip(LAYOUTS, shares) if share == largest]
+    if largest < 0.5 or EDITS in nearest or CODED in nearest:
+        return _unlike_firered(row)
+
+    # One layout is nearest, or several are as near.
+    if len(nearest) > 1:
+        advice = f"say {_setting(nearest)}"
     else:
-        ask = f"expected {best[0].expected()}"
-        if best[0].there(row, sourceless=True):
-            ask += f"; write null for text-to-image, or say {_say(best)}"
-    return Refuse("columns", "wrong columns", f"this looks like {_described(best, ' or ')}; {ask}")
+        advice = f"expected {nearest[0].expected()}"
+        if nearest[0].matches_without_source(row):
+            advice += f"; write null for text-to-image, or say {_setting(nearest)}"
+    return Refuse("columns", "wrong columns", f"this looks like {_described(nearest, ' or ')}; {advice}")
 
 
 def _unnamed(row: tuple[str, ...], meant: Columns) -> Refuse:
@@ -340,10 +386,16 @@ def _shown(row: tuple[str, ...]) -> str:
     return ", ".join(row[:SHOWN]) + (", ..." if len(row) > SHOWN else "")
 
 
-def _unlike(row: tuple[str, ...]) -> Refuse:
+def _unlike_firered(row: tuple[str, ...]) -> Refuse:
     """Return the refusal of a row by the first of FireRed's columns that it lacks."""
-    wanted = {SOURCE: (SOURCE,), TARGETS[0]: TARGETS, "instruction": tuple(INSTRUCTIONS)}
-    missing = next(name for name, names in wanted.items() if not any(name in row for name in names))
+    if SOURCE not in row:
+        missing = SOURCE
+    elif not any(name in row for name in TARGETS):
+        missing = TARGETS[0]
+    else:
+        missing = "instruction"
+
+    # A column that may be a slip for it.
     near = get_close_matches(missing, set(row) - {SOURCE, *TARGETS}, 1, 0.75)
     hint = ""
     if near:
@@ -357,8 +409,10 @@ def _unlike(row: tuple[str, ...]) -> Refuse:
 
 
 def _described(layouts: Sequence[Columns], word: str) -> str:
+    """Return layouts with their polarity, a word between them."""
     return word.join(f"{columns.name} ({columns.polarity})" for columns in layouts)
 
 
-def _say(layouts: Sequence[Columns]) -> str:
+def _setting(layouts: Sequence[Columns]) -> str:
+    """Return the settings that choose one of the layouts."""
     return " or ".join(f"layout={columns.name}" for columns in layouts)

@@ -1,4 +1,4 @@
-"""Which chunks there are, as a table that is mapped: what a process holds of it does not grow with the data."""
+"""The list of chunks, as a table that is mapped: a process's memory does not grow with the data."""
 
 import json
 import re
@@ -17,7 +17,14 @@ NAMED = re.compile(r"part-(\d+)-(\d+)\.bin")
 
 
 class Listing:
-    """The chunks of a folder by number. UserError when it has no table, nor an index.json, or not whole ones."""
+    """The chunks of a folder, by number.
+
+    Args:
+        folder: Folder with chunks and their list.
+
+    Raises:
+        UserError: The folder has neither a table nor an index.json, or it cannot be read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +41,7 @@ class Listing:
         return Listing, (self.folder,)  # a worker maps it again, rather than being sent it
 
     def _read(self) -> np.ndarray:
-        """Of a folder without the table, as LitData writes it."""
+        """Return the table of a folder that has LitData's own list alone."""
         chunks = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["chunks"]
         self.names = [chunk["filename"] for chunk in chunks]
         return _table(chunks, [(0, number) for number in range(len(chunks))])
@@ -44,8 +51,10 @@ class Listing:
 
     @property
     def samples(self) -> int:
-        """How many there are in all chunks."""
-        return int(self.columns[4, -1]) if len(self) else 0
+        """Number of samples in all chunks."""
+        if len(self) == 0:
+            return 0
+        return int(self.columns[4, -1])
 
     @property
     def sizes(self) -> list[int]:
@@ -53,19 +62,21 @@ class Listing:
         return self.columns[2].tolist()
 
     def name(self, number: int) -> str:
+        """Return a chunk's file name."""
         if self.names is not None:
             return self.names[number]
         return f"part-{int(self.columns[0, number]):05d}-{int(self.columns[1, number])}.bin"
 
     def count(self, number: int) -> int:
-        """Samples of a chunk."""
+        """Return the number of samples of a chunk."""
         return int(self.columns[2, number])
 
     def bytes(self, number: int) -> int:
+        """Return the size of a chunk."""
         return int(self.columns[3, number])
 
     def find(self, position: int) -> tuple[int, int]:
-        """(chunk, place in it) of a sample by its number."""
+        """Return (chunk, place in it) of a sample by its number."""
         if not 0 <= position < self.samples:
             raise IndexError(f"{self.folder}: no sample {position} of {self.samples}")
         number = int(np.searchsorted(self.columns[4], position, "right"))
@@ -74,13 +85,24 @@ class Listing:
 
 def write_listing(folder: Path, chunks: Sequence[Mapping[str, Any]]) -> None:
     """Write the table of the chunks that LitData describes, all of them named as `prepare` names them."""
-    places = [tuple(map(int, NAMED.fullmatch(chunk["filename"]).groups())) for chunk in chunks]  # type: ignore[union-attr]
+    numbers = [_numbers(chunk["filename"]) for chunk in chunks]
     with replacing(folder / TABLE, "wb") as file:
-        np.save(file, _table(chunks, places))
+        np.save(file, _table(chunks, numbers))
 
 
-def _table(chunks: Sequence[Mapping[str, Any]], places: Sequence[tuple[int, ...]]) -> np.ndarray:
-    described = [(*place, c["chunk_size"], c["chunk_bytes"], 0) for place, c in zip(places, chunks, strict=True)]
-    columns = np.array(described, np.int64).reshape(-1, 5).T.copy()
+def _numbers(name: str) -> tuple[int, int]:
+    """Return the part of a chunk, and its number in the part, from its name."""
+    match = NAMED.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name}: not the name of a chunk")
+    return int(match[1]), int(match[2])
+
+
+def _table(chunks: Sequence[Mapping[str, Any]], numbers: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the table of chunks, see `TABLE`."""
+    rows = []
+    for (part, number), chunk in zip(numbers, chunks, strict=True):
+        rows.append((part, number, chunk["chunk_size"], chunk["chunk_bytes"], 0))
+    columns = np.array(rows, np.int64).reshape(-1, 5).T.copy()
     columns[4] = np.cumsum(columns[2])
     return columns

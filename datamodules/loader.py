@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from . import masks, regions
 from .buckets import BatchPlan, Bucket
 from .captions import Captions
 from .chunks import Chunks, Sample
-from .encode import from_png
+from .images import from_png
 from .instruction import Alignment, keeps_order, reworded
 from .online import Online
 
 SPARES = 16  # samples that may stand in for those of a micro-batch that cannot be read
-CHANGED = {  # what it means when a setting is not the one that a run began with
+CHANGED = {  # the consequence of a setting that is not the one which a run began with
     "batch_weight": "the weights of the loss change",
     "text_drop": "the share of unconditional texts changes",
 }
@@ -37,30 +37,45 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Address:
-    """One micro-batch: its samples' numbers, its place in the global batch, and that one's order of references."""
+    """The address of one micro-batch: its samples and its place in the global batch.
 
-    step: int  # which global batch since the start of training
+    Args:
+        step: Number of the global batch since the start of training, from 0.
+        slots: Number of each sample in the global batch, from 0.
+        num_slots: Samples of the global batch.
+        positions: Number of each sample in the chunks.
+        order: Number, from 1, of the reference that each place shows; () for the identity.
+        spares: Positions of other samples of the bucket, for those that cannot be read.
+        scale: Weight of the micro-batch's loss in the gradient.
+    """
+
+    step: int
     slots: tuple[int, ...]
     num_slots: int
     positions: tuple[int, ...]
-    order: tuple[int, ...] = ()  # place i shows reference order[i], counted from 1; () for the identity
-    spares: tuple[int, ...] = ()  # others of the bucket, for samples that cannot be read
-    scale: float = 1.0  # of the micro-batch's loss in the gradient
+    order: tuple[int, ...] = ()
+    spares: tuple[int, ...] = ()
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a worker could not read. It travels as a value, so that the message is one line in the main process."""
+    """A micro-batch that a worker could not read. As a value, its message is one line in the main process."""
 
     message: str
 
 
-class Visits(Dataset[EditBatch | Failure]):
-    """Micro-batches by address, with the captions of this visit; with `images`, also the pictures.
+class Visits(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
+    """Micro-batches by address, with the captions of this visit.
 
-    online: the texts for an order of references are not read from the chunks, but left to the text encoder. checked:
-    the chunks are of an earlier version, whose texts for an order may not follow it: a micro-batch with such a text
-    shows its references as they are stored.
+    Args:
+        chunks: The samples.
+        captions: Choice of a sample's text.
+        seed: The run's seed.
+        images: Read the pictures too.
+        online: Leaves the texts for an order of references to the text encoder; None reads them from the chunks.
+        checked: The chunks are of an earlier version, whose texts for an order may not follow it: a micro-batch with
+            such a text shows its references as they are stored.
     """
 
     def __init__(
@@ -72,45 +87,63 @@ class Visits(Dataset[EditBatch | Failure]):
         online: Online | None = None,
         checked: bool = False,
     ) -> None:
-        self.chunks, self.captions, self.seed, self.images, self.online = chunks, captions, seed, images, online
+        self.chunks = chunks
+        self.captions = captions
+        self.seed = seed
+        self.images = images
+        self.online = online
         self.checked = checked
 
     def __getitem__(self, address: Address) -> tuple[EditBatch | Failure, tuple[str, ...]]:
-        """A micro-batch, of preference pairs when the samples are pairs; and what of it could not be read."""
+        """Return a micro-batch, of pairs when the samples are pairs, and a message for each sample not read."""
         unread: list[str] = []
-        return self._batch(address, unread), tuple(unread)
-
-    def _batch(self, address: Address, unread: list[str]) -> EditBatch | Failure:
         try:
-            order, spares = self._order(address), iter(address.spares)
-            samples = [self._read(position, order, spares, unread) for position in address.positions]
-            texts = [
-                self.captions.draw(sample.meta["instructions"], self.seed, address.step, slot)
-                for sample, slot in zip(samples, address.slots, strict=True)
-            ]
-            self._one_shape(address, samples)
-            more = pictured(samples, order) if self.images else {}
-            if self.online and order:
-                more["text"] = self.online.text(samples, texts, order)
-            more["scale"] = address.scale
-            return collate(samples, texts, address.step, address.slots, address.num_slots, order, **more)
+            return self._batch(address, unread), tuple(unread)
         except UserError as problem:
-            return Failure(str(problem))
+            return Failure(str(problem)), tuple(unread)
+
+    def _batch(self, address: Address, unread: list[str]) -> EditBatch:
+        """Return a micro-batch; samples that cannot be read are added to `unread`. Raises UserError."""
+        # The samples, and the text that each shows.
+        order = self._order(address)
+        spares = iter(address.spares)
+        samples = [self._read(position, order, spares, unread) for position in address.positions]
+        texts = []
+        for sample, slot in zip(samples, address.slots, strict=True):
+            texts.append(self.captions.draw(sample.meta["instructions"], self.seed, address.step, slot))
+        self._one_shape(address, samples)
+
+        # As a batch.
+        text = self.online.text(samples, texts, order) if self.online and order else None
+        pictures = pictured(samples, order) if self.images else {}
+        return collate(
+            samples,
+            texts,
+            address.step,
+            address.slots,
+            address.num_slots,
+            order,
+            text=text,
+            scale=address.scale,
+            **pictures,
+        )
 
     def _order(self, address: Address) -> tuple[int, ...]:
         """Return the order in which a micro-batch shows its references."""
         order = address.order
-        if not order or not self.checked:
-            return order
-        return order if all(self._follows(position, order) for position in address.positions) else ()
+        if order and self.checked:
+            for position in address.positions:
+                if not self._follows(position, order):
+                    return ()
+        return order
 
     def _follows(self, position: int, order: tuple[int, ...]) -> bool:
-        """Return whether the texts of a sample that an earlier version stored for an order are what they should be."""
+        """Return whether a sample's texts for an order, which an earlier version stored, do follow that order."""
         try:
             meta = self.chunks.read(position).meta
             shown = self._sample(position, order).meta["instructions"]
         except UserError:
-            return True  # what cannot be read is for `_read` to report
+            return True  # `_read` reports a sample that cannot be read
         texts = meta["instructions"]
         count = len(meta["references"])
         if keeps_order(texts.values(), count):
@@ -118,7 +151,7 @@ class Visits(Dataset[EditBatch | Failure]):
         return shown == reworded(texts, order, meta.get("captions", ()), count)
 
     def _read(self, position: int, order: tuple[int, ...], spares: Iterator[int], unread: list[str]) -> Sample:
-        """A sample, or the first of the spares that can be read in its place."""
+        """Return a sample, or in its place the first of the spares that can be read, with a message in `unread`."""
         try:
             return self._sample(position, order)
         except UserError as problem:
@@ -130,55 +163,77 @@ class Visits(Dataset[EditBatch | Failure]):
             raise
 
     def _sample(self, position: int, order: tuple[int, ...]) -> Sample:
-        """A sample with the instructions, and but for online alignment the texts, of an order of its references."""
+        """Return a sample with the instructions and, but for online alignment, the embeddings of an order."""
         if self.online is None or not order:
             return self.chunks.read(position, self.images, order)
-        return self.online.reworded(self.chunks.read(position, images=True), order)
+        sample = self.chunks.read(position, images=True)
+        return self.online.reworded(sample, order)
 
     def _one_shape(self, address: Address, samples: list[Sample]) -> None:
-        """The first sample's `img_shapes` rule the whole batch in the transformer: all must be alike."""
+        """Refuse samples of different shapes: the first sample's `img_shapes` rule the batch in the transformer."""
+        first = _shapes(samples[0])
         for position, sample in zip(address.positions, samples, strict=True):
-            if _shapes(sample) != _shapes(samples[0]):
+            if _shapes(sample) != first:
                 raise UserError(f"{self.chunks.where(position)}: has other shapes than its bucket; prepare again")
 
 
 def _shapes(sample: Sample) -> list[torch.Size]:
+    """Return the shapes of the target's and the references' latents."""
     return [image.shape for image in (_target(sample), *_references(sample))]
 
 
 def _target(sample: Sample) -> Tensor:
-    """The target's latents; of a prompt, which has none, zeros of the shape to draw."""
+    """Return the target's latents (C, h, w); of a prompt, which has none, zeros of the shape to draw."""
     if "target" in sample.tensors:
         return sample.tensors["target"]
-    source, (height, _) = sample.tensors["reference.0"], sample.meta["references"][0]
-    return source.new_zeros(len(source), *(side * source.shape[-2] // height for side in sample.meta["target"]))
+    source = sample.tensors["reference.0"]
+    source_height, _ = sample.meta["references"][0]
+    height, width = sample.meta["target"]
+    channels, rows, _ = source.shape  # the source shows how many pixels a row of latents stands for
+    return source.new_zeros(channels, height * rows // source_height, width * rows // source_height)
 
 
 def _references(sample: Sample, order: Sequence[int] = ()) -> list[Tensor]:
+    """Return the references' latents in an order."""
     return [sample.tensors[name] for name in _named(sample, order)]
 
 
 def _named(sample: Sample, order: Sequence[int]) -> list[str]:
-    """The references in an order of them, by name."""
-    return [f"reference.{i - 1}" for i in order or range(1, len(sample.meta["references"]) + 1)]
+    """Return the names of a sample's references in an order; () is the one in which they are stored."""
+    numbers = order or range(1, len(sample.meta["references"]) + 1)
+    return [f"reference.{number - 1}" for number in numbers]
 
 
 def _places(sample: Sample, order: Sequence[int]) -> tuple[int, ...]:
-    """Which of its record's references stands at each place, counted from 1."""
-    count = len(sample.meta["references"])
-    own = sample.meta.get("order") or range(1, count + 1)  # as it is stored: in the canonical order of shapes
-    return tuple(own[number - 1] for number in order or range(1, count + 1))
+    """Return the number, from 1, of the record's reference at each place of an order."""
+    numbers = range(1, len(sample.meta["references"]) + 1)
+    stored = sample.meta.get("order") or numbers  # in the canonical order of shapes
+    return tuple(stored[number - 1] for number in order or numbers)
 
 
 def pictured(samples: Sequence[Sample], order: Sequence[int] = ()) -> dict[str, Any]:
-    """The targets, but of prompts, and sources as pixels. KeyError when they were prepared without pictures."""
+    """Return the pictures of samples of one list of shapes, as arguments of `collate`.
 
-    def pixels(name: str) -> Tensor:
-        return torch.stack([to_pixels(from_png(sample.images[name])) for sample in samples])
+    Args:
+        samples: B samples, read with their images.
+        order: Order of the references.
 
+    Returns:
+        `pixels`, the targets, None of prompts, and `sources`, the references: each (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        KeyError: The samples were prepared without pictures.
+    """
     known = all("target" in sample.tensors for sample in samples)
-    sources = tuple(map(pixels, _named(samples[0], order)))
-    return {"pixels": pixels("target") if known else None, "sources": sources}
+    return {
+        "pixels": _pixels(samples, "target") if known else None,
+        "sources": tuple(_pixels(samples, name) for name in _named(samples[0], order)),
+    }
+
+
+def _pixels(samples: Sequence[Sample], name: str) -> Tensor:
+    """Return one picture of every sample, by its name, as (B, 3, H, W) in [-1, 1]."""
+    return torch.stack([to_pixels(from_png(sample.images[name])) for sample in samples])
 
 
 def collate(
@@ -191,16 +246,29 @@ def collate(
     text: Text | None = None,
     **more: Any,
 ) -> EditBatch:
-    """Samples of one list of shapes as a batch, each with the text of that key; of preference pairs as pairs.
+    """Return samples of one list of shapes as a batch; pairs as a `PreferenceBatch`.
 
-    order: of the references, for which the samples' texts were read. text: what stands for those when they were not.
+    Args:
+        samples: B samples.
+        texts: Key of the text that each shows.
+        step: Number of the global batch.
+        slots: Number of each sample in the global batch.
+        num_slots: Samples of the global batch.
+        order: Order of the references for which the samples were read.
+        text: Takes the place of the samples' embeddings, for texts that are encoded in the step.
+        more: Further fields of the batch.
     """
+    # Tensors.
     references = zip(*(_references(sample, order) for sample in samples), strict=True)
     if text is None:
         text = Text.pad([sample.tensors[f"text.{key}"] for sample, key in zip(samples, texts, strict=True)])
     losers = [sample.tensors["loser"] for sample in samples if "loser" in sample.tensors]
-    kind = partial(PreferenceBatch, loser=torch.stack(losers)) if len(losers) == len(samples) else EditBatch
-    return kind(
+    make: Callable[..., EditBatch] = EditBatch
+    if len(losers) == len(samples):
+        make = partial(PreferenceBatch, loser=torch.stack(losers))
+
+    # With the facts of each sample.
+    return make(
         target=torch.stack([_target(sample) for sample in samples]),
         condition=Condition(text, tuple(torch.stack(images) for images in references)),
         ids=tuple(sample.id for sample in samples),
@@ -221,16 +289,41 @@ def collate(
     )
 
 
+class TrainingLoader(Protocol):
+    """Protocol of what a training reads from: it has an epoch's length, and goes on exactly where it stopped."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class EditLoader:
     """The micro-batches of one process, without end: global batch s is `plan_ranks` micro-batches, shared in turn.
 
     Its length is that of an epoch; iterating again goes on, as the state {epoch, step} does. The state is the same on
-    every rank. `began` is called with the number of processes that wrote a loaded state. alignment: of references, one
-    order per global batch; None shows them as they are. skip: show another sample of the bucket in the place of one
-    that cannot be read, count that in `skipped` and warn; else it is a UserError. batch_weight: of a micro-batch's
-    loss: by "samples", its samples over the plan's mean number, so that every sample weighs as much in the gradient; by
-    "steps", 1. settings: what a resumed run may change, by name; a change is said in one line. before: what those were
-    in runs whose state does not know them.
+    every rank.
+
+    Args:
+        visits: Micro-batches by address.
+        plan: The global batches.
+        identity: Settings that a resumed run must share, by name.
+        rank: Number of this process.
+        world: The number of processes; it divides the plan's ranks.
+        workers: Processes that read.
+        began: Called with the number of processes that wrote a loaded state.
+        alignment: Draws one order of the references per global batch; None shows them as they are stored.
+        skip: Show another sample of the bucket in the place of one that cannot be read, count that in `skipped` and
+            warn. Else an unreadable sample is a UserError.
+        batch_weight: Weight of a micro-batch's loss: with "samples" its samples over the plan's mean number, so that
+            every sample weighs the same in the gradient; with "steps" 1.
+        settings: Settings that a resumed run may change, by name; a change is one line in the log.
+        before: Values of those in runs whose state does not hold them.
     """
 
     def __init__(
@@ -251,12 +344,20 @@ class EditLoader:
     ) -> None:
         if plan.ranks % world:
             raise UserError(f"plan_ranks={plan.ranks} cannot be shared by {world} processes; it must be a multiple")
-        self.visits, self.plan, self.identity = visits, plan, dict(identity)
-        self.rank, self.world, self.workers, self.began, self.alignment = rank, world, workers, began, alignment
+        self.visits = visits
+        self.plan = plan
+        self.identity = dict(identity)
+        self.rank = rank
+        self.world = world
+        self.workers = workers
+        self.began = began
+        self.alignment = alignment
         self.share = plan.ranks // world  # micro-batches of a global batch that this process sees
-        self.skip, self.skipped = skip, 0
+        self.skip = skip
+        self.skipped = 0
         self.batch_weight = batch_weight
-        self.settings, self.before = dict(settings or {}), dict(before or {})
+        self.settings = dict(settings or {})
+        self.before = dict(before or {})
         self.seen = 0  # micro-batches since the start of training
         self._stream: Generator[EditBatch, None, None] | None = None
 
@@ -273,18 +374,22 @@ class EditLoader:
         return {"epoch": epoch, "step": step, "world": self.world, **self.identity, **self.settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state. UserError when it belongs to other data or to another plan."""
+        """Go on from a state.
+
+        Raises:
+            UserError: The state belongs to other data or to another plan.
+        """
         for name, value in self.identity.items():
             if state.get(name) != value:
-                raise UserError(_other(name, state.get(name), value, self.world))
-        self._say_changes(state)
+                raise UserError(_differs(name, state.get(name), value, self.world))
+        self._log_changes(state)
         self.seen = (state["epoch"] * self.plan.steps() + state["step"]) * self.share
         self.close()
         if self.began:
             self.began(state["world"])
 
-    def _say_changes(self, state: Mapping[str, Any]) -> None:
-        """Name each setting that is not what the run had until here, once for all processes."""
+    def _log_changes(self, state: Mapping[str, Any]) -> None:
+        """Log each setting that differs from the one which the run had until here, once for all processes."""
         for name, value in self.settings.items():
             until = state.get(name, self.before.get(name, value))
             if name == "batch_weight" and self.plan.even:
@@ -299,46 +404,58 @@ class EditLoader:
             self._stream = None
 
     def addresses(self, seen: int) -> Iterator[Address]:
-        """This process's micro-batches from the `seen`-th on."""
+        """Yield the addresses of this process's micro-batches, from number `seen` on."""
         steps = self.plan.steps()
         while True:
-            step, k = divmod(seen, self.share)
+            # The global batch, and this process's turn in it.
+            step, turn = divmod(seen, self.share)
             epoch, within = divmod(step, steps)
             bucket, ranks = self.plan[epoch, within]
-            mine = k * self.world + self.rank
-            rows, size = ranks[mine], len(ranks[mine])
+            rank = turn * self.world + self.rank
+
+            # The micro-batch.
+            rows = ranks[rank]
+            size = len(rows)
             positions = tuple(int(self.plan.index.positions[row]) for row in rows)
-            slots, order = tuple(range(mine * size, (mine + 1) * size)), self._order(epoch, within, bucket)
-            spares = self._spares(bucket, positions) if self.skip else ()
-            scale = size / self.plan.mean_batch if self.batch_weight == "samples" else 1.0
-            yield Address(step, slots, size * len(ranks), positions, order, spares, scale)
+            yield Address(
+                step=step,
+                slots=tuple(range(rank * size, (rank + 1) * size)),
+                num_slots=size * len(ranks),
+                positions=positions,
+                order=self._order(epoch, within, bucket),
+                spares=self._spares(bucket, positions) if self.skip else (),
+                scale=size / self.plan.mean_batch if self.batch_weight == "samples" else 1.0,
+            )
             seen += 1
 
     def _spares(self, bucket: Bucket, positions: tuple[int, ...]) -> tuple[int, ...]:
-        """Samples of the bucket from all over it, so that they do not lie in one broken chunk."""
+        """Return samples from all over the bucket, so that they do not lie in one broken chunk."""
         rows = bucket.start + np.unique(np.arange(SPARES) * bucket.count // SPARES)
-        others = [int(position) for position in self.plan.index.positions[rows] if int(position) not in positions]
-        return (*others, *positions)  # the last resort is to show one of the batch twice
+        others = [int(position) for position in self.plan.index.positions[rows]]
+        spares = [position for position in others if position not in positions]
+        return (*spares, *positions)  # the last resort is to show one of the batch twice
 
     def _order(self, epoch: int, step: int, bucket: Bucket) -> tuple[int, ...]:
+        """Return the order of the references of a global batch; () for the one in which they are stored."""
         if self.alignment is None or bucket.fixed:
             return ()
         count = len(bucket.references)
         order = self.alignment.order(self.visits.seed, epoch, step, count, bucket.droppable)
-        # An earlier version let go of the picture that is edited: nothing of what it stored is dropped.
+        # An earlier version dropped the picture that is edited: none of the references that it stored is dropped.
         if self.visits.checked and len(order) < count:
             return ()
         return order
 
     def _batches(self) -> Generator[EditBatch, None, None]:
-        waiting: deque[Address] = deque()
+        """Yield the micro-batches, as the workers read them."""
+        waiting: deque[Address] = deque()  # addresses that workers have and whose batch has not come
 
         def handed_out() -> Iterator[Address]:
             for address in self.addresses(self.seen):
                 waiting.append(address)
                 yield address
 
-        for batch, unread in _fetch(self.visits, handed_out(), self.workers, lambda: self._where(waiting)):
+        for batch, unread in fetched(self.visits, handed_out(), self.workers, lambda: self._where(waiting)):
             waiting.popleft()
             for message in unread:
                 self.skipped += 1
@@ -349,13 +466,25 @@ class EditLoader:
             yield batch
 
     def _where(self, waiting: deque[Address]) -> str:
+        """Return the step and the sample that a worker was at, for messages."""
         if not waiting:
             return "before the first batch"
-        return f"at step {waiting[0].step}, reading {self.visits.chunks.where(waiting[0].positions[0])}"
+        address = waiting[0]
+        return f"at step {address.step}, reading {self.visits.chunks.where(address.positions[0])}"
 
 
-def _fetch(visits: Visits, addresses: Iterator[Address], workers: int, where: Callable[[], str]) -> Iterator[Any]:
-    """Micro-batches in order, read by worker processes. A worker that dies is a UserError that says where."""
+def fetched(visits: Dataset[Any], addresses: Iterator[Any], workers: int, where: Callable[[], str]) -> Iterator[Any]:
+    """Yield micro-batches in the order of their addresses, read by worker processes.
+
+    Args:
+        visits: Micro-batches by address.
+        addresses: Addresses, without end.
+        workers: The number of processes; 0 reads in this one.
+        where: Return the place in the data that the workers are at.
+
+    Raises:
+        UserError: A worker died; the message has the place.
+    """
     loader = DataLoader(
         visits,
         batch_size=None,
@@ -372,8 +501,9 @@ def _fetch(visits: Visits, addresses: Iterator[Address], workers: int, where: Ca
     try:
         yield from batches
     except (RuntimeError, EOFError, OSError) as problem:
+        # Errors of the program, raised here or in a worker.
         own = isinstance(problem, RuntimeError) and "DataLoader worker" not in str(problem)
-        if not workers or own or str(problem).startswith("Caught"):  # raised by our code, here or in a worker
+        if not workers or own or str(problem).startswith("Caught"):
             raise
         reason = " ".join(str(problem).split()) or type(problem).__name__  # OSError: it died as it handed over a batch
         raise UserError(f"a data worker died {where()}: {reason}; out of memory? Fewer data.workers may help") from None
@@ -382,14 +512,22 @@ def _fetch(visits: Visits, addresses: Iterator[Address], workers: int, where: Ca
 class _Endless:
     """A sampler around an iterator."""
 
-    def __init__(self, addresses: Iterator[Address]) -> None:
+    def __init__(self, addresses: Iterator[Any]) -> None:
         self.addresses = addresses
 
-    def __iter__(self) -> Iterator[Address]:
+    def __iter__(self) -> Iterator[Any]:
         return self.addresses
 
 
-def _other(name: str, before: Any, now: Any, world: int) -> str:
+def _differs(name: str, before: Any, now: Any, world: int) -> str:
+    """Return the message that a resumed run cannot have another value of a setting.
+
+    Args:
+        name: The setting.
+        before: Its value in the run so far.
+        now: Its value now.
+        world: The number of processes.
+    """
     if name == "data":
         return "this run was trained on other data; resume it with that data.root, or begin a new run"
     if name == "plan_ranks" and isinstance(before, int) and before % world == 0:

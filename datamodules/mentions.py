@@ -1,7 +1,7 @@
-"""Where a prompt names references with a noun: "Figure 1", "images 1 and 2", "the second photo", 图一, 第二张图, 图B.
+"""References named with a noun in a prompt: "Figure 1", "images 1 and 2", "the second photo", 图一, 第二张图, 图B.
 
-The grammar of a mention is head, numbers, tail. Numbers carry what may not follow them, because most of what only
-looks like a mention shows itself there: "image 1920x1080", "image 2 times larger", 图一样, 图四周, 图片二维码.
+The grammar of a mention is head, numbers, tail. A number's pattern says what may not follow it, because most words
+that only look like a mention show it there: "image 1920x1080", "image 2 times larger", 图一样, 图四周, 图片二维码.
 Numbers without a noun are for `datamodules.bare`; `datamodules.references` puts both together.
 """
 
@@ -271,6 +271,10 @@ WRITTEN = re.compile(
     r"(?![^\"“「'‘]*\b(?:from|in|of)\s*$)(?![^\"“「'‘]*[从在把将]$)[^\"“「『.。;；!！]{0,20}$",
     re.IGNORECASE,
 )
+WRITTEN_AFTER = re.compile(r"\s*(?:的)?(?:字样|文字|标语|标题|几个字|(?:is|are) written)")
+ITEM = re.compile(r"(?<![A-Za-z0-9/.#])([12])[.)、．](?!\d)")
+ITEM_AFTER = re.compile(r"[.)、．]\s*\S")
+NAMED_BEFORE = re.compile(rf"(?:{NOUN}s?|{PICTURE}|第)[\s#]*$", re.IGNORECASE)
 INSTEAD = re.compile(
     r"[\"”」』’']\s*(?:with|to|by|into|as|改为|改成|换成|换为|替换为|替换成|变成|变为|为|成)\s*$", re.IGNORECASE
 )
@@ -280,37 +284,46 @@ def painted(prompt: str) -> list[tuple[int, int]]:
     """Return the (start, end) of quotes that are text to be painted: nothing in them names a reference."""
     found: list[tuple[int, int]] = []
     for quote in QUOTED.finditer(prompt):
-        before, after = prompt[: quote.start()], prompt[quote.end() :]
-        follows = bool(found) and INSTEAD.search(before) is not None and before.rfind(prompt[found[-1][1] - 1]) >= 0
-        if (
-            follows
-            or WRITTEN.search(before)
-            or re.match(r"\s*(?:的)?(?:字样|文字|标语|标题|几个字|(?:is|are) written)", after)
-        ):
+        before = prompt[: quote.start()]
+        after = prompt[quote.end() :]
+        words = WRITTEN.search(before) is not None or WRITTEN_AFTER.match(after) is not None
+        if words or (found and _replaces(before, prompt[found[-1][1] - 1])):
             found.append(quote.span())
     return found
 
 
+def _replaces(before: str, closing: str) -> bool:
+    """Return whether a quote takes the place of the painted one before it: the word "OPEN" with "SHUT".
+
+    Args:
+        before: The prompt up to the quote.
+        closing: The character that closes the painted quote.
+    """
+    return INSTEAD.search(before) is not None and closing in before
+
+
 def _enumerated(prompt: str, end: int) -> bool:
     """Return whether the number that ends at `end` is item 1 of a list: "Edit the image 1. add a hat 2. remove it"."""
-    if not re.match(r"[.)、．]\s*\S", prompt[end:]) or prompt.count("(", 0, end) > prompt.count(")", 0, end):
+    in_brackets = prompt.count("(", 0, end) > prompt.count(")", 0, end)
+    if in_brackets or not ITEM_AFTER.match(prompt[end:]):
         return False
-    labels = [
-        item[1]
-        for item in re.finditer(r"(?<![A-Za-z0-9/.#])([12])[.)、．](?!\d)", prompt)
-        if not re.search(rf"(?:{NOUN}s?|{PICTURE}|第)[\s#]*$", prompt[: item.start(1)], re.IGNORECASE)
-    ]
+
+    # The labels of the list, none of which is a reference's own number.
+    labels = []
+    for item in ITEM.finditer(prompt):
+        if not NAMED_BEFORE.search(prompt[: item.start(1)]):
+            labels.append(item[1])
     return "2" in labels and "1" not in labels
 
 
 @cache
 def _compiled() -> tuple[list[re.Pattern[str]], list[tuple[str, tuple[int, ...], re.Pattern[str]]]]:
     """Return the quick looks, and (kind, numbers of its quick looks, pattern) of every form; compiled once."""
-    hints = list(dict.fromkeys(hint for _, needed, _ in FORMS for hint in needed))
-    forms = [
-        (kind, tuple(hints.index(hint) for hint in needed), re.compile(form, re.IGNORECASE))
-        for kind, needed, form in FORMS
-    ]
+    hints: dict[str, int] = {}  # the number of each
+    forms = []
+    for kind, needed, form in FORMS:
+        numbers = tuple(hints.setdefault(hint, len(hints)) for hint in needed)
+        forms.append((kind, numbers, re.compile(form, re.IGNORECASE)))
     return [re.compile(hint, re.IGNORECASE) for hint in hints], forms
 
 
@@ -319,50 +332,59 @@ def named(prompt: str, n: int) -> list[Mention]:
 
     Where several begin at one place, the longest counts.
     """
+    # The forms that the prompt may hold.
     hints, forms = _compiled()
     held = [hint.search(prompt) is not None for hint in hints]
-    matches = [
-        (kind, match)
-        for kind, needed, form in forms
-        if all(held[number] for number in needed)
-        for match in form.finditer(prompt)
-    ]
+    matches = []
+    for kind, needed, form in forms:
+        if all(held[number] for number in needed):
+            matches += [(kind, match) for match in form.finditer(prompt)]
     if not matches:
         return []
+
+    # Each that names a reference, and is no text to be painted.
     literals = painted(prompt)
     found: list[Mention] = []
     for kind, match in matches:
-        if any(start <= match.start() and match.end() <= end for start, end in literals):
-            continue
-        mention = _read(match, kind, prompt, n)
+        in_a_quote = any(start <= match.start() and match.end() <= end for start, end in literals)
+        mention = None if in_a_quote else _read(match, kind, prompt, n)
         if mention is not None:
             found.append(mention)
+
+    # Of those that overlap, the first and longest.
     found.sort(key=lambda mention: (mention.start, -mention.end))
-    return [m for i, m in enumerate(found) if all(m.start >= other.end for other in found[:i])]
+    first = []
+    for i, mention in enumerate(found):
+        if all(mention.start >= earlier.end for earlier in found[:i]):
+            first.append(mention)
+    return first
 
 
 def _read(match: re.Match[str], kind: str, prompt: str, n: int) -> Mention | None:
     """Return the mention that a match is, or None when it names nothing of 1 to n."""
     begin = match.start("numbers")
-    number = LETTER if kind == "letter" else NUMBER
-    tokens = tuple((begin + t.start(), begin + t.end()) for t in number.finditer(match["numbers"]))
+    pattern = LETTER if kind == "letter" else NUMBER
+    tokens = tuple((begin + token.start(), begin + token.end()) for token in pattern.finditer(match["numbers"]))
+    numbers = [value(prompt[start:end], n) for start, end in tokens]
+
+    # The numbers meant.
     if kind == "count":
         # "the first two images": the numbers from an end.
         counted = match["numbers"].lower()
-        k = 2 if counted.endswith(("两", "兩")) else value(prompt[slice(*tokens[-1])], n)
-        first = 1 if counted.startswith(("first", "前")) else n - k + 1
-        values = tuple(range(first, first + k)) if k <= n else ()
+        many = 2 if counted.endswith(("两", "兩")) else numbers[-1]
+        first = 1 if counted.startswith(("first", "前")) else n - many + 1
+        numbers = list(range(first, first + many)) if many <= n else []
         tokens = ((begin, match.end("numbers")),)
     elif kind == "span":
         # "images 3-1": all numbers between its ends.
-        first, last = (value(prompt[slice(*token)], n) for token in tokens)
+        first, last = numbers
         step = 1 if first < last else -1
-        values = tuple(range(first, last + step, step)) if max(first, last) <= n else ()
-    else:
-        values = tuple(value(prompt[slice(*token)], n) for token in tokens)
-    if not any(1 <= v <= n for v in values):
+        numbers = list(range(first, last + step, step)) if max(first, last) <= n else []
+    if not any(1 <= number <= n for number in numbers):
         return None
-    if values[-1] == 1 and not match["tail"] and _enumerated(prompt, match.end()):
+
+    # "Edit the image 1. add a hat 2. remove it": 1 is the label of a list.
+    if numbers[-1] == 1 and not match["tail"] and _enumerated(prompt, match.end()):
         return None
     span = kind in ("count", "span")
-    return Mention(match.start(), match.end(), match["head"], tokens, match["tail"], values, span)
+    return Mention(match.start(), match.end(), match["head"], tokens, match["tail"], tuple(numbers), span)

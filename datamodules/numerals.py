@@ -68,12 +68,20 @@ def spell(number: int, like: str) -> str:
         return _cased(WORDS[number - 1], like)
     if lower in ORDINALS or lower == "last":
         return _cased(ORDINALS[number - 1], like)
-    suffix = "" if like.isdigit() else {1: "st", 2: "nd", 3: "rd"}.get(number, "th")
-    width = len(like) if like[0] == "0" else 1
-    return str(number).zfill(width) + suffix
+
+    # Digits, with the leading zeros and the ending of an ordinal where the other has them.
+    digits = str(number)
+    if like[0] == "0":
+        digits = digits.zfill(len(like))
+    if like.isdigit():
+        return digits
+    return digits + {1: "st", 2: "nd", 3: "rd"}.get(number, "th")
 
 
 def _cased(word: str, like: str) -> str:
+    """Return a word in capitals, capitalized or as it is, as the other word has it."""
     if like.isupper():
         return word.upper()
-    return word.capitalize() if like[0].isupper() else word
+    if like[0].isupper():
+        return word.capitalize()
+    return word

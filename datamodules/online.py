@@ -1,4 +1,4 @@
-"""Online alignment: the text of a drawn order of references is left to the text encoder, see `Unencoded`."""
+"""Online alignment: the text for a drawn order of references is left to the text encoder, see `Unencoded`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,29 +11,42 @@ from firered_lit.models.conditioning import UNCONDITIONAL
 
 from .captions import UNCONDITIONAL as NONE
 from .chunks import Sample
-from .crops import from_png
+from .images import from_png
 from .instruction import reworded
 
 
 @dataclass(frozen=True)
 class Online:
-    """How prompts are encoded in the step. dtype: of the embeddings, as `prepare` made the others."""
+    """Settings by which prompts are encoded in the step.
+
+    Args:
+        dtype: Precision of the embeddings, the same as of those that `prepare` encoded.
+        condition_area: Pixels at which the text encoder sees a reference.
+    """
 
     dtype: torch.dtype
     condition_area: int
 
     def reworded(self, sample: Sample, order: Sequence[int]) -> Sample:
-        """The sample with its instructions for another order of its references. Raises UserError."""
-        meta, count = sample.meta, len(sample.meta["references"])
+        """Return the sample with its instructions for another order of its references. Raises UserError."""
+        meta = sample.meta
+        count = len(meta["references"])
         texts = reworded(meta["instructions"], order, meta.get("captions", ()), count)
         return replace(sample, meta=meta | {"instructions": texts})
 
     def text(self, samples: Sequence[Sample], keys: Sequence[str], order: Sequence[int]) -> Unencoded:
-        """The texts of these keys with the references in that order. The samples were read with their pictures."""
-        prompts = [UNCONDITIONAL if key == NONE else s.meta["instructions"][key] for s, key in zip(samples, keys)]
-        pictures = [
-            tuple(np.asarray(from_png(sample.images[f"reference.{number - 1}"])) for number in order)
-            for sample in samples
-        ]
+        """Return the texts of B samples, for the text encoder.
+
+        Args:
+            samples: Samples, read with their pictures.
+            keys: Key of the text that each shows.
+            order: Number, from 1, of the reference at each place.
+        """
+        prompts = []
+        pictures = []
+        for sample, key in zip(samples, keys):
+            prompts.append(UNCONDITIONAL if key == NONE else sample.meta["instructions"][key])
+            files = [sample.images[f"reference.{number - 1}"] for number in order]
+            pictures.append(tuple(np.asarray(from_png(file)) for file in files))
         empty = torch.empty(len(samples), 0, 0, dtype=self.dtype)
         return Unencoded(empty, None, tuple(prompts), tuple(pictures), self.condition_area)

@@ -170,7 +170,7 @@ def _footer_problem(file: pq.ParquetFile, size: int) -> str:
     The metadata of columns are not asked for: of a damaged footer they end the process, without an exception.
 
     Args:
-        file: the file.
+        file: The file.
         size: its bytes.
     """
     names = file.schema_arrow.names

@@ -3,9 +3,9 @@
     chunks/        part-00000-0.bin, ..., index.json    LitData's; `datamodules.chunks` reads them
                    table.npy                            the same list of chunks, to be mapped: `datamodules.listing`
     index/         train/, held_out/                     `datamodules.index`
-    parts/         00000.json, ...                       what each part holds and what it refused
-    prepare.json   what the folder is made from          refused.jsonl   every refusal
-    data.json      what it holds; written when everything else is
+    parts/         00000.json, ...                       the manifest of each part: its samples and its refusals
+    prepare.json   the options it is made from           refused.jsonl   every refusal
+    data.json      its content in numbers; written when everything else is
 
 A part is encoded aside, its samples are put in chunks by bucket, the chunks are moved into place, and the part's
 manifest, without which they do not count, is written last.
@@ -29,13 +29,14 @@ from firered_lit.textfiles import read_object
 
 from .chunks import Sample
 from .folders import PREPARED
-from .grouping import write_chunks
+from .grouping import ChunkWriter
 from .index import Index, Row
 from .indexing import write_index
 from .listing import INDEX, Listing, write_listing
 from .records import Refusal
 
 SPLITS = {"train": False, "held_out": True}
+MARKS = ("held_out", "pair", "prompt", "regions", "left_crop", "mask", "fixed")  # counted over a folder's samples
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,19 @@ class Parts:
     folder: Path
 
     def read(self, number: int) -> dict[str, Any] | None:
-        """A finished part's manifest; None when it is not there or damaged, or when one of its chunks is."""
+        """Return a finished part's manifest; None when it, or one of its chunks, is missing or damaged."""
         path = self.folder / "parts" / f"{number:05d}.json"
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             chunks = [(chunk["filename"], chunk["chunk_bytes"]) for chunk in manifest["chunks"]]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return None if any(self._lost_chunk(*chunk) for chunk in chunks) else manifest
+        if any(self._lost_chunk(name, size) for name, size in chunks):
+            return None
+        return manifest
 
     def lost(self) -> str | None:
-        """Return what a finished folder has lost of what loading needs; None when all is there, in its full size."""
+        """Return the name of a file that loading needs and a finished folder has lost; None when all are whole."""
         try:
             count = json.loads((self.folder / "data.json").read_text(encoding="utf-8"))["samples"]
             listing = Listing(self.folder / "chunks")
@@ -67,42 +70,69 @@ class Parts:
             return str(problem).partition(":")[0]
         if not (self.folder / "chunks" / INDEX).exists() or listing.samples != count:
             return f"the list of chunks in {self.folder / 'chunks'}"
-        chunks = ((listing.name(number), listing.bytes(number)) for number in range(len(listing)))
-        return next((f"the chunk {name}" for name, size in chunks if self._lost_chunk(name, size)), None)
+        for number in range(len(listing)):
+            name = listing.name(number)
+            if self._lost_chunk(name, listing.bytes(number)):
+                return f"the chunk {name}"
+        return None
 
     def _lost_chunk(self, name: str, size: int) -> bool:
         """Return whether a chunk is missing, or not of its size."""
         file = self.folder / "chunks" / name
         return not file.exists() or file.stat().st_size != size
 
-    def write(self, number: int, rows: int, samples: Iterable[Sample], refused: list[Refusal]) -> None:
-        """Encode a part by running through `samples`, which adds to `refused` on the way, and put it in place."""
-        staging, noted = self.folder / f".part-{number:05d}", []
+    @contextlib.contextmanager
+    def writing(self, number: int, rows: int) -> Iterator["PartWriter"]:
+        """Open a part, which is put in place when the block ends without an error.
+
+        Args:
+            number: Number of the part, from 0.
+            rows: Number of its rows, refused ones included.
+        """
+        staging = self.folder / f".part-{number:05d}"
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            described, order = write_chunks(staging, _noting(samples, noted))
+            with ChunkWriter(staging) as chunks:
+                part = PartWriter(chunks)
+                yield part
+                described, order = chunks.finish()
+
+            # The chunks, then the manifest, without which they do not count.
             (self.folder / "chunks").mkdir(exist_ok=True)
             for i, chunk in enumerate(described["chunks"]):
-                source, chunk["filename"] = staging / chunk["filename"], f"part-{number:05d}-{i}.bin"
-                sync(source)
-                put_in_place(source, self.folder / "chunks" / chunk["filename"])
+                written = staging / chunk["filename"]
+                chunk["filename"] = f"part-{number:05d}-{i}.bin"
+                sync(written)
+                put_in_place(written, self.folder / "chunks" / chunk["filename"])
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        manifest = described | {"rows": rows, "samples": [noted[number] for number in order]}
-        manifest["refused"] = [asdict(refusal) for refusal in refused]
+        manifest = {
+            **described,
+            "rows": rows,
+            "samples": [part.lines[place] for place in order],
+            "refused": [asdict(refusal) for refusal in part.refused],
+        }
         write_json(self.folder / "parts" / f"{number:05d}.json", manifest, indent=None)
+
+    def write(self, number: int, rows: int, samples: Iterable[Sample], refused: Iterable[Refusal]) -> None:
+        """Write a part whose samples are at hand; arguments as in `writing`."""
+        with self.writing(number, rows) as part:
+            for sample in samples:
+                part.add(sample)
+            for refusal in refused:
+                part.refuse(refusal)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for path in sorted((self.folder / "parts").glob("*.json"), key=lambda path: int(path.stem)):
             yield json.loads(path.read_text(encoding="utf-8"))
 
     def samples(self) -> Iterator[dict[str, Any]]:
-        """What is noted of every sample, in the order of their numbers."""
+        """Yield the manifest's line of every sample, in the order of their numbers."""
         for part in self:
             yield from part["samples"]
 
     def refused(self, in_hand: Iterable[Refusal] = ()) -> Path:
-        """Write refused.jsonl: the refusals of the parts that are done, and of the one in hand. Returns its path."""
+        """Write refused.jsonl: the refusals of the parts that are done, and those `in_hand`. Return its path."""
         path = self.folder / "refused.jsonl"
         with replacing(path) as file:
             for part in self:
@@ -111,60 +141,76 @@ class Parts:
         return path
 
     def finish(self, header: dict[str, Any]) -> dict[str, Any]:
-        """List the chunks, index the samples and, last, write data.json, which is returned. It begins with `header`."""
-        listed, config = [], None
+        """List the chunks, index the samples and, last, write data.json.
+
+        Args:
+            header: Entries that data.json begins with.
+
+        Returns:
+            The content of data.json.
+        """
+        chunks: list[dict[str, Any]] = []
+        config = None
         for part in self:
-            listed += part["chunks"]
+            chunks += part["chunks"]
             config = config or part["config"]
-        if not listed:
+        if not chunks:
             raise UserError(f"{self.folder}: nothing is left to train on, every row was refused; see {self.refused()}")
-        index = {"chunks": listed, "config": config, "updated_at": "0"}
-        write_json(self.folder / "chunks" / INDEX, index, indent=1)
-        write_listing(self.folder / "chunks", listed)
-        for path in set((self.folder / "chunks").glob("*.bin")) - {
-            self.folder / "chunks" / c["filename"] for c in listed
-        }:
-            path.unlink()
+
+        # The list of chunks, and none but those.
+        folder = self.folder / "chunks"
+        write_json(folder / INDEX, {"chunks": chunks, "config": config, "updated_at": "0"}, indent=1)
+        write_listing(folder, chunks)
+        listed = {chunk["filename"] for chunk in chunks}
+        for path in folder.glob("*.bin"):
+            if path.name not in listed:
+                path.unlink()
+
+        # The index of each split.
+        sizes = [chunk["chunk_size"] for chunk in chunks]
         for split, held_out in SPLITS.items():
-            chosen = (row for row, sample in self._rows() if sample["held_out"] == held_out)
-            write_index(self.folder / "index" / split, chosen, [chunk["chunk_size"] for chunk in listed])
+            write_index(self.folder / "index" / split, self._rows(held_out), sizes)
+
         self.refused()
         content = header | self._counts(header)
         write_json(self.folder / "data.json", content, indent=1)
         return content
 
-    def _rows(self) -> Iterator[tuple[Row, dict[str, Any]]]:
+    def _rows(self, held_out: bool) -> Iterator[Row]:
+        """Yield the samples to train on, or those held out, as the index has them."""
         for position, sample in enumerate(self.samples()):
-            references = tuple(map(tuple, sample["references"]))
-            row = Row(
-                task=sample["task"],
-                target=tuple(sample["target"]),
-                references=references,
-                position=position,
-                cluster=sample["cluster"],
-                droppable=tuple(sample.get("droppable", ())),
-                fixed=bool(sample.get("fixed")),
-            )
-            yield row, sample
+            if sample["held_out"] == held_out:
+                yield Row(
+                    task=sample["task"],
+                    target=tuple(sample["target"]),
+                    references=tuple(tuple(shape) for shape in sample["references"]),
+                    position=position,
+                    cluster=sample["cluster"],
+                    droppable=tuple(sample.get("droppable", ())),
+                    fixed=bool(sample.get("fixed")),
+                )
 
     def _counts(self, header: dict[str, Any]) -> dict[str, Any]:
-        """What data.json says of the samples. The fingerprint is of everything that decides what a plan shows."""
-        tasks, references, captions, marks, pairs = Counter(), Counter(), Counter(), Counter(), 0
-        digest, held_out = hashlib.blake2b(json.dumps(header).encode(), digest_size=12), 0
+        """Return the entries of data.json that count the samples.
+
+        The fingerprint is of everything that decides the samples which a plan shows.
+        """
+        tasks: Counter[str] = Counter()
+        references: Counter[int] = Counter()
+        captions: Counter[str] = Counter()
+        marks: Counter[str] = Counter()
+        digest = hashlib.blake2b(json.dumps(header).encode(), digest_size=12)
         for sample in self.samples():
             tasks[sample["task"]] += 1
             references[len(sample["references"])] += 1
             captions.update(sample["captions"])
-            held_out += sample["held_out"]
-            pairs += sample.get("pair", False)
-            names = ("prompt", "regions", "left_crop", "mask", "fixed")
-            marks.update({name: int(sample.get(name, 0)) for name in names})
+            marks.update({name: int(sample.get(name, 0)) for name in MARKS})
             digest.update(json.dumps(sample).encode())
         return {
             "samples": tasks.total(),
-            "train": tasks.total() - held_out,
-            "held_out": held_out,
-            "pairs": pairs,
+            "train": tasks.total() - marks["held_out"],
+            "held_out": marks["held_out"],
+            "pairs": marks["pair"],
             "prompts": marks["prompt"],
             "tasks": dict(sorted(tasks.items())),
             "references": {str(number): count for number, count in sorted(references.items())},
@@ -177,24 +223,55 @@ class Parts:
         }
 
 
-def _noting(samples: Iterable[Sample], noted: list[dict[str, Any]]) -> Iterator[Sample]:
-    """The samples, as they are; what the index and the counts need of each is noted."""
-    for sample in samples:
-        kept = {name: sample.meta[name] for name in ("task", "target", "references", "cluster", "held_out")}
-        kept |= {"pair": True} if sample.meta.get("pair") else {}
-        kept |= {"prompt": True} if "target" not in sample.tensors else {}
-        kept |= {"mask": True} if "mask" in sample.tensors else {}
-        kept |= {"regions": len(sample.meta["regions"])} if sample.meta.get("regions") else {}
-        kept |= {"left_crop": sample.meta["left_crop"]} if sample.meta.get("left_crop") else {}
-        kept |= {"droppable": sample.meta["droppable"]} if sample.meta.get("droppable") else {}
-        kept |= {"fixed": True} if sample.meta.get("fixed") else {}
-        noted.append({"id": sample.id, **kept, "captions": list(sample.meta["instructions"])})
-        yield sample
+class PartWriter:
+    """A part that is being written: its samples, its refusals, and a line about each sample for the manifest."""
+
+    def __init__(self, chunks: ChunkWriter) -> None:
+        self._chunks = chunks
+        self.lines: list[dict[str, Any]] = []
+        self.refused: list[Refusal] = []
+
+    def add(self, sample: Sample) -> None:
+        """Take a sample, in the order of the rows."""
+        self._chunks.add(sample)
+        self.lines.append(line_of(sample))
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Note a row that has no sample."""
+        self.refused.append(refusal)
+
+
+def line_of(sample: Sample) -> dict[str, Any]:
+    """Return a sample's line in the manifest: the facts that the index and the counts need, without empty ones."""
+    meta = sample.meta
+    marks = {
+        "pair": bool(meta.get("pair")),
+        "prompt": "target" not in sample.tensors,
+        "mask": "mask" in sample.tensors,
+        "regions": len(meta.get("regions", ())),
+        "left_crop": meta.get("left_crop"),
+        "droppable": meta.get("droppable"),
+        "fixed": bool(meta.get("fixed")),
+    }
+    return {
+        "id": sample.id,
+        "task": meta["task"],
+        "target": meta["target"],
+        "references": meta["references"],
+        "cluster": meta["cluster"],
+        "held_out": meta["held_out"],
+        **{name: mark for name, mark in marks.items() if mark},
+        "captions": list(meta["instructions"]),
+    }
 
 
 @contextlib.contextmanager
 def at_work(folder: Path, shard: int = 0, shards: int = 1) -> Iterator[None]:
-    """One `prepare` a shard works in a folder, all with one number of shards; a full disk is one clear error."""
+    """Hold a shard of a folder, which one `prepare` at a time works on; a full disk is one clear error.
+
+    Raises:
+        UserError: Another process holds the shard, or works with another number of shards, or the disk is full.
+    """
     with shard_held(folder, "prepare", shard, shards):
         try:
             yield
@@ -205,12 +282,12 @@ def at_work(folder: Path, shard: int = 0, shards: int = 1) -> Iterator[None]:
 
 
 def made_from(folder: Path, options: dict[str, Any], inherited: Sequence[str] = ()) -> dict[str, Any]:
-    """Note in prepare.json what a folder is made from, and return it.
+    """Note in prepare.json the options that a folder is made from, and return them.
 
     Args:
-        folder: What prepare writes.
-        options: What it is to be made from.
-        inherited: Options that a folder keeps as it was begun with them, or without them.
+        folder: The folder that prepare writes.
+        options: The options that it is to be made from.
+        inherited: Names of options that a folder keeps as it was begun with them, or without them.
 
     Raises:
         UserError: When the folder was begun with other options.

@@ -60,9 +60,9 @@ class PhotoEdit:
 
     Args:
         task: its name.
-        apply: the edit as a pure function.
+        apply: The edit as a pure function.
         english: instructions, each as good as another.
-        chinese: the same in Chinese.
+        chinese: The same in Chinese.
     """
 
     task: str
@@ -102,10 +102,10 @@ class Sample:
 def photographs(split: Split) -> tuple[Picture, ...]:
     """Return the photographs of a split, one of them twice where it has more to show."""
     if split == "held_out":
-        from matplotlib.cbook import get_sample_data
+        import matplotlib
 
-        with get_sample_data("grace_hopper.jpg") as file:
-            return (np.asarray(Image.open(file).convert("RGB")),)
+        path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+        return (np.asarray(Image.open(path).convert("RGB")),)
     from sklearn.datasets import load_sample_image
 
     china = load_sample_image("china.jpg")
@@ -140,10 +140,10 @@ def samples(
 
     Args:
         count: samples, not crops.
-        seed: of crops and of instructions.
+        seed: Seed of crops and of instructions.
         split: whose crops; the two share no photograph.
         photos: other photographs (height, width, 3) than the split's own.
-        edits: the edits, which take turns.
+        edits: The edits, which take turns.
     """
     chosen = photos or photographs(split)
     for number in range(count):

@@ -1,6 +1,6 @@
-"""Prepared samples one by one, by number, for what looks at each of them once: `Prepared`."""
+"""Prepared samples one by one, by number, for a program that looks at each of them once: `Prepared`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
 from firered_lit.models.family import Base
 
-from .canonical import as_in_the_row
 from .chunks import Chunks, Sample
 from .edits import check_data
 from .index import Index, Row
 from .indexing import write_index
+from .instruction import as_in_the_row
 from .loader import collate, pictured
 from .remote import open_root
 
@@ -25,8 +25,14 @@ KEPT = ("target_text", "replaced_text", "requirement", "cluster")
 class Prepared:
     """The samples to train on of a folder that `prepare` wrote, in the order in which they lie on disk.
 
-    instruction: which of a sample's texts is shown, "kind/language"; the first one there is where a sample lacks it.
-    limit: the first so many alone. Raises UserError when the data was prepared without its pictures.
+    Args:
+        root: The folder, or an s3:// address of a copy.
+        instruction: Key of the text that is shown, "kind/language"; a sample that lacks it shows its first one.
+        limit: Take only so many of the samples, the first ones.
+        cache: Folder for copies of data in object storage.
+
+    Raises:
+        UserError: The data was prepared without its pictures, or holds no samples to train on.
     """
 
     def __init__(
@@ -40,13 +46,15 @@ class Prepared:
         self.positions = np.sort(self.index.positions)[:limit]
         if not len(self.positions):
             raise UserError(f"{root}: holds no samples to train on")
-        self.chunks, self.instruction = Chunks(self.root / "chunks", remote), instruction
+        self.chunks = Chunks(self.root / "chunks", remote)
+        self.instruction = instruction
 
     def check(self, base: Base) -> None:
-        """UserError when the data was encoded by other models than the base's."""
+        """Raise UserError when the data was encoded by other models than the base's."""
         check_data(self.root, base)
 
     def made_from(self) -> dict[str, Any]:
+        """Return the facts that name the samples: another of them makes another folder."""
         return {"data": self.summary["fingerprint"], "instruction": self.instruction, "samples": len(self)}
 
     def __len__(self) -> int:
@@ -58,33 +66,50 @@ class Prepared:
         return max(bucket.tokens for bucket in self.index.buckets)
 
     def __getitem__(self, number: int) -> tuple[dict[str, Any], EditBatch]:
-        """What is known of a sample, and the sample with its pictures as a batch of one; step and slot are 0."""
+        """Return the line of a manifest about a sample, and the sample with its pictures as a batch of one.
+
+        Step and slot of the batch are 0.
+        """
         sample = self._sample(number)
-        texts = sample.meta["instructions"]
-        shown = min(texts, key=lambda key: (key != self.instruction, key))
         line = {"id": sample.id, "position": int(self.positions[number]), "task": sample.meta["task"]}
-        _, own = as_in_the_row(sample.meta)
-        line |= {column: own[key] for key, column in COLUMNS.items() if key in own}
-        line |= {key: sample.meta[key] for key in KEPT if sample.meta.get(key)}
+        _, instructions = as_in_the_row(sample.meta)
+        for key, column in COLUMNS.items():
+            if key in instructions:
+                line[column] = instructions[key]
+        for key in KEPT:
+            if sample.meta.get(key):
+                line[key] = sample.meta[key]
+        shown = self._shown(sample.meta["instructions"])
         return line, collate([sample], [shown], 0, (0,), 1, **pictured([sample]))
 
     def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, tuple[dict[str, Any], EditBatch]]]:
-        """The wanted samples, with their numbers."""
-        return ((number, self[number]) for number in range(len(self)) if wanted(number))
+        """Yield the wanted samples, with their numbers."""
+        for number in range(len(self)):
+            if wanted(number):
+                yield number, self[number]
 
     def pictures(self, number: int, folder: Path) -> dict[str, Any]:
-        """Write a sample's pictures, but not masks, to folder/images; the columns that name them, for `prepare`."""
-        sample, names = self._sample(number), {}
+        """Write a sample's pictures, but not masks, to folder/images.
+
+        Returns:
+            Columns that name the pictures, for a row that `prepare` reads.
+        """
+        sample = self._sample(number)
+        names = {}
         (folder / "images").mkdir(exist_ok=True)
         for name, file in sample.images.items():
             names[name] = f"images/{number:08d}.{name}.png"
             (folder / names[name]).write_bytes(file)
         places, texts = as_in_the_row(sample.meta)
-        sources = [names[f"reference.{i}"] for i in places]
+        sources = [names[f"reference.{place}"] for place in places]
         if "target" in names:
             return {"source_image": sources or None, "target_image": names["target"]}
-        shown = min(texts, key=lambda key: (key != self.instruction, key))
-        return {"image": sources, "prompt": texts[shown], "requirement": sample.meta.get("requirement", "")}
+        prompt = texts[self._shown(texts)]
+        return {"image": sources, "prompt": prompt, "requirement": sample.meta.get("requirement", "")}
+
+    def _shown(self, texts: Mapping[str, str]) -> str:
+        """Return the key of the text that is shown: the wanted one, else the first."""
+        return min(texts, key=lambda key: (key != self.instruction, key))
 
     def select(self, numbers: Iterable[int], folder: Path) -> None:
         """Write an index of these samples alone, for `PromptDataModule`."""
@@ -92,24 +117,25 @@ class Prepared:
         write_index(folder, self._rows(self.positions[np.fromiter(numbers, np.int64)]), sizes)
 
     def _rows(self, positions: np.ndarray) -> Iterator[Row]:
+        """Yield the samples at positions, as the index has them."""
         clusters = self._clusters()
+        names = self.index.clusters or ("",)
         for bucket in self.index.buckets:
             rows = np.arange(bucket.start, bucket.start + bucket.count)
             for row in rows[np.isin(self.index.positions[rows], positions)]:
-                position, cluster = int(self.index.positions[row]), clusters[row] if clusters is not None else 0
-                named = self.index.clusters[cluster] if self.index.clusters else ""
+                cluster = 0 if clusters is None else clusters[row]
                 yield Row(
                     task=bucket.task,
                     target=bucket.target,
                     references=bucket.references,
-                    position=position,
-                    cluster=named,
+                    position=int(self.index.positions[row]),
+                    cluster=names[cluster],
                     droppable=bucket.droppable,
                     fixed=bucket.fixed,
                 )
 
     def _clusters(self) -> np.ndarray | None:
-        """The cluster's number of every row of the index; None when there is one at most."""
+        """Return (N,) the number of every row's cluster; None when the index has one cluster at most."""
         columns = self.index.columns
         if "by_cluster" not in columns:
             return None
@@ -119,4 +145,5 @@ class Prepared:
         return found
 
     def _sample(self, number: int) -> Sample:
+        """Return a sample with its pictures."""
         return self.chunks.read(int(self.positions[number]), images=True)

@@ -29,16 +29,22 @@ class PromptLoader:
 
     Every process gets groups of the same buckets in the same order, so that all run equal forwards. The state is that
     of the inner loader, whole iterations only.
+
+    Args:
+        inner: Micro-batches of one sample.
+        length: Global batches of an iteration.
     """
 
     def __init__(self, inner: EditLoader, length: int) -> None:
-        self.inner, self.length = inner, length
+        self.inner = inner
+        self.length = length
 
     def __len__(self) -> int:
         return max(1, self.inner.plan.steps() // self.length)
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        stream, share = iter(self.inner), self.length * self.inner.share
+        stream = iter(self.inner)
+        share = self.length * self.inner.share  # micro-batches of an iteration on this process
         while True:
             step = self.inner.seen // share
             yield PromptBatch(tuple(islice(stream, share)), step)
@@ -59,12 +65,24 @@ class PromptLoader:
 class PromptDataModule(EditDataModule):
     """Samples to edit, `groups` of them per iteration over all processes, and held-out edits for validation.
 
-    Each is the seed of a group: the stage draws several edits of it. captions, languages, weights, held_out_max: see
-    `EditDataModule`. plan_ranks: processes that may share the work, at most; so many groups in turn are of one bucket.
-    The number of processes when None; a run goes on with any number that divides it. mined: a folder that `mine
-    semi-hard` wrote of this data; its kept samples alone are drawn from.
-    Of edits the true target comes along; of prompts that have none (Edit-R1) the shape to draw, and no picture.
-    Raises UserError when the data was prepared without its pictures, which rewards look at.
+    Each is the start of a group: the stage draws several edits of it. An edit comes with its true target; a prompt
+    that has none (Edit-R1) with the shape to draw, and no picture.
+
+    Args:
+        root: Folder that `prepare` wrote, pictures included, or an s3:// address.
+        groups: Groups of an iteration, over all processes.
+        workers: Processes that read.
+        seed: Seed of the plan and of all draws.
+        captions: Weights of the kinds of instruction, see `EditDataModule`.
+        languages: Weights of the languages, see `EditDataModule`.
+        weights: Frequencies of samples by group, see `EditDataModule`.
+        held_out_max: Held-out edits shown at each validation.
+        plan_ranks: Processes that may share the work, at most; so many groups in turn are of one bucket. None for the
+            number of processes; a run goes on with any number that divides it.
+        mined: Folder that `mine semi-hard` wrote of this data; only its kept samples are drawn from.
+
+    Raises:
+        UserError: The data was prepared without its pictures, which rewards look at.
     """
 
     learns_targets = False
@@ -83,9 +101,19 @@ class PromptDataModule(EditDataModule):
         plan_ranks: int | None = None,
         mined: str | None = None,
     ) -> None:
-        shared = {"seed": seed, "text_drop": 0.0, "captions": captions, "languages": languages, "weights": weights}
-        shared |= {"workers": workers, "held_out_max": held_out_max, "plan_ranks": plan_ranks, "max_batch": 1}
-        super().__init__(root, capacity=1 << 62, **shared)  # the stage budgets its forwards itself
+        super().__init__(
+            root,
+            capacity=1 << 62,  # the stage budgets its forwards itself
+            workers=workers,
+            seed=seed,
+            text_drop=0.0,
+            captions=captions,
+            languages=languages,
+            weights=weights,
+            held_out_max=held_out_max,
+            plan_ranks=plan_ranks,
+            max_batch=1,
+        )
         self.groups = groups
         self.mined = None if mined is None else _mined(Path(mined), self.summary["fingerprint"])
         if not self.summary["keep_images"]:
@@ -94,7 +122,11 @@ class PromptDataModule(EditDataModule):
             )
 
     def _index(self) -> Index:
-        return super()._index() if self.mined is None else Index.open(self.mined[0] / "index" / "train")
+        """Return the index of the samples to draw from: those that mining kept, or all."""
+        if self.mined is None:
+            return super()._index()
+        folder, _ = self.mined
+        return Index.open(folder / "index" / "train")
 
     def _refuse_too_large(self, index: Index, capacity: int, key: str) -> None:
         """Raise UserError when an edit alone has more tokens than a forward of the stage, which divides them itself."""
@@ -103,12 +135,17 @@ class PromptDataModule(EditDataModule):
             super()._refuse_too_large(index, stage.capacity, "stage.capacity")
 
     def train_dataloader(self) -> PromptLoader:
+        """Return the iterations of this process."""
         rank, world, _ = self._place()
         ranks = self.plan_ranks or world
         if self.groups < 1 or self.groups % ranks:
             raise UserError(f"data.groups={self.groups}: must be a multiple of {ranks}, the processes that share them")
-        identity = {"data": self.summary["fingerprint"], "seed": self.seed, "plan_ranks": ranks}
-        identity["weights"] = repr(self.weights)
+        identity = {
+            "data": self.summary["fingerprint"],
+            "seed": self.seed,
+            "plan_ranks": ranks,
+            "weights": repr(self.weights),
+        }
         if self.mined is not None:
             identity["mined"] = self.mined[1]
         visits = Visits(self.chunks(), self.captions, self.seed, images=True)
@@ -118,7 +155,11 @@ class PromptDataModule(EditDataModule):
 
 
 def _mined(folder: Path, fingerprint: str) -> tuple[Path, str]:
-    """A folder that `mine semi-hard` wrote, and a hash of what it kept. UserError when it is not of this data."""
+    """Return a folder that `mine semi-hard` wrote, and a hash of the samples that it kept.
+
+    Raises:
+        UserError: The folder is not finished, or mined from other data.
+    """
     if not (folder / "mined.json").exists():
         raise UserError(f"data.mined={folder}: not a finished folder of `mine semi-hard`: run that, or run it again")
     if read_object(folder / "mined.json").get("data") != fingerprint:

@@ -72,7 +72,7 @@ class RawRows:
 
     @cached_property
     def _loose(self) -> list[str]:
-        """Pictures of a folder without tables, relative to it, in a fixed order; none where there are tables."""
+        """Return the pictures of a folder, relative to it, in a fixed order; none where it has tables."""
         folder = Path(self.source)
         if not self.source or not folder.is_dir():
             return []

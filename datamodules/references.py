@@ -1,4 +1,4 @@
-"""What a prompt says of its references: which it names, and what may name one but is not understood.
+"""The reading of a prompt: references that it names, and words that may name one but are not understood.
 
 A prompt with anything unclear is left as it is: its references keep their order and none is dropped, see
 `datamodules.instruction`.
@@ -30,7 +30,7 @@ class Reading:
 
     @property
     def needs_all(self) -> bool:
-        """Return whether it speaks of several references at once, or of one without its number."""
+        """True where the prompt speaks of several references at once, or of one without its number."""
         return self.elliptical or bool(_found(self.rest, [*ROLES, *SEVERAL]))
 
 
@@ -126,10 +126,11 @@ def read(prompt: str, n: int) -> Reading:
     if any(number.style == "ordinal" for number in leaning):
         unclear += ordering
 
-    # What is named twice may be another thing the second time: "the first image ... the first of the dogs".
-    names = Counter(v for number in leaning for v in number.values)
-    names.update({v for mention in mentions for v in mention.values})
-    if any(names[v] > 1 for number in leaning for v in number.values):
+    # A name that comes twice may be another thing the second time: "the first image ... the first of the dogs".
+    leaning_names = [value for number in leaning for value in number.values]
+    names = Counter(leaning_names)
+    names.update({value for mention in mentions for value in mention.values})
+    if any(names[value] > 1 for value in leaning_names):
         unclear += leaning
         leaning = []
 

@@ -80,8 +80,8 @@ def refusing(field: str | Callable[[], str], reason: str = "unusable row") -> It
     """Have whatever is raised be a refusal of the row.
 
     Args:
-        field: the field that is being worked on, or what says it when something was raised.
-        reason: the category of what is no `Refuse` already.
+        field: The field that is being worked on, or a function that says it when something was raised.
+        reason: Category of an exception that is no `Refuse` already.
 
     Raises:
         Refuse: something was raised that does not end the work.
@@ -101,9 +101,9 @@ def guarded(work: Callable[[], T], where: str, field: str | Callable[[], str] = 
     """Return what the work on a row returns, or the row's refusal, whatever is raised.
 
     Args:
-        work: what is done with the row.
-        where: the row, as "file:line".
-        field: as of `refusing`.
+        work: The work on the row.
+        where: The row, as "file:line".
+        field: See `refusing`.
     """
     try:
         with refusing(field):

@@ -31,8 +31,15 @@ class Gone(OSError):  # noqa: N818
 
 
 def patiently(read: Callable[[], T], pauses: tuple[float, ...] | None = None) -> T:
-    """What `read` returns, tried again after longer and longer pauses while it raises OSError. What is missing or
-    forbidden is raised at once, the rest after the last try."""
+    """Return the result of `read`, which is tried again after longer and longer pauses while it raises OSError.
+
+    Args:
+        read: The read.
+        pauses: Seconds between tries; `PAUSES` when None.
+
+    Raises:
+        OSError: The file is missing or may not be read, which is raised at once, or the last try failed.
+    """
     for pause in PAUSES if pauses is None else pauses:
         try:
             return read()
@@ -44,21 +51,27 @@ def patiently(read: Callable[[], T], pauses: tuple[float, ...] | None = None) ->
 
 
 class Remote:
-    """Files under a URL, each copied to `folder` when it is first asked for. Threads and processes may share it.
+    """Files under a URL, each copied to a folder when it is first asked for. Threads and processes may share it.
 
-    limit: bytes of chunks that the folder may hold; those that were not used for longest make room for others. What was
-    used in the last minute stays, so that a limit below what all workers need at a time does not hold.
+    Args:
+        url: The address, s3://bucket/prefix.
+        folder: Folder of the copies.
+        limit: Bytes of chunks that the folder may hold; those that were not used for longest make room for others.
+            Chunks of the last minute stay, so that a limit below the need of all workers at a time does not hold.
     """
 
     def __init__(self, url: str, folder: Path, limit: int | None = None) -> None:
-        self.url, self.folder, self.limit = url.rstrip("/"), folder, limit
-        self._owner, self._downloader = 0, None
+        self.url = url.rstrip("/")
+        self.folder = folder
+        self.limit = limit
+        self._owner = 0  # the process that made the downloader
+        self._downloader: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Remote, (self.url, self.folder, self.limit)
 
     def fetch(self, name: str, size: int | None = None) -> Path:
-        """The local copy of a file, of `size` bytes when that is known. OSError when it cannot be had."""
+        """Return the local copy of a file, of `size` bytes when that is known. Raises OSError."""
         path = self.folder / name
         if not path.exists() or (size is not None and path.stat().st_size != size):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,30 +85,30 @@ class Remote:
         """Remove the chunks that were not used for longest, until one of `size` bytes fits."""
         if self.limit is None:
             return
-        found = []
+        copies = []
         for path in self.folder.glob("chunks/*.bin"):
             with contextlib.suppress(FileNotFoundError):  # another process makes room too
-                found.append((path.stat().st_mtime, path.stat().st_size, path))
-        total = sum(size for _, size, _ in found) + size
-        for used, own, path in sorted(found):
+                copies.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = size + sum(bytes_ for _, bytes_, _ in copies)
+        for used, bytes_, path in sorted(copies):
             if total <= self.limit or time.time() - used < USED:
                 return
             path.unlink(missing_ok=True)
-            total -= own
+            total -= bytes_
 
     def read(self, name: str) -> bytes:
-        """A file as it is now. OSError when it cannot be had."""
+        """Return a file as it is now. Raises OSError."""
         file = io.BytesIO()
         patiently(lambda: self._download(name, file))
         return file.getvalue()
 
     def part(self, name: str, begin: int, end: int) -> bytes:
-        """Bytes begin to end - 1 of a file, fetched anew each time. OSError when they cannot be had."""
-        with self._told(name):
+        """Return bytes begin to end - 1 of a file, fetched anew each time. Raises OSError."""
+        with self._as_os_errors(name):
             return self._client().download_bytes(f"{self.url}/{name}", begin, end - begin, "")
 
     def _copy(self, name: str, path: Path, size: int | None) -> None:
-        """Copy whole or not at all: several processes may do so at the same time."""
+        """Copy a file, whole or not at all: several processes may do so at the same time."""
         with replacing(path, "wb") as file:
             self._download(name, file)
             count = file.tell()
@@ -103,14 +116,15 @@ class Remote:
                 raise OSError(f"{self.url}/{name} came with {count} bytes, not {size}")
 
     def _download(self, name: str, file: Any) -> None:
+        """Fill an open file with the content of one in the store."""
         file.seek(0)
         file.truncate()
-        with self._told(name):
+        with self._as_os_errors(name):
             self._client().download_fileobj(f"{self.url}/{name}", file)
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """What goes wrong in the store as OSError, and as `Gone` where no patience helps."""
+    def _as_os_errors(self, name: str) -> Iterator[None]:
+        """Raise errors of the store as OSError, and as `Gone` where no patience helps."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
         from s3transfer.exceptions import RetriesExceededError
@@ -129,7 +143,7 @@ class Remote:
             raise OSError(f"{self.url}/{name}: {problem}") from None
 
     def _client(self) -> Any:
-        """LitData's downloader, one per process: connections do not outlive a fork."""
+        """Return LitData's downloader, one per process: connections do not outlive a fork."""
         if self._owner != os.getpid():
             from botocore.config import Config
             from litdata.streaming.downloader import get_downloader
@@ -143,8 +157,16 @@ class Remote:
 def open_root(
     root: str | Path, cache: str | Path | None = None, limit: int | None = None
 ) -> tuple[Path, Remote | None]:
-    """Where prepared data is read from: the folder itself, or for s3://bucket/prefix a folder in `cache` that fills as
-    it is read, with what is remote. UserError when there is no finished data."""
+    """Return the folder that prepared data is read from, and the store behind it, if it is one.
+
+    Args:
+        root: A folder, or s3://bucket/prefix.
+        cache: Folder for copies of a store's files, which fills as they are read.
+        limit: Bytes of chunks among the copies.
+
+    Raises:
+        UserError: There is no finished data.
+    """
     if "://" not in str(root):
         return Path(root), None
     if not str(root).startswith(PREFIX):

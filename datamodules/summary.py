@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from firered_lit.models.sizes import Shape, Sizes, assign, shape_table
 
@@ -65,20 +66,25 @@ class Summary:
     problems: list[Refusal] = field(default_factory=list)  # the first ones
     first: list[Record] = field(default_factory=list)
     addresses: Addresses = field(default_factory=Addresses)
-    notes: list[str] = field(default_factory=list)  # what the source says and what is left aside
+    notes: list[str] = field(default_factory=list)  # remarks on the source, and on files that are left aside
 
     def problem(self) -> str:
-        """Return why nothing can be prepared from the source; "" when something can."""
+        """Return the reason why nothing can be prepared from the source; "" when something can."""
         if not self.rows:
             return "it holds no rows"
-        return "" if self.refused.total() < self.rows else f"none of its {self.rows} rows is good"
+        if self.refused.total() >= self.rows:
+            return f"none of its {self.rows} rows is good"
+        return ""
 
     def add(self, row: list[Record]) -> None:
-        self.layouts[row[0].columns.name] += 1
-        self.polarity[row[0].columns.name] = row[0].columns.polarity
+        """Count a row that is good."""
+        columns = row[0].columns
+        self.layouts[columns.name] += 1
+        self.polarity[columns.name] = columns.polarity
         for record in row:
-            self.inverted += record.id.endswith(".inverse")
-            self.carried.update([name for name, there in _carried(record).items() if there])
+            if record.id.endswith(".inverse"):
+                self.inverted += 1
+            self.carried.update(name for name, carried in _carried(record).items() if carried)
             self.tasks[record.task] += 1
             self.references[len(record.references)] += 1
             self.languages.update({key.partition("/")[2] for key in record.instructions})
@@ -89,22 +95,39 @@ class Summary:
             yield one_line(line, LONGEST_LINE)
 
     def _lines(self) -> Iterator[str]:
+        """Yield the report; a line may hold line ends of the rows."""
+        # Counts.
         refused = self.refused.total()
         yield f"rows        {self.rows}: {self.rows - refused} good, {refused} refused; {self.inverted} inverted edits"
-        yield from (f"layout      {key} {self.layouts[key]}: {said}" for key, said in sorted(self.polarity.items()))
-        for name in ("tasks", "references", "languages", "carried"):
-            counts = ", ".join(f"{key} {count}" for key, count in sorted(getattr(self, name).items()))
+        for name, polarity in sorted(self.polarity.items()):
+            yield f"layout      {name} {self.layouts[name]}: {polarity}"
+        counters: dict[str, Counter[Any]] = {
+            "tasks": self.tasks,
+            "references": self.references,
+            "languages": self.languages,
+            "carried": self.carried,
+        }
+        for name, counter in counters.items():
+            counts = ", ".join(f"{key} {count}" for key, count in sorted(counter.items()))
             yield f"{name:<11} {counts or 'nothing'}"
+
+        # Images.
         if self.shapes:
             listed = ", ".join(f"{w}x{h} {count}" for (h, w), count in self.shapes.most_common(SHAPES))
-            rest = f", {len(self.shapes) - SHAPES} others" if len(self.shapes) > SHAPES else ""
-            yield f"shapes      {listed}{rest} ({self.shapes.total()} targets seen)"
+            if len(self.shapes) > SHAPES:
+                listed += f", {len(self.shapes) - SHAPES} others"
+            yield f"shapes      {listed} ({self.shapes.total()} targets seen)"
         if self.addresses.allowed:
             rest = f"{self.addresses.passed_over} passed over after {URL_TOTAL:g} s"
             yield f"addresses   {self.addresses.fetched} fetched, {rest}"
-        yield from (f"note        {note}" for note in self.notes)
-        yield from (f"refused     {count:>6} {reason}" for reason, count in self.refused.most_common())
-        yield from (f"  {problem}" for problem in self.problems)
+
+        # Notes, refusals, and the first records.
+        for note in self.notes:
+            yield f"note        {note}"
+        for reason, count in self.refused.most_common():
+            yield f"refused     {count:>6} {reason}"
+        for problem in self.problems:
+            yield f"  {problem}"
         for record in self.first:
             sources = ", ".join(record.references) or "text"
             rather = f" rather than {record.loser}" if record.loser else ""
@@ -122,10 +145,15 @@ def summary(
 ) -> Summary:
     """Count by task, number of references, language and shape; keep the first problems and the first records.
 
-    Whether images are there is looked up for the first `looked_up` rows. Shapes are what the rows say and, of the first
-    `opened` rows that do not say, what the targets' headers do; no image is decoded. Images that are addresses are
-    refused, as `prepare` does, unless `allow_urls`; those of the first `opened` rows are fetched then, in URL_TOTAL
-    seconds in all.
+    No image is decoded: a shape is the one that the row gives, else the one in the header of its target.
+
+    Args:
+        source: Table, or folder of tasks.
+        layout: Its layout, when the columns do not tell.
+        allow_urls: Fetch images that are addresses, in URL_TOTAL seconds in all; else they are refused.
+        shown: Problems and records to keep.
+        looked_up: The first rows whose images are looked up.
+        opened: The first rows whose targets' headers are read, and whose addresses are fetched.
     """
     total = Summary(addresses=Addresses(allow_urls, URL_TOTAL), notes=notes(source))
     for row in rows(source, layout=layout, wanted=lambda number: number < opened):
@@ -144,11 +172,18 @@ def summary(
 
 
 def _carried(record: Record) -> dict[str, bool]:
-    """Return whether a record has each thing beside images and instructions, by the name that is counted."""
-    texts = ("target_text", "replaced_text", "requirement", "cluster")
-    marks = {"regions": bool(record.regions), "mask": bool(record.mask), "captions": any(record.captions)}
-    kinds = {"pair": bool(record.loser), "prompt without target": not record.target}
-    return marks | kinds | {name: bool(getattr(record, name)) for name in texts}
+    """Return True for each thing that a record has beside images and instructions, by the name that is counted."""
+    return {
+        "regions": bool(record.regions),
+        "mask": bool(record.mask),
+        "captions": any(record.captions),
+        "pair": bool(record.loser),
+        "prompt without target": not record.target,
+        "target_text": bool(record.target_text),
+        "replaced_text": bool(record.replaced_text),
+        "requirement": bool(record.requirement),
+        "cluster": bool(record.cluster),
+    }
 
 
 def _looked_at(row: list[Record], total: Summary, looked_up: int, opened: int) -> list[Record]:
@@ -186,7 +221,8 @@ def _fetched(row: list[Record], addresses: Addresses, opened: bool) -> dict[str,
 def _present(row: list[Record]) -> None:
     """Refuse a row that names a file that is not there."""
     for name, path in _named(row):
-        if not isinstance(path, Embedded) and not images.URL.match(path) and not os.path.exists(path):
+        is_file = not isinstance(path, Embedded) and not images.URL.match(path)
+        if is_file and not os.path.exists(path):
             raise Refuse(name, "missing image", f"{path} does not exist")
 
 
@@ -205,7 +241,13 @@ def _shape(row: list[Record], total: Summary, fetched: dict[str, Shape]) -> None
 
 
 def index_row(record: Record, position: int, sizes: Sizes) -> Row:
-    """The record as the index sees it, by the size that its row says: references are taken to be of the target's."""
+    """Return a record as the index has it, by the size in its row: references are taken to have the target's size.
+
+    Args:
+        record: The record.
+        position: Number of its sample.
+        sizes: Pixel areas of the crops.
+    """
     target = _assigned(record.size, sizes.target_area)
     references = (_assigned(record.size, sizes.reference_area),) * len(record.references)
     return Row(record.task, target, references, position, record.cluster)
@@ -220,9 +262,11 @@ _table = lru_cache(shape_table)
 
 
 def table(folder: str | os.PathLike[str], capacity: int | None = None) -> Iterator[str]:
-    """Yield the buckets of a prepared folder: samples, batch size, tokens, and what share of the capacity stays empty.
+    """Yield the buckets of a prepared folder: samples, batch size, tokens, and the share of the capacity left empty.
 
-    capacity: visual tokens of a micro-batch; when None, four of the largest samples'.
+    Args:
+        folder: The folder.
+        capacity: Visual tokens of a micro-batch; four of the largest samples when None.
     """
     for split in ("train", "held_out"):
         place = Path(folder, "index", split)

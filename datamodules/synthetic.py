@@ -77,7 +77,7 @@ class Edit:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB image."""
+    """Return the scene as an RGB image."""
     width, height = scene.canvas
     large = Image.new("RGB", (width * SHARP, height * SHARP), COLOURS[scene.background][1])
     pen = ImageDraw.Draw(large)
@@ -101,7 +101,7 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def boxes(scene: Scene) -> list[dict[str, list[float]]]:
-    """The box of every thing on the canvas, as the regions of a row."""
+    """Return the box of every thing on the canvas, as the regions of a row."""
     width, height = scene.canvas
     found = []
     for thing in scene.things:
@@ -111,7 +111,7 @@ def boxes(scene: Scene) -> list[dict[str, list[float]]]:
 
 
 def scene(rng: Random, count: int) -> Scene:
-    """Things of different colours and shapes side by side, none in the background's colour."""
+    """Return things of different colours and shapes side by side, none in the background's colour."""
     background, *colours = rng.sample(sorted(COLOURS), count + 1)
     shapes = rng.sample(sorted(SHAPES), count)
     places = [((i + 0.5) / count, rng.uniform(0.35, 0.65)) for i in range(count)]
@@ -195,19 +195,22 @@ FAMILIES: tuple[Family, ...] = (recolour, remove, add, background, flip, compose
 
 
 def edit(seed: int, number: int, families: Sequence[Family] = FAMILIES) -> Edit:
-    """Sample `number` of the world of `seed`; the families take turns."""
+    """Return sample `number` of the world of `seed`; the families take turns."""
     return families[number % len(families)](chooser("world", seed, number))
 
 
 def spoiled(rng: Random, sample: Edit) -> Scene:
-    """What a worse editor makes of a sample: the right scene with another background, or a thing in another colour."""
-    scene, found = sample.target, []
-    for colour in sorted(set(COLOURS) - {scene.background, *(thing.colour for thing in scene.things)}):
-        found.append(replace(scene, background=colour))
+    """Return the scene of a worse editor: the right one with another background, or a thing in another colour."""
+    scene = sample.target
+    used = {scene.background, *(thing.colour for thing in scene.things)}
+    spoiled_scenes = []
+    for colour in sorted(set(COLOURS) - used):
+        spoiled_scenes.append(replace(scene, background=colour))
         for i, thing in enumerate(scene.things):
-            others = scene.things[:i], scene.things[i + 1 :]
-            found.append(replace(scene, things=(*others[0], replace(thing, colour=colour), *others[1])))
-    return rng.choice([scene for scene in found if scene not in sample.sources])
+            things = list(scene.things)
+            things[i] = replace(thing, colour=colour)
+            spoiled_scenes.append(replace(scene, things=tuple(things)))
+    return rng.choice([other for other in spoiled_scenes if other not in sample.sources])
 
 
 def write_pairs(out: Path, count: int, seed: int = 0) -> int:
@@ -239,7 +242,7 @@ def write(out: Path, count: int, seed: int = 0, families: Sequence[Family] = FAM
         for name, source in zip(names, sample.sources, strict=True):
             draw(source).save(out / sample.task / name)
         draw(sample.target).save(images / f"{number:05d}_target.png")
-        row = {
+        row: dict[str, object] = {
             "id": f"{seed}-{number:05d}",
             "source_image": names if len(names) > 1 else (names[0] if names else None),
             "target_image": f"images/{number:05d}_target.png",

@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
@@ -17,13 +17,23 @@ from .parts import Parts
 from .records import Record, Refusal
 
 SHOWN = 3  # refusals that the error line quotes
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 Row = list[Record] | Refusal
 
 
 @dataclass
 class Tally:
-    """Rows kept and refused so far."""
+    """Counts of the rows that are kept and refused so far.
+
+    Args:
+        rows: All rows there are.
+        max_refused: Share of them, 0 to 1, that may be refused.
+        bar: Progress bar, moved by each row.
+        kept: Rows whose samples are encoded.
+        refused: Refused rows by reason.
+        first: The first refusals, which an error quotes.
+    """
 
     rows: int
     max_refused: float
@@ -39,43 +49,64 @@ class Tally:
         self.keep(manifest["rows"] - len(manifest["refused"]))
 
     def keep(self, count: int = 1) -> None:
+        """Count rows whose samples are encoded."""
         self.kept += count
         if self.bar is not None:
             self.bar.update(count)
 
     def refuse(self, refusal: Refusal) -> None:
+        """Count a row that is refused."""
         self.refused[refusal.reason] += 1
-        self.first += [refusal] * (len(self.first) < SHOWN)
+        if len(self.first) < SHOWN:
+            self.first.append(refusal)
         if self.bar is not None:
             self.bar.update(1)
 
     @property
     def seen(self) -> int:
+        """Rows that are counted already."""
         return self.kept + self.refused.total()
 
     @property
     def too_many(self) -> bool:
+        """True when more rows are refused than may be."""
         return self.refused.total() > self.max_refused * self.rows
 
     def stop(self, parts: Parts, in_hand: list[Refusal]) -> UserError:
-        """The UserError that more than the share is refused; refused.jsonl then holds all, `in_hand` too."""
+        """Return the error that too many rows are refused, and write all refusals to refused.jsonl.
+
+        Args:
+            parts: The parts that are done.
+            in_hand: Refusals of the part that is not.
+        """
         if self.bar is not None:
             self.bar.close()
         print(self.table())
-        share = f"more than max_refused={self.max_refused:g}"
+        first = "; ".join(str(refusal) for refusal in self.first)
         return UserError(
-            f"stopped: {self.refused.total()} of {self.rows} rows refused, {share}: "
-            f"{'; '.join(map(str, self.first))}; all so far are in {parts.refused(in_hand)}"
+            f"stopped: {self.refused.total()} of {self.rows} rows refused, more than max_refused={self.max_refused:g}: "
+            f"{first}; all so far are in {parts.refused(in_hand)}"
         )
 
     def table(self) -> str:
-        rows = [f"kept     {self.kept:>8} of {self.rows} rows", f"refused  {self.refused.total():>8}"]
-        return "\n".join([*rows, *(f"         {count:>8} {reason}" for reason, count in self.refused.most_common())])
+        """Return the counts as lines: rows kept, rows refused, and those by reason."""
+        lines = [f"kept     {self.kept:>8} of {self.rows} rows", f"refused  {self.refused.total():>8}"]
+        for reason, count in self.refused.most_common():
+            lines.append(f"         {count:>8} {reason}")
+        return "\n".join(lines)
 
 
 @dataclass
 class Work:
-    """What encodes one part after another. opening: a row's crops, or why it is refused."""
+    """The encoding of one part after another.
+
+    Args:
+        parts: The folder's parts.
+        encoder: The frozen models.
+        tally: Counts of the rows.
+        opening: Return a row's crops, or its refusal.
+        workers: Threads that open rows ahead of the encoder.
+    """
 
     parts: Parts
     encoder: Encoder
@@ -83,57 +114,88 @@ class Work:
     opening: Callable[[Row], list[Cropped] | Refusal]
     workers: int
 
-    def parts_of(self, read: Callable[..., Iterator[Row]], todo: Sequence[int], part_rows: int) -> None:
-        """Encode the parts `todo` of what `read` gives. UserError when too much is refused; what is done stays."""
+    def encode_parts(self, read: Callable[..., Iterator[Row]], todo: Sequence[int], part_rows: int) -> None:
+        """Encode parts; those that are done stay when the work is stopped.
+
+        Args:
+            read: Yield all rows; its argument `wanted` says of a row's number whether the row will be encoded.
+            todo: Numbers of the parts to encode.
+            part_rows: Rows of a part.
+
+        Raises:
+            UserError: Too many rows are refused.
+        """
         self._stop_if_too_many([])
         wanted = set(todo)
         every = read(wanted=lambda number: number // part_rows in wanted)
         for number in range(max(todo, default=-1) + 1):
-            part, rows = islice(every, part_rows), min(part_rows, self.tally.rows - number * part_rows)
+            rows = islice(every, part_rows)
             if number in wanted:
-                refused: list[Refusal] = []
-                self.parts.write(number, rows, self._samples(part, refused), refused)
-            deque(part, 0)  # the rows of a part that is there already
+                self._encode_part(number, rows, min(part_rows, self.tally.rows - number * part_rows))
+            for _ in rows:
+                pass  # a row of a part that is there already
 
-    def _samples(self, part: Iterable[Row], refused: list[Refusal]) -> Iterator[Sample]:
-        """The samples of a part's rows; a row is encoded whole or refused. Images are opened some rows ahead.
+    def _encode_part(self, number: int, rows: Iterable[Row], count: int) -> None:
+        """Encode a part's rows, each as a whole or not at all.
 
-        Which rows are encoded together is told by their places in the part alone, so that a part is always the same.
+        Rows are opened some ahead. The ones that are encoded together depend on their places in the part alone, so that
+        a part comes out the same each time.
         """
-        ahead = _ahead(self.opening, part, self.workers, 2 * max(self.workers, self.encoder.batch))
-        while some := list(islice(ahead, self.encoder.batch)):
-            for encoded in self._encode(some):
-                if isinstance(encoded, Refusal):
-                    refused.append(encoded)
-                    self.tally.refuse(encoded)
-                    self._stop_if_too_many(refused)
-                else:
-                    yield from encoded
-                    self.tally.keep()
+        most = 2 * max(self.workers, self.encoder.batch)
+        opened = _ahead(self.opening, rows, self.workers, most)
+        with self.parts.writing(number, count) as part:
+            while batch := list(islice(opened, self.encoder.batch)):
+                for row in self._encode(batch):
+                    if isinstance(row, Refusal):
+                        part.refuse(row)
+                        self.tally.refuse(row)
+                        self._stop_if_too_many(part.refused)
+                    else:
+                        for sample in row:
+                            part.add(sample)
+                        self.tally.keep()
 
     def _encode(self, rows: list[list[Cropped] | Refusal]) -> Iterator[list[Sample] | Refusal]:
-        """Rows, encoded together: the samples of each, or why it is refused."""
-        encoded = iter(self.encoder.encode([cropped for row in rows if isinstance(row, list) for cropped in row]))
+        """Yield the samples of each row, or its refusal; the rows' edits are encoded together."""
+        edits = [cropped for row in rows if not isinstance(row, Refusal) for cropped in row]
+        encoded = iter(self.encoder.encode(edits))
         for row in rows:
-            own = [row] if isinstance(row, Refusal) else list(islice(encoded, len(row)))
-            bad = [found for found in own if isinstance(found, Refusal)]
-            yield bad[0] if bad else [found for found in own if isinstance(found, Sample)]
+            if isinstance(row, Refusal):
+                yield row
+                continue
+            samples: list[Sample] = []
+            refusals: list[Refusal] = []
+            for outcome in islice(encoded, len(row)):
+                if isinstance(outcome, Refusal):
+                    refusals.append(outcome)
+                else:
+                    samples.append(outcome)
+            yield refusals[0] if refusals else samples
 
     def _stop_if_too_many(self, in_hand: list[Refusal]) -> None:
+        """Raise UserError when more rows are refused than may be; `in_hand`: those of the part at work."""
         if self.tally.too_many:
             with in_turn(self.parts.folder):
                 raise self.tally.stop(self.parts, in_hand)
 
 
 def _ahead(function: Callable[[T], U], items: Iterable[T], workers: int, most: int) -> Iterator[U]:
-    """function(item) of every item, in order, computed by threads at most so many items ahead."""
-    waiting: deque[Any] = deque()
+    """Yield function(item) of every item, in order, computed by threads.
+
+    Args:
+        function: Called in a thread.
+        items: Its arguments.
+        workers: Threads at work.
+        most: Items that are computed ahead, at most.
+    """
+    waiting: deque[Future[U]] = deque()
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
                 if len(waiting) > most:
                     yield waiting.popleft().result()
-            yield from (future.result() for future in waiting)
+            for future in waiting:
+                yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,5 +1,6 @@
-"""`prepare`: rows -> encoded samples in LitData chunks, an index of their buckets, and a table of what was refused."""
+"""`prepare`: rows -> encoded samples in LitData chunks, an index of their buckets, and a table of refused rows."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -16,8 +17,9 @@ from firered_lit.locks import in_turn
 from firered_lit.models.family import open_base
 from firered_lit.models.sizes import Sizes
 
+from .chunks import DTYPES
 from .crops import Opening
-from .encode import DTYPES, Encoder
+from .encode import Encoder
 from .faces import Faces
 from .held_out import choose
 from .images import MAX_PIXELS
@@ -31,7 +33,7 @@ from .tables import notes, survey
 from .work import Row, Tally, Work
 
 FORMAT = 1
-COLOURS = 1  # raised when pictures are converted in another way; a folder notes what it was begun with
+COLOURS = 1  # raised when pictures are converted in another way; a folder notes the number that it was begun with
 
 
 def prepare(
@@ -66,106 +68,191 @@ def prepare(
     control_3: str = "",
     captions: str = "",
 ) -> None:
-    """Encode `source`, a table or a folder of tasks, into `out`, with the VAE and text encoder of `model`.
+    """Encode a data set with the VAE and text encoder of a base model.
 
-    sizes: pixel areas; the base's own when None. layout: see `datamodules.layouts`, when the columns do not tell.
-    columns: what the rows call source, target, instruction, ..., where no layout has their names. target, control,
-    control_2, control_3, captions: folders of pictures, in place of a source (""), see `datamodules.sources`.
-    max_refused: share of the rows that may be refused before it stops.
-    held_out: share of source images whose edits are kept for validation. held_out_least: how many edits of a small
-    data set that is at least, as far as half of its source images allow. keep_images: store the crops too (held-out
-    ones always are). inverse: use inverse instructions. alignment: store references in the canonical order of their
-    shapes, and encode the texts of an edit with several of them for every order that training may draw, at most
-    max_orders; "online" leaves those to the training. part_rows: rows that a kill can lose, whose samples are put in
-    chunks by bucket; they lie on disk twice meanwhile. dtype: of the encoders and of what is stored. device: "auto"
-    takes CUDA when there is one. batch: rows that are encoded together; another number gives the same samples but for
-    rounding. workers: threads that open and crop images. faces: weights of a face detector, which finds regions for
-    rows that name none, see `datamodules.faces`. reader: reads where the words of `target_text` stand, for OCR
-    rewards, see `datamodules.reading`.
-    shard, num_shards: this process makes every num_shards-th part, from part `shard` on; others, on any machine that
-    shares `out`, make the rest, and the last one to finish merges all.
-    Run again, it goes on; a finished folder is left as it is, but files that it has lost are made again.
-    Raises UserError.
+    Run again, it goes on; a finished folder is left as it is, but files that it has lost are made again. Several
+    processes, on any machines that share `out`, may each make a share of the parts; the last one merges all.
+
+    Args:
+        source: Table, or folder of tasks; "" with the folders of pictures below.
+        out: Folder to write.
+        model: Base model.
+        sizes: Pixel areas of the crops; the base's own when None.
+        layout: Layout of the table when its columns do not tell, see `datamodules.layouts`.
+        max_refused: Share of the rows, 0 to 1, that may be refused before it stops.
+        held_out: Share of the source images, 0 to 1, whose edits are kept for validation.
+        held_out_least: Edits of a small data set to keep at least, as far as half of its source images allow.
+        keep_images: Store the crops too; those of held-out edits always are.
+        inverse: Use inverse instructions.
+        alignment: Store references in the canonical order of their shapes, and encode the texts of an edit with
+            several of them for every order that training may draw; "online" leaves those texts to the training.
+        max_orders: The most orders of an edit whose texts are encoded.
+        part_rows: Rows of a part, which a kill can lose. Their samples are put in chunks by bucket, and lie on disk
+            twice meanwhile.
+        dtype: Precision of the encoders and of the stored tensors: "float32", "bfloat16" or "float16".
+        device: Device of the encoders; "auto" takes CUDA when there is one.
+        batch: Rows that are encoded together; another number gives the same samples but for rounding.
+        workers: Threads that open and crop images.
+        faces: Weights of a face detector, which finds regions for rows that name none, see `datamodules.faces`.
+        reader: Reads the layout of the words of `target_text`, for OCR rewards, see `datamodules.reading`.
+        allow_urls: Fetch images that are http(s) addresses.
+        max_pixels: Pixels of an image, at most.
+        seed: Seed of the choice of held-out edits.
+        shard: Number of this process, 0 to num_shards - 1; it makes every num_shards-th part from this one on.
+        num_shards: Processes that share the work.
+        columns: The rows' columns by name, such as source, target and instruction, where no layout has their names.
+        target: Folder of target pictures, in place of a source (""), see `datamodules.sources`.
+        control: Folder of the source pictures, in place of a source ("").
+        control_2: Folder of the second source pictures.
+        control_3: Folder of the third source pictures.
+        captions: Folder of the instructions, a text file for each picture.
+
+    Raises:
+        UserError: An argument, the source or the folder cannot be used, or too many rows are refused.
     """
     _check(dtype, max_refused, held_out, part_rows, max_orders, batch)
     if held_out_least < 0:
         raise UserError(f"held_out_least={held_out_least}: at least 0")
     if not 0 <= shard < num_shards:
         raise UserError(f"shard={shard}, num_shards={num_shards}: shards are numbered from 0 to num_shards - 1")
-    base = open_base(model)
-    base = base.resized(sizes) if sizes else base
-    detector = Faces(faces) if faces else None
-    given = Source(os.fspath(source), layout, columns or {}, target, control, control_2, control_3, captions)
-    folder, (count, digest) = Path(out).resolve(), survey(given)
-    print("".join(f"note: {note}\n" for note in notes(given)), end="")
-    options = {"format": FORMAT, "source": digest, "fingerprints": base.fingerprints, "sizes": base.sizes.as_dict()}
-    options |= {"held_out": held_out, "keep_images": keep_images, "inverse": inverse, "part_rows": part_rows}
-    options |= given.identity()
-    options |= {"faces": detector.digest} if detector else {}
-    options |= {"reader": reader.identity} if reader else {}
-    mode = "online" if alignment == "online" else "cached" if alignment else "none"
-    if mode == "online" and not keep_images:
+    if alignment == "online" and not keep_images:
         raise UserError("alignment=online: training shows the pictures to the text encoder; set keep_images=true")
-    options |= {"dtype": dtype, "seed": seed, "alignment": mode, "orders": max_orders if mode == "cached" else 1}
+    base = open_base(model)
+    if sizes:
+        base = base.resized(sizes)
+    detector = Faces(faces) if faces else None
+    folder = Path(out).resolve()
+    given = Source(os.fspath(source), layout, columns or {}, target, control, control_2, control_3, captions)
+    count, digest = survey(given)
+    for note in notes(given):
+        print(f"note: {note}")
+
+    # The options that the samples depend on: a folder is made with one set of them.
+    options: dict[str, Any] = {
+        "format": FORMAT,
+        "source": digest,
+        "fingerprints": base.fingerprints,
+        "sizes": base.sizes.as_dict(),
+        "held_out": held_out,
+        "keep_images": keep_images,
+        "inverse": inverse,
+        "part_rows": part_rows,
+    }
+    options |= given.identity()
+    if detector:
+        options["faces"] = detector.digest
+    if reader:
+        options["reader"] = reader.identity
+    options["dtype"] = dtype
+    options["seed"] = seed
+    options["alignment"] = _mode(alignment)
+    options["orders"] = max_orders if options["alignment"] == "cached" else 1
     options["mentions"] = GRAMMAR  # a folder begun by an earlier version is checked where it is loaded
     options["colours"] = COLOURS
     if held_out_least:
         options["held_out_least"] = held_out_least
-    parts, every = Parts(folder), range(-(-count // part_rows))
+
+    parts = Parts(folder)
+    numbers = range(math.ceil(count / part_rows))
+    read = partial(rows, given, inverse=inverse)
     with at_work(folder, shard, num_shards):
+        # The folder as it is: not begun, begun, or finished.
         with in_turn(folder):
             options = made_from(folder, options, inherited=["mentions", "colours", "held_out_least"])
-            if (folder / "data.json").exists() and (lost := parts.lost()):
+            lost = parts.lost() if (folder / "data.json").exists() else None
+            if lost:
                 print(f"{folder}: lost or damaged since it was finished: {lost}; what belongs to it is made again")
                 (folder / "data.json").unlink()
         if (folder / "data.json").exists():
             print(f"{folder}: finished already, nothing to do")
             return
-        own = every[shard::num_shards]
-        todo = [number for number in own if parts.read(number) is None]
-        mine = sum(min(part_rows, count - number * part_rows) for number in own)
+
+        # The parts of this shard: some may be there already.
+        own = numbers[shard::num_shards]
+        own_rows = sum(min(part_rows, count - number * part_rows) for number in own)
+        todo = []
         tally = Tally(count, max_refused)
-        for number in set(own).difference(todo):
-            tally.add(parts.read(number))
+        for number in own:
+            manifest = parts.read(number)
+            if manifest is None:
+                todo.append(number)
+            else:
+                tally.add(manifest)
         if "colours" not in options and len(todo) < len(own):
             print(f"{folder}: begun before colour profiles were converted to sRGB; its older parts keep their colours")
-        with tqdm(total=mine, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05) as tally.bar:
-            where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-            encoder = Encoder(base, dtype, where, options["orders"], batch, detector, bool(alignment), reader)
-            some = rows(given, inverse=inverse, wanted=lambda number: False)
-            _say_sizes(islice(some, 256), count, partial(encoder.estimate, keep_images=keep_images), folder)
-            least = options.get("held_out_least", 0)
-            chosen = choose(partial(rows, given, inverse=inverse), count, held_out, least, seed)
+
+        # The others are encoded.
+        with tqdm(total=own_rows, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05) as tally.bar:
+            encoder = Encoder(
+                base=base,
+                dtype=dtype,
+                device=_device(device),
+                orders=options["orders"],
+                batch=batch,
+                faces=detector,
+                aligned=bool(alignment),
+                reader=reader,
+            )
+            first = islice(read(wanted=lambda number: False), 256)
+            _print_sizes(first, count, partial(encoder.estimate, keep_images=keep_images), folder)
+            chosen = choose(read, count, held_out, options.get("held_out_least", 0), seed)
             opening = Opening(base.sizes, chosen, keep_images, max_pixels, allow_urls)
-            work = Work(parts, encoder, tally, opening, workers)
-            work.parts_of(partial(rows, given, inverse=inverse), todo, part_rows)
-        header = options | {"model": model, "name": given.name, "rows": count}
+            Work(parts, encoder, tally, opening, workers).encode_parts(read, todo, part_rows)
+
+        # The last of the shards merges all.
+        header = {**options, "model": model, "name": given.name, "rows": count}
         if base.origin("vae") is not None:
             header["origin"] = base.origin("vae")  # by which `fit` knows the base again without its text encoder
         with in_turn(folder):
-            _finish(parts, every, Tally(count, max_refused), header, f"shard {shard} of {num_shards}")
+            _finish(parts, numbers, Tally(count, max_refused), header, f"shard {shard} of {num_shards}")
 
 
-def _finish(parts: Parts, every: range, tally: Tally, header: dict[str, Any], shard: str) -> None:
-    """Merge the parts when all are there, and say what came out; else say how many others still have to make."""
+def _mode(alignment: bool | Literal["online"]) -> str:
+    """Return the word for `alignment` that a folder's options have."""
+    if alignment == "online":
+        return "online"
+    return "cached" if alignment else "none"
+
+
+def _device(device: str) -> str:
+    """Return the device that is meant; "auto" takes CUDA when there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _finish(parts: Parts, numbers: range, tally: Tally, header: dict[str, Any], shard: str) -> None:
+    """Merge the parts and print a summary, when all are there; else print how many are left to the other shards.
+
+    Args:
+        parts: The folder's parts.
+        numbers: Numbers of all of them.
+        tally: Counts of all rows, empty yet.
+        header: Entries that data.json begins with.
+        shard: Name of this shard.
+    """
     missing = 0
-    for number in every:
+    for number in numbers:
         manifest = parts.read(number)
-        missing += manifest is None
-        tally.add(manifest or {"rows": 0, "refused": []})
+        if manifest is None:
+            missing += 1
+        else:
+            tally.add(manifest)
     if missing:
-        print(f"{shard} is done; {missing} of {len(every)} parts are left to the others, the last of them merges all")
+        left = f"{missing} of {len(numbers)} parts are left to the others"
+        print(f"{shard} is done; {left}, the last of them merges all")
         return
     if tally.too_many:
         raise tally.stop(parts, [])
     content = parts.finish(header | {"kept": tally.kept, "refused": dict(tally.refused)})
     print(tally.table())
-    _say_content(content, parts.folder)
+    _print_content(content, parts.folder)
 
 
-def _say_content(content: dict[str, Any], folder: Path) -> None:
-    ways = f"{content['train']} to train on, {content['held_out']} held out"
-    print(f"samples  {content['samples']:>8}: {ways}, in {folder}")
+def _print_content(content: dict[str, Any], folder: Path) -> None:
+    """Print the numbers of a finished folder: its samples, and those with something special."""
+    splits = f"{content['train']} to train on, {content['held_out']} held out"
+    print(f"samples  {content['samples']:>8}: {splits}, in {folder}")
     if content["regions"] or content["regions_left_crop"] or content["masks"]:
         lost = f"{content['regions_left_crop']} others left the crop"
         print(f"regions  {content['regions']:>8}, {lost}; {content['masks']} samples have a mask")
@@ -179,6 +266,7 @@ def _say_content(content: dict[str, Any], folder: Path) -> None:
 
 
 def _check(dtype: str, max_refused: float, held_out: float, part_rows: int, max_orders: int, batch: int) -> None:
+    """Raise UserError when an argument of `prepare` is out of its range."""
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: one of {', '.join(DTYPES)}")
     if not 0 <= max_refused <= 1 or not 0 <= held_out < 1:
@@ -187,11 +275,23 @@ def _check(dtype: str, max_refused: float, held_out: float, part_rows: int, max_
         raise UserError(f"part_rows={part_rows}, max_orders={max_orders}, batch={batch}: all are at least 1")
 
 
-def _say_sizes(first: Iterable[Row], count: int, estimate: Callable[[list[Record]], float], folder: Path) -> None:
-    """Print how much will be written, by the first rows' sizes, and how much is free; a refused row has none."""
-    sizes = [guarded(partial(estimate, row), row[0].where) for row in first if not isinstance(row, Refusal)]
-    known = [size for size in sizes if not isinstance(size, Refusal)]
-    needed = sum(known) / max(1, len(known)) * count
+def _print_sizes(first: Iterable[Row], count: int, estimate: Callable[[list[Record]], float], folder: Path) -> None:
+    """Print how much will be written and how much is free.
+
+    Args:
+        first: The first rows, whose sizes stand for all; a refused row has none.
+        count: The number of all rows.
+        estimate: Return the bytes that a row's records will take.
+        folder: Folder to write to.
+    """
+    sizes: list[float] = []
+    for row in first:
+        if isinstance(row, Refusal):
+            continue
+        size = guarded(partial(estimate, row), row[0].where)
+        if not isinstance(size, Refusal):
+            sizes.append(size)
+    needed = sum(sizes) / max(1, len(sizes)) * count
     free = shutil.disk_usage(folder).free
     print(f"{count} rows, about {needed / 1e6:,.0f} MB to write; {free / 1e6:,.0f} MB are free in {folder}")
     if needed > free:

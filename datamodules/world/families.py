@@ -40,22 +40,32 @@ class Edit:
 
 
 def centre(place: str, size: str, right: int | None = None, down: int | None = None) -> tuple[float, float]:
-    """The centre of a thing in a quadrant, its cell `right` and `down` by so many steps of 8 pixels; else in the place
-    that edits call by the quadrant's name, nearer to the canvas's corner than to its middle."""
+    """Return the centre of a thing in a quadrant.
+
+    Args:
+        place: Name of the quadrant.
+        size: Size of the thing.
+        right: Steps of 8 pixels to its cell's left; None for the place that edits call by the quadrant's name, nearer
+            to the canvas's corner than to its middle.
+        down: The same to its cell's top.
+    """
     (left, top), side = PLACES[place][1], SIZES[size][1]
-    outer = [(32 - side) // 8 if edge else 0 for edge in (left, top)]
-    right, down = (far if step is None else step for far, step in zip(outer, (right, down)))
+    spare = (32 - side) // 8  # steps that a thing can move in its quadrant
+    if right is None:
+        right = spare if left else 0
+    if down is None:
+        down = spare if top else 0
     return left + 8 * right + side / 2, top + 8 * down + side / 2
 
 
 def put(thing: Thing, place: str) -> Thing:
-    """A thing in another quadrant, at the same spot of it."""
+    """Return a thing in another quadrant, at the same spot of it."""
     left, top = PLACES[place][1]
     return replace(thing, x=thing.x % 32 + left, y=thing.y % 32 + top)
 
 
 def things(rng: Random, count: int, places: list[str], colours: list[str]) -> tuple[Thing, ...]:
-    """Things of different colours and shapes, each in a quadrant of its own."""
+    """Return things of different colours and shapes, each in a quadrant of its own."""
     shapes, chosen = rng.sample(sorted(SHAPES), count), rng.sample(places, count)
     found = []
     for shape, colour, place in zip(shapes, colours, chosen, strict=False):
@@ -67,7 +77,7 @@ def things(rng: Random, count: int, places: list[str], colours: list[str]) -> tu
 
 
 def scenery(rng: Random, count: int, spare: int = 1, avoid: tuple[str, ...] = ()) -> tuple[Scene, list[str]]:
-    """A scene of `count` things, and `spare` colours that it does not show."""
+    """Return a scene of `count` things, and `spare` colours that it does not show."""
     colours = rng.sample(sorted(set(COLOURS) - set(avoid)), count + 1 + spare)
     pattern = rng.choice(["plain"] * 9 + sorted(TEXTURES))
     scene = Scene(colours[0], things(rng, count, sorted(PLACES), colours[1 : count + 1]), pattern)
@@ -75,7 +85,7 @@ def scenery(rng: Random, count: int, spare: int = 1, avoid: tuple[str, ...] = ()
 
 
 def free_places(scene: Scene) -> list[str]:
-    """The places where nothing lies."""
+    """Return the places where nothing lies."""
     taken = {(thing.x > 32, thing.y > 32) for thing in scene.things}
     return [name for name, (_, (x, y)) in sorted(PLACES.items()) if (x > 0, y > 0) not in taken]
 
@@ -151,7 +161,7 @@ def extract(rng: Random) -> Edit:
 
 
 def word(rng: Random) -> str:
-    """A word that can be spoken, of three to six letters."""
+    """Return a word that can be spoken, of three to six letters."""
     letters = [rng.choice(CONSONANTS if i % 2 == 0 else VOWELS) for i in range(rng.randint(3, 6))]
     return "".join(letters)
 
@@ -195,7 +205,7 @@ def viewpoint(rng: Random) -> Edit:
 
 
 def _shown(scene: Scene) -> tuple[str, ...]:
-    """What tells scenes apart for edits of the whole picture."""
+    """Return the facts that tell scenes apart, for edits of the whole picture."""
     return tuple(sorted(f"{thing.colour} {thing.shape}" for thing in scene.things))
 
 
@@ -248,7 +258,7 @@ def beauty(rng: Random) -> Edit:
 
 
 def compose(rng: Random) -> Edit:
-    """Things of one or two pictures put into another; which picture is which, only the instruction says. Most lie in
+    """Put things of one or two pictures into another; which picture is which, only the instruction says. Most lie in
     their own picture where they are to lie."""
     count = rng.choice([2, 2, 3])
     ground, colours = scenery(rng, 1, count - 1)

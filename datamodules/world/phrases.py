@@ -1,4 +1,4 @@
-"""How edits are asked for: several phrasings of a request, in English and Chinese, and three kinds of caption."""
+"""Requests for edits: several phrasings of a request, in English and Chinese, and three kinds of caption."""
 
 from random import Random
 
@@ -74,7 +74,7 @@ TASKS_CN = {
 
 
 def instructions(rng: Random, task: str, en: dict[str, str], cn: dict[str, str], phrasing: str = "") -> dict[str, str]:
-    """The request in every caption kind and language: "original/en" -> text. `phrasing`: of another family."""
+    """Return the request in every caption kind and language: "original/en" -> text. `phrasing`: of another family."""
     english, chinese = ORIGINAL[phrasing or task]
     texts = rng.choice(english).format(**en), rng.choice(chinese).format(**cn)
     found: dict[str, str] = {}

@@ -18,7 +18,7 @@ def edit(
     families: Sequence[str] = tuple(FAMILIES),
     references: int | None = None,
 ) -> Edit:
-    """Sample `number` of the world of `seed`; the families take turns.
+    """Return sample `number` of the world of `seed`; the families take turns.
 
     Combinations (of shape, colour and family; words; looks and what they are done to) belong to one side of the split,
     whatever the seed, so a held-out edit is one whose like was never trained on. references: of a composition, else as
@@ -33,13 +33,13 @@ def edit(
 
 
 def held_out(edit: Edit) -> bool:
-    """Whether the edit's combination is kept from training."""
+    """Return whether the edit's combination is kept from training."""
     return seed_of("held out", edit.task, edit.combination) % HELD_OUT_SHARE == 0
 
 
 def stream(
     seed: int, count: int, split: Split = "train", families: Sequence[str] = tuple(FAMILIES), first: int = 0
 ) -> Iterator[tuple[int, Edit]]:
-    """Samples first .. first + count - 1 with their numbers, one at a time."""
+    """Yield samples first .. first + count - 1 with their numbers, one at a time."""
     for number in range(first, first + count):
         yield number, edit(seed, number, split, families)

@@ -78,7 +78,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `looks` are done to the whole picture, in their order (`datamodules.world.looks`)."""
+    """The content of a picture. `looks` are done to the whole picture, in their order (`datamodules.world.looks`)."""
 
     background: str
     things: tuple[Thing, ...] = ()
@@ -89,7 +89,7 @@ class Scene:
 
 
 def draw(scene: Scene, side: int = SIDE) -> Image.Image:
-    """The scene as a square RGB image of `side` pixels."""
+    """Return a scene as a square RGB image of `side` pixels."""
     scale = SHARP * side / SIDE
     large = Image.new("RGB", (SHARP * side, SHARP * side), colour_of(scene.background))
     if scene.pattern != "plain":
@@ -112,10 +112,13 @@ def draw(scene: Scene, side: int = SIDE) -> Image.Image:
 
 
 def _thing(large: Image.Image, thing: Thing, scale: float) -> None:
+    """Draw a thing on the enlarged canvas; `scale`: its pixels for one of the scene."""
     mask = Image.new("L", large.size)
     pen = ImageDraw.Draw(mask)
     left, top, right, bottom = (value * scale for value in thing.box)
-    x, y, r = (left + right) / 2, (top + bottom) / 2, (right - left) / 2
+    x = (left + right) / 2
+    y = (top + bottom) / 2
+    r = (right - left) / 2
     if thing.shape in ("circle", "ring"):
         pen.ellipse((left, top, right, bottom), fill=255)
         if thing.shape == "ring":
@@ -138,7 +141,7 @@ def _thing(large: Image.Image, thing: Thing, scale: float) -> None:
 def _texture(
     large: Image.Image, texture: str, mask: Image.Image | None, colour: tuple[int, int, int], scale: float
 ) -> None:
-    """Stripes or dots in a shade of the colour, on a grid of the canvas, where `mask` lets them."""
+    """Draw stripes or dots in a shade of the colour, on a grid of the canvas, where `mask` is white."""
     marks = Image.new("L", large.size)
     pen = ImageDraw.Draw(marks)
     for i in range(0, SIDE, 8 if texture == "striped" else 4):
@@ -155,10 +158,12 @@ def _texture(
 
 
 def _face(large: Image.Image, face: Face, scale: float) -> None:
+    """Draw a face on the enlarged canvas; `scale`: its pixels for one of the scene."""
     pen = ImageDraw.Draw(large)
 
     def box(dx: float, dy: float, rx: float, ry: float) -> tuple[float, float, float, float]:
-        x, y = face.x + dx, face.y + dy
+        x = face.x + dx
+        y = face.y + dy
         return (x - rx) * scale, (y - ry) * scale, (x + rx) * scale, (y + ry) * scale
 
     def width(pixels: float) -> int:
@@ -170,8 +175,8 @@ def _face(large: Image.Image, face: Face, scale: float) -> None:
     if face.cheeks == "rosy":
         for dx in (-12, 12):
             pen.ellipse(box(dx, 6, 3.5, 3.5), fill=(240, 110, 120))
-    for dx, dy in face.spots:
-        pen.ellipse(box(dx, dy, 2, 2), fill=(110, 0, 20))
+    for spot in face.spots:
+        pen.ellipse(box(*spot, 2, 2), fill=(110, 0, 20))
     for dx in (-8, 8):
         if face.eyes == "open":
             pen.ellipse(box(dx, -3, 3.5, 3.5), fill=(255, 255, 255))
@@ -203,7 +208,7 @@ def _word(image: Image.Image, sign: Sign, scale: float) -> None:
 
 @cache
 def glyph(letter: str, width: int = CELL[0], height: int = CELL[1]) -> Image.Image:
-    """A letter that fills its cell but for a margin; a narrow one keeps its shape."""
+    """Return a letter that fills its cell but for a margin; a narrow one keeps its shape."""
     font = ImageFont.load_default(96)
     left, top, right, bottom = font.getbbox(letter)
     large = Image.new("L", (round(right - left), round(bottom - top)))
@@ -216,7 +221,7 @@ def glyph(letter: str, width: int = CELL[0], height: int = CELL[1]) -> Image.Ima
 
 
 def done(image: Image.Image, look: str) -> Image.Image:
-    """The picture after one of the looks, faults and turns; a fault's name carries a seed: "noise:7"."""
+    """Return the picture after one of the looks, faults and turns; a fault's name carries a seed: "noise:7"."""
     name = look.partition(":")[0]
     x = np.asarray(image).astype(np.float32) / 255
     rng = np.random.default_rng(seed_of("look", look))

@@ -20,7 +20,7 @@ from firered_lit.models.family import Base, open_base
 from .. import regions
 from ..captions import UNCONDITIONAL as WITHOUT_TEXT
 from ..captions import Captions
-from ..loader import Failure, _fetch
+from ..loader import Failure, fetched
 from .families import FAMILIES, Edit
 from .sample import edit
 from .scene import draw
@@ -28,29 +28,40 @@ from .write import mask as mask_of
 from .write import regions as regions_of
 
 EPOCH = 1_000_000  # batches; there is no end to them
-SHAPES = {"compose": (2, 2, 3)}  # family -> numbers of references, each as often as it stands there; else 1
+SHAPES = {"compose": (2, 2, 3)}  # family -> numbers of references, one of which is drawn; other families have 1
 
 
 @dataclass(frozen=True)
 class Place:
-    """A micro-batch: which global batch it belongs to, and its samples' places in that one."""
+    """The place of a micro-batch: its global batch, and its samples' places in that one."""
 
-    step: int
-    slots: tuple[int, ...]
-    num_slots: int
+    step: int  # number of the global batch since the start of training, from 0
+    slots: tuple[int, ...]  # number of each sample in it, from 0
+    num_slots: int  # samples of the global batch
 
 
 class Drawn(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
-    """Micro-batches by place. All samples of a global batch have one number of references."""
+    """Micro-batches by place. All samples of a global batch have one number of references.
+
+    Args:
+        model: Base whose codec and text encoder make the batches.
+        families: Families to draw from; with numbers, how many turns each has.
+        captions: Choice of a sample's text.
+        seed: Seed of all draws.
+    """
 
     def __init__(self, model: str, families: Sequence[str] | Mapping[str, int], captions: Captions, seed: int) -> None:
         weights = families if isinstance(families, Mapping) else dict.fromkeys(families, 1)
-        self.model, self.families, self.captions, self.seed = model, tuple(weights), captions, seed
+        self.model = model
+        self.families = tuple(weights)
+        self.captions = captions
+        self.seed = seed
         self.turns = tuple(name for name, weight in weights.items() for _ in range(weight))
         self._base: Encoders | None = None  # opened where it is used, in a worker
 
     @property
     def encoders(self) -> "Encoders":
+        """The frozen parts of the base, opened once in each process."""
         if self._base is None:
             self._base = Encoders(open_base(self.model))
         return self._base
@@ -60,15 +71,15 @@ class Drawn(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
         return self.encoders.batch(drawn, place), ()
 
     def sample(self, place: Place, slot: int) -> tuple[Edit, str, str]:
-        """(edit, its id, the key of its text)."""
-        bucket = self.bucket(place.step)
+        """Return (edit, its id, the key of its text)."""
+        families, references = self.bucket(place.step)
         number = place.step * place.num_slots + slot
-        found = edit(self.seed, number, families=bucket[0], references=bucket[1])
-        key = self.captions.draw(found.texts, self.seed, place.step, slot)
-        return found, f"{self.seed}-{number}", key
+        drawn = edit(self.seed, number, families=families, references=references)
+        key = self.captions.draw(drawn.texts, self.seed, place.step, slot)
+        return drawn, f"{self.seed}-{number}", key
 
     def bucket(self, step: int) -> tuple[tuple[str, ...], int]:
-        """Whose turns make a global batch, and its number of references: each family as often as its weight says."""
+        """Return the families whose turns make a global batch, by their weights, and its number of references."""
         family = self.turns[chooser("world bucket", self.seed, step).randrange(len(self.turns))]
         if family not in SHAPES:
             return tuple(name for name in self.turns if name not in SHAPES), 1
@@ -76,57 +87,91 @@ class Drawn(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
 
 
 class Encoders:
-    """The frozen parts of a base, and how edits become a batch."""
+    """The frozen parts of a base, which make batches of edits.
+
+    Args:
+        base: The base.
+    """
 
     def __init__(self, base: Base) -> None:
-        self.codec, self.conditioner = base.codec(), base.conditioner()
-        self.area, self.side = base.sizes.condition_area, round(base.sizes.target_area**0.5)
+        self.codec = base.codec()
+        self.conditioner = base.conditioner()
+        self.area = base.sizes.condition_area
+        self.side = round(base.sizes.target_area**0.5)
 
     def batch(self, drawn: Sequence[tuple[Edit, str, str]], place: Place, pictured: bool = False) -> EditBatch:
-        """Edits with one number of references as a batch. pictured: with all that validation and rewards look at."""
-        edits = [found for found, _, _ in drawn]
-        targets = [draw(found.target, self.side) for found in edits]
-        shown = [[draw(scene, self.side) for scene in found.sources] for found in edits]
-        masks = [mask_of(*pictures) for pictures in zip(shown, targets, strict=True)]
+        """Return edits with one number of references as a batch.
+
+        Args:
+            drawn: (edit, its id, the key of its text) of each sample.
+            place: The place of the micro-batch.
+            pictured: Add the pictures and the unconditional text, for validation and rewards.
+        """
+        # Pictures.
+        edits = [one for one, _, _ in drawn]
+        targets = [draw(one.target, self.side) for one in edits]
+        shown = [[draw(scene, self.side) for scene in one.sources] for one in edits]
         pixels = torch.stack([to_pixels(picture) for picture in targets])
-        sources = [torch.stack([to_pixels(picture) for picture in place]) for place in zip(*shown, strict=True)]
-        texts = [UNCONDITIONAL if key == WITHOUT_TEXT else found.texts[key] for found, _, key in drawn]
-        faces = [[region["points"] for region in regions_of(e.target, self.side) if "points" in region] for e in edits]
-        more: dict[str, Any] = {}
-        if pictured:
-            more = {
-                "pixels": pixels,
-                "sources": tuple(sources),
-                "unconditional": self.text([UNCONDITIONAL] * len(edits)),
-            }
+        sources = []
+        for pictures in zip(*shown, strict=True):
+            sources.append(torch.stack([to_pixels(picture) for picture in pictures]))
+
+        # Texts, and the marks on the pictures.
+        texts = []
+        for one, _, key in drawn:
+            texts.append(UNCONDITIONAL if key == WITHOUT_TEXT else one.texts[key])
+        masks = [mask_of(own, target) for own, target in zip(shown, targets, strict=True)]
+        faces = [_faces(one, self.side) for one in edits]
         return EditBatch(
             target=self.codec.encode(pixels),
-            condition=Condition(self.text(texts), tuple(map(self.codec.encode, sources))),
+            condition=Condition(self.text(texts), tuple(self.codec.encode(images) for images in sources)),
             ids=tuple(name for _, name, _ in drawn),
             step=place.step,
             slots=place.slots,
             num_slots=place.num_slots,
-            tasks=tuple(found.task for found in edits),
+            tasks=tuple(one.task for one in edits),
             instructions=tuple(texts),
-            target_texts=tuple(found.target_text or None for found in edits),
-            replaced_texts=tuple(found.replaced_text or None for found in edits),
+            target_texts=tuple(one.target_text or None for one in edits),
+            replaced_texts=tuple(one.replaced_text or None for one in edits),
             regions=regions.stacked(faces),
             mask=torch.stack([torch.from_numpy(np.array(mask)).float()[None] / 255 for mask in masks]),
-            **more,
+            pixels=pixels if pictured else None,
+            sources=tuple(sources) if pictured else (),
+            unconditional=self.text([UNCONDITIONAL] * len(edits)) if pictured else None,
         )
 
     def text(self, prompts: list[str]) -> Text:
+        """Return the embeddings of prompts, without pictures."""
         return Text.pad(self.conditioner.encode(prompts, [[]] * len(prompts), self.area))
 
 
+def _faces(one: Edit, side: int) -> list[Any]:
+    """Return the faces of an edit's target: five points each, in a picture of `side` pixels."""
+    return [region["points"] for region in regions_of(one.target, side) if "points" in region]
+
+
 class WorldLoader:
-    """The micro-batches of one process, without end. The state is the number of steps, so it resumes exactly."""
+    """The micro-batches of one process, without end. The state is the number of steps, so it resumes exactly.
+
+    Args:
+        drawn: Micro-batches by place.
+        batch: Samples of a micro-batch.
+        rank: Number of this process.
+        world: The number of processes.
+        accumulate: Micro-batches of a global batch on each process.
+        workers: Processes that draw.
+    """
 
     def __init__(
         self, drawn: Drawn, batch: int, rank: int = 0, world: int = 1, accumulate: int = 1, workers: int = 0
     ) -> None:
-        self.drawn, self.size, self.rank, self.world, self.share = drawn, batch, rank, world, accumulate
-        self.workers, self.seen = workers, 0
+        self.drawn = drawn
+        self.size = batch
+        self.rank = rank
+        self.world = world
+        self.share = accumulate
+        self.workers = workers
+        self.seen = 0  # micro-batches since the start of training
         self._stream: Generator[EditBatch, None, None] | None = None
 
     def __len__(self) -> int:
@@ -153,33 +198,43 @@ class WorldLoader:
             self._stream = None
 
     def places(self, seen: int) -> Iterator[Place]:
-        """This process's micro-batches from the `seen`-th on."""
+        """Yield the places of this process's micro-batches, from number `seen` on."""
+        num_slots = self.size * self.share * self.world
         while True:
-            step, k = divmod(seen, self.share)
-            first = (k * self.world + self.rank) * self.size
-            yield Place(step, tuple(range(first, first + self.size)), self.size * self.share * self.world)
+            step, turn = divmod(seen, self.share)
+            first = (turn * self.world + self.rank) * self.size
+            yield Place(step, tuple(range(first, first + self.size)), num_slots)
             seen += 1
 
     def _batches(self) -> Generator[EditBatch, None, None]:
-        waiting: deque[Place] = deque()
+        """Yield the micro-batches, as the workers draw them."""
+        waiting: deque[Place] = deque()  # places that workers have and whose batch has not come
 
-        def handed_out() -> Iterator[Any]:
+        def handed_out() -> Iterator[Place]:
             for place in self.places(self.seen):
                 waiting.append(place)
                 yield place
 
-        where = lambda: f"at step {waiting[0].step}" if waiting else "before the first batch"  # noqa: E731
-        for batch, _ in _fetch(self.drawn, handed_out(), self.workers, where):  # type: ignore[arg-type]
+        def where() -> str:
+            return f"at step {waiting[0].step}" if waiting else "before the first batch"
+
+        for batch, _ in fetched(self.drawn, handed_out(), self.workers, where):
             waiting.popleft()
             self.seen += 1
             yield batch
 
 
 class HeldOutWorld:
-    """Held-out edits for validation, by family, a batch each; compositions of two."""
+    """Held-out edits for validation, by family, a batch each; compositions of two.
+
+    Args:
+        drawn: Draws the families.
+        each: Edits of a family.
+    """
 
     def __init__(self, drawn: Drawn, each: int) -> None:
-        self.drawn, self.each = drawn, each
+        self.drawn = drawn
+        self.each = each
 
     def __len__(self) -> int:
         return len(self.drawn.families)
@@ -187,20 +242,33 @@ class HeldOutWorld:
     def __iter__(self) -> Iterator[EditBatch]:
         for number, family in enumerate(self.drawn.families):
             count = SHAPES.get(family, (1,))[0]
-            found = [edit(self.drawn.seed, i, "held_out", (family,), count) for i in range(self.each)]
-            drawn = [(one, f"held-out-{family}-{i}", "original/en") for i, one in enumerate(found)]
+            drawn = []
+            for i in range(self.each):
+                one = edit(self.drawn.seed, i, "held_out", (family,), count)
+                drawn.append((one, f"held-out-{family}-{i}", "original/en"))
             slots = tuple(range(number * self.each, (number + 1) * self.each))
-            batch = self.drawn.encoders.batch(drawn, Place(0, slots, self.each * len(self)), pictured=True)
-            yield batch
+            place = Place(0, slots, self.each * len(self))
+            yield self.drawn.encoders.batch(drawn, place, pictured=True)
 
 
 class WorldDataModule(L.LightningDataModule):
-    """Edits of the learning world, drawn as training goes.
+    """Edits of the learning world, drawn as training goes. Every batch is a function of (seed, step).
 
-    model: the base whose codec and text encoder make the batches. batch: samples of a micro-batch. families: of
-    `datamodules.world.families`, all when None; with numbers, how often each comes beside the others. text_drop,
-    captions, languages: see `Captions`. held_out: edits of each family that a validation shows, of combinations that
-    are never trained on; 0 for no validation. workers: processes that draw. Every batch is a function of (seed, step).
+    Args:
+        model: Base whose codec and text encoder make the batches.
+        batch: Samples of a micro-batch.
+        families: Families of `datamodules.world.families`, all when None; with numbers, how many turns each has beside
+            the others.
+        seed: Seed of all draws.
+        text_drop: Probability, 0 to 1, of the unconditional text.
+        captions: Weights of the kinds of instruction, see `Captions`; None for the original alone.
+        languages: Weights of the languages, see `Captions`.
+        held_out: Edits of each family that a validation shows, of combinations that are never trained on; 0 for no
+            validation.
+        workers: Processes that draw.
+
+    Raises:
+        UserError: There is no such family, or its number is no whole number from 1 up.
     """
 
     def __init__(
@@ -218,33 +286,48 @@ class WorldDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         families = dict(families) if isinstance(families, Mapping) else list(families or FAMILIES)
-        if unknown := sorted(set(families) - set(FAMILIES)):
+        unknown = sorted(set(families) - set(FAMILIES))
+        if unknown:
             raise UserError(f"data.families: no family {unknown[0]}; there are {', '.join(FAMILIES)}")
-        if isinstance(families, Mapping) and not all(isinstance(n, int) and n > 0 for n in families.values()):
-            raise UserError("data.families: how often a family comes is a whole number, 1 or more")
+        if isinstance(families, Mapping):
+            for turns in families.values():
+                if not isinstance(turns, int) or turns < 1:
+                    raise UserError("data.families: how often a family comes is a whole number, 1 or more")
         self.base = open_base(model)
-        self.sizes, self.summary = self.base.sizes, {"world": {"seed": seed, "families": families}}
-        faces = (edit(seed, 0, "train", (family,)).target.face for family in families)
-        self.summary["regions"] = sum(face is not None for face in faces)  # families that have some
+        self.sizes = self.base.sizes
+        faces = [edit(seed, 0, "train", (family,)).target.face for family in families]
+        self.summary: dict[str, Any] = {
+            "world": {"seed": seed, "families": families},
+            "regions": sum(face is not None for face in faces),  # families that have some
+        }
         self.drawn = Drawn(model, families, Captions(captions or {"original": 1.0}, languages, text_drop), seed)
-        self.size, self.held_out, self.workers = batch, held_out, workers
+        self.size = batch
+        self.held_out = held_out
+        self.workers = workers
         self.loader: WorldLoader | None = None
 
     def check(self, base: Base) -> None:
-        """UserError when the batches are made by another codec or text encoder than the base's."""
+        """Raise UserError when the batches are made by another codec or text encoder than the base's."""
         if not (base.same_part("vae", self.base) and base.same_part("text_encoder", self.base)):
             raise UserError(f"data.model={self.base.name}: has another codec or text encoder than {base.name}")
 
     def train_dataloader(self) -> WorldLoader:
-        rank, world, accumulate = 0, 1, 1
+        """Return the micro-batches of this process."""
+        rank = 0
+        world = 1
+        accumulate = 1
         if self.trainer is not None:
-            rank, world = self.trainer.global_rank, self.trainer.world_size
+            rank = self.trainer.global_rank
+            world = self.trainer.world_size
             accumulate = self.trainer.accumulate_grad_batches
         self.loader = WorldLoader(self.drawn, self.size, rank, world, accumulate, self.workers)
         return self.loader
 
     def val_dataloader(self) -> HeldOutWorld | list[Any]:
-        return HeldOutWorld(self.drawn, self.held_out) if self.held_out else []
+        """Return the held-out edits; an empty list when there are none."""
+        if not self.held_out:
+            return []
+        return HeldOutWorld(self.drawn, self.held_out)
 
     def teardown(self, stage: str) -> None:
         if self.loader is not None:

@@ -1,4 +1,4 @@
-"""What the learning world is made of, and how both languages call it."""
+"""The vocabulary of the learning world: its things and colours, with their names in both languages."""
 
 COLOURS = {
     "red": ("红色", (214, 40, 40)),

@@ -14,7 +14,8 @@ from datamodules.buckets import Index
 from datamodules.chunks import Chunks, Sample
 from datamodules.crops import Opening
 from datamodules.edits import EditDataModule
-from datamodules.encode import Encoder, from_png
+from datamodules.encode import Encoder
+from datamodules.images import from_png
 from datamodules.instruction import Alignment, choices, draw, droppable_references, orders, reindex
 from datamodules.loader import EditLoader
 from datamodules.parts import Parts

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from datamodules.buckets import Index
-from datamodules.canonical import as_in_the_row, canonical
+from datamodules.canonical import canonical
 from datamodules.chunks import Chunks
 from datamodules.crops import Cropped
 from datamodules.edits import EditDataModule
+from datamodules.instruction import as_in_the_row
 from datamodules.loader import collate, pictured
 from datamodules.records import Record
 from datamodules.write import prepare

@@ -7,8 +7,15 @@ import torch
 from litdata import StreamingDataset
 
 from datamodules.chunks import Chunks, Sample, pack, unpack
-from datamodules.grouping import write_chunks
+from datamodules.grouping import CHUNK_BYTES, ChunkWriter
 from firered_lit.errors import UserError
+
+
+def write_chunks(folder, samples, chunk_bytes=CHUNK_BYTES):
+    with ChunkWriter(folder, chunk_bytes) as writer:
+        for one in samples:
+            writer.add(one)
+        return writer.finish()
 
 
 def sample(i, images=True):

@@ -50,7 +50,7 @@ def prepared(folder, samples, part_rows):
 
 
 def test_samples_and_what_is_noted_of_them_stay_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "write_chunks", partial(grouping.write_chunks, chunk_bytes=60_000))
+    monkeypatch.setattr(parts, "ChunkWriter", partial(grouping.ChunkWriter, chunk_bytes=60_000))
     folder = prepared(tmp_path / "data", scattered(120), 60)
     chunks, noted = Chunks(folder / "chunks"), list(Parts(folder).samples())
     assert not list((folder / "chunks").glob(".*"))
@@ -66,7 +66,7 @@ def test_samples_and_what_is_noted_of_them_stay_together(tmp_path, monkeypatch):
 )
 def test_an_epoch_of_whole_chunks_through_a_small_cache(tmp_path, store, monkeypatch, by_bucket, least, most):  # noqa: F811
     """What is fetched of an object store, over what is there; and the same of samples that lie as their rows came."""
-    monkeypatch.setattr(parts, "write_chunks", partial(grouping.write_chunks, chunk_bytes=120_000))
+    monkeypatch.setattr(parts, "ChunkWriter", partial(grouping.ChunkWriter, chunk_bytes=120_000))
     monkeypatch.setattr(buckets, "WHOLE", 64)
     monkeypatch.setattr(buckets, "WINDOW", 40)
     monkeypatch.setattr(remote, "USED", 0.0)

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.canonical import as_in_the_row
-from datamodules.instruction import draw, mentions, orders, reindex
+from datamodules.instruction import as_in_the_row, draw, mentions, orders, reindex
 from datamodules.numerals import HAN, ORDINALS, WORDS
 from firered_lit.errors import UserError
 

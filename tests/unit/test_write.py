@@ -388,16 +388,16 @@ def test_nothing_left_is_one_error(tmp_path):
 
 
 def test_a_full_disk_is_one_error_and_the_next_run_goes_on(made, tmp_path, monkeypatch):
-    whole, real = files_of(made[1]), parts.write_chunks
+    whole, real = files_of(made[1]), parts.ChunkWriter
     calls = []
 
-    def full(folder, items):
+    def full(folder):
         calls.append(folder)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(folder, items)
+        return real(folder)
 
-    monkeypatch.setattr(parts, "write_chunks", full)
+    monkeypatch.setattr(parts, "ChunkWriter", full)
     with pytest.raises(UserError, match="disk is full"):
         make(made[0], tmp_path / "out")
     make(made[0], tmp_path / "out")
