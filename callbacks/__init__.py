@@ -1,1 +1,1 @@
-"""What a run can do without, but would be blinder or slower: checkpoints, progress, grids, rewards."""
+"""Additions to a run, each of which a recipe may leave out: checkpoints, progress, grids, rewards."""

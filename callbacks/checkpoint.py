@@ -23,11 +23,11 @@ class Checkpoint(LightningCheckpoint):
     Never in the middle of an accumulation, and once per step: a resumed run continues exactly where the step ended.
 
     Args:
-        every: optimizer steps between two checkpoints.
-        keep: how many of the newest to keep.
-        monitor: a logged validation metric; the checkpoint with the best one is kept too.
+        every: Optimizer steps between two checkpoints.
+        keep: Number of the newest to keep.
+        monitor: A logged validation metric; the checkpoint with the best one is kept too.
         mode: is the best the "min" or the "max".
-        dir: folder; `checkpoints` in the trainer's root when null.
+        dir: Folder; `checkpoints` in the trainer's root when null.
         background: copy to the host and write from there while training goes on, one checkpoint at a time; where the
             host lacks the memory, training waits instead. What fails is raised by the next step.
     """
@@ -85,9 +85,10 @@ class Checkpoint(LightningCheckpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        progress = trainer.fit_loop.epoch_progress
+        progress: Any = trainer.fit_loop.epoch_progress  # whose counts Lightning declares too narrowly
         for counts in (progress.total, progress.current):
-            counts.ready = counts.started = counts.processed + 1
+            counts.started = counts.processed + 1
+            counts.ready = counts.started
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,22 +103,25 @@ class Checkpoint(LightningCheckpoint):
         self._seen_step = step
         if self._stop_after_step:
             trainer.should_stop = True
-        last = step == trainer.max_steps or (trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs)
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        last = step == trainer.max_steps or (last_epoch and trainer.is_last_batch)
         if self._due or last or _stops_now(trainer) or step % self.every == 0:
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if self.monitor is not None and self._better(score := self._score(trainer)):
-            self._keep_as_best(trainer, score)
+        if self.monitor is not None:
+            score = self._score(trainer)
+            if self._better(score):
+                self._keep_as_best(trainer, score)
         if self._accumulating:
             self._stop_later(trainer)
         elif _stops_now(trainer):  # early stopping: here the place in the epoch is still known
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """For trainings that something else has stopped."""
+        """Save where something else has stopped the training."""
         if trainer.global_step > 0:
             self.save(trainer)
         self._wait()
@@ -136,7 +140,7 @@ class Checkpoint(LightningCheckpoint):
         self._due = True
 
     def save(self, trainer: L.Trainer) -> None:
-        """Save now, unless this step has its checkpoint already. To be called by all ranks alike."""
+        """Save now, unless this step has its checkpoint already. All ranks call it."""
         self._due = False
         if self.saved_step == trainer.global_step:
             return
@@ -158,22 +162,30 @@ class Checkpoint(LightningCheckpoint):
             self._stop_after_step = True
 
     def _then(self, action: Callable[[], None]) -> None:
-        """When the checkpoint is on the disk."""
-        self.writer.submit(action) if self.writer else action()
+        """Run an action when the checkpoint is on the disk."""
+        if self.writer:
+            self.writer.submit(action)
+        else:
+            action()
 
     def _wait(self) -> None:
+        """Wait until the checkpoint that is being written is on the disk."""
         if self.writer:
             self.writer.wait()
 
     @property
     def folder(self) -> Path:
+        """Folder of the checkpoints."""
         if self.dir is None:
             raise RuntimeError("Checkpoint: the folder is known once the trainer has been set up")
         return self.dir
 
     @property
     def best_path(self) -> Path | None:
-        return self.folder / self.best_name if self.best_name else None
+        """The best checkpoint; None before the first validation."""
+        if not self.best_name:
+            return None
+        return self.folder / self.best_name
 
     def state_dict(self) -> dict[str, Any]:
         names = ("saved_step", "best_score", "best_name", "monitor", "mode")
@@ -182,20 +194,28 @@ class Checkpoint(LightningCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.saved_step = state_dict["saved_step"]
         if (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode):
-            self.best_score, self.best_name = state_dict["best_score"], state_dict["best_name"]
+            self.best_score = state_dict["best_score"]
+            self.best_name = state_dict["best_name"]
 
     def _score(self, trainer: L.Trainer) -> float:
+        """Return the monitored value of the validation. Raises UserError when it is not logged."""
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
             raise UserError(f"checkpoint.monitor={self.monitor}: validation does not log it; logged: {logged}")
         return trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
 
     def _better(self, score: float) -> bool:
+        """Return whether a value is better than the best so far."""
         if math.isnan(score):
             return False
-        return self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
+        if self.best_score is None:
+            return True
+        if self.mode == "min":
+            return score < self.best_score
+        return score > self.best_score
 
     def _keep_as_best(self, trainer: L.Trainer, score: float) -> None:
+        """Save this step as the best one."""
         if self._accumulating and self.saved_step != trainer.global_step:
             rank_zero_warn(
                 f"{self.monitor}={score:g} is the best, but validation fell inside an accumulation, where nothing can"
@@ -203,7 +223,8 @@ class Checkpoint(LightningCheckpoint):
             )
             return
         self._wait()  # until the best so far is no more needed
-        self.best_score, self.best_name = score, name_of(trainer.global_step)
+        self.best_score = score
+        self.best_name = name_of(trainer.global_step)
         self.save(trainer)
         if trainer.is_global_zero:
             record = {"name": self.best_name, "step": trainer.global_step, "monitor": self.monitor, "score": score}
@@ -211,16 +232,17 @@ class Checkpoint(LightningCheckpoint):
         self._then(lambda: self._prune(trainer))
 
     def _read_best(self, trainer: L.Trainer) -> None:
-        """The validation after a checkpoint is not in it, but in the record beside it."""
+        """Read the best so far: the validation after a checkpoint is not in it, but in the record beside it."""
         record = None
         if trainer.is_global_zero and (self.folder / BEST).exists():
             record = _read_record(self.folder / BEST)
         record = trainer.strategy.broadcast(record)
         if record and record["monitor"] == self.monitor and record["step"] <= trainer.global_step:
-            self.best_score, self.best_name = record["score"], record["name"]
+            self.best_score = record["score"]
+            self.best_name = record["name"]
 
     def _set_later_aside(self, trainer: L.Trainer) -> None:
-        """Going on from an earlier step: what came after it is another history, and must not be taken for the last."""
+        """Set checkpoints of later steps aside: they are another history, and must not be taken for the last one."""
         if not trainer.is_global_zero:
             return
         for path in listed(self.folder):
@@ -229,6 +251,7 @@ class Checkpoint(LightningCheckpoint):
                 rank_zero_warn(f"{path}: later than step {trainer.global_step}, where this run goes on; set aside")
 
     def _prune(self, trainer: L.Trainer) -> None:
+        """Remove the oldest checkpoints, but for the best one."""
         if not trainer.is_global_zero:
             return
         for path in listed(self.folder)[: -self.keep]:
@@ -238,7 +261,7 @@ class Checkpoint(LightningCheckpoint):
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """Return what best.json says; None, with a warning, when it is damaged: the next best one is written again."""
+    """Return the record best.json; None, with a warning, when it is damaged: the next best one is written again."""
     try:
         return read_object(path, "name", "step", "monitor", "score")
     except UserError as error:

@@ -22,10 +22,13 @@ class EMA(L.Callback):
     from them; `export --ema` writes it. Every rank keeps the average of the part of the weights that it holds.
 
     Args:
-        decay: share of the average that an update keeps, in [0, 1).
-        every: optimizer steps between updates.
-        start: optimizer steps after which averaging begins; until then the average is the weights themselves.
-        validate: validate with the average in place of the weights.
+        decay: Share of the average that an update keeps, in [0, 1).
+        every: Optimizer steps between updates, from 1 up.
+        start: Optimizer steps after which averaging begins; until then the average is the weights themselves.
+        validate: Validate with the average in place of the weights.
+
+    Raises:
+        UserError: A number is out of its range.
     """
 
     def __init__(self, decay: float = 0.999, every: int = 1, start: int = 0, validate: bool = False) -> None:
@@ -33,7 +36,10 @@ class EMA(L.Callback):
         if not 0 <= decay < 1 or every < 1 or start < 0:
             given = f"decay={decay} every={every} start={start}"
             raise UserError(f"ema: {given}: decay lies in [0, 1), every is at least 1, start at least 0")
-        self.decay, self.every, self.start, self.validate = decay, every, start, validate
+        self.decay = decay
+        self.every = every
+        self.start = start
+        self.validate = validate
         self.shadow: dict[str, Tensor] = {}
         self.updates = 0
         self._loaded: dict[str, Tensor] | None = None
@@ -61,16 +67,20 @@ class EMA(L.Callback):
             return
         self._seen_step = step
         left_out = getattr(getattr(pl_module, "guard", None), "left_out", False)
-        if left_out or (step % self.every and step > self.start):
+        averaging = step > self.start
+        due = step % self.every == 0
+        if left_out or (averaging and not due):
             return
+
+        # The weights themselves before the start, then their average.
         weights = dict(_trained(pl_module))
         shadows = [local(tensor) for tensor in self.shadow.values()]
         current = [local(weights[name]).detach().float() for name in self.shadow]
-        if step <= self.start:
-            torch._foreach_copy_(shadows, current)
-        else:
+        if averaging:
             torch._foreach_lerp_(shadows, current, 1 - self.decay)
             self.updates += 1
+        else:
+            torch._foreach_copy_(shadows, current)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.validate and self.shadow:
@@ -83,16 +93,18 @@ class EMA(L.Callback):
         self._swap_out(pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The average as it lies: of a sharded one, every rank gives its part to the sharded checkpoint."""
+        """Add the average as it lies: of a sharded one, every rank gives its part to the sharded checkpoint."""
         if self.shadow:
             checkpoint[KEY] = {"updates": self.updates, "weights": dict(self.shadow)}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if KEY in checkpoint:
-            self.updates, self._loaded = checkpoint[KEY]["updates"], checkpoint[KEY]["weights"]
+            self.updates = checkpoint[KEY]["updates"]
+            self._loaded = checkpoint[KEY]["weights"]
 
     @torch.no_grad()
     def _swap_in(self, pl_module: L.LightningModule) -> None:
+        """Put the average in the place of the weights, which are set aside."""
         weights = dict(_trained(pl_module))
         self._aside = {name: local(weights[name]).clone() for name in self.shadow}
         for name, tensor in self.shadow.items():
@@ -100,11 +112,14 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def _swap_out(self, pl_module: L.LightningModule) -> None:
-        aside, self._aside = self._aside or {}, None
+        """Put the weights back, if they are set aside."""
+        aside = self._aside or {}
+        self._aside = None
         weights = dict(_trained(pl_module))
         for name, tensor in aside.items():
             local(weights[name]).copy_(tensor)
 
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Return the trained parameters with their names."""
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)

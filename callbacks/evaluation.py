@@ -39,13 +39,13 @@ class Evaluation(L.Callback):
 
     Args:
         benchmarks: name -> a user's copy of a benchmark, or one with exact answers.
-        every: optimizer steps between two evaluations.
+        every: Optimizer steps between two evaluations.
         each: items of each category of each suite.
-        judge: the judge; None where no benchmark needs one. If it fails at the first evaluation, the run is
+        judge: The judge; None where no benchmark needs one. If it fails at the first evaluation, the run is
             refused; later it costs a warning and a point of the curves.
-        steps: of the sampler.
-        guidance: the stock pipelines' `true_cfg_scale`; 1 switches it off.
-        seed: of every picture's noise, set anew for each, and of the choice of items.
+        steps: Steps of the sampler.
+        guidance: The stock pipelines' `true_cfg_scale`; 1 switches it off.
+        seed: Seed of every picture's noise, set anew for each, and of the choice of items.
 
     Raises:
         UserError: a number out of range, or no benchmark.

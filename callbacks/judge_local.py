@@ -37,9 +37,9 @@ class LocalVLM:
     the first question.
 
     Args:
-        model: a folder with config.json, a diffusers folder of the Qwen-Image family, or "tiny".
-        temperature: of the rationale; 0 takes the likeliest words.
-        max_tokens: of the rationale.
+        model: A folder with config.json, a diffusers folder of the Qwen-Image family, or "tiny".
+        temperature: Temperature of the rationale; 0 takes the likeliest words.
+        max_tokens: Tokens of the rationale, at most.
         area: pixels that each picture is made to, about.
         device: null takes the device of the process that asks; outside of a run the first GPU, else the CPU.
         seed: keys the rationales, with the sample, the picture and the pass.
@@ -115,7 +115,7 @@ class LocalVLM:
         return Answer(said + suffix, score)
 
     def say(self, text: str, pictures: tuple[bytes, ...], *key: object) -> str:
-        """Words about PNG pictures; sampled by `key`."""
+        """Return words about PNG pictures, sampled by `key`."""
         if "<|" in text:
             raise JudgeError("the request holds a control token")
         with self._lock:
@@ -148,7 +148,7 @@ class LocalVLM:
         return Reply(Kind.ANSWERED, text)
 
     def score_tokens(self, prompt: Prompt) -> tuple[str, Tensor]:
-        """The text up to the score, and the score tokens' ids (S,). UserError when a score is more than one token."""
+        """Return the text up to the score, and the score tokens' ids (S,). Raises UserError for a score of several."""
 
         def ids(text: str) -> list[int]:
             return self.processor.tokenizer(text, add_special_tokens=False).input_ids
@@ -169,7 +169,7 @@ class LocalVLM:
         temperature: float | None = None,
         most: int | None = None,
     ) -> str:
-        """Words sampled by our own randomness: the likeliest token after Gumbel noise is a draw from the softmax."""
+        """Return words, sampled by our own draws: the likeliest token after Gumbel noise is one of the softmax."""
         if temperature is None:
             temperature = self.temperature
         if most is None:
@@ -189,7 +189,7 @@ class LocalVLM:
 
     @torch.no_grad()
     def _logits(self, text: str, pictures: list[Image.Image]) -> Tensor:
-        """Logits (V,) of the token after `text`, on the host."""
+        """Return logits (V,) of the token after `text`, on the host."""
         inputs = self.processor(text=[text], images=pictures, return_tensors="pt").to(self.device)
         return self.model(**inputs).logits[0, -1].float().cpu()
 
@@ -217,7 +217,7 @@ class Folders:
 
 
 def _folders(name: str) -> Folders:
-    """The folders of a judge. UserError when its config is not one of a vision-language model; nothing is loaded."""
+    """Return the folders of a judge; nothing is loaded. Raises UserError when it is no vision-language model."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -239,7 +239,7 @@ def _folders(name: str) -> Folders:
 
 
 def _load(name: str, folders: Folders) -> tuple[Any, Any]:
-    """Model and processor."""
+    """Return the model and its processor."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:

@@ -16,44 +16,59 @@ FOLDER = Path(__file__).with_name("judge_prompts")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question with one `{instruction}`, and how it is answered."""
+    """A question with one `{instruction}`, and the form of its answer."""
 
     name: str
     version: str
     text: str
-    marker: str  # what stands before the score
-    values: Mapping[str, float]  # score tokens and what they are worth
-    rationale: bool  # whether words come before the score
+    marker: str  # the words before the score
+    values: Mapping[str, float]  # value of each score token
+    rationale: bool  # words come before the score
     digest: str  # of the whole file
 
     def ask(self, instruction: str) -> str:
+        """Return the question about an instruction."""
         return self.text.replace("{instruction}", instruction.strip())
 
 
 @dataclass(frozen=True)
 class Question:
-    """One edited picture to judge: of which sample, by its content, and what the judge is shown."""
+    """One edited picture to judge.
+
+    Args:
+        prompt: The prompt.
+        instruction: The instruction of the edit.
+        pictures: PNG files that the judge is shown: the sources, then the edit.
+        sample: The sample, named by its content.
+    """
 
     prompt: Prompt
     instruction: str
-    pictures: tuple[bytes, ...]  # PNG; the sources, then the edit
+    pictures: tuple[bytes, ...]
     sample: str
 
     @property
     def image(self) -> str:
-        """The edit's pixels, as a digest."""
+        """Digest of the edit's pixels."""
         return hashlib.blake2b(self.pictures[-1], digest_size=12).hexdigest()
 
     @property
     def text(self) -> str:
+        """The question in words."""
         return self.prompt.ask(self.instruction)
 
 
 def read_prompt(name: str) -> Prompt:
-    """A prompt by the name of one of ours (`edit`, `edit_direct`) or the path of a text file.
+    """Return a prompt.
 
-    Head lines `version:`, `marker:`, `scale:` (score tokens, lowest first) and `rationale: yes | no`, an empty line,
-    the text. Raises UserError when a part is missing.
+    Its file has head lines `version:`, `marker:`, `scale:` (score tokens, lowest first) and `rationale: yes | no`, an
+    empty line, and the text.
+
+    Args:
+        name: One of ours (`edit`, `edit_direct`), or the path of a text file.
+
+    Raises:
+        UserError: There is no such file, or a part is missing.
     """
     ours = FOLDER / f"{name}.txt"
     path = ours if ours.is_file() else user_path(name)
@@ -61,11 +76,10 @@ def read_prompt(name: str) -> Prompt:
         whole = read_text(path, MEGABYTE)
         head, text = whole.split("\n\n", 1)
         fields = dict(line.split(":", 1) for line in head.splitlines())
-        version, marker, scale, rationale = (fields[k].strip() for k in ("version", "marker", "scale", "rationale"))
-        values = {token: float(token) for token in scale.split()}
-        if len(values) < len(scale.split()) or not all(map(math.isfinite, values.values())):
-            raise ValueError("scale: scores must be different numbers")
-        check_scale(values)
+        version = fields["version"].strip()
+        marker = fields["marker"].strip()
+        rationale = fields["rationale"].strip()
+        values = _values(fields["scale"].split())
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.txt")))
         raise UserError(f"prompt {name}: no such file, and not one of ours ({known})") from None
@@ -73,5 +87,21 @@ def read_prompt(name: str) -> Prompt:
         raise UserError(f"{path}: not a prompt: its head lacks or misspells {problem}") from None
     if "{instruction}" not in text or len(values) < 2 or not marker or rationale not in ("yes", "no"):
         raise UserError(f"{path}: a prompt needs {{instruction}}, a marker, two scores and rationale: yes or no")
-    digest = hashlib.blake2b(whole.encode(), digest_size=8).hexdigest()
-    return Prompt(path.stem, version, text.strip(), marker, values, rationale == "yes", digest)
+    return Prompt(
+        name=path.stem,
+        version=version,
+        text=text.strip(),
+        marker=marker,
+        values=values,
+        rationale=rationale == "yes",
+        digest=hashlib.blake2b(whole.encode(), digest_size=8).hexdigest(),
+    )
+
+
+def _values(tokens: list[str]) -> dict[str, float]:
+    """Return the values of score tokens, which are different numbers. Raises ValueError."""
+    values = {token: float(token) for token in tokens}
+    if len(values) < len(tokens) or not all(math.isfinite(value) for value in values.values()):
+        raise ValueError("scale: scores must be different numbers")
+    check_scale(values)
+    return values

@@ -36,12 +36,12 @@ class JudgeReward(RewardCallback):
 
     Args:
         judge: `callbacks.judge_server.Server`, `callbacks.judge_local.LocalVLM` or `callbacks.judge_server.Replay`.
-        prompt: the name of one of ours (edit, edit_direct) or a text file, see `read_prompt`.
-        passes: how often each edit is judged.
-        least: of them that must give a score.
-        record: a file to which every answer is added, with judge, version, temperature and the prompt's hash.
-        name: what it is called in the log and in `stage.weights`.
-        patience: see `RewardCallback`.
+        prompt: One of ours (edit, edit_direct), or a text file, see `read_prompt`.
+        passes: Times that each edit is judged.
+        least: Passes that must give a score.
+        record: A file to which every answer is added, with judge, version, temperature and the prompt's hash.
+        name: Name in the log and in `stage.weights`.
+        patience: Seconds that validation waits for the scores, see `RewardCallback`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class JudgeReward(RewardCallback):
             log.warning("reward %s: %d passes: %s", self.name, self.kinds.total(), counts)
 
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
-        """Start judging images (B, 3, H, W) in [-1, 1]. Cancelled, what is not asked yet is never asked."""
+        """Start judging images (B, 3, H, W) in [-1, 1]. Once cancelled, passes that are not asked yet never are."""
         if not batch.instructions:
             raise UserError(f"reward {self.name}: the batch has no instructions, which the judge is asked about")
         asked = [
@@ -108,22 +108,23 @@ class JudgeReward(RewardCallback):
 
     def _begin(self, question: Question, number: int) -> "Future[Answer]":
         """Ask one pass, and have its answer recorded when it comes."""
-        submit = getattr(self.judge, "submit", None)
-        if submit is None:
-            submit = partial(self._threads().submit, self.judge.ask)
-        asked = submit(question, number)
+        asked: Future[Answer]
+        if hasattr(self.judge, "submit"):
+            asked = self.judge.submit(question, number)
+        else:
+            asked = self._threads().submit(self.judge.ask, question, number)
         asked.add_done_callback(partial(self._note, question, number))
         return asked
 
     def _threads(self) -> ThreadPoolExecutor:
-        """For a judge that is asked by one thread for each question under way."""
+        """Return the threads for a judge that is asked by one thread for each question under way."""
         with self._lock_of_passes:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.judge.parallel, thread_name_prefix=self.name)
             return self._pool
 
     def _together(self, asked: "Sequence[Sequence[Future[Answer]]]") -> "Future[Scores]":
-        """The scores, made by the thread that ends the last pass."""
+        """Return the scores, made by the thread that ends the last pass."""
         scores: Future[Scores] = Future()
         passes = [future for one in asked for future in one]
         left = len(passes)
@@ -179,7 +180,7 @@ class JudgeReward(RewardCallback):
         return Scores(value.nan_to_num(0.0), ~value.isnan(), terms)
 
     def _result(self, future: "Future[Answer]") -> float | str:
-        """One pass: the expected score on the prompt's scale, or why there is none."""
+        """Return the expected score of one pass on the prompt's scale, or the reason why there is none."""
         try:
             score = future.result().score
         except UserError:
@@ -194,7 +195,7 @@ class JudgeReward(RewardCallback):
         return score
 
     def _warn_of_copies(self, every: Sequence[Sequence[float]]) -> None:
-        """Say once that all passes of all edits agree to the last digit, though words are drawn at random."""
+        """Warn once that all passes of all edits agree to the last digit, though words are drawn at random."""
         several = [given for given in every if len(given) > 1]
         if self._warned_of_copies or not several or not self.judge.temperature > 0:
             return
@@ -224,7 +225,7 @@ class JudgeReward(RewardCallback):
 
 
 def questions(prompt: Prompt, images: Tensor, batch: EditBatch) -> list[Question]:
-    """A question for each edit, with its sources and what its sample requires. A repeated picture is encoded once."""
+    """Return a question for each edit, with its sources and its requirement. A repeated picture is encoded once."""
     sources = [_pngs(source, len(images)) for source in batch.sources]
     rows = zip(*sources, _pngs(images, len(images)))
     required = batch.requirements or [None] * len(images)
@@ -233,7 +234,7 @@ def questions(prompt: Prompt, images: Tensor, batch: EditBatch) -> list[Question
 
 
 def _pngs(images: Tensor, count: int) -> list[bytes]:
-    """images (B, 3, H, W) in [-1, 1] as PNG files."""
+    """Return images (B, 3, H, W) in [-1, 1] as PNG files."""
     if images.stride(0) == 0:
         return [_png(images[0])] * count
     return [_png(image) for image in images]

@@ -30,7 +30,7 @@ class JudgeError(Exception):
 
     Args:
         reason: why, in one line.
-        kind: the kind of its reply.
+        kind: The kind of its reply.
     """
 
     def __init__(self, reason: str, kind: Kind = Kind.ERROR) -> None:
@@ -59,7 +59,7 @@ class Judge(Protocol):
     parallel: int  # questions it may be asked at once
 
     def ask(self, question: Question, number: int) -> Answer:
-        """Pass `number`. Raises JudgeError, and UserError when it can never answer."""
+        """Return the answer of pass `number`. Raises JudgeError, and UserError when it can never answer."""
         ...
 
 
@@ -71,23 +71,23 @@ class Server:
     model's own generation config says of sampling does not count: all of it is sent.
 
     Args:
-        url: as http://localhost:8000/v1.
-        model: the name that the server knows it by.
-        temperature: of the rationale.
-        max_tokens: of the whole answer.
-        timeout: seconds that one try may take, to the end of the answer.
+        url: Address, such as http://localhost:8000/v1.
+        model: Name of the model on the server.
+        temperature: Temperature of the rationale.
+        max_tokens: Tokens of the whole answer, at most.
+        timeout: Seconds that one try may take, to the end of the answer.
         retries: tries after the first.
-        backoff: seconds before the second try.
+        backoff: Seconds before the second try.
         parallel: questions asked at once.
         key_variable: environment variable that holds the key, where the server wants one; its name ends in _API_KEY.
         seed: passes differ by it; servers that take it repeat themselves.
-        top_p: of the rationale; null leaves it to the server, as with the three below.
-        top_k: of the rationale; -1 is all tokens. A server that does not know it is asked without.
-        min_p: of the rationale; 0 is off. A server that does not know it is asked without.
+        top_p: Top-p of the rationale; null leaves it to the server, as with the three below.
+        top_k: Top-k of the rationale; -1 is all tokens. A server that does not know it is asked without.
+        min_p: Min-p of the rationale; 0 is off. A server that does not know it is asked without.
         repetition_penalty: 1 is off. A server that does not know it is asked without.
         budget: HTTP requests in all, tries included; null sets no limit.
-        log: a file to which a line is added for each request, with the server's whole answer.
-        longest_wait: seconds, at most, that a `Retry-After` is waited for.
+        log: A file to which a line is added for each request, with the server's whole answer.
+        longest_wait: Seconds, at most, that a `Retry-After` is waited for.
     """
 
     name = "server"
@@ -150,7 +150,7 @@ class Server:
         return self.client.spawn(self._said(text, pictures, *key)).result()
 
     def close(self) -> None:
-        """Break off what is under way. A later question begins anew."""
+        """End requests that are under way. A later question begins anew."""
         self.client.close()
 
     async def _judged(self, question: Question, number: int) -> Answer:
@@ -165,13 +165,13 @@ class Server:
         return self._words(await self._reply(request))
 
     async def _reply(self, request: Request) -> Reply:
-        """The reply to a request, asked again without a setting that the server does not know."""
+        """Return the reply to a request, asked again without a setting that the server does not know."""
         reply = await self.client.complete(request)
         fewer = self._without_unknown(request, reply)
         return reply if fewer is None else await self._reply(fewer)
 
     def _without_unknown(self, request: Request, reply: Reply) -> Request | None:
-        """The request without the settings that a refusal names; None when it names none of them."""
+        """Return the request without the settings that a refusal names; None when it names none of them."""
         if reply.kind is not Kind.REJECTED:
             return None
         named = {name for name in self.beyond_openai if name in request.settings and name in reply.reason}
@@ -185,7 +185,7 @@ class Server:
     def _request(
         self, text: str, pictures: tuple[bytes, ...], seed: int, more: Mapping[str, Any], facts: Mapping[str, Any]
     ) -> Request:
-        """Pictures and then words, with everything that a server's defaults could change."""
+        """Return a request of pictures and then words, with everything that a server's defaults could change."""
         settings = {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": seed % 2**31}
         sampling = {"top_p": self.top_p, **self.beyond_openai}
         for name, value in sampling.items():
@@ -195,10 +195,11 @@ class Server:
             self.announced = True
             sent = ", ".join(f"{name} {settings[name]:g}" for name in ("temperature", *sampling) if name in settings)
             rank_zero_info(f"judge {self.url}: words are sampled with {sent}, whatever the server's own config says")
-        return Request(self.version, [user(*map(Picture, pictures), text)], settings | more, facts=facts)
+        message = user(*[Picture(picture) for picture in pictures], text)
+        return Request(self.version, [message], {**settings, **more}, facts=facts)
 
     def _usable(self, reply: Reply) -> Reply:
-        """A reply in which the model says something. Raises JudgeError or UserError for any other."""
+        """Return a reply in which the model says something. Raises JudgeError or UserError for any other."""
         if reply.kind in FAILED:
             raise JudgeError(f"{self.url}: {reply.reason}", reply.kind)
         if reply.kind in NEVER:
@@ -209,7 +210,7 @@ class Server:
         return reply
 
     def _score(self, reply: Reply, question: Question) -> Answer:
-        """The expected score after the last marker of the answer, thoughts apart."""
+        """Return the expected score after the last marker of the answer, thoughts apart."""
         prompt = question.prompt
         reply = self._usable(reply)
         content = reply.logprobs
@@ -262,7 +263,7 @@ class Replay:
     """A judge that gives the answers of a record which `JudgeReward` wrote.
 
     Args:
-        path: the record, JSON lines.
+        path: The record, JSON lines.
         match: "image" finds an answer by the sample, the edit's pixels and the pass. "sample" gives any picture one of
             the sample's answers of that pass, chosen by the pixels: for rehearsing a run, not for judging.
     """

@@ -22,9 +22,9 @@ class Encoded:
     """An edit as the frozen models encode it, on the CPU.
 
     Attributes:
-        conditions: the instruction, and with guidance the unconditional text, each with the references' latents.
+        conditions: The instruction, and with guidance the unconditional text, each with the references' latents.
         noise: (1, C, h, w).
-        sources: the pictures as they were.
+        sources: The source pictures.
     """
 
     conditions: tuple[Condition, ...]
@@ -45,12 +45,12 @@ def encode(
     """Encode an edit by the stage's frozen text encoder and VAE, at the sizes of training.
 
     Args:
-        stage: the training module, whose `base`, `codec` and `frozen` are used.
-        instruction: what is asked for.
+        stage: The training module, whose `base`, `codec` and `frozen` are used.
+        instruction: The instruction of the edit.
         pictures: in RGB; none for text-to-image.
         noise: makes the noise of a shape.
-        guided: whether the unconditional text is encoded too.
-        width: of the drawn picture, px; None takes the shape of the last picture.
+        guided: Encode the unconditional text too.
+        width: Pixels of the drawn picture; None takes the shape of the last picture.
         height: likewise.
     """
     base = stage.base
@@ -82,10 +82,10 @@ def draw(stage: Any, encoded: Encoded, steps: int, guidance: float) -> Image.Ima
     """Draw one picture with the weights as they are. The module is in evaluation mode.
 
     Args:
-        stage: the training module.
-        encoded: what it is shown.
-        steps: of the solver.
-        guidance: the stock pipelines' `true_cfg_scale`; without the unconditional text there is none.
+        stage: The training module.
+        encoded: The encoded request.
+        steps: Steps of the solver.
+        guidance: The stock pipelines' `true_cfg_scale`; without the unconditional text there is none.
     """
     noise = encoded.noise.to(stage.device)
     conditions = [condition.to(stage.device) for condition in encoded.conditions]

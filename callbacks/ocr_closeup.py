@@ -6,9 +6,10 @@ found, once or twice more, enlarged.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+import numpy as np
 
 from callbacks.ocr_engine import Picture
 from callbacks.ocr_layout import Layout, Reader, Reading, Region, cut, moved
@@ -24,9 +25,7 @@ from firered_lit.rewards.layout_ocr import (
     within,
 )
 
-EDGE = 0.5  # of its height: a character so near to the border of a close-up may go on behind it
-
-
+EDGE = 0.5  # of its height; a character that is nearer to the border of a close-up may go on behind it
 FOUND = 0.5  # R_text from which the words count as found
 LOOKS = ((480, 2), (320, 3))  # px of a tile's side, and how many times it is enlarged: finer and finer
 OVERLAP = 0.25  # share of a tile that the next one shows too
@@ -34,9 +33,13 @@ OVERLAP = 0.25  # share of a tile that the next one shows too
 
 @dataclass(frozen=True)
 class Scored:
-    """The score of an image, what was read for it, and on what part of it: None for all.
+    """The score of an image.
 
-    looks: how many times it was read again, enlarged, because its words were not found.
+    Args:
+        score: The score.
+        chars: Characters that it is made from.
+        region: The part of the image on which they were read; None for all of it.
+        looks: Times that it was read again, enlarged, because its words were not found.
     """
 
     score: LayoutOCRScore
@@ -53,7 +56,9 @@ def score_where_due(
     *,
     fold_case: Sequence[bool] | None = None,
     looks: Sequence[tuple[int, int]] = LOOKS,
-    **weights: float,
+    text_weight: float = 0.5,
+    layout_weight: float = 0.5,
+    gate: float = 0.5,
 ) -> list[Scored | str]:
     """Score images, each read no further than its score needs.
 
@@ -62,90 +67,116 @@ def score_where_due(
     belong. Where the words are not found, the place (or the whole image, in tiles) is read again, enlarged.
 
     Args:
-        read: reads images.
+        read: Return the readings of images.
         images: (n) pictures to score.
-        texts: (n) what each should show.
-        layouts: (n) where that should stand, where known.
-        fold_case: (n) whether upper and lower case count as one; all true when None.
-        looks: the sizes of tiles that are read when words are not found, and how many times each
-            is enlarged; none for a single look.
-        weights: see `layout_ocr_reward`.
+        texts: (n) the text that each should show.
+        layouts: (n) its layout, where known.
+        fold_case: (n) True where upper and lower case count as one; all True when None.
+        looks: Sizes of tiles that are read when words are not found, and how many times each is enlarged; none for a
+            single look.
+        text_weight: See `layout_ocr_reward`.
+        layout_weight: See `layout_ocr_reward`.
+        gate: See `layout_ocr_reward`.
 
     Returns:
-        (n) scores; for an image that could not be read, why.
+        (n) scores; for an image that could not be read, the reason.
     """
-    fold_case = fold_case or [True] * len(images)
-    asked = [
-        _ToScore(image, text, layout, {**weights, "fold_case": fold})
-        for image, text, layout, fold in zip(images, texts, layouts, fold_case)
-    ]
-    enough = layout_floor(**weights)
+    tasks = []
+    for number, (image, text, layout) in enumerate(zip(images, texts, layouts)):
+        folds = fold_case is None or fold_case[number]
+        tasks.append(_Task(image, text, layout, text_weight, layout_weight, gate, folds))
+    enough = layout_floor(text_weight, layout_weight, gate)
 
     # First look: close up, where a layout knows the place.
-    regions = [one.region for one in asked]
-    readings = read([cut(one.image, region) for one, region in zip(asked, regions)])
-    found = [one.scored(reading, region) for one, reading, region in zip(asked, readings, regions)]
+    regions = [task.region for task in tasks]
+    readings = read([cut(task.image, region) for task, region in zip(tasks, regions)])
+    scores = [task.scored(reading, region) for task, reading, region in zip(tasks, readings, regions)]
 
     # The whole image.
-    again = [i for i, one in enumerate(found) if _may_earn_more(one, asked[i], enough)]
+    again = [i for i, score in enumerate(scores) if _may_earn_more(score, tasks[i], enough)]
     if again:
         for i, reading in zip(again, read([images[i] for i in again])):
-            found[i] = asked[i].scored(reading, None)
+            scores[i] = tasks[i].scored(reading, None)
 
     # Enlarged, where the words are not found.
     for number, (side, times) in enumerate(looks, start=1):
-        for i, one in enumerate(found):
-            if isinstance(one, Scored) and one.score.text < FOUND:
-                found[i] = _look_closer(read, asked[i], one, side, times, number)
-    return found
+        for i, score in enumerate(scores):
+            if isinstance(score, Scored) and score.score.text < FOUND:
+                scores[i] = _look_closer(read, tasks[i], score, side, times, number)
+    return scores
 
 
 @dataclass(frozen=True)
-class _ToScore:
-    """An image, and how it is to be scored."""
+class _Task:
+    """An image to score, with the text and the layout that it should show, and the rule of the score."""
 
     image: Picture
     text: str
     layout: Layout | None
-    rule: Mapping[str, Any]
+    text_weight: float
+    layout_weight: float
+    gate: float
+    fold_case: bool
 
     @property
     def size(self) -> tuple[int, int]:
+        """(height, width) of the image."""
         return self.image.shape[0], self.image.shape[1]
 
     @property
     def region(self) -> Region | None:
         """The place where the text should stand; None without a layout."""
-        return None if self.layout is None else self.layout.region(self.text, self.size)
+        if self.layout is None:
+            return None
+        return self.layout.region(self.text, self.size)
 
     def scored(self, reading: Reading, region: Region | None, looks: int = 0) -> Scored | str:
-        """Score what was read on a part of the image; a reason in place of a reading stays one."""
+        """Return the score of a reading of a part of the image; a reason in the place of a reading stays one."""
         if isinstance(reading, str):
             return reading
         chars = moved(reading, region)
-        return Scored(score_reading(chars, self.size, self.text, self.layout, **self.rule), chars, region, looks)
+        score = score_reading(
+            chars,
+            self.size,
+            self.text,
+            self.layout,
+            text_weight=self.text_weight,
+            layout_weight=self.layout_weight,
+            gate=self.gate,
+            fold_case=self.fold_case,
+        )
+        return Scored(score, chars, region, looks)
 
 
-def _may_earn_more(one: Scored | str, asked: _ToScore, enough: float) -> bool:
-    """Return whether the whole image could give another score than its close-up gave."""
-    if isinstance(one, str) or one.region is None:
+def _may_earn_more(score: Scored | str, task: _Task, enough: float) -> bool:
+    """Return whether the whole image could have another score than its close-up."""
+    if isinstance(score, str) or score.region is None:
         return False
-    return float(one.score) < enough or cut_off(one, asked.size, asked.text, asked.layout)
+    return float(score.score) < enough or cut_off(score, task.size, task.text, task.layout)
 
 
-def _look_closer(read: Reader, asked: _ToScore, before: Scored, side: int, times: int, number: int) -> Scored:
+def _look_closer(read: Reader, task: _Task, before: Scored, side: int, times: int, number: int) -> Scored:
     """Read the text's place, or the image tile by tile, enlarged; return the score where it finds the words.
 
     Scraps of other words do not count: of many tiles, one is always a little like the text.
+
+    Args:
+        read: Return the readings of images.
+        task: The image.
+        before: Its score so far.
+        side: Pixels of a tile's side.
+        times: Times that a tile is enlarged.
+        number: Number of this look, from 1.
     """
-    place = asked.region or (0, 0, asked.size[1], asked.size[0])
+    height, width = task.size
+    parts = tiles(task.region or (0, 0, width, height), side)
+    readings = read([enlarged(cut(task.image, part), times) for part in parts])
     best = replace(before, looks=number)
-    parts = tiles(place, side)
-    for part, reading in zip(parts, read([enlarged(cut(asked.image, part), times) for part in parts])):
+    for part, reading in zip(parts, readings):
         if isinstance(reading, str):
             continue
         chars = [replace(c, x=c.x / times, y=c.y / times, w=c.w / times, h=c.h / times) for c in reading]
-        closer = asked.scored(chars, part, number)
+        closer = task.scored(chars, part, number)
         if isinstance(closer, Scored) and closer.score.text >= max(FOUND, best.score.text):
             best = closer
     return best
@@ -154,41 +185,72 @@ def _look_closer(read: Reader, asked: _ToScore, before: Scored, side: int, times
 def tiles(region: Region, side: int) -> list[Region]:
     """Return tiles of at most `side` px that cover a region, each sharing a quarter with the next one."""
     left, top, right, bottom = region
-    return [
-        (x, y, min(x + side, right), min(y + side, bottom))
-        for y in _starts(top, bottom, side)
-        for x in _starts(left, right, side)
-    ]
+    found = []
+    for y in _starts(top, bottom, side):
+        for x in _starts(left, right, side):
+            found.append((x, y, min(x + side, right), min(y + side, bottom)))
+    return found
 
 
 def _starts(low: int, high: int, side: int) -> list[int]:
-    """Return where spans of `side` begin that cover (low, high)."""
-    if high - low <= side:
+    """Return the starts of spans of `side` that cover (low, high)."""
+    rest = high - low - side
+    if rest <= 0:
         return [low]
-    count = 1 + math.ceil((high - low - side) / (side * (1 - OVERLAP)))
-    return [low + round(i * (high - low - side) / (count - 1)) for i in range(count)]
+    count = 1 + math.ceil(rest / (side * (1 - OVERLAP)))
+    return [low + round(i * rest / (count - 1)) for i in range(count)]
 
 
 def enlarged(image: Picture, times: int) -> Picture:
     """Return an image (H, W, 3) so many times as large."""
     import cv2
 
-    return cv2.resize(image, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+    large = cv2.resize(image, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+    return np.asarray(large, np.uint8)
 
 
 def score_reading(
-    read: Sequence[Char], size: tuple[int, int], text: str, layout: Layout | None, **weights: float
+    read: Sequence[Char],
+    size: tuple[int, int],
+    text: str,
+    layout: Layout | None,
+    *,
+    text_weight: float = 0.5,
+    layout_weight: float = 0.5,
+    gate: float = 0.5,
+    fold_case: bool = True,
 ) -> LayoutOCRScore:
-    """The score of what was read on an image of `size` (height, width)."""
-    if layout is None:
-        return layout_ocr_reward(read, text, **weights)
-    return layout_ocr_reward(scale(read, size, layout.size), text, layout.chars, **weights)
+    """Return the score of the characters that were read on an image.
+
+    Args:
+        read: The characters, in the image's pixels.
+        size: (height, width) of the image.
+        text: The text that it should show.
+        layout: The layout of that text, where known.
+        text_weight: See `layout_ocr_reward`.
+        layout_weight: See `layout_ocr_reward`.
+        gate: See `layout_ocr_reward`.
+        fold_case: Count upper and lower case as one.
+    """
+    reference = None
+    if layout is not None:
+        read = scale(read, size, layout.size)
+        reference = layout.chars
+    return layout_ocr_reward(
+        read,
+        text,
+        reference,
+        text_weight=text_weight,
+        layout_weight=layout_weight,
+        gate=gate,
+        fold_case=fold_case,
+    )
 
 
 def layout_floor(
     text_weight: float = 0.5, layout_weight: float = 0.5, gate: float = 0.5, elsewhere: float = 0.5
 ) -> float:
-    """The most that right text earns where it does not belong, see `layout_ocr_reward`."""
+    """Return the most that right text earns where it does not belong, see `layout_ocr_reward`."""
     return text_weight * elsewhere + layout_weight * ramp(elsewhere, gate)
 
 
@@ -199,8 +261,9 @@ def cut_off(scored: Scored, size: tuple[int, int], text: str, layout: Layout | N
     places, others = layout.places(text)
     boxes = grow(places)
     for line in lines(scored.chars):
-        here = scale(line, size, layout.size)
-        if any(within(c, boxes) and nearer(c, places, others) for c in here) and touches(line, scored.region, size):
+        scaled = scale(line, size, layout.size)
+        in_place = any(within(char, boxes) and nearer(char, places, others) for char in scaled)
+        if in_place and touches(line, scored.region, size):
             return True
     return False
 
@@ -208,23 +271,28 @@ def cut_off(scored: Scored, size: tuple[int, int], text: str, layout: Layout | N
 def touches(chars: Sequence[Char], region: Region, size: tuple[int, int]) -> bool:
     """Return whether one of the characters is near to the region's border, where that is not the image's own."""
     left, top, right, bottom = region
-    return any(
-        (left > 0 and c.x < left + EDGE * c.h)
-        or (top > 0 and c.y < top + EDGE * c.h)
-        or (right < size[1] and c.x + c.w > right - EDGE * c.h)
-        or (bottom < size[0] and c.y + c.h > bottom - EDGE * c.h)
-        for c in chars
-    )
+    height, width = size
+    for char in chars:
+        near = EDGE * char.h
+        if left > 0 and char.x < left + near:
+            return True
+        if top > 0 and char.y < top + near:
+            return True
+        if right < width and char.x + char.w > right - near:
+            return True
+        if bottom < height and char.y + char.h > bottom - near:
+            return True
+    return False
 
 
 def glyphs(scored: Scored, size: tuple[int, int], text: str, layout: Layout | None) -> tuple[float, float]:
-    """Return how large the letters of `text` stand on an image.
+    """Return the size of the letters of a text on an image.
 
     Args:
-        scored: what was read.
-        size: height and width of the image, in px.
-        text: the words that are asked for; where they are not found, all letters count.
-        layout: where and how large they should stand.
+        scored: The image's score.
+        size: (height, width) of the image in pixels.
+        text: The words that are asked for; where they are not found, all letters count.
+        layout: Their layout, where known.
 
     Returns:
         The median height of the letters over the image's height, and over the height that the

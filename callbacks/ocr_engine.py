@@ -21,11 +21,11 @@ from callbacks.ocr_models import Model
 from firered_lit.rewards.layout_ocr import Char
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
-Quad = NDArray[
-    np.float64
-]  # (4, 2) x, y of a line's corners as it is read: left top, right top, right bottom, left bottom
+# (4, 2) x, y of a line's corners as it is read: left top, right top, right bottom, left bottom
+Quad = NDArray[np.float64]
 
-HEIGHT, MARGIN = 48, 32  # px: a line as recognised, and the grey to its right, without which its end is misread
+HEIGHT = 48  # px of a line as it is recognised
+MARGIN = 32  # px of grey to its right, without which its end is misread
 WIDTH_STEP = 48  # px between the widths that lines are recognised at
 UPRIGHT = 1.5  # taller than this times its width, a crop is turned
 DOUBT = 0.85  # mean confidence under which a line is also read upside down
@@ -41,19 +41,26 @@ class Line:
 
 
 class Engine(Protocol):
-    """What reads images."""
+    """Protocol of an OCR engine."""
 
     characters: frozenset[str]  # all that it can read
 
-    def read(self, images: Sequence[Picture]) -> list[list[Char]]: ...
+    def read(self, images: Sequence[Picture]) -> list[list[Char]]:
+        """Return the characters on each image, in reading order."""
+        ...
 
 
 class PaddleEngine:
-    """The engine. Not picklable; built where it is used.
+    """The engine. It cannot be pickled, and is built where it is used.
 
-    detection, recognition: models, see `ocr_models`. threads: images and batches at work at once, each on `intra`
-    cores. batch: lines recognised together. max_side: px of an image's longer side for detection; larger is made
-    smaller. least: mean confidence from which a line counts as read.
+    Args:
+        detection: Model that finds lines, see `callbacks.ocr_models`.
+        recognition: Model that reads them.
+        threads: Images and batches at work at once.
+        intra: Cores for each of them.
+        batch: Lines recognised together.
+        max_side: Pixels of an image's longer side for detection; a larger image is made smaller.
+        least: Mean confidence, 0 to 1, from which a line counts as read.
     """
 
     def __init__(
@@ -70,17 +77,26 @@ class PaddleEngine:
         self.ocr = paddle(detection, recognition, max_side, intra)
         pipeline = self.ocr.paddlex_pipeline
         self._pipeline = getattr(pipeline, "_pipeline", pipeline)
-        self._detector, self._recogniser = self._pipeline.text_det_model, self._pipeline.text_rec_model
+        self._detector = self._pipeline.text_det_model
+        self._recogniser = self._pipeline.text_rec_model
         self.characters = frozenset("".join(self._recogniser.post_op.character[1:]))
-        self.batch, self.least = batch, least
+        self.batch = batch
+        self.least = least
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ocr")
 
     def read(self, images: Sequence[Picture]) -> list[list[Char]]:
-        """All characters on each image, in reading order, in its pixels; a line's number in `Char.line`."""
-        found = list(self._threads.map(self._detect, images))
-        crops = [crop for lines in found for _, crop in lines]
-        read = iter(self._recognise_either_way(crops))
-        return [self._in_order([(quad, *next(read)) for quad, _ in lines]) for lines in found]
+        """Return all characters on each image, in reading order, in its pixels; a line's number is in `Char.line`."""
+        # The lines of all images, recognised together.
+        detected = list(self._threads.map(self._detect, images))
+        crops = [crop for lines in detected for _, crop in lines]
+        recognised = iter(self._recognise_either_way(crops))
+
+        # Those of each image, in the order in which they are read.
+        characters = []
+        for lines in detected:
+            read = [(quad, *next(recognised)) for quad, _ in lines]
+            characters.append(self._in_order(read))
+        return characters
 
     def _in_order(self, lines: Sequence[tuple[Quad, Line, bool]]) -> list[Char]:
         """Return the characters of all lines of an image, in reading order."""
@@ -101,49 +117,73 @@ class PaddleEngine:
         return lines
 
     def _recognise_either_way(self, crops: Sequence[Picture]) -> list[tuple[Line, bool]]:
-        """Each line, and whether it was read upside down: the doubtful ones are tried both ways."""
+        """Return each line, and True when it was read upside down: the doubtful ones are tried both ways."""
         upright = self._recognise(crops)
         doubtful = [i for i, line in enumerate(upright) if line.confidence < DOUBT]
-        turned = dict(zip(doubtful, self._recognise([crops[i][::-1, ::-1] for i in doubtful])))
-        return [
-            (turned[i], True) if i in turned and turned[i].confidence > line.confidence else (line, False)
-            for i, line in enumerate(upright)
-        ]
+        turned = self._recognise([crops[i][::-1, ::-1] for i in doubtful])
+
+        lines = [(line, False) for line in upright]
+        for i, line in zip(doubtful, turned):
+            if line.confidence > upright[i].confidence:
+                lines[i] = (line, True)
+        return lines
 
     def _recognise(self, crops: Sequence[Picture]) -> list[Line]:
-        """Lines recognised in batches of one width. How one is widened depends on itself alone, not on its company."""
+        """Return lines, recognised in batches of one width. A line is widened the same way in any company."""
         rows = [_line_input(crop) for crop in crops]
         groups = alike([row.shape[2] for row, _ in rows], self.batch)
+        batches = [[rows[i] for i in group] for group in groups]
         lines: dict[int, Line] = {}
-        for group, read in zip(groups, self._threads.map(lambda g: self._batch([rows[i] for i in g]), groups)):
+        for group, read in zip(groups, self._threads.map(self._batch, batches)):
             lines.update(zip(group, read))
         return [lines[i] for i in range(len(crops))]
 
     def _batch(self, rows: Sequence[tuple[NDArray[np.float32], float]]) -> list[Line]:
+        """Return the lines of rows of one width, each with its share of that width."""
         scores = self._recogniser.runner(x=[np.stack([row for row, _ in rows])])[0]
-        best, sure = scores.argmax(-1), scores.max(-1)
-        return [self._decode(*line) for line in zip(best, sure, [share * best.shape[1] for _, share in rows])]
+        best = scores.argmax(-1)
+        sure = scores.max(-1)
+        columns = [share * best.shape[1] for _, share in rows]
+        return [self._decode(*line) for line in zip(best, sure, columns)]
 
     def _decode(self, best: NDArray[np.int64], sure: NDArray[np.float32], columns: float) -> Line:
-        """CTC: runs of one class are one character, class 0 is none. The character stands in the middle of its run."""
+        """Return the line that scores spell (CTC): runs of one class are one character, class 0 is none.
+
+        Args:
+            best: (columns,) the likeliest class.
+            sure: (columns,) its score.
+            columns: Columns that the line covers; the rest is grey.
+        """
+        # A character stands in the middle of its run.
         edges = np.flatnonzero(np.diff(best, prepend=-1, append=-1))
         runs = [(start, stop) for start, stop in pairwise(edges) if best[start] != 0]
         text = "".join(self._recogniser.post_op.character[best[start]] for start, _ in runs)
         centres = tuple(min(float(start + stop) / 2 / columns, 1.0) for start, stop in runs)
-        return Line(text, centres, float(np.mean([sure[start] for start, _ in runs])) if runs else 0.0)
+        confidence = float(np.mean([sure[start] for start, _ in runs])) if runs else 0.0
+        return Line(text, centres, confidence)
 
 
 def paddle_engine(detection: Sequence[str], recognition: Sequence[str], **options: Any) -> PaddleEngine:
-    """`PaddleEngine` from what JSON can hold: models as (name, folder), the folder "" when there is none."""
+    """Return a `PaddleEngine` from values that JSON can hold.
+
+    Args:
+        detection: (name, folder) of the model, the folder "" when there is none.
+        recognition: The same of the model that reads.
+        options: Further arguments of `PaddleEngine`.
+    """
     models = (Model(name, Path(folder) if folder else None) for name, folder in (detection, recognition))
     return PaddleEngine(*models, **options)
 
 
 def alike(widths: Sequence[int], most: int) -> list[list[int]]:
-    """Indices in groups of one width, at most `most` in each."""
+    """Return indices in groups of one width, at most `most` in each."""
     order = sorted(range(len(widths)), key=lambda i: widths[i])
-    same = [list(group) for _, group in groupby(order, key=lambda i: widths[i])]
-    return [group[start : start + most] for group in same for start in range(0, len(group), most)]
+    groups = []
+    for _, of_width in groupby(order, key=lambda i: widths[i]):
+        indices = list(of_width)
+        for start in range(0, len(indices), most):
+            groups.append(indices[start : start + most])
+    return groups
 
 
 def reading_order(quads: Sequence[Quad], turned: Sequence[bool] | None = None) -> list[int]:
@@ -157,7 +197,7 @@ def reading_order(quads: Sequence[Quad], turned: Sequence[bool] | None = None) -
 
     Args:
         quads: (n) corners of each line, as it was cut out.
-        turned: (n) whether the line was read upside down; none when None.
+        turned: (n) True for a line that was read upside down; none was when None.
 
     Returns:
         A permutation of 0 to n - 1.
@@ -219,13 +259,14 @@ def _side_by_side(columns: Sequence[int], quads: Sequence[Quad]) -> list[list[in
 
 
 def _share_height(one: Quad, other: Quad) -> bool:
+    """Return whether two columns share at least half of the shorter one's height."""
     low = max(one[:, 1].min(), other[:, 1].min())
     high = min(one[:, 1].max(), other[:, 1].max())
     return bool(high - low >= min(np.ptp(one[:, 1]), np.ptp(other[:, 1])) / 2)
 
 
 def _characters(lines: Sequence[tuple[Quad, Line, bool]], least: float) -> list[Char]:
-    """Boxes of all characters: the cell between its neighbours along the line, as high as the line.
+    """Return all characters with their boxes: the cell between its neighbours along the line, as high as the line.
 
     The box is centred on the character and measured along and across its own line, so that a turned line's characters
     keep their height.
@@ -235,8 +276,10 @@ def _characters(lines: Sequence[tuple[Quad, Line, bool]], least: float) -> list[
         if line.confidence < least:
             continue
         corners = np.roll(quad, -2, axis=0) if turned else quad
-        along, down = corners[1] - corners[0], corners[3] - corners[0]
-        length, height = float(np.hypot(*along)), max(float(np.hypot(*down)), 1.0)
+        along = corners[1] - corners[0]
+        down = corners[3] - corners[0]
+        length = float(np.hypot(*along))
+        height = max(float(np.hypot(*down)), 1.0)
         for text, (left, right) in zip(line.text, cells_between(line.centres)):
             x, y = (corners[0] + along * (left + right) / 2 + down / 2).tolist()
             width = (right - left) * length
@@ -245,7 +288,7 @@ def _characters(lines: Sequence[tuple[Quad, Line, bool]], least: float) -> list[
 
 
 def cells_between(centres: Sequence[float]) -> list[tuple[float, float]]:
-    """Cells (left, right) in [0, 1] around centres: borders midway, the outer ones as far as the inner ones."""
+    """Return cells (left, right) in [0, 1] around centres: borders midway, the outer ones as far as the inner ones."""
     if not centres:
         return []
     inner = [(a + b) / 2 for a, b in pairwise(centres)]
@@ -256,39 +299,57 @@ def cells_between(centres: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _corners(quad: NDArray[Any]) -> Quad:
-    """The corners of the least rectangle around a detected box, as PaddleOCR crops it."""
+    """Return the corners of the least rectangle around a detected box, as PaddleOCR crops it."""
     import cv2
 
     points = sorted(cv2.boxPoints(cv2.minAreaRect(quad.astype(np.int32))).tolist())
-    left, right = sorted(points[:2], key=lambda p: p[1]), sorted(points[2:], key=lambda p: p[1])
+    left = sorted(points[:2], key=lambda point: point[1])
+    right = sorted(points[2:], key=lambda point: point[1])
     return np.array([left[0], right[0], right[1], left[1]], np.float64)
 
 
 def _cut(image: Picture, quad: Quad) -> Picture:
+    """Return the part of an image between four corners, upright."""
     import cv2
 
-    width = max(int(max(np.hypot(*(quad[0] - quad[1])), np.hypot(*(quad[2] - quad[3])))), 1)
-    height = max(int(max(np.hypot(*(quad[0] - quad[3])), np.hypot(*(quad[1] - quad[2])))), 1)
+    width = _longest(quad[0] - quad[1], quad[2] - quad[3])
+    height = _longest(quad[0] - quad[3], quad[1] - quad[2])
     goal = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    warp = cv2.getPerspectiveTransform(quad.astype(np.float32), goal)
-    size = (width, height)
-    return cv2.warpPerspective(image, warp, size, borderMode=cv2.BORDER_REPLICATE, flags=cv2.INTER_CUBIC)
+    transform = cv2.getPerspectiveTransform(quad.astype(np.float32), goal)
+    crop = cv2.warpPerspective(
+        image, transform, (width, height), borderMode=cv2.BORDER_REPLICATE, flags=cv2.INTER_CUBIC
+    )
+    return np.asarray(crop, np.uint8)
+
+
+def _longest(*sides: NDArray[np.float64]) -> int:
+    """Return the length of the longest of some sides (x, y), in whole pixels, at least 1."""
+    return max(int(max(np.hypot(*side) for side in sides)), 1)
 
 
 def _line_input(crop: Picture, most: int = 3200) -> tuple[NDArray[np.float32], float]:
-    """A crop (H, W, 3) BGR as the recogniser sees it, (3, 48, W') in [-1, 1], and its share of W'; the rest is grey."""
+    """Return a crop as the recogniser sees it.
+
+    Args:
+        crop: (H, W, 3) BGR.
+        most: Pixels of its width, at most.
+
+    Returns:
+        (3, 48, W') in [-1, 1], and the share of W' that the crop covers; the rest is grey.
+    """
     import cv2
 
     width = min(max(int(np.ceil(HEIGHT * crop.shape[1] / crop.shape[0])), 1), most)
     step = WIDTH_STEP if width < 8 * WIDTH_STEP else 2 * WIDTH_STEP
-    row = np.zeros((3, HEIGHT, -(-(width + MARGIN) // step) * step), np.float32)
+    padded = -(-(width + MARGIN) // step) * step
+    row = np.zeros((3, HEIGHT, padded), np.float32)
     scaled = cv2.resize(np.ascontiguousarray(crop), (width, HEIGHT)).astype(np.float32)
     row[:, :, :width] = (scaled / 127.5 - 1).transpose(2, 0, 1)
-    return row, width / row.shape[2]
+    return row, width / padded
 
 
 def paddle(detection: Model, recognition: Model, max_side: int, intra: int) -> Any:
-    """PaddleOCR on `intra` cores, with no look at the network when both models are folders."""
+    """Return PaddleOCR on `intra` cores, which does not look at the network when both models are folders."""
     os.environ.setdefault("PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK", "True")
     if detection.folder and recognition.folder and "modelscope" not in sys.modules:
         # it would only download, and its import loads torch and transformers: 10 s and 600 MB in a worker process

@@ -1,4 +1,4 @@
-"""Where on a picture a text should stand: its reference layout, read once, its own place close up."""
+"""The place of a text on a picture: its reference layout, read once, the text's own place close up."""
 
 import hashlib
 import threading
@@ -21,7 +21,7 @@ from firered_lit.rewards.layout_ocr import (
 )
 from firered_lit.rewards.layout_ocr import characters as folded
 
-Reading = list[Char] | str  # what was read on an image, or why it could not be read
+Reading = list[Char] | str  # the characters on an image, or the reason why it could not be read
 Reader = Callable[[Sequence[Picture]], Sequence[Reading]]
 Region = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 plainly = partial(fold, case=True, space=True)
@@ -31,105 +31,176 @@ WORTH = 0.6  # share of an image above which a close-up saves nothing
 
 @dataclass(frozen=True)
 class Layout:
-    """What was read on a reference, the size (height, width) of that image, and where a text was read close up."""
+    """The characters on a reference picture.
+
+    Args:
+        chars: The characters, in the picture's pixels.
+        size: (height, width) of the picture.
+        place: The part on which a text was read close up; None for none.
+    """
 
     chars: Sequence[Char]
     size: tuple[int, int]
     place: Region | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it, to a tenth of a pixel."""
-        rows = [[c.text, *(round(v, 1) for v in (c.x, c.y, c.w, c.h)), c.line] for c in self.chars]
-        return {"size": list(self.size), "place": self.place and list(self.place), "chars": rows}
+        """Return the layout as JSON holds it, to a tenth of a pixel."""
+        rows = []
+        for char in self.chars:
+            box = [round(value, 1) for value in (char.x, char.y, char.w, char.h)]
+            rows.append([char.text, *box, char.line])
+        place = None if self.place is None else list(self.place)
+        return {"size": list(self.size), "place": place, "chars": rows}
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> "Layout":
-        (height, width), place = plain["size"], plain["place"]
-        return Layout([Char(*row) for row in plain["chars"]], (height, width), tuple(place) if place else None)
+        """Return a layout from its JSON."""
+        height, width = plain["size"]
+        chars = [Char(*row) for row in plain["chars"]]
+        if not plain["place"]:
+            return Layout(chars, (height, width))
+        left, top, right, bottom = plain["place"]
+        return Layout(chars, (height, width), (left, top, right, bottom))
 
     def shows(self, text: str) -> bool:
-        """Whether the text stands on it, at least half right."""
+        """Return whether the text stands on the picture, at least half right."""
         return self.rightness(text) >= 0.5
 
     def rightness(self, text: str) -> float:
-        """R_text of what stands on it."""
+        """Return R_text of the picture's characters, 0 to 1."""
         return layout_ocr_reward(self.chars, text).text
 
     def places(self, text: str) -> tuple[list[Char], list[Char]]:
-        """The characters of the text, and all others."""
+        """Return the characters of the text, and all others."""
         known = folded(self.chars, case=True, space=True)
         places = [char for char in locate(known, plainly(text)) if char is not None]
         return places, [char for char in known if char not in places]
 
     def region(self, text: str, size: tuple[int, int]) -> Region | None:
-        """Where to look for the text on an image of `size` (height, width): two character heights around its place.
+        """Return the part of an image in which to look for the text: two character heights around its place.
 
-        None where the layout does not show the text, or where that is most of the image.
+        Args:
+            text: The text.
+            size: (height, width) of the image.
+
+        Returns:
+            None where the layout does not show the text, or where that part is most of the image.
         """
-        y, x = size[0] / self.size[0], size[1] / self.size[1]
+        height, width = size
+        y = height / self.size[0]
+        x = width / self.size[1]
         if self.place is not None:
             left, top, right, bottom = self.place
             return round(left * x), round(top * y), round(right * x), round(bottom * y)
         places, _ = self.places(text)
         if not places:
             return None
+
+        # Around the characters, in whole steps of the detector's grid.
         margin = max(char.h for char in places)
         box = enclosing(grow(places))
-        left, right = whole_steps((box[0] - margin) * x, (box[2] + margin) * x, size[1])
-        top, bottom = whole_steps((box[1] - margin) * y, (box[3] + margin) * y, size[0])
-        worth = right > left and bottom > top and (right - left) * (bottom - top) < WORTH * size[0] * size[1]
-        return (left, top, right, bottom) if worth else None
+        left, right = whole_steps((box[0] - margin) * x, (box[2] + margin) * x, width)
+        top, bottom = whole_steps((box[1] - margin) * y, (box[3] + margin) * y, height)
+        empty = right <= left or bottom <= top
+        if empty or (right - left) * (bottom - top) >= WORTH * height * width:
+            return None
+        return left, top, right, bottom
 
     def closer(self, region: Region, chars: Sequence[Char]) -> "Layout":
-        """With what was read close up, in the image's pixels, in place of what had been read there."""
+        """Return the layout with the characters of a part replaced by those that were read close up.
+
+        Args:
+            region: The part.
+            chars: The characters that were read there, in the picture's pixels.
+        """
         left, top, right, bottom = region
-        far = [c for c in self.chars if not (left <= c.centre[0] <= right and top <= c.centre[1] <= bottom)]
-        first = 1 + max((c.line or 0 for c in far), default=0)
-        return Layout([*far, *(replace(c, line=first + (c.line or 0)) for c in chars)], self.size, region)
+        far = []
+        for char in self.chars:
+            x, y = char.centre
+            if not (left <= x <= right and top <= y <= bottom):
+                far.append(char)
+
+        # Lines that were read close up are numbered after the others.
+        first = 1 + max((char.line or 0 for char in far), default=0)
+        near = [replace(char, line=first + (char.line or 0)) for char in chars]
+        return Layout([*far, *near], self.size, region)
 
 
 def read_layouts(read: Reader, images: Sequence[Picture], texts: Sequence[str]) -> list[Layout | str]:
-    """The layouts of reference pictures; for one that could not be read, why.
+    """Return the layouts of reference pictures; for one that could not be read, the reason.
 
-    The text's own place is read close up too, as the images that are compared with it are: what the detector sees
-    around a line moves its box by a pixel or two.
+    The text's own place is read close up too, as it is on the images that are compared with it: the surroundings of a
+    line move its box by a pixel or two.
+
+    Args:
+        read: Return the readings of images.
+        images: (n) reference pictures.
+        texts: (n) the text of each.
     """
-    layouts = [
-        one if isinstance(one, str) else Layout(one, image.shape[:2]) for one, image in zip(read(images), images)
-    ]
-    regions = {
-        i: region
-        for i, (layout, text) in enumerate(zip(layouts, texts))
-        if isinstance(layout, Layout) and (region := layout.region(text, layout.size))
-    }
-    close = read([cut(images[i], region) for i, region in regions.items()]) if regions else ()
-    for (i, region), reading in zip(regions.items(), close):
+    # The whole pictures, and the place of the text on each.
+    layouts: list[Layout | str] = []
+    regions: dict[int, Region] = {}
+    for i, (reading, image, text) in enumerate(zip(read(images), images, texts, strict=True)):
+        if isinstance(reading, str):
+            layouts.append(reading)
+            continue
+        layout = Layout(reading, (image.shape[0], image.shape[1]))
+        layouts.append(layout)
+        region = layout.region(text, layout.size)
+        if region is not None:
+            regions[i] = region
+    if not regions:
+        return layouts
+
+    # Close up, where that does not lose the text.
+    readings = read([cut(images[i], region) for i, region in regions.items()])
+    for (i, region), reading in zip(regions.items(), readings):
         whole = layouts[i]
-        if isinstance(whole, Layout) and not isinstance(reading, str):
-            closer = whole.closer(region, moved(reading, region))
-            layouts[i] = closer if closer.rightness(texts[i]) >= whole.rightness(texts[i]) else whole
+        if isinstance(whole, str) or isinstance(reading, str):
+            continue
+        closer = whole.closer(region, moved(reading, region))
+        if closer.rightness(texts[i]) >= whole.rightness(texts[i]):
+            layouts[i] = closer
     return layouts
 
 
 def reference_layout(
     layouts: "Layouts", read: Reader, target: Picture | None, source: Picture | None, text: str, replaced: str | None
 ) -> Layout | None:
-    """Where `text` should stand: as on the target, if that shows it, else in place of the words replaced on the source.
+    """Return the layout that a text should have: that on the target, else that of the words it replaces on the source.
 
-    None when neither tells, or cannot be read.
+    Args:
+        layouts: Layouts that were read already.
+        read: Return the readings of images.
+        target: Picture that should show the text; None without one.
+        source: Picture that the edit starts from; None without one.
+        text: The text.
+        replaced: Words of the source that it takes the place of.
+
+    Returns:
+        None when neither picture shows the words, or neither can be read.
     """
     layout = None if target is None else layouts.of(target, text, read)
-    if replaced and source is not None and not (layout and layout.shows(text)):
-        found = layouts.of(source, replaced, read)
-        chars = found and replaced_layout(found.chars, replaced, text)
-        return Layout(chars, source.shape[:2]) if chars else None
-    return layout
+    shown = layout is not None and layout.shows(text)
+    if shown or not replaced or source is None:
+        return layout
+    before = layouts.of(source, replaced, read)
+    chars = None if before is None else replaced_layout(before.chars, replaced, text)
+    if not chars:
+        return None
+    return Layout(chars, (source.shape[0], source.shape[1]))
 
 
 def replaced_layout(source: Sequence[Char], replaced: str, text: str) -> list[Char] | None:
-    """Where `text` belongs when it takes the place of the words `replaced` in what was read on the source.
+    """Return the layout of a text that takes the place of other words: equal cells, on as many lines as those had.
 
-    Equal cells, on as many lines as those words stood on; None when the source does not show them.
+    Args:
+        source: Characters on the source picture.
+        replaced: The words.
+        text: The text.
+
+    Returns:
+        None when the source does not show the words.
     """
     found = locate(folded(source, case=True, space=True), plainly(replaced))
     places = [char for char in found if char is not None]
@@ -139,18 +210,18 @@ def replaced_layout(source: Sequence[Char], replaced: str, text: str) -> list[Ch
 
 
 def enclosing(boxes: Sequence[Box]) -> Box:
-    """The box around boxes."""
+    """Return the box around boxes."""
     left, top, right, bottom = zip(*boxes)
     return min(left), min(top), max(right), max(bottom)
 
 
 def whole_steps(low: float, high: float, most: int, step: int = 32) -> tuple[int, int]:
-    """The span of whole steps around (low, high), inside of (0, most): where the detector's grid lies on the image."""
+    """Return the span of whole steps of the detector's grid around (low, high), inside of (0, most)."""
     return max(0, int(low // step) * step), min(most, -int(-high // step) * step)
 
 
 def cut(image: Picture, region: Region | None) -> Picture:
-    """That part of an image (H, W, 3); all of it for None."""
+    """Return a part of an image (H, W, 3); all of it for None."""
     if region is None:
         return image
     left, top, right, bottom = region
@@ -158,7 +229,7 @@ def cut(image: Picture, region: Region | None) -> Picture:
 
 
 def moved(chars: Sequence[Char], region: Region | None) -> list[Char]:
-    """Characters read on a part of an image, in the image's pixels."""
+    """Return characters that were read on a part of an image in the image's pixels."""
     if region is None:
         return list(chars)
     return [replace(c, x=c.x + region[0], y=c.y + region[1]) for c in chars]
@@ -168,12 +239,19 @@ class Layouts:
     """Layouts of reference pictures by content and text: the edits of a group share one, an epoch returns to it."""
 
     def __init__(self, most: int = 4096) -> None:
-        self.most, self.read = most, 0
+        self.most = most
+        self.read = 0  # layouts that were not known
         self._known: OrderedDict[bytes, Layout] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, image: Picture, text: str, reader: Reader) -> Layout | None:
-        """The layout; None when `reader` gives a reason instead of characters, which is asked again next time."""
+        """Return a picture's layout; None when it cannot be read, which is tried again next time.
+
+        Args:
+            image: The picture.
+            text: The text that is read close up.
+            reader: Return the readings of images.
+        """
         content = repr((image.shape, text)).encode() + image.tobytes()
         key = hashlib.blake2b(content, digest_size=16).digest()
         with self._lock:

@@ -25,12 +25,26 @@ def engine_process(
     Args:
         detection: Folder or name of a PaddleOCR model; that of the rapidocr wheel when None.
         recognition: The same of the model that recognises lines.
-        options: Others of `PaddleEngine`.
+        options: Further arguments of `PaddleEngine`.
         limit: Seconds that one reading may take.
     """
-    models = dict(zip(("detection", "recognition"), chosen_models(detection, recognition), strict=True))
-    plain = {role: (model.name, str(model.folder or "")) for role, model in models.items()}
-    return EngineProcess({**options, **plain}, limit=limit)
+    detector, recogniser = chosen_models(detection, recognition)
+    arguments = {
+        **options,
+        "detection": (detector.name, str(detector.folder or "")),
+        "recognition": (recogniser.name, str(recogniser.folder or "")),
+    }
+    return EngineProcess(arguments, limit=limit)
+
+
+def identity_of(detection: str | None, recognition: str | None, max_side: int) -> str:
+    """Return the words by which readings of equal models at an equal size are known to be the same."""
+    return f"{detection or 'offline'} {recognition or 'offline'} {max_side}"
+
+
+def _pixels(image: Image.Image) -> Picture:
+    """Return an image as (H, W, 3) uint8."""
+    return np.asarray(image.convert("RGB"))
 
 
 class LayoutReader:
@@ -52,7 +66,7 @@ class LayoutReader:
         max_side: int = 960,
         limit: float = 60.0,
     ) -> None:
-        self.identity = f"{detection or 'offline'} {recognition or 'offline'} {max_side}"  # of what it reads
+        self.identity = identity_of(detection, recognition, max_side)
         self.engine = engine_process(detection, recognition, {"threads": threads, "max_side": max_side}, limit)
         self.layouts = Layouts(most=1)
 
@@ -71,11 +85,15 @@ class LayoutReader:
             The layout in the pixels of the target, or of the source where the target does not show the words. None
             where neither does, and, with a warning, where the engine fails.
         """
-        pictures = [None if image is None else np.asarray(image.convert("RGB")) for image in (target, source)]
-        found = reference_layout(self.layouts, self._read, *pictures, text, replaced)
-        return found.plain() if found and found.shows(text) else None
+        shown = None if target is None else _pixels(target)
+        edited = None if source is None else _pixels(source)
+        layout = reference_layout(self.layouts, self._read, shown, edited, text, replaced)
+        if layout is None or not layout.shows(text):
+            return None
+        return layout.plain()
 
     def _read(self, images: Sequence[Picture]) -> Sequence[Reading]:
+        """Return the readings of images; where the engine fails, the reason for each."""
         try:
             return self.engine.read(images)
         except EngineError as fault:
@@ -102,17 +120,25 @@ class TextReader:
         max_side: int = 960,
         limit: float = 60.0,
     ) -> None:
-        self.identity = f"PaddleOCR {detection or 'offline'} {recognition or 'offline'} {max_side}"
+        self.identity = f"PaddleOCR {identity_of(detection, recognition, max_side)}"
         self._engine = engine_process(detection, recognition, {"threads": threads, "max_side": max_side}, limit)
 
     def read(self, pictures: Sequence[bytes]) -> list[list[str] | str]:
-        """Return the lines on each picture's file, in reading order, or why it cannot be read."""
-        images = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
+        """Return the lines on each picture, in reading order, or the reason why it cannot be read.
+
+        Args:
+            pictures: Image files.
+        """
+        images = [_pixels(Image.open(io.BytesIO(file))) for file in pictures]
         try:
             readings = self._engine.read(images)
         except EngineError as fault:
             return [str(fault)] * len(images)
-        return [reading if isinstance(reading, str) else lines_of(reading) for reading in readings]
+
+        answers: list[list[str] | str] = []
+        for reading in readings:
+            answers.append(reading if isinstance(reading, str) else lines_of(reading))
+        return answers
 
     def close(self) -> None:
         """End the engine's process; a later reading starts another."""
@@ -120,6 +146,10 @@ class TextReader:
 
 
 def lines_of(characters: Sequence[Char]) -> list[str]:
-    """Return characters in reading order as the lines that the engine found."""
-    texts = ["".join(character.text for character in line).strip() for line in lines(characters)]
-    return [text for text in texts if text]
+    """Return characters in reading order as the lines that the engine found; empty ones are left out."""
+    texts = []
+    for line in lines(characters):
+        text = "".join(character.text for character in line).strip()
+        if text:
+            texts.append(text)
+    return texts

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.image_statistics import image_statistics
-from callbacks.ocr_closeup import LOOKS, glyphs, score_where_due
+from callbacks.ocr_closeup import LOOKS, Scored, glyphs, score_where_due
 from callbacks.ocr_engine import Engine, PaddleEngine, Picture
 from callbacks.ocr_layout import Layout, Layouts, Reading, plainly, read_layouts, reference_layout
 from callbacks.ocr_models import model, offline_models
@@ -32,7 +32,9 @@ from firered_lit.models.tiny import cache_folder
 from firered_lit.rewards.layout_ocr import Char, LayoutOCRScore, fold, layout_ocr_reward
 from firered_lit.rewards.protocol import Scores
 
+T = TypeVar("T", Layout, Scored)
 CASES = ("folded", "kept", "as_asked")
+TERMS = ("text", "layout", "looks", "glyph_height", "glyph_ratio")
 SPEAKS_OF_CASE = re.compile(
     r"\b(?:(?:upper|lower|title)[\s-]?case|all[\s-]caps|capital(?:s|i[sz]e[sd]?|i[sz]ing|\s+letters?))\b|大写|小写",
     re.IGNORECASE,
@@ -57,39 +59,54 @@ def score_images(
 
     Args:
         images: (n) images, as PIL, (3, H, W) tensors in [-1, 1] or (H, W, 3) uint8.
-        target_texts: (n) what each should show.
-        references: (n) for each image one that shows the text as it should stand (the target
-            image), or its characters in that image's pixels; None, or an image without that text,
-            scores the text alone.
-        engine: what reads; the offline one when None.
-        text_weight, layout_weight, gate: see `layout_ocr_reward`.
-        fold_case: upper and lower case count as one.
-        look_again: read an image again, enlarged, where its words are not found.
+        target_texts: (n) the text that each should show.
+        references: (n) for each image one that shows the text as it should stand (the target image), or its characters
+            in that image's pixels; None, or an image without that text, scores the text alone.
+        engine: The engine that reads; the offline one when None.
+        text_weight: See `layout_ocr_reward`.
+        layout_weight: See `layout_ocr_reward`.
+        gate: See `layout_ocr_reward`.
+        fold_case: Count upper and lower case as one.
+        look_again: Read an image again, enlarged, where its words are not found.
 
     Returns:
         (n) scores; `float(score)` is the total, `.text` and `.layout` are its terms.
 
     Raises:
-        UserError: lists of other lengths, an empty text, or a text with characters that the engine
-            cannot read.
+        UserError: The lists have different lengths, a text is empty, has characters that the engine cannot read, or an
+            image cannot be read.
     """
-    references = references if references is not None else [None] * len(images)
+    if references is None:
+        references = [None] * len(images)
     if not len(images) == len(target_texts) == len(references):
         counts = f"{len(images)} images, {len(target_texts)} texts, {len(references)} references"
         raise UserError(f"score_images: one text (and reference) for each image: {counts}")
     engine = engine or default_engine()
     for text in target_texts:
-        if reason := refusal(text, engine.characters):
+        reason = refusal(text, engine.characters)
+        if reason:
             raise UserError(f"score_images: {reason}")
-    shown, drawn = [picture(image) for image in images], (Image.Image, Tensor, np.ndarray)
-    pictures = {(id(r), t): picture(r) for r, t in zip(references, target_texts) if isinstance(r, drawn)}
-    readings = read_layouts(engine.read, list(pictures.values()), [text for _, text in pictures]) if pictures else []
-    known = dict(zip(pictures, readings))  # a reference of several images is read once
-    layouts = [
-        known.get((id(r), text)) or (Layout(r, image.shape[:2]) if r else None)
-        for r, text, image in zip(references, target_texts, shown)
-    ]
-    weights = {"text_weight": text_weight, "layout_weight": layout_weight, "gate": gate}
+
+    # The layouts of the references; one that several images share is read once.
+    shown = [picture(image) for image in images]
+    pictures: dict[tuple[int, str], Picture] = {}
+    for reference, text in zip(references, target_texts):
+        if isinstance(reference, Image.Image | Tensor | np.ndarray):
+            pictures[id(reference), text] = picture(reference)
+    known: dict[tuple[int, str], Layout | str] = {}
+    if pictures:
+        readings = read_layouts(engine.read, list(pictures.values()), [text for _, text in pictures])
+        known = dict(zip(pictures, readings))
+    layouts: list[Layout | None] = []
+    for reference, text, image in zip(references, target_texts, shown):
+        if isinstance(reference, Image.Image | Tensor | np.ndarray):
+            layouts.append(_readable(known[id(reference), text]))
+        elif reference:
+            layouts.append(Layout(reference, (image.shape[0], image.shape[1])))
+        else:
+            layouts.append(None)
+
+    # The scores.
     scored = score_where_due(
         engine.read,
         shown,
@@ -97,30 +114,47 @@ def score_images(
         layouts,
         fold_case=[fold_case] * len(images),
         looks=LOOKS if look_again else (),
-        **weights,
+        text_weight=text_weight,
+        layout_weight=layout_weight,
+        gate=gate,
     )
-    return [one.score for one in scored]
+    return [_readable(one).score for one in scored]
+
+
+def _readable(outcome: T | str) -> T:
+    """Return a layout or a score. Raises UserError for the reason why a picture could not be read."""
+    if isinstance(outcome, str):
+        raise UserError(f"score_images: a picture cannot be read: {outcome}")
+    return outcome
 
 
 def refusal(text: str | None, characters: Collection[str]) -> str | None:
-    """Why a text cannot be scored, in one line; None when it can."""
+    """Return the reason why a text cannot be scored, in one line; None when it can.
+
+    Args:
+        text: The text.
+        characters: Characters that the engine can read.
+    """
     if not text or not plainly(text):
         return "no target text"
-    known = {c for character in characters for c in (character, character.casefold())}
-    if lacking := sorted(
-        {c for c in fold(text, case=False, space=True) if c not in known and c.casefold() not in known}
-    ):
-        return f"the OCR model cannot read {''.join(lacking[:8])!r} of {text!r}: choose a model of that language"
-    return None
+    known = set(characters) | {character.casefold() for character in characters}
+    lacking = set()
+    for character in fold(text, case=False, space=True):
+        if character not in known and character.casefold() not in known:
+            lacking.add(character)
+    if not lacking:
+        return None
+    first = "".join(sorted(lacking)[:8])
+    return f"the OCR model cannot read {first!r} of {text!r}: choose a model of that language"
 
 
 def asks_for_case(text: str, replaced: str | None, instruction: str | None) -> bool:
     """Return whether an edit is about upper and lower case.
 
     Args:
-        text: the words that the edit should show.
-        replaced: the words whose place they take, where known.
-        instruction: the edit's instruction, where known.
+        text: The words that the edit should show.
+        replaced: The words whose place they take, where known.
+        instruction: The edit's instruction, where known.
     """
     exact = partial(fold, case=False, space=True)
     if replaced and plainly(text) == plainly(replaced) and exact(text) != exact(replaced):
@@ -129,15 +163,17 @@ def asks_for_case(text: str, replaced: str | None, instruction: str | None) -> b
 
 
 def picture(image: Shown) -> Picture:
-    """Any image as (H, W, 3) uint8."""
+    """Return any image as (H, W, 3) uint8."""
     if isinstance(image, Tensor):
         unit = (image.detach().float().clamp(-1, 1) + 1) * 127.5
         return unit.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    return image
 
 
 def _pictures(images: Tensor) -> list[Picture]:
-    """Of a batch; a group repeats one sample, which is converted once."""
+    """Return the pictures of a batch; a group repeats one sample, which is converted once."""
     if images.stride(0) == 0:
         return [picture(images[0])] * len(images)
     return [picture(image) for image in images]
@@ -145,11 +181,12 @@ def _pictures(images: Tensor) -> list[Picture]:
 
 @cache
 def default_engine() -> PaddleEngine:
-    """The offline engine of this process, built once."""
+    """Return the offline engine of this process, built once."""
     return PaddleEngine(*offline_models(cache_folder()), threads=_threads())
 
 
 def _threads(processes: int = 1) -> int:
+    """Return this process's share of the cores, 8 at most, where so many processes share the machine."""
     return max(1, min(8, (os.cpu_count() or 1) // processes))
 
 
@@ -165,17 +202,22 @@ class OCRReward(RewardCallback):
     letters over the image's height) and `glyph_ratio` (over the reference's letters of that text).
 
     Args:
-        name: what it is called in the log and in `stage.weights`.
-        text_weight, layout_weight, gate: see `layout_ocr_reward`.
-        case: whether upper and lower case count: "folded" (as one), "kept" (as two), or "as_asked": kept where the
-            text differs from the replaced words by case alone or the instruction speaks of case, folded elsewhere.
-        look_again: read an image again, enlarged, where its words are not found.
-        tasks: samples of these tasks must have a target text; all that have one are scored when null.
-        detection, recognition: folder or name of a PaddleOCR model; those of the rapidocr wheel when null.
-        threads: cores at work in the engine; null takes this process's share, 8 at most.
-        batch: lines recognised together. chunk: images read together, and lost together when the engine dies.
-        limit: seconds that reading one chunk may take. patience: see `RewardCallback`.
-        max_side: px; larger images are made smaller to find their lines.
+        name: Name in the log and in `stage.weights`.
+        text_weight: See `layout_ocr_reward`.
+        layout_weight: See `layout_ocr_reward`.
+        gate: See `layout_ocr_reward`.
+        case: Count upper and lower case as one ("folded"), as two ("kept"), or "as_asked": kept where the text differs
+            from the replaced words by case alone or the instruction speaks of case, folded elsewhere.
+        look_again: Read an image again, enlarged, where its words are not found.
+        tasks: Tasks whose samples must have a target text; all samples that have one are scored when null.
+        detection: Folder or name of a PaddleOCR model; that of the rapidocr wheel when null.
+        recognition: The same of the model that recognises lines.
+        threads: Cores at work in the engine; null takes this process's share, 8 at most.
+        batch: Lines recognised together.
+        chunk: Images read together, and lost together when the engine dies.
+        limit: Seconds that reading one chunk may take.
+        patience: Seconds that validation waits for the scores, see `RewardCallback`.
+        max_side: Pixels of the longer side; larger images are made smaller to find their lines.
     """
 
     def __init__(
@@ -200,13 +242,22 @@ class OCRReward(RewardCallback):
         layout_ocr_reward([], "x", text_weight=text_weight, layout_weight=layout_weight, gate=gate)  # refuses early
         if case not in CASES:
             raise UserError(f"case={case!r}: choose one of {', '.join(CASES)}")
-        self.case, self.looks = case, LOOKS if look_again else ()
-        self.weights = {"text_weight": text_weight, "layout_weight": layout_weight, "gate": gate}
+        self.text_weight = text_weight
+        self.layout_weight = layout_weight
+        self.gate = gate
+        self.case = case
+        self.looks = LOOKS if look_again else ()
         self.tasks = None if tasks is None else frozenset(tasks)
-        self.detection, self.recognition = detection, recognition
-        for name in filter(None, (detection, recognition)):
-            model(name)  # refuses early
-        self.threads, self.batch, self.chunk, self.limit, self.max_side = threads, batch, chunk, limit, max_side
+        self.detection = detection
+        self.recognition = recognition
+        for model_name in (detection, recognition):
+            if model_name:
+                model(model_name)  # refuses early
+        self.threads = threads
+        self.batch = batch
+        self.chunk = chunk
+        self.limit = limit
+        self.max_side = max_side
         self.processes = 1
         self.engine: EngineProcess | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)  # one engine, one user
@@ -228,52 +279,66 @@ class OCRReward(RewardCallback):
         return [task in self.tasks for task in batch.tasks]
 
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
-        """Start scoring images (B, 3, H, W) in [-1, 1]."""
+        """Start scoring images (B, 3, H, W) in [-1, 1], made for the samples of `batch`."""
         nothing: list[Any] = [None] * len(images)
+        targets: list[Picture | None] = nothing
+        if batch.pixels is not None:
+            targets = [*_pictures(batch.pixels)]
+        sources: list[Picture | None] = nothing
+        if batch.source is not None:
+            sources = [*_pictures(batch.source)]
         asked = Asked(
-            [picture(image) for image in images],
-            list(batch.target_texts or nothing),
-            nothing if batch.pixels is None else _pictures(batch.pixels),
-            list(batch.replaced_texts or nothing),
-            nothing if batch.source is None else _pictures(batch.source),
-            [plain and Layout.of(plain) for plain in batch.layouts or nothing],
-            list(batch.instructions or nothing),
-            image_statistics(images),
+            images=[picture(image) for image in images],
+            texts=list(batch.target_texts or nothing),
+            targets=targets,
+            replaced=list(batch.replaced_texts or nothing),
+            sources=sources,
+            layouts=[Layout.of(plain) if plain else None for plain in batch.layouts or nothing],
+            instructions=list(batch.instructions or nothing),
+            statistics=image_statistics(images),
         )
         return self.opened(self._pool.submit(self._score, asked))
 
     def _score(self, asked: "Asked") -> Scores:
-        """In the pool's thread."""
+        """Return the scores of a batch; runs in the pool's thread."""
+        # The samples whose text can be read.
         engine = self._engine()
         known, refused = self._readable(engine, asked)
         layouts = self._reference_layouts(engine, asked, known)
-        images, texts = [asked.images[i] for i in known], [asked.texts[i] or "" for i in known]
+        texts = [asked.texts[i] or "" for i in known]
         scored = score_where_due(
             partial(self._read, engine),
-            images,
+            [asked.images[i] for i in known],
             texts,
             layouts,
             fold_case=[self._folds_case(asked, i) for i in known],
             looks=self.looks,
-            **self.weights,
+            text_weight=self.text_weight,
+            layout_weight=self.layout_weight,
+            gate=self.gate,
         )
+
+        # Their scores and terms; NaN for the others.
         values = [torch.nan] * len(asked.images)
-        terms = {name: list(values) for name in ("text", "layout", "looks", "glyph_height", "glyph_ratio")}
-        for i, one, layout in zip(known, scored, layouts):
+        terms = {name: list(values) for name in TERMS}
+        for i, one, text, layout in zip(known, scored, texts, layouts):
             if isinstance(one, str):
                 refused.append(one)
                 continue
-            values[i], terms["text"][i] = one.score.total, one.score.text
-            terms["looks"][i] = float(one.looks)
+            size = (asked.images[i].shape[0], asked.images[i].shape[1])
+            height, ratio = glyphs(one, size, text, layout)
+            values[i] = one.score.total
+            terms["text"][i] = one.score.text
             terms["layout"][i] = torch.nan if one.score.layout is None else one.score.layout
-            terms["glyph_height"][i], terms["glyph_ratio"][i] = glyphs(
-                one, asked.images[i].shape[:2], asked.texts[i] or "", layout
-            )
+            terms["looks"][i] = float(one.looks)
+            terms["glyph_height"][i] = height
+            terms["glyph_ratio"][i] = ratio
         for reason, times in Counter(refused).items():
             self.count(reason, times)
+
         value = torch.tensor(values)
-        given = {name: torch.tensor(numbers) for name, numbers in terms.items()} | asked.statistics
-        return Scores(value.nan_to_num(0.0), ~value.isnan(), given)
+        columns = {name: torch.tensor(numbers) for name, numbers in terms.items()}
+        return Scores(value.nan_to_num(0.0), ~value.isnan(), columns | asked.statistics)
 
     def _folds_case(self, asked: "Asked", i: int) -> bool:
         """Return whether upper and lower case count as one for sample `i`."""
@@ -282,16 +347,23 @@ class OCRReward(RewardCallback):
         return not asks_for_case(asked.texts[i] or "", asked.replaced[i], asked.instructions[i])
 
     def _readable(self, engine: EngineProcess, asked: "Asked") -> tuple[list[int], list[str]]:
-        """Samples whose text the engine can read, and why the others have no score."""
+        """Return the samples whose text the engine can read, and the reasons why the others have no score."""
         try:
             characters = engine.characters()
         except EngineError as fault:
             return [], [f"the OCR engine: {fault}"] * len(asked.images)
-        reasons = {i: refusal(text, characters) for i, text in enumerate(asked.texts)}
-        return [i for i, reason in reasons.items() if reason is None], [r for r in reasons.values() if r]
+        known = []
+        reasons = []
+        for i, text in enumerate(asked.texts):
+            reason = refusal(text, characters)
+            if reason is None:
+                known.append(i)
+            else:
+                reasons.append(reason)
+        return known, reasons
 
     def _read(self, engine: EngineProcess, images: Sequence[Picture]) -> list[Reading]:
-        """Readings in chunks; for an image whose engine failed, why."""
+        """Return the readings of images, in chunks; for an image whose engine failed, the reason."""
         read: list[Reading] = []
         for start in range(0, len(images), self.chunk):
             part = images[start : start + self.chunk]
@@ -302,19 +374,24 @@ class OCRReward(RewardCallback):
         return read
 
     def _reference_layouts(self, engine: EngineProcess, asked: "Asked", known: Iterable[int]) -> list[Layout | None]:
-        """Layouts of these samples: as `prepare` has read them, else each picture is read once. A reference that cannot
-        be read leaves the text alone."""
+        """Return the layouts of these samples: as `prepare` has read them, else each picture is read once.
 
+        A reference that cannot be read leaves the text alone: its layout is None.
+        """
         read = partial(self._read, engine)
-        return [
-            asked.layouts[i]
-            or reference_layout(
-                self._layouts, read, asked.targets[i], asked.sources[i], asked.texts[i] or "", asked.replaced[i]
-            )
-            for i in known
-        ]
+        layouts = []
+        for i in known:
+            layout = asked.layouts[i]
+            if layout is None:
+                text = asked.texts[i] or ""
+                layout = reference_layout(
+                    self._layouts, read, asked.targets[i], asked.sources[i], text, asked.replaced[i]
+                )
+            layouts.append(layout)
+        return layouts
 
     def _engine(self) -> EngineProcess:
+        """Return the engine, whose process is started when it is first asked."""
         if self.engine is None:
             threads = self.threads or _threads(self.processes)
             options = {"threads": threads, "batch": self.batch, "max_side": self.max_side}
@@ -324,7 +401,7 @@ class OCRReward(RewardCallback):
 
 @dataclass(frozen=True)
 class Asked:
-    """One call of `submit`, on the host: pictures and texts by sample."""
+    """The arguments of one `submit`, on the host: pictures and texts by sample."""
 
     images: list[Picture]
     texts: list[str | None]

@@ -4,7 +4,6 @@ Parent and child talk over two pipes: a line of JSON, then the images' bytes one
 """
 
 import contextlib
-import io
 import json
 import os
 import select
@@ -15,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,7 +22,8 @@ from callbacks.ocr_engine import Engine, Picture, paddle_engine
 from firered_lit.rewards.layout_ocr import Char
 
 ROOT = Path(__file__).resolve().parents[1]
-_FAULTS = (OSError, EOFError, ValueError, KeyError, TypeError)  # of a pipe, and of an answer that is none
+_FAULTS = (OSError, EOFError, ValueError, KeyError, TypeError)  # errors of a pipe, and of an answer that is none
+KILLED = -9  # exit code of a process that the system killed
 
 
 class EngineError(Exception):
@@ -34,11 +34,11 @@ class EngineProcess:
     """A handle on the process. It is started when first asked, and again after a fault. For one thread at a time.
 
     Args:
-        options: arguments of `factory`, as JSON can hold them.
-        factory: a function of a module, which builds the engine in the other process. The function itself, never its
-            name, so that no text can choose what that process runs.
-        limit: seconds that one reading may take.
-        start_limit: seconds that building the engine may take.
+        options: Arguments of `factory`, as JSON can hold them.
+        factory: A function of a module, which builds the engine in the other process. The function itself, never its
+            name, so that no text can choose the function that this process runs.
+        limit: Seconds that one reading may take.
+        start_limit: Seconds that building the engine may take.
     """
 
     def __init__(
@@ -51,41 +51,50 @@ class EngineProcess:
     ) -> None:
         self.options = dict(options)
         self.factory = f"{factory.__module__}:{factory.__name__}"
-        self.limit, self.start_limit = limit, start_limit
-        self.starts = 0  # how often it was built
+        self.limit = limit
+        self.start_limit = start_limit
+        self.starts = 0  # times that it was built
         self._process: subprocess.Popen[bytes] | None = None
         self._characters: frozenset[str] = frozenset()
         self._lock = threading.Lock()
 
     @property
     def pid(self) -> int | None:
+        """Id of the process; None while there is none."""
         return self._process.pid if self._process else None
 
     def characters(self) -> frozenset[str]:
-        """What the recogniser can read. Builds the engine."""
+        """Return the characters that the recogniser can read. Builds the engine."""
         with self._lock:
             self._started()
             return self._characters
 
     def read(self, images: Sequence[Picture]) -> list[list[Char] | str]:
-        """Characters of each image, or why that image could not be read. Raises EngineError when all are lost."""
+        """Return the characters of each image, or the reason why that image could not be read.
+
+        Raises:
+            EngineError: All images are lost.
+        """
+        header = json.dumps({"shapes": [image.shape for image in images]}).encode()
+        pixels = [np.ascontiguousarray(image).tobytes() for image in images]
+        request = b"".join([header, b"\n", *pixels])
         with self._lock:
             process = self._started()
             try:
-                header = json.dumps({"shapes": [image.shape for image in images]}).encode() + b"\n"
-                self._send(process, header + b"".join(np.ascontiguousarray(image).tobytes() for image in images))
+                self._send(process, request)
                 answer = self._answer(process, self.limit)
-                return [a if isinstance(a, str) else [Char(*char) for char in a] for a in answer["images"]]
+                return [_reading(plain) for plain in answer["images"]]
             except _FAULTS as problem:
-                raise EngineError(self._autopsy(problem)) from problem
+                raise EngineError(self._autopsy(process, problem)) from problem
 
     def close(self) -> None:
         """End the process; a later reading starts another."""
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         if process is not None:
             process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
+            for pipe in _pipes(process):
                 with contextlib.suppress(OSError):
                     pipe.close()
 
@@ -93,13 +102,16 @@ class EngineProcess:
         self.close()
 
     def _started(self) -> "subprocess.Popen[bytes]":
+        """Return the process, which is started when there is none. Raises EngineError."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
         self.starts += 1
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - the process outlives this call
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
+        paths = [str(ROOT)]
+        if os.environ.get("PYTHONPATH"):
+            paths.append(os.environ["PYTHONPATH"])
+        process = subprocess.Popen(
             [sys.executable, "-m", "callbacks.ocr_worker", self.factory, json.dumps(self.options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -107,37 +119,45 @@ class EngineProcess:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # a Ctrl-C is for the run to answer
         )
+        self._process = process
         self._rest = b""
         try:
-            self._characters = frozenset(self._answer(self._process, self.start_limit)["characters"])
+            self._characters = frozenset(self._answer(process, self.start_limit)["characters"])
         except _FAULTS as problem:
-            raise EngineError(f"not built: {self._autopsy(problem)}") from problem
-        return self._process
+            raise EngineError(f"not built: {self._autopsy(process, problem)}") from problem
+        return process
 
     def _send(self, process: "subprocess.Popen[bytes]", data: bytes) -> None:
         """Write within the limit: a child that does not read leaves the pipe full."""
-        out, until, view = process.stdin.fileno(), time.monotonic() + self.limit, memoryview(data)
+        stdin, _ = _pipes(process)
+        out = stdin.fileno()
+        until = time.monotonic() + self.limit
         os.set_blocking(out, False)
-        while view:
-            if not select.select([], [out], [], max(0.0, until - time.monotonic()))[1]:
+        rest = memoryview(data)
+        while rest:
+            _, writable, _ = select.select([], [out], [], max(0.0, until - time.monotonic()))
+            if not writable:
                 raise TimeoutError
-            view = view[os.write(out, view[: 1 << 16]) :]
+            written = os.write(out, rest[: 1 << 16])
+            rest = rest[written:]
 
     def _answer(self, process: "subprocess.Popen[bytes]", limit: float) -> dict[str, Any]:
-        """The next line."""
+        """Return the next line that the process writes, within so many seconds."""
+        _, stdout = _pipes(process)
         until = time.monotonic() + limit
         while b"\n" not in self._rest:
-            if not select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
+            readable, _, _ = select.select([stdout], [], [], max(0.0, until - time.monotonic()))
+            if not readable:
                 raise TimeoutError
-            if not (more := os.read(process.stdout.fileno(), 1 << 20)):
+            more = os.read(stdout.fileno(), 1 << 20)
+            if not more:
                 raise EOFError
             self._rest += more
         line, self._rest = self._rest.split(b"\n", 1)
         return json.loads(line)
 
-    def _autopsy(self, problem: Exception) -> str:
-        """Why, in one line, for the log; ends the process."""
-        process = self._process
+    def _autopsy(self, process: "subprocess.Popen[bytes]", problem: Exception) -> str:
+        """End the process, and return the reason of its fault in one line, for the log."""
         late = isinstance(problem, TimeoutError)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0 if late else 1)
@@ -145,13 +165,38 @@ class EngineProcess:
         self.close()
         if late:
             return f"no answer within {self.limit:g} s" if self._characters else "no answer in time"
+
+        # The last line that it wrote.
         self._errors.seek(0)
-        said = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return f"its process ended ({code}{': ' + said[-1][:200] if said and code != -9 else ''})"
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        written = [line.strip() for line in lines if line.strip()]
+        if written and code != KILLED:
+            return f"its process ended ({code}: {written[-1][:200]})"
+        return f"its process ended ({code})"
 
 
-def serve(engine: Engine, requests: io.BufferedIOBase, answers: io.BufferedIOBase) -> None:
-    """Read images until the parent is gone. An image that the engine cannot read does not cost the others theirs."""
+def _pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
+    """Return the standard input and output of a process that was started with pipes for both."""
+    if process.stdin is None or process.stdout is None:
+        raise OSError("the process has no pipes")
+    return process.stdin, process.stdout
+
+
+def _reading(plain: Any) -> list[Char] | str:
+    """Return a reading from its JSON."""
+    if isinstance(plain, str):
+        return plain
+    return [Char(*char) for char in plain]
+
+
+def serve(engine: Engine, requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Read images until the parent is gone. An image that the engine cannot read does not cost the others theirs.
+
+    Args:
+        engine: Reads them.
+        requests: Pipe with lines of JSON, the bytes of images after each.
+        answers: Pipe for lines of JSON.
+    """
 
     def send(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message).encode() + b"\n")
@@ -160,12 +205,15 @@ def serve(engine: Engine, requests: io.BufferedIOBase, answers: io.BufferedIOBas
     send({"characters": "".join(sorted(engine.characters))})
     for line in requests:
         shapes = json.loads(line)["shapes"]
-        images = [np.frombuffer(requests.read(int(np.prod(s))), np.uint8).reshape(s) for s in shapes]
+        images = []
+        for shape in shapes:
+            content = requests.read(int(np.prod(shape)))
+            images.append(np.frombuffer(content, np.uint8).reshape(shape))
         send({"images": [_plain(reading) for reading in read_each(engine, images)]})
 
 
 def read_each(engine: Engine, images: Sequence[Picture]) -> list[list[Char] | str]:
-    """All at once; when that raises, one by one, to know which ones are the cause."""
+    """Return the readings of images: all at once or, when that raises, one by one, to know which are the cause."""
     try:
         return list(engine.read(images))
     except Exception as problem:  # an engine may fail in any way
@@ -182,11 +230,14 @@ def _follow(parent: int) -> None:
 
 
 def _plain(reading: list[Char] | str) -> Any:
-    return reading if isinstance(reading, str) else [[c.text, c.x, c.y, c.w, c.h, c.line] for c in reading]
+    """Return a reading as JSON holds it."""
+    if isinstance(reading, str):
+        return reading
+    return [[char.text, char.x, char.y, char.w, char.h, char.line] for char in reading]
 
 
 def main() -> None:
-    """`python -m callbacks.ocr_worker module:function options`."""
+    """Run the engine: `python -m callbacks.ocr_worker module:function options`."""
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries print; that must not be taken for an answer

@@ -1,4 +1,4 @@
-"""The plainest reward: how near an edit is to the picture that the data set gives for it."""
+"""The plainest reward: nearness of an edit to the target of its sample."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,10 +12,10 @@ from firered_lit.rewards.protocol import Scores
 
 
 class PixelReward(RewardCallback):
-    """1 - mean absolute difference to the target, pixels on [0, 1]. For laptops and tests; it needs no model.
+    """Reward of 1 - mean absolute difference to the target, pixels on [0, 1]. For laptops and tests: it needs no model.
 
     Args:
-        name: what it is called in `stage.weights`, `stage.routes` and the log.
+        name: Name in `stage.weights`, `stage.routes` and the log.
     """
 
     def __init__(self, name: str = "pixel") -> None:
@@ -31,6 +31,6 @@ class PixelReward(RewardCallback):
 
 
 def score(images: Tensor, targets: Tensor) -> Scores:
-    """1 - mean |image - target| / 2 of pixels in [-1, 1]. (B, 3, H, W) twice -> (B,)."""
+    """Return (B,) 1 - mean |image - target| / 2 of images and targets (B, 3, H, W) in [-1, 1]."""
     value = 1 - (images.float() - targets.to(images)).abs().flatten(1).mean(1).cpu() / 2
     return Scores(value, torch.ones(len(value), dtype=torch.bool))

@@ -18,7 +18,7 @@ class Progress(ProgressBar):
     """The progress of the whole training, which a resumed run takes up where it was.
 
     Args:
-        every: optimizer steps between two lines when the output is no terminal.
+        every: Optimizer steps between two lines when the output is no terminal.
     """
 
     def __init__(self, every: int = 10) -> None:
@@ -39,7 +39,7 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """A line that does not break the bar."""
+        """Print a line that does not break the bar."""
         if self._enabled:
             tqdm.write(kwargs.get("sep", " ").join(map(str, args)), file=sys.stdout)
             sys.stdout.flush()
@@ -118,7 +118,7 @@ class Progress(ProgressBar):
 
 
 def total_steps(trainer: L.Trainer) -> int | None:
-    """Optimizer steps until the end, counted from the very start; None when nothing limits them."""
+    """Return the optimizer steps until the end, counted from the very start; None when nothing limits them."""
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
     batches = trainer.num_training_batches
     if trainer.max_epochs is not None and trainer.max_epochs > 0 and batches != float("inf"):
@@ -127,7 +127,7 @@ def total_steps(trainer: L.Trainer) -> int | None:
 
 
 def short(number: float) -> str:
-    """Three digits or so: 0.53, 12.3, 456, 7.89k, 1.20M."""
+    """Return a number in three digits or so: 0.53, 12.3, 456, 7.89k, 1.20M."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"

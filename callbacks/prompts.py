@@ -31,13 +31,13 @@ class Prompts(L.Callback):
     average. What lies there already, as in a resumed run, is not drawn again. Nothing of the training changes.
 
     Args:
-        file: a .jsonl file, a row per prompt: `instruction`, `images` (paths relative to the file; none for
+        file: A .jsonl file, a row per prompt: `instruction`, `images` (paths relative to the file; none for
             text-to-image), and if wanted `width`, `height`, `seed`. No target is needed.
-        every: optimizer steps between drawings, at least 1.
-        steps: of the solver.
-        guidance: the stock pipelines' `true_cfg_scale`; 1 switches it off.
+        every: Optimizer steps between drawings, at least 1.
+        steps: Steps of the solver.
+        guidance: The stock pipelines' `true_cfg_scale`; 1 switches it off.
         side: height of the pictures in grids and strips, px.
-        font: a font file; one that can draw Chinese is looked for when null.
+        font: Font file; one that can draw Chinese is looked for when null.
 
     Raises:
         UserError: a number out of range; the file or a row of it cannot be used.
@@ -145,7 +145,7 @@ class Prompts(L.Callback):
 
 
 def encoded_prompt(prompt: Prompt, stage: Any, guided: bool) -> Encoded:
-    """Return what the frozen models make of a prompt, with the noise of its seed."""
+    """Return a prompt as the frozen models encode it, with the noise of its seed."""
     pictures = [open_picture(path, "callbacks.prompts") for path in prompt.images]
 
     def noise(shape: tuple[int, int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all reward callbacks share: they score validation images in any stage, and say what is missing and why."""
+"""The base of all reward callbacks: they score validation images in any stage, and count scores that are missing."""
 
 import logging
 import threading
@@ -30,13 +30,13 @@ class RewardCallback(L.Callback):
     line, and at the end of training how often.
 
     Args:
-        name: what it is called in the log and in `stage.weights` and `stage.routes`.
-        patience: seconds that validation waits for the scores after its last image.
-        range: its lowest and highest value, which are laid on 0 and 1; null where they are 0 and 1 already. A subclass
-            may have it as an attribute of the class.
+        name: Name in the log and in `stage.weights` and `stage.routes`.
+        patience: Seconds that validation waits for the scores after its last image.
+        range: Lowest and highest value, which are laid on 0 and 1; null where they are 0 and 1 already. A subclass may
+            have it as an attribute of the class.
 
     Raises:
-        UserError: the name cannot be a curve's, or the range is none.
+        UserError: The name cannot be a curve's, or the range is none.
     """
 
     range: Sequence[float] | None = None
@@ -59,24 +59,24 @@ class RewardCallback(L.Callback):
         """Start scoring images (B, 3, H, W) in [-1, 1], made for the samples of `batch`. Does not wait."""
 
     def applies(self, batch: EditBatch) -> list[bool]:
-        """Which samples of a batch it is able to score, and means to; the others are not missing."""
+        """Return (B,) True for a sample that it is able to score, and means to; the others are not missing."""
         return [True] * len(batch)
 
     def count(self, reason: str, times: int = 1) -> None:
-        """Remember why so many scores are missing. From any thread."""
+        """Count missing scores by their reason. From any thread."""
         with self._lock:
             if reason not in self.reasons:
                 log.warning("reward %s: a score is missing: %s", self.name, reason)
             self.reasons[reason] += times
 
     def opened(self, future: "Future[Scores]") -> "Future[Scores]":
-        """The same future, which `close` cancels while it is not begun."""
+        """Return the same future, which `close` cancels while it is not begun."""
         self._open.add(future)
         future.add_done_callback(self._open.discard)
         return future
 
     def close(self) -> None:
-        """Drop what is asked and not begun: nobody waits for it, and the process would not end before it."""
+        """Cancel scores that are not begun: nobody waits for them, and the process would not end before them."""
         for future in list(self._open):
             future.cancel()
 
@@ -85,8 +85,8 @@ class RewardCallback(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.reasons:
-            told = "; ".join(f"{times} times {reason}" for reason, times in self.reasons.most_common(4))
-            log.warning("reward %s: %d scores were missing: %s", self.name, self.reasons.total(), told)
+            reasons = "; ".join(f"{times} times {reason}" for reason, times in self.reasons.most_common(4))
+            log.warning("reward %s: %d scores were missing: %s", self.name, self.reasons.total(), reasons)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._asked = []
@@ -150,7 +150,7 @@ class Sums:
         self.outside: float | None = None  # a value clearly outside of the reward's scale
 
     def add(self, scores: Scores, weight: Tensor) -> None:
-        """Scores of a batch; weight (B,), 0 for a sample that does not count."""
+        """Add the scores of a batch; weight (B,), 0 for a sample that does not count."""
         value = torch.where(scores.valid.cpu(), scores.value.detach().cpu().double(), torch.nan)
         self.missing += float((weight[value.isnan()] > 0).sum())
         terms = {f"/{key}": term.detach().cpu().double() for key, term in scores.terms.items()}
@@ -160,9 +160,13 @@ class Sums:
             self.sums[key] = self.sums.get(key, torch.zeros(2, dtype=torch.float64)) + pair
 
     def over_ranks(self, trainer: L.Trainer) -> dict[str, float]:
-        """Means by term over all ranks, and how many rewards are missing; no entry for what nobody has. From here on
-        every rank knows of a value that one of them saw outside of the scale."""
-        sums, missing = self.sums, self.missing
+        """Return the means by term over all ranks, and the number of missing scores.
+
+        A term that no rank has has no entry. Afterwards every rank knows of a value that one of them saw outside of
+        the scale.
+        """
+        sums = self.sums
+        missing = self.missing
         if trainer.world_size > 1:
             everyone: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(everyone, (sums, missing, self.outside))
@@ -176,10 +180,12 @@ class Sums:
 
 
 def _failed(problem: Exception) -> "Future[Scores]":
+    """Return a future that raises."""
     future: Future[Scores] = Future()
     future.set_exception(problem)
     return future
 
 
 def _reason(problem: Exception) -> str:
+    """Return an exception as a reason, in one line."""
     return " ".join(f"{type(problem).__name__}: {problem}".split())

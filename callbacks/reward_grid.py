@@ -1,4 +1,4 @@
-"""What the rewards like and dislike: source | worst edit | best edit | target of some groups of a rollout."""
+"""Edits that the rewards like and dislike: source | worst edit | best edit | target of some groups of a rollout."""
 
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ class RewardGrid(L.Callback):
     """Every `every` optimizer steps, `rollouts/step_00000020.png` in the run's folder and a picture in the logger.
 
     Args:
-        every: optimizer steps between two pictures.
-        rows: how many groups.
-        side: height of the pictures in the grid, px.
-        font: a font file; one that can draw Chinese is looked for when null.
+        every: Optimizer steps between two pictures.
+        rows: Number of groups.
+        side: Height of the pictures in the grid, in pixels.
+        font: Font file; one that can draw Chinese is looked for when null.
     """
 
     def __init__(self, every: int = 10, rows: int = 8, side: int = 256, font: str | None = None) -> None:
         if every < 1:
             raise UserError(f"RewardGrid.every={every}: at least 1")
-        self.every, self.rows, self.side, self.font = every, rows, side, font
+        self.every = every
+        self.rows = rows
+        self.side = side
+        self.font = font
         self._shown = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,14 +49,22 @@ class RewardGrid(L.Callback):
         publish(own, trainer, self.rows, folder, FOLDER, self.font)
 
     def _row(self, place: int, rollout: Any, rewards: torch.Tensor) -> Row:
-        """A group: its sample, and the edits of the least and the highest reward (the first, where none has one)."""
+        """Return the row of a group: its sample, and the edits of the least and the highest reward.
+
+        Args:
+            place: Number of the group.
+            rollout: Its sample and its edits.
+            rewards: (group,) reward of each edit, NaN for none; the first edit is shown where none has one.
+        """
         sample = rollout.sample
-        worst, best = int(rewards.nan_to_num(2.0).argmin()), int(rewards.nan_to_num(-1.0).argmax())
         pictures = [(source_name(n, sample), to_image(source[0])) for n, source in enumerate(sample.sources)]
-        for name, k in (("worst", worst), ("best", best)):
-            picture = Image.fromarray(rollout.images[k].permute(1, 2, 0).numpy())
-            pictures.append((f"{name} {float(rewards[k]):.3f}", picture))
+        worst = int(rewards.nan_to_num(2.0).argmin())
+        best = int(rewards.nan_to_num(-1.0).argmax())
+        for name, number in (("worst", worst), ("best", best)):
+            picture = Image.fromarray(rollout.images[number].permute(1, 2, 0).numpy())
+            pictures.append((f"{name} {float(rewards[number]):.3f}", picture))
         if sample.pixels is not None:
             pictures.append(("target", to_image(sample.pixels[0])))
-        cells = tuple((said, fitted(picture, self.side)) for said, picture in pictures)
-        return Row((place, sample.slots[0]), cells, sample.instructions[0] if sample.instructions else sample.ids[0])
+        cells = tuple((caption, fitted(picture, self.side)) for caption, picture in pictures)
+        instruction = sample.instructions[0] if sample.instructions else sample.ids[0]
+        return Row((place, sample.slots[0]), cells, instruction)

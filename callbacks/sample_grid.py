@@ -1,4 +1,4 @@
-"""What the model draws on held-out edits: source | output | target, the instruction under each row."""
+"""Edits that the model draws of held-out samples: source | output | target, the instruction under each row."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
+from torch import Tensor
 
 from callbacks.lettering import Lettering
 from firered_lit.batch import EditBatch
@@ -16,12 +17,15 @@ from firered_lit.models.codec import to_image
 from firered_lit.tracking import log_image
 
 FOLDER = "samples"
-_GAP, _PAPER, _INK, _FAINT = 8, "white", "black", "#666666"
+_GAP = 8  # px between pictures
+_PAPER = "white"
+_INK = "black"
+_FAINT = "#666666"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One held-out edit. `place` orders rows alike however many processes share them."""
+    """One held-out edit. `place` gives rows the same order however many processes share them."""
 
     place: tuple[int, ...]
     cells: tuple[tuple[str, Image.Image], ...]  # (caption, picture), all of one height
@@ -35,14 +39,16 @@ class SampleGrid(L.Callback):
     batch carries sources and pixels. Every rank sends its own, the first one draws.
 
     Args:
-        rows: how many edits.
-        side: height of the pictures in the grid, px.
-        font: a font file; one that can draw Chinese is looked for when null.
-        dir: folder; `samples` in the trainer's root when null.
+        rows: Number of edits.
+        side: Height of the pictures in the grid, in pixels.
+        font: Font file; one that can draw Chinese is looked for when null.
+        dir: Folder; `samples` in the trainer's root when null.
     """
 
     def __init__(self, rows: int = 8, side: int = 256, font: str | None = None, dir: str | None = None) -> None:
-        self.rows, self.side, self.font = rows, side, font
+        self.rows = rows
+        self.side = side
+        self.font = font
         self.dir = Path(dir) if dir else None
         self._own: list[Row] = []
 
@@ -62,25 +68,39 @@ class SampleGrid(L.Callback):
         if output is None or (batch.known and batch.pixels is None):
             return
         for i in range(len(batch)):
-            if len(self._own) < self.rows and (batch.weight is None or batch.weight[i] > 0):
-                pictures = [
-                    *((source_name(n, batch), to_image(source[i])) for n, source in enumerate(batch.sources)),
-                    ("output", to_image(output[i])),
-                ]
-                pictures += [] if batch.pixels is None else [("target", to_image(batch.pixels[i]))]
-                cells = tuple((name, fitted(picture, self.side)) for name, picture in pictures)
-                said = batch.instructions[i] if batch.instructions else batch.ids[i]
-                self._own.append(Row((batch_idx, batch.slots[i]), cells, said))
+            counts = batch.weight is None or batch.weight[i] > 0
+            if counts and len(self._own) < self.rows:
+                self._own.append(self._row(batch, output, batch_idx, i))
+
+    def _row(self, batch: EditBatch, output: Tensor, batch_idx: int, i: int) -> Row:
+        """Return the row of sample i of a batch: its sources, the output and the target where it has one."""
+        pictures = [(source_name(n, batch), to_image(source[i])) for n, source in enumerate(batch.sources)]
+        pictures.append(("output", to_image(output[i])))
+        if batch.pixels is not None:
+            pictures.append(("target", to_image(batch.pixels[i])))
+        cells = tuple((caption, fitted(picture, self.side)) for caption, picture in pictures)
+        instruction = batch.instructions[i] if batch.instructions else batch.ids[i]
+        return Row((batch_idx, batch.slots[i]), cells, instruction)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        own, self._own = self._own, []
-        publish(own, trainer, self.rows, self.dir or Path(trainer.default_root_dir) / FOLDER, FOLDER, self.font)
+        own = self._own
+        self._own = []
+        folder = self.dir or Path(trainer.default_root_dir) / FOLDER
+        publish(own, trainer, self.rows, folder, FOLDER, self.font)
 
 
 def publish(own: list[Row], trainer: L.Trainer, limit: int, folder: Path, name: str, font: str | None) -> None:
-    """The first `limit` of all ranks' rows as a picture: a file `folder`/step_00000020.png, and `name` in the logger.
+    """Draw the first rows of all ranks as a picture: `folder`/step_00000020.png, and one in the logger.
 
-    Called by all ranks alike; the first one draws. A file that cannot be written costs a warning.
+    All ranks call it; the first one draws. A file that cannot be written costs a warning.
+
+    Args:
+        own: This rank's rows.
+        trainer: The trainer.
+        limit: Rows of the picture, at most.
+        folder: Folder of the file.
+        name: Name of the picture in the logger.
+        font: Font file; one that can draw Chinese is looked for when None.
     """
     rows = sorted(_gather(own, trainer), key=lambda row: row.place)[:limit]
     if not rows:
@@ -96,7 +116,7 @@ def publish(own: list[Row], trainer: L.Trainer, limit: int, folder: Path, name: 
 
 
 def draw_grid(rows: list[Row], title: str, lettering: Lettering) -> Image.Image:
-    """The picture of all rows. Its width is that of the widest row, at least enough for a line of text."""
+    """Return the picture of all rows. Its width is that of the widest row, at least enough for a line of text."""
     widths = [sum(picture.width + _GAP for _, picture in row.cells) + _GAP for row in rows]
     width = max(*widths, 480)
     strips = [lettering.text(title, width - 2 * _GAP, _FAINT, _PAPER)]
@@ -110,33 +130,38 @@ def draw_grid(rows: list[Row], title: str, lettering: Lettering) -> Image.Image:
 
 
 def _draw_row(row: Row, width: int, lettering: Lettering) -> Image.Image:
+    """Return a row's pictures beside each other, captions above and the instruction under them."""
     captions = [
         lettering.text(caption, picture.width, _FAINT, _PAPER, size=12, lines=1) for caption, picture in row.cells
     ]
-    said = lettering.text(row.instruction, width - 2 * _GAP, _INK, _PAPER)
-    head, body = max(c.height for c in captions), max(picture.height for _, picture in row.cells)
-    strip = Image.new("RGB", (width - 2 * _GAP, head + body + said.height + _GAP), _PAPER)
+    instruction = lettering.text(row.instruction, width - 2 * _GAP, _INK, _PAPER)
+    head = max(caption.height for caption in captions)
+    body = max(picture.height for _, picture in row.cells)
+    strip = Image.new("RGB", (width - 2 * _GAP, head + body + instruction.height + _GAP), _PAPER)
     left = 0
     for caption, (_, picture) in zip(captions, row.cells):
         strip.paste(caption, (left, 0))
         strip.paste(picture, (left, head))
         left += picture.width + _GAP
-    strip.paste(said, (0, head + body + _GAP // 2))
+    strip.paste(instruction, (0, head + body + _GAP // 2))
     return strip
 
 
 def source_name(index: int, batch: EditBatch) -> str:
+    """Return the caption of a source picture."""
     return "source" if len(batch.sources) == 1 else f"source {index + 1}"
 
 
 def fitted(picture: Image.Image, side: int) -> Image.Image:
-    """To a height of `side`, but no wider than three times that."""
+    """Return a picture at a height of `side` pixels, but no wider than three times that."""
     scale = min(side / picture.height, 3 * side / picture.width)
-    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.LANCZOS)
+    width = max(1, round(picture.width * scale))
+    height = max(1, round(picture.height * scale))
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _gather(own: list[Row], trainer: L.Trainer) -> list[Row]:
-    """All ranks' rows on the first rank; nothing on the others. Called by all alike."""
+    """Return all ranks' rows on the first rank, nothing on the others. All ranks call it."""
     if trainer.world_size == 1:
         return own
     everyone: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None

@@ -19,7 +19,7 @@ from firered_lit import stopping
 from firered_lit.errors import UserError
 from firered_lit.stopping import INTERRUPTED, REQUEUE
 
-_CODES = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: INTERRUPTED}
+_CODES: dict[int, int] = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: INTERRUPTED}
 _PATIENCE = 15.0  # seconds that a failed process may take to end by itself
 
 
@@ -127,7 +127,7 @@ class Signals(L.Callback):
         os.write(2, f"\n{signal.Signals(number).name}: saving at the end of this step, then stopping\n".encode())
 
     def _agreed(self, trainer: L.Trainer) -> bool:
-        """Whether any rank has received a signal. Asked by all ranks at the same place, answered alike."""
+        """Return whether any rank has received a signal. All ranks call it at one place and get one answer."""
         if self.stopping is not None:
             return True
         code = _CODES.get(self.received, 0) if self.received is not None else 0
@@ -150,10 +150,12 @@ class Signals(L.Callback):
                 logger.stopped_from_outside = True
 
     def _savers(self, trainer: L.Trainer) -> list[Checkpoint]:
-        return [callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)]
+        """Return the callbacks that write checkpoints."""
+        engine: Any = trainer  # whose callbacks Lightning does not declare
+        return [callback for callback in engine.callbacks if isinstance(callback, Checkpoint)]
 
     def _abort(self, trainer: L.Trainer) -> NoReturn:
-        """Ctrl-C twice: nothing is saved, the run is marked, the other processes end."""
+        """Abort at a second Ctrl-C: nothing is saved, the run is marked, the other processes end."""
         for logger in trainer.loggers:
             if hasattr(logger, "stopped_from_outside"):
                 logger.stopped_from_outside = True
@@ -163,7 +165,7 @@ class Signals(L.Callback):
 
 
 def end_the_others(trainer: L.Trainer, exception: BaseException) -> None:
-    """After an error in one of several processes: say whose it was and make sure that no other waits for this one.
+    """Log, after an error in one of several processes, whose it was and make sure that no other waits for this one.
 
     The first process kills those that it launched and fails by the ordinary way. Any other says what went wrong and
     leaves at once: the first then sees a broken connection, or is ended by Lightning's observer or by torchrun.

@@ -26,7 +26,7 @@ class TextArea(Annotator):
     Args:
         detection: Folder or name of a PaddleOCR model; that of the rapidocr wheel when None.
         recognition: The same, for reading.
-        side: px of the longer side at which pictures are read.
+        side: Pixels of the longer side at which pictures are read.
         least: Mean confidence from which on a line counts as read.
 
     Columns:
@@ -67,17 +67,17 @@ class TextArea(Annotator):
         self._engine = PaddleEngine(*models, max_side=self.side, least=self.least)
 
     def annotate(self, batch: Sequence[Picture]) -> Columns:
-        """Return what is read on pictures."""
+        """Return the columns of pictures."""
         pictures = [shrunk(picture.pixels, self.side) for picture in batch]
-        found = [_wordy(characters) for characters in self._engine.read(pictures)]
-        texts = [_text(characters) for characters in found]
-        areas = [_area(characters, picture.shape) for characters, picture in zip(found, pictures, strict=True)]
-        return {
-            "area": areas,
-            "characters": [sum(not character.text.isspace() for character in some) for some in found],
-            "text": [text[:_KEPT] for text in texts],
-            "watermark": [bool(_WATERMARK.search(text)) for text in texts],
-        }
+        columns: dict[str, list[Any]] = {name: [] for name in self.columns}
+        for picture, read in zip(pictures, self._engine.read(pictures), strict=True):
+            characters = _wordy(read)
+            text = _text(characters)
+            columns["area"].append(_area(characters, picture.shape))
+            columns["characters"].append(sum(not character.text.isspace() for character in characters))
+            columns["text"].append(text[:_KEPT])
+            columns["watermark"].append(_WATERMARK.search(text) is not None)
+        return columns
 
 
 def _wordy(characters: Sequence[Char]) -> list[Char]:
@@ -87,10 +87,14 @@ def _wordy(characters: Sequence[Char]) -> list[Char]:
 
 
 def _area(characters: Sequence[Char], shape: tuple[int, ...]) -> float:
+    """Return the share of a picture of `shape` (height, width, ...) that the boxes of characters cover, 0 to 1."""
     covered = sum(character.w * character.h for character in characters)
     return min(1.0, covered / (shape[0] * shape[1]))
 
 
 def _text(characters: Sequence[Char]) -> str:
-    """Return what characters say, a space between lines."""
-    return " ".join("".join(character.text for character in line) for line in lines(characters))
+    """Return the text of characters, a space between lines."""
+    texts = []
+    for line in lines(characters):
+        texts.append("".join(character.text for character in line))
+    return " ".join(texts)

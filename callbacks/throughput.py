@@ -1,4 +1,4 @@
-"""How fast a run is, and how much of its time it waits for data."""
+"""The speed of a run, and the share of its time that it waits for data."""
 
 import time
 from typing import Any
@@ -28,14 +28,15 @@ class Throughput(L.Callback):
         self._reset()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        engine: Any = trainer  # whose profiler Lightning does not declare
         self._seen_step = trainer.global_step
-        self._clock = trainer.profiler = _FetchClock(trainer.profiler)
+        self._clock = engine.profiler = _FetchClock(engine.profiler)
         self._reset()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """A step begins with its batch in hand: moving it to the device, and encoding its prompts, are part of it."""
+        """Start the clock of a step, which includes moving its batch to the device and encoding its prompts."""
         self._begun = self._clock.ended if self._clock else time.perf_counter()
 
     def on_train_batch_end(
@@ -52,36 +53,48 @@ class Throughput(L.Callback):
             self._log(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        engine: Any = trainer
         if self._clock is not None:
-            trainer.profiler, self._clock = self._clock.inner, None
+            engine.profiler = self._clock.inner
+            self._clock = None
 
     def _reset(self) -> None:
+        """Begin to count anew."""
         self._busy = 0.0
-        self._samples = self._tokens = 0
+        self._samples = 0
+        self._tokens = 0
         self._flops = 0.0
 
     def _log(self, trainer: L.Trainer) -> None:
+        """Log the rates since the last call, over all ranks."""
+        # Rates of this rank.
         waited = self._clock.take() if self._clock else 0.0
         seconds = max(self._busy + waited, 1e-9)
-        device, world = trainer.strategy.root_device, trainer.world_size
-        rates = [self._samples, self._tokens, waited / world, self._flops / 1e12 / world]
-        own = torch.tensor([rate / seconds for rate in rates], device=device)
+        device = trainer.strategy.root_device
+        world = trainer.world_size
+        counts = [self._samples, self._tokens, waited / world, self._flops / 1e12 / world]
+        own = torch.tensor([count / seconds for count in counts], device=device)
+
+        # Summed over the ranks.
         samples, tokens, wait, tflops = trainer.strategy.reduce(own, reduce_op="sum").tolist()
         metrics = {"perf/samples_per_s": samples, "perf/tokens_per_s": tokens, "perf/data_wait": wait}
-        best = peak(_name(device))
-        metrics |= {"perf/tflops": tflops} if tflops else {}
-        metrics |= {"perf/mfu": tflops * 1e12 / best} if tflops and best else {}
+        if tflops:
+            metrics["perf/tflops"] = tflops
+            best = peak(_name(device))
+            if best:
+                metrics["perf/mfu"] = tflops * 1e12 / best
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self._reset()
 
 
 def _name(device: torch.device) -> str:
+    """Return a device's name, by which its best speed is known."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _none(batch: Any) -> float:
-    """Of a module that does not count its operations."""
+    """Return 0: the operations of a module that does not count them."""
     return 0.0
 
 
@@ -105,7 +118,7 @@ class _FetchClock(Profiler):
         self.inner.stop(action_name)
 
     def take(self) -> float:
-        """Seconds waited since the last call."""
+        """Return the seconds waited since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited
 
