@@ -1,4 +1,4 @@
-"""What each part of the method is worth in the learning world: one part on and off, three seeds each.
+"""Worth of each part of the method in the learning world: one part on and off, three seeds each.
 
     python benchmarks/ablations.py --learned .learn --out runs/ablations [--only dpo nft] [--seeds 0 1 2]
 
@@ -42,7 +42,7 @@ class Ablation:
 
 
 def curve(run: Path, name: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric of a run."""
+    """Return (step, value) of a metric of a run."""
     from mlflow.tracking import MlflowClient
 
     from firered_lit.store import read_record
@@ -54,7 +54,7 @@ def curve(run: Path, name: str) -> list[tuple[int, float]]:
 
 
 def exported(run: Path, *how: str) -> str:
-    """The run's model as a folder."""
+    """Return the run's model as a folder."""
     out = run / "model"
     if not out.exists():
         command("export", "--run", str(run), "--out", str(out), *how)
@@ -68,13 +68,13 @@ def learned(name: str, counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def late(run: Path, *names: str) -> Measures:
-    """Means of the last quarter of some metrics."""
+    """Return the means of the last quarter of some metrics."""
     values = {name: [value for _, value in curve(run, name)] for name in names}
     return {name: mean(found[-max(1, len(found) // 4) :]) for name, found in values.items()}
 
 
 def loss_curve(run: Path, _: Path) -> Measures:
-    """Validation loss at fixed noise, at every validation of the run."""
+    """Return the validation loss at fixed noise, at every validation of the run."""
     points = curve(run, "val/loss")
     return {f"loss after {step}": value for step, value in points}
 
@@ -138,11 +138,15 @@ def borrowings(out: Path, count: int) -> None:
 
 
 def orders_never_seen(run: Path, _: Path, count: int = 128) -> Measures:
-    """Of held-out edits in the rows' order and in the other, which the rows never had: how many are right, and the
-    share of the blocks to edit that are."""
+    """Return the share of held-out edits that are right, and of their blocks, in the rows' order and in the other one.
+
+    The rows never had the other order.
+    """
     from benchmarks import learning
 
-    model, judge, found = learning.Model.open(exported(run, "--ema"), learning.STEPS), learning.Correctness(), {}
+    model = learning.Model.open(exported(run, "--ema"), learning.STEPS)
+    judge = learning.Correctness()
+    found: Measures = {}
     for order, turned in (("order of the rows", False), ("never seen", True)):
         right: list[float] = []
         blocks: list[float] = []
@@ -209,7 +213,7 @@ def speed(run: Path, _: Path) -> Measures:
 
 
 def faces_alike(run: Path, _: Path) -> Measures:
-    """Of held-out edits of faces: the cosine of the faces' features with the exact answer's, and how many are right."""
+    """Return the cosine of held-out faces' features with the exact answers', and the share of edits that are right."""
     from benchmarks import learning
     from callbacks.consistency_reward import ConsistencyReward
     from firered_lit.rewards.correctness import FACES
@@ -232,7 +236,7 @@ def words_of(run: Path, _: Path) -> Measures:
 
 
 def ablations(before: Path, out: Path) -> dict[str, Ablation]:
-    """By name."""
+    """Return the ablations by name."""
     edits = "{_target_: datamodules.edits.EditDataModule, root: %s, capacity: 1024, max_batch: 8, workers: 1" % (
         out / "orders" / "data"
     )
@@ -326,12 +330,12 @@ def command(*words: str) -> None:
 
 
 def overrides(one: Ablation, keys: Sequence[str], run: Path, seed: int) -> list[str]:
-    """An arm's keys; the seeds last, for an arm may bring data of its own."""
+    """Return an arm's keys; the seeds last, for an arm may bring data of its own."""
     return [*one.common, *keys, f"run.dir={run}", "run.resume=last", f"stage.seed={seed}", f"data.seed={100 + seed}"]
 
 
 def run_arm(one: Ablation, keys: Sequence[str], folder: Path, seed: int, before: Path) -> Measures:
-    """The measures of one arm with one seed; run, continued or read."""
+    """Return the measures of one arm with one seed; run, continued or read."""
     result = folder / "result.json"
     if not result.exists() and one.without_run:
         result.write_text(json.dumps(one.without_run(keys[0], seed, before)), encoding="utf-8")
@@ -343,7 +347,7 @@ def run_arm(one: Ablation, keys: Sequence[str], folder: Path, seed: int, before:
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean and 95 % interval over seeds, by Student's t."""
+    """Return the mean and the 95 % interval over seeds, by Student's t."""
     if len(values) < 2:
         return f"{values[0]:.4g}"
     half = STUDENT.get(len(values), 1.96) * stdev(values) / math.sqrt(len(values))
@@ -351,7 +355,7 @@ def interval(values: Sequence[float]) -> str:
 
 
 def table(results: dict[str, list[Measures]]) -> str:
-    """Markdown: a row per measure, a column per arm."""
+    """Return Markdown: a row per measure, a column per arm."""
     names = list(next(iter(results.values()))[0])
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
     for name in names:

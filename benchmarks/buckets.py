@@ -1,4 +1,4 @@
-"""What a token budget gains over a fixed batch size, what cropping to the shape table loses, how even the ranks are.
+"""Gain of a token budget over a fixed batch size, loss by cropping to the shape table, and evenness of the ranks.
 
     python benchmarks/buckets.py [--quick] [--rows N] [--ranks 8] [--tasks 1] [--area PIXELS] [--as-written]
 
@@ -31,7 +31,7 @@ RECIPES = {"pretrain": 512 * 512, "sft": 1024 * 1024}  # the pixel area that eac
 def mixture(
     rows: int, shares: tuple[int, ...], table: tuple[Shape, ...], mixed: float, tasks: int = 1, canonical: bool = True
 ) -> Iterator[Row]:
-    """Rows with `shares[n]` parts of n references, in the canonical order of their shapes or in any."""
+    """Return rows with `shares[n]` parts of n references, in the canonical order of their shapes or in any."""
     random = np.random.default_rng(0)
     counts = random.choice(len(shares), rows, p=np.array(shares) / sum(shares)).tolist()
     shapes = random.integers(len(table), size=(rows, len(shares)))

@@ -1,4 +1,4 @@
-"""What the consistency loss does: how fast things keep their identity with it and without, at equal steps and draws.
+"""Effect of the consistency loss: how fast things keep their identity with it and without, at equal steps and draws.
 
     python benchmarks/consistency_toy.py [--seeds 0 1 2] [--steps 60] [--eta 2.0]
 
@@ -33,7 +33,7 @@ Curve = list[tuple[float, float]]  # cosine, flow matching loss
 
 
 def edits(base: Base, seed: int, rows: int = ROWS) -> EditBatch:
-    """Edits of one source with a thing or two in the target, as latents, with the things' boxes."""
+    """Return edits of one source with a thing or two in the target, as latents, with the things' boxes."""
     samples = [synthetic.edit(seed, number) for number in range(40)]
     samples = [sample for sample in samples if len(sample.sources) == 1][:rows]
     images = [[synthetic.draw(s.target), synthetic.draw(s.sources[0])] for s in samples]
@@ -54,7 +54,7 @@ def edits(base: Base, seed: int, rows: int = ROWS) -> EditBatch:
 
 @torch.no_grad()
 def measured(stage: SFT, batch: EditBatch, judge: Consistency) -> tuple[float, float]:
-    """Mean cosine on the boxes, and flow matching loss, of one-step estimates at fixed points."""
+    """Return the mean cosine on the boxes, and flow matching loss, of one-step estimates at fixed points."""
     cosine = loss = 0.0
     for eps, sigma in stage.fixed_points(batch, POINTS):
         x_t = interpolate(batch.target, eps, sigma)
@@ -66,7 +66,7 @@ def measured(stage: SFT, batch: EditBatch, judge: Consistency) -> tuple[float, f
 
 
 def curve(batch: EditBatch, seed: int, eta: float | None, steps: int, every: int = EVERY) -> Curve:
-    """What is measured at every `every`-th step; eta None: without the term."""
+    """Return the measures of every `every`-th step; eta None: without the term."""
     judge = Consistency("tiny", eta=1.0, cutoff=1.0)
     term = None if eta is None else Consistency("tiny", eta=eta)
     stage = SFT(Backbone("tiny"), partial(torch.optim.AdamW, lr=RATE), consistency=term, seed=seed)

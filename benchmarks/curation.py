@@ -1,4 +1,4 @@
-"""How fast the corpus engine works, on one core, and how its memory grows.
+"""Speed of the corpus engine on one core, and the growth of its memory.
 
     python benchmarks/curation.py pictures [--count 60] [--side 1024] [--against]
     python benchmarks/curation.py duplicates [--rows 1000000 ...]
@@ -18,8 +18,10 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +33,7 @@ ROUNDS = 3
 SHARD_ROWS = 50_000
 
 
-def write_crops(folder, count, side):
+def write_crops(folder: Path, count: int, side: int) -> None:
     """JPEG files of quality 90, crops of photographs scaled to `side` px."""
     from defects import photographs
 
@@ -46,7 +48,7 @@ def write_crops(folder, count, side):
         Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=90)
 
 
-def pictures(count, side, against):
+def pictures(count: int, side: int, against: bool) -> None:
     """Milliseconds a picture, the median of some rounds, of decoding, of every annotator, and of others' checks."""
     from datamodules.raw import RawRows
     from firered_lit.build import build
@@ -55,7 +57,7 @@ def pictures(count, side, against):
     cv2.setNumThreads(1)
     recipe = load("recipes/curate/laptop.yaml").root
     annotators = build(recipe["annotators"], key="annotators")
-    spent = {}
+    spent: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_crops(folder, count, side)
@@ -91,13 +93,13 @@ def pictures(count, side, against):
             print(f"{name}: {times[name]:.2f} ms")
 
 
-def processor():
-    """Seconds of the processor that this process and those that it has waited for have taken."""
+def processor() -> float:
+    """Return the seconds of the processor that this process and those that it has waited for have taken."""
     return sum(os.times()[:4])
 
 
-def others(folder):
-    """Seconds of the processor that cleanvision's and imagededup's checks take for all files."""
+def others(folder: Path) -> dict[str, float]:
+    """Return the seconds of the processor that cleanvision's and imagededup's checks take for all files."""
     clocks = {}
     with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
         from cleanvision import Imagelab
@@ -117,8 +119,8 @@ def others(folder):
     return clocks
 
 
-def planted(rows, place):
-    """Random hashes on the disk; of every hundred one has a neighbour at a distance of 0 to 3 bits."""
+def planted(rows: int, place: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Write random hashes to the disk; of every hundred one has a neighbour at a distance of 0 to 3 bits."""
     rng = np.random.default_rng(rows)
     hashes = np.memmap(place, np.uint64, "w+", shape=(rows,))
     for start in range(0, rows, 1 << 20):
@@ -135,15 +137,15 @@ def planted(rows, place):
     return first, distances
 
 
-def peak(begin=False):
-    """MB of the highest resident memory of this process, since it was asked for with `begin` (Linux)."""
+def peak(begin: bool = False) -> float:
+    """Return the highest resident memory of this process in MB, counted from a call with `begin` (Linux)."""
     if begin:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def duplicates(rows):
+def duplicates(rows: int) -> None:
     """Recall at each distance, hashes a second, and the peak of memory above the process before."""
     from firered_lit.curation.duplicates import groups
 
@@ -164,7 +166,7 @@ def duplicates(rows):
     )
 
 
-def select(rows, columns):
+def select(rows: int, columns: int) -> None:
     """Seconds and peak memory of selecting from a synthetic table, first and again with another threshold."""
     from firered_lit.curation import fit, scores
     from firered_lit.curation.annotator import Annotator, identity
@@ -187,11 +189,11 @@ def select(rows, columns):
         rng = np.random.default_rng(0)
         for shard in range(corpus.shards):
             size = corpus.size(shard)
-            keys = {"row": np.arange(size) + shard * SHARD_ROWS, "picture": np.zeros(size, np.int16)}
+            keys: dict[str, Any] = {"row": np.arange(size) + shard * SHARD_ROWS, "picture": np.zeros(size, np.int16)}
             none = [None] * size
             ids = [f"id{row}" for row in keys["row"]]
             row = dict.fromkeys(OWN["row"], none) | {"id": ids, "source": ids, "kind": ["text-to-image"] * size}
-            values = {
+            values: dict[str, dict[str, Any]] = {
                 "row": row | {"source": ["a"] * size, "pictures": np.ones(size, int)},
                 "file": dict.fromkeys(OWN["file"], none),
                 "numbers": {name: rng.random(size, np.float32) for name in Numbers.columns},
@@ -222,7 +224,7 @@ def select(rows, columns):
     print(f"{rows:>12,} | {times[0]:.1f} | {times[1]:.1f} | {highest:.0f} | {size / 1e6:.0f} | {kept:.1f}")
 
 
-def each(work, sizes, *more):
+def each(work: Callable[..., None], sizes: Sequence[int], *more: Any) -> None:
     """Run a size in a process of its own, so that one's memory is not the next one's."""
     for size in sizes:
         process = multiprocessing.get_context("spawn").Process(target=work, args=(size, *more))
@@ -232,7 +234,7 @@ def each(work, sizes, *more):
             sys.exit(process.exitcode)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("pictures", "duplicates", "select"))
     parser.add_argument("--count", type=int, default=60, help="pictures (default: 60)")

@@ -13,24 +13,28 @@ import io
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 FONT = Path(__file__).with_name("fonts") / "WenQuanYiMicroHei.subset.ttf"
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+Plant = Callable[[Pixels, random.Random], Any]  # pixels, or a whole file, with the defect
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 QUALITY = (80, 95)  # of the JPEG that a crop is saved as
 LARGEST = 1024  # px of a crop's side
 
 
-def photographs(folder=None):
-    """The photographs that the dependencies bring, and those of a folder, as RGB arrays."""
+def photographs(folder: str | None = None) -> list[Pixels]:
+    """Return the photographs that the dependencies bring, and those of a folder, as RGB arrays."""
     import matplotlib
     import sklearn
 
@@ -42,52 +46,54 @@ def photographs(folder=None):
     return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 
-def crop(photo, rng):
-    """A crop (side, side, 3) of at least half of a photograph's shorter side, of at most 1024 px."""
+def crop(photo: Pixels, rng: random.Random) -> Pixels:
+    """Return a crop (side, side, 3) of at least half of a photograph's shorter side, of at most 1024 px."""
     height, width = photo.shape[:2]
     side = rng.randint(min(height, width) // 2, min(height, width))
     top, left = rng.randint(0, height - side), rng.randint(0, width - side)
     cut = photo[top : top + side, left : left + side]
     target = min(side, rng.choice([384, 512, 768, LARGEST]))
-    return cv2.resize(cut, (target, target), interpolation=cv2.INTER_AREA) if target < side else cut.copy()
+    if target == side:
+        return cut.copy()
+    return np.asarray(cv2.resize(cut, (target, target), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def dark(pixels, rng):
+def dark(pixels: Pixels, rng: random.Random) -> Pixels:
     return (pixels * rng.uniform(0.03, 0.12)).astype(np.uint8)
 
 
-def light(pixels, rng):
+def light(pixels: Pixels, rng: random.Random) -> Pixels:
     return (255 - (255 - pixels.astype(np.float32)) * rng.uniform(0.02, 0.12)).astype(np.uint8)
 
 
-def flat(pixels, rng):
-    """One colour with a little light from a side."""
+def flat(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Return a picture of one colour with a little light from a side."""
     side = len(pixels)
     slope = np.linspace(0, rng.uniform(0, 6), side)[None, :, None]
     colour = np.array([rng.randint(30, 225) for _ in range(3)])
     return np.broadcast_to(colour + slope, (side, side, 3)).astype(np.uint8)
 
 
-def grey(pixels, rng):
+def grey(pixels: Pixels, rng: random.Random) -> Pixels:
     return np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
 
 
-def blurred(pixels, rng):
-    return cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.008, 0.02) * len(pixels))
+def blurred(pixels: Pixels, rng: random.Random) -> Pixels:
+    return np.asarray(cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.008, 0.02) * len(pixels)), np.uint8)
 
 
-def noisy(pixels, rng):
+def noisy(pixels: Pixels, rng: random.Random) -> Pixels:
     noise = np.random.default_rng(rng.randrange(1 << 30)).normal(0, rng.uniform(15, 40), pixels.shape)
     return (pixels + noise).clip(0, 255).astype(np.uint8)
 
 
-def over_compressed(pixels, rng):
-    """Saved at a quality of 4 to 12; and saved again, better, so that the file does not say so."""
+def over_compressed(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Return a picture saved at a quality of 4 to 12, and saved again, better, so that its file does not show it."""
     return np.asarray(Image.open(io.BytesIO(encoded(pixels, rng.randint(4, 12)))).convert("RGB"))
 
 
-def code(kind, smallest, largest):
-    def plant(pixels, rng):
+def code(kind: str, smallest: int, largest: int) -> Plant:
+    def plant(pixels: Pixels, rng: random.Random) -> Pixels:
         import zxingcpp
 
         text = str(rng.randrange(10**11, 10**12)) if kind == "EAN13" else f"https://example.org/{rng.randrange(10**6)}"
@@ -101,15 +107,15 @@ def code(kind, smallest, largest):
     return plant
 
 
-def put(pixels, patch, rng):
+def put(pixels: Pixels, patch: Pixels, rng: random.Random) -> Pixels:
     top = rng.randint(0, len(pixels) - len(patch))
     left = rng.randint(0, pixels.shape[1] - patch.shape[1])
     pixels[top : top + len(patch), left : left + patch.shape[1]] = patch
     return pixels
 
 
-def mosaic(pixels, rng):
-    """At least six squares of 8 to 24 px a side, over the place of five that has most detail, as faces have."""
+def mosaic(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Return a picture with at least six squares of 8 to 24 px a side, over the place of five with most detail."""
     side, cell = len(pixels), rng.randint(8, 24)
     size = min(max(int(side * rng.uniform(0.25, 0.5)) // cell, 6) * cell, side // cell * cell)
     places = [(rng.randint(0, side - size), rng.randint(0, side - size)) for _ in range(5)]
@@ -121,8 +127,8 @@ def mosaic(pixels, rng):
     return pixels
 
 
-def border(pixels, rng):
-    """A frame, or bars above and below or left and right, of one colour."""
+def border(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Return a picture with a frame, or bars above and below or left and right, of one colour."""
     side = len(pixels)
     thick = int(side * rng.uniform(0.03, 0.12))
     colour = rng.choice([(0, 0, 0), (255, 255, 255), tuple(rng.randrange(256) for _ in range(3))])
@@ -134,8 +140,8 @@ def border(pixels, rng):
     return pixels
 
 
-def text_overlay(pixels, rng):
-    """One to three lines of letters over the picture."""
+def text_overlay(pixels: Pixels, rng: random.Random) -> Pixels:
+    """Return a picture with one to three lines of letters."""
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     side = len(pixels)
@@ -149,10 +155,10 @@ def text_overlay(pixels, rng):
     return np.asarray(image).copy()
 
 
-def collage(others):
-    """The crop beside another one, or four of them, with or without a gap."""
+def collage(others: Sequence[Pixels]) -> Plant:
+    """Return the crop beside another one, or four of them, with or without a gap."""
 
-    def plant(pixels, rng):
+    def plant(pixels: Pixels, rng: random.Random) -> Pixels:
         side = len(pixels)
         gap = rng.choice([0, 0, 4, 8])
         colour = rng.choice([255, 0])
@@ -173,21 +179,21 @@ def collage(others):
     return plant
 
 
-def encoded(pixels, quality, **options):
+def encoded(pixels: Pixels, quality: int, **options: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality, **options)
     return file.getvalue()
 
 
-def turned(pixels, rng):
-    """The file of a picture that its EXIF tag turns."""
+def turned(pixels: Pixels, rng: random.Random) -> bytes:
+    """Return the file of a picture that its EXIF tag turns."""
     exif = Image.Exif()
     exif[0x0112] = rng.choice([3, 6, 8])
     return encoded(pixels, 90, exif=exif)
 
 
-def generated(pixels, rng):
-    """The file of a picture that says by one of several marks that a program has made it."""
+def generated(pixels: Pixels, rng: random.Random) -> bytes:
+    """Return the file of a picture that says by one of several marks that a program has made it."""
     way = rng.choice(["parameters", "workflow", "software", "comment", "xmp"])
     file = io.BytesIO()
     if way in ("parameters", "workflow"):
@@ -207,16 +213,16 @@ def generated(pixels, rng):
 
 @dataclass(frozen=True)
 class Defect:
-    """A kind of defect: the rule that should find it, and what plants it: pixels, or a whole file."""
+    """A kind of defect: the rule that should find it, and the function that plants it in pixels, or as a whole file."""
 
     rule: str
-    plant: Callable
+    plant: Plant
     least_recall: float = 0.95
     most_alarms: float = 0.02
 
 
-def defects(photos):
-    """All kinds."""
+def defects(photos: Sequence[Pixels]) -> dict[str, Defect]:
+    """Return all kinds of defects by name."""
     return {
         "dark": Defect("dark", dark),
         "light": Defect("light", light),
@@ -236,14 +242,18 @@ def defects(photos):
     }
 
 
-def write(folder, photos, count, clean, seed=0, only=()) -> Iterator[tuple[str, str]]:
+def write(
+    folder: Path, photos: Sequence[Pixels], count: int, clean: int, seed: int = 0, only: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Write crops and yield (name, kind), "clean" first; the photographs take turns."""
     kinds = {name: defect for name, defect in defects(photos).items() if not only or name in only}
     for kind in ("clean", *kinds):
         for number in range(clean if kind == "clean" else count):
             rng = random.Random(f"{seed} {kind} {number}")
             pixels = crop(photos[number % len(photos)], rng)
-            planted = pixels if kind == "clean" else kinds[kind].plant(pixels, rng)
+            planted = pixels
+            if kind != "clean":
+                planted = kinds[kind].plant(pixels, rng)
             file = planted if isinstance(planted, bytes) else encoded(planted, rng.randint(*QUALITY))
             ending = ".png" if file.startswith(b"\x89PNG") else ".jpg"
             name = f"{kind.replace(' ', '_')}-{number:04d}{ending}"
@@ -253,7 +263,7 @@ def write(folder, photos, count, clean, seed=0, only=()) -> Iterator[tuple[str, 
 
 @dataclass(frozen=True)
 class Found:
-    """What the rule of a kind of defect came to."""
+    """Recall and false alarms of the rule of a kind of defect."""
 
     kind: str
     defect: Defect
@@ -262,7 +272,15 @@ class Found:
     first: str  # the reason that most of the planted defects have
 
 
-def measure(recipe, photos, count, clean, only=(), keep=None, seed=0):
+def measure(
+    recipe: str,
+    photos: Sequence[Pixels],
+    count: int,
+    clean: int,
+    only: Sequence[str] = (),
+    keep: str | None = None,
+    seed: int = 0,
+) -> tuple[list[Found], float]:
     """Plant defects, curate, and return what each kind's rule found, with the share of clean crops that are kept."""
     from datamodules.raw import RawRows
     from firered_lit.build import build
@@ -276,11 +294,11 @@ def measure(recipe, photos, count, clean, only=(), keep=None, seed=0):
         folder = Path(keep or place) / "raw"
         folder.mkdir(parents=True, exist_ok=True)
         kinds = dict(write(folder, photos, count, clean, seed, only))
-        rows = RawRows(str(folder))
+        rows: Any = RawRows(str(folder))
         matched = {}
         for name, rule in {**read["rules"], "turned": turned_rule}.items():
             out = str(folder.parent / "out")
-            steps = ["annotate", "fit", "select"]
+            steps: Any = ["annotate", "fit", "select"]
             curate(str(folder), out, rows, annotators, rules={name: rule}, steps=steps, workers=0)
             matched[name] = {row["id"] for row in decided(out) if row["reason"] == name}
         first = {row["id"]: row["reason"] or "kept" for row in ordered(matched, kinds)}
@@ -297,19 +315,19 @@ def measure(recipe, photos, count, clean, only=(), keep=None, seed=0):
     return found, kept
 
 
-def unchanged(pixels, rng):
-    """A picture that was saved again, or scaled and saved: nothing is edited."""
+def unchanged(pixels: Pixels, rng: random.Random) -> bytes:
+    """Return a picture that was saved again, or scaled and saved: nothing is edited."""
     if rng.random() < 0.5:
         return encoded(pixels, rng.randint(60, 95))
     side = round(len(pixels) * rng.uniform(0.8, 0.99))
-    small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+    small: Any = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
     if rng.random() < 0.5:
         small = cv2.resize(small, (len(pixels), len(pixels)), interpolation=cv2.INTER_CUBIC)
     return encoded(small, rng.randint(75, 95))
 
 
-def local_edit(pixels, rng, size=32):
-    """A picture with an object of 32 px added, recoloured or moved there, saved again."""
+def local_edit(pixels: Pixels, rng: random.Random, size: int = 32) -> bytes:
+    """Return a picture with an object of 32 px added, recoloured or moved there, saved again."""
     edited = pixels.copy()
     top, left = rng.randint(0, len(pixels) - size), rng.randint(0, len(pixels) - size)
     part = edited[top : top + size, left : left + size]
@@ -328,8 +346,8 @@ def local_edit(pixels, rng, size=32):
     return encoded(edited, rng.randint(80, 95))
 
 
-def pair_measures(photos, count, seed=0):
-    """(kind, largest block, SSIM) of pairs of which the target is unchanged, and of pairs with a local edit."""
+def pair_measures(photos: Sequence[Pixels], count: int, seed: int = 0) -> list[tuple[str, float, float]]:
+    """Return (kind, largest block, SSIM) of pairs of which the target is unchanged, and of pairs with a local edit."""
     from firered_lit.curation.pairs import PairMeasures
     from firered_lit.curation.rows import Pair, Picture
 
@@ -345,9 +363,11 @@ def pair_measures(photos, count, seed=0):
     return found
 
 
-def settled(recipe, photos, count, seed=0):
-    """Good crops beside defective copies: how many good ones and how many defective ones are kept, with near
-    duplicates settled after the rules, as `select` does it, and before them."""
+def settled(recipe: str, photos: Sequence[Pixels], count: int, seed: int = 0) -> dict[str, tuple[int, int]]:
+    """Return the numbers of good crops and of defective copies beside them that are kept.
+
+    Near duplicates are settled after the rules, as `select` does it, and before them.
+    """
     from datamodules.raw import RawRows
     from firered_lit.build import build
     from firered_lit.curation.run import curate
@@ -366,10 +386,10 @@ def settled(recipe, photos, count, seed=0):
             quality = rng.randint(*QUALITY)
             (folder / f"{number:04d}-good.jpg").write_bytes(encoded(pixels, quality))
             (folder / f"{number:04d}-worse.jpg").write_bytes(encoded(ways[number % len(ways)](pixels, rng), quality))
-        rows = RawRows(str(folder))
+        rows: Any = RawRows(str(folder))
 
-        def kept(rules, duplicates):
-            steps = ["annotate", "fit", "select"]
+        def kept(rules: Any, duplicates: Any) -> set[str]:
+            steps: Any = ["annotate", "fit", "select"]
             out = str(Path(place) / "out")
             curate(str(folder), out, rows, annotators, rules, duplicates, steps=steps, workers=0)
             return {row["id"] for row in decided(out) if row["kept"]}
@@ -383,20 +403,20 @@ def settled(recipe, photos, count, seed=0):
     return counts
 
 
-def decided(out):
+def decided(out: str) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return pq.read_table(Path(out) / "decisions.parquet").to_pylist()
 
 
-def ordered(matched, names):
-    """The first rule that drops each row, as `select` has it."""
+def ordered(matched: dict[str, set[str]], names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Return the first rule that drops each row, as `select` has it."""
     for name in names:
         reason = next((rule for rule, rows in matched.items() if name in rows), None)
         yield {"id": name, "reason": reason}
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rules", default="recipes/curate/laptop_text.yaml", metavar="RECIPE")
     parser.add_argument("--photos", metavar="DIR", help="photographs beside those of the dependencies")

@@ -1,4 +1,4 @@
-"""What the asymmetry of DPO is for: on one pair, plain DPO raises the winner's own error, the asymmetric form does not.
+"""Effect of the asymmetry of DPO: on one pair, plain DPO raises the winner's own error, the asymmetric form does not.
 
     python benchmarks/dpo_toy.py [--seeds 0 1 2] [--steps 100] [--svg docs/dpo_toy.svg]
 
@@ -38,7 +38,7 @@ Curve = list[tuple[float, float]]
 
 
 def pair(base: Base, seed: int) -> PreferenceBatch:
-    """One pair of the synthetic world, in every row of the batch; the rows have their own draws."""
+    """Return one pair of the synthetic world, in every row of the batch; the rows have their own draws."""
     number = next(n for n in count(7 * seed) if len(synthetic.edit(seed, n).sources) == 1)
     sample = synthetic.edit(seed, number)
     scenes = [sample.target, synthetic.spoiled(chooser("spoiled", seed, number), sample), sample.sources[0]]
@@ -56,7 +56,7 @@ def at(batch: PreferenceBatch, step: int) -> PreferenceBatch:
 
 
 def measured(stage: DPO, batch: PreferenceBatch) -> tuple[float, float]:
-    """Errors of winner and loser at fixed noise."""
+    """Return the errors of winner and loser at fixed noise."""
     with torch.no_grad():
         scores = stage.fixed_scores(batch)
     return scores["winner"].mean().item(), scores["loser"].mean().item()
@@ -74,7 +74,7 @@ def warm_up(stage: DPO, batch: PreferenceBatch) -> None:
 
 
 def train(stage: DPO, batch: PreferenceBatch, steps: int) -> Curve:
-    """(winner's, loser's) errors at every tenth step of DPO."""
+    """Return the errors (winner's, loser's) at every tenth step of DPO."""
     optimizer, curve = stage.configure_optimizers(), [measured(stage, batch)]
     for step in range(steps):
         optimizer.zero_grad()
@@ -86,7 +86,7 @@ def train(stage: DPO, batch: PreferenceBatch, steps: int) -> Curve:
 
 
 def curves(seed: int, steps: int, forms: Iterable[str] = FORMS) -> dict[str, Curve]:
-    """The errors over training by each form, from one start."""
+    """Return the errors over training by each form, from one start."""
     backbone, batch = Backbone("tiny"), pair(open_base("tiny"), seed)
     start = DPO(backbone, partial(torch.optim.AdamW, lr=WARM_RATE), seed=seed)
     start.configure_model()
@@ -118,7 +118,9 @@ def plot(found: dict[int, dict[str, Curve]], path: Path) -> None:
     for (name, _), curve in ratios.items():
         points = " ".join(place(i, ratio) for i, ratio in enumerate(curve))
         parts.append(f'<polyline points="{points}" stroke="{COLOURS[name]}" stroke-width="2" fill="none"/>')
-    labels = [(left, height - 8, f"winner's error / its value at step 0, over {last * EVERY} steps of DPO", "#333")]
+    labels: list[tuple[float, float, str, str]] = [
+        (left, height - 8, f"winner's error / its value at step 0, over {last * EVERY} steps of DPO", "#333")
+    ]
     labels += [(8, float(place(0, 1).split(",")[1]) + 4, "1.0", "#333"), (8, top + 4, f"{most:.1f}", "#333")]
     labels += [(left + 20 + 130 * i, 14, name, COLOURS[name]) for i, name in enumerate(FORMS)]
     parts += [f'<text x="{x}" y="{y}" font-size="12" fill="{colour}">{text}</text>' for x, y, text, colour in labels]

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,7 +109,9 @@ def photos(folder: Path, side: int, count: int = 16) -> list[Path]:
     files = []
     for number in range(count):
         rng = np.random.default_rng(number)
-        soft = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).resize((side, side), Image.BICUBIC)
+        soft = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
         noisy = np.asarray(soft, np.float32) + rng.normal(0, 3, (side, side, 3))
         files.append(folder / f"{number}.png")
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(files[-1])
@@ -125,12 +127,13 @@ def draw_all(folder: EvaluationFolder, benchmark: Photos) -> None:
 
 
 @contextmanager
-def judge_server(latency: float):
+def judge_server(latency: float) -> Iterator[str]:
     """A judge in a process of its own; its address."""
     command = [sys.executable, str(ROOT / "tests" / "support" / "stub_judge.py"), "--latency", str(latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+            port = int(next(iter(server.stdout or [])))
+            yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.kill()
 

@@ -14,10 +14,13 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from firered_lit.batch import Condition, Text
@@ -34,8 +37,8 @@ from firered_lit.optim import parameter_groups, stochastic_adamw8bit
 TINY = {**FULL_SIZE, "num_attention_heads": 4, "attention_head_dim": 32, "axes_dims_rope": [8, 12, 12]}
 
 
-def built(config, device, lora, compiled):
-    """The transformer with random weights on the device, ready to train."""
+def built(config: dict[str, Any], device: torch.device, lora: LoRA | None, compiled: bool) -> Any:
+    """Return the transformer with random weights on the device, ready to train."""
     transformer = skeleton(config, torch.bfloat16).to_empty(device=device).train()
     rope = transformer.pos_embed
     transformer.pos_embed = type(rope)(theta=rope.theta, axes_dim=rope.axes_dim, scale_rope=rope.scale_rope)
@@ -54,16 +57,16 @@ def built(config, device, lora, compiled):
     return transformer
 
 
-def sample(config, side, references, device):
-    """x_0, eps and condition of one edit, all images of one size."""
+def sample(config: dict[str, Any], side: int, references: int, device: torch.device) -> Any:
+    """Return x_0, eps and condition of one edit, all images of one size."""
     shape, keyed = (1, 16, side // 8, side // 8), generator("gpu_step")
     x_0, eps, *images = [torch.randn(shape, generator=keyed).to(device) for _ in range(2 + references)]
     text = torch.randn(1, TEXT if side > 256 else 32, config["joint_attention_dim"], generator=keyed)
     return x_0, eps, Condition(Text(text.to(device, torch.bfloat16), None), tuple(images))
 
 
-def step(transformer, optimizer, x_0, eps, condition):
-    """As `SFT` and its trainer take it."""
+def step(transformer: Any, optimizer: torch.optim.Optimizer, x_0: Tensor, eps: Tensor, condition: Condition) -> Any:
+    """Take a step as `SFT` and its trainer do, and return its loss."""
     sigma = torch.full((1,), 0.5, device=x_0.device)
     with torch.autocast(x_0.device.type, torch.bfloat16):
         v = velocity(transformer, 0.5 * (x_0 + eps), sigma, condition).float()
@@ -75,7 +78,7 @@ def step(transformer, optimizer, x_0, eps, condition):
     return loss.detach()
 
 
-def timed(device, run, steps):
+def timed(device: torch.device, run: Callable[[], Any], steps: int) -> Any:
     """Seconds of each step, the first two left out: the one compiles, the other makes the optimizer's state's peak."""
     seconds = []
     for _ in range(steps + 2):
@@ -87,8 +90,8 @@ def timed(device, run, steps):
     return seconds[2:]
 
 
-def expected(config, side, references, lora):
-    """Bytes, by the estimate: the same tokens, as one large target."""
+def expected(config: dict[str, Any], side: int, references: int, lora: LoRA | None) -> Any:
+    """Return the bytes of the estimate: the same tokens, as one large target."""
     pixels = (1 + references) * side * side
     sizes = Sizes(target_area=pixels, reference_area=pixels)
     trained = {"lora": lora} if lora else {"optimizer": "firered_lit.optim.stochastic_adamw8bit"}
@@ -98,8 +101,10 @@ def expected(config, side, references, lora):
     return sum(part.size for part in estimate(t))
 
 
-def measure(config, device, mode, compiled, references, given):
-    """One row, as it goes into the JSON."""
+def measure(
+    config: dict[str, Any], device: torch.device, mode: str, compiled: bool, references: int, given: argparse.Namespace
+) -> Any:
+    """Return one row, as it goes into the JSON."""
     lora = LoRA(rank=64 if device.type == "cuda" else 4, alpha=64) if mode == "lora" else None
     row = {
         "mode": mode,
@@ -130,8 +135,8 @@ def measure(config, device, mode, compiled, references, given):
     return row
 
 
-def line(row):
-    """A row of the table."""
+def line(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
     what = f"| {row['mode']} | {'yes' if row['compiled'] else 'no'} | {row['references']} |"
     if "error" in row:
         return f"{what} {row['error']} | | | | |"
@@ -143,7 +148,7 @@ def line(row):
     return f"{what} {figures} | {mfu} |"
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--modes", nargs="+", choices=["lora", "full"], default=["lora", "full"])

@@ -175,7 +175,10 @@ def of_checkpoint(run: Path) -> str:
 
     from firered_lit.checkpoint import newest
 
-    checkpoint = torch.load(newest(run), weights_only=True)
+    path = newest(run)
+    if path is None:
+        raise FileNotFoundError(f"{run} has no checkpoint")
+    checkpoint = torch.load(path, weights_only=True)
     lines = [f"{name} {value}" for name, value in flat("", {name: checkpoint.get(name) for name in HELD})]
     return digest("\n".join(lines).encode())
 

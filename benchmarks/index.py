@@ -53,13 +53,13 @@ def synthesise(folder: Path, rows: int) -> None:
 
 
 def _private() -> int:
-    """Bytes that this process alone holds."""
+    """Return the bytes that this process alone holds."""
     text = Path("/proc/self/smaps_rollup").read_text()
     return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_Dirty")) * 1024
 
 
 def measure(folder: Path, ranks: int, batches: int) -> dict[str, float]:
-    """The figures of one index, in this process."""
+    """Return the figures of one index, in this process."""
     before, start = _private(), time.perf_counter()
     index = Index.open(folder)
     opened = time.perf_counter()

@@ -16,27 +16,31 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from firered_lit.judges.client import Client
 from firered_lit.judges.reply import Kind
 from firered_lit.judges.request import Picture, Request, user
 
+Side = Callable[[str, Sequence[Request], int], list[str]]
 
-def serve(latency):
+
+def serve(latency: float) -> None:
     """Answer every request after `latency` seconds with the length of its body. Prints its port."""
     import asyncio
 
     from aiohttp import web
 
-    async def answer(request):
+    async def answer(request: Any) -> web.Response:
         body = await request.read()
         await asyncio.sleep(latency)
         return web.json_response({"choices": [{"message": {"content": str(len(body))}}]})
 
-    async def main():
+    async def main() -> None:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_post("/v1/chat/completions", answer)
         runner = web.AppRunner(app)
@@ -49,10 +53,10 @@ def serve(latency):
     asyncio.run(main())
 
 
-def by_threads(url, requests, parallel):
-    """A thread for each request under way, as it was before the client."""
+def by_threads(url: str, requests: Sequence[Request], parallel: int) -> list[str]:
+    """Return the answers, with a thread for each request under way."""
 
-    def ask(request):
+    def ask(request: Request) -> str:
         headers = {"Content-Type": "application/json"}
         sent = urllib.request.Request(f"{url}/chat/completions", request.body(), headers)
         with urllib.request.urlopen(sent, timeout=60) as answer:
@@ -62,29 +66,30 @@ def by_threads(url, requests, parallel):
         return list(pool.map(ask, requests))
 
 
-def by_client(url, requests, parallel):
-    """The client; its thread and connections are made and ended within the time."""
+def by_client(url: str, requests: Sequence[Request], parallel: int) -> list[str]:
+    """Return the answers, with the client, whose thread and connections are made and ended within the time."""
     with Client(url, parallel=parallel) as client:
         replies = [future.result() for future in [client.submit(request) for request in requests]]
     assert {reply.kind for reply in replies} == {Kind.ANSWERED}
     return [reply.text for reply in replies]
 
 
-def measured(side, *arguments):
-    """Wall and CPU seconds of a side, and its answers."""
+def measured(side: Callable[..., list[str]], *arguments: Any) -> tuple[float, float, list[str]]:
+    """Return the wall and CPU seconds of a side, and its answers."""
     wall = time.perf_counter()
     cpu = time.process_time()
     answers = side(*arguments)
     return time.perf_counter() - wall, time.process_time() - cpu, answers
 
 
-def compare(url, parallel, given):
+def compare(url: str, parallel: int, given: argparse.Namespace) -> None:
     """One row of the table."""
     picture = Picture(os.urandom(given.kilobytes << 10))
     count = given.waves * parallel
     requests = [Request("judge", [user(picture, picture, picture, f"how good? {i}")]) for i in range(count)]
-    walls = {by_threads: [], by_client: []}
-    cpus = {by_threads: [], by_client: []}
+    sides: list[Side] = [by_threads, by_client]
+    walls: dict[Side, list[float]] = {side: [] for side in sides}
+    cpus: dict[Side, list[float]] = {side: [] for side in sides}
     answers = []
     for _ in range(given.rounds):
         for side in walls:
@@ -104,7 +109,7 @@ def compare(url, parallel, given):
     print("   ".join(cells), flush=True)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parallel", type=int, nargs="+", default=[8, 64, 256], help="requests under way at once")
     parser.add_argument("--latency", type=float, default=0.5, help="seconds of the server for each request")
@@ -119,7 +124,8 @@ def main():
     command = [sys.executable, __file__, "--serve", str(given.latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+            port = int(next(iter(server.stdout or [])))
+            url = f"http://127.0.0.1:{port}/v1"
             measured(by_client, url, [Request("judge", [user("warm?")])], 1)  # imports
             sides = "req/s  under way   CPU s"
             print(f"parallel   threads: {sides}   client: {sides}   ratio by wall time   by CPU time")

@@ -1,4 +1,4 @@
-"""What a model of the learning world has learned: held-out correctness by family, as numbers.
+"""Progress of a model of the learning world: held-out correctness by family, as numbers.
 
     python benchmarks/learning.py evaluate --model MODEL --out pretrained.json
     python benchmarks/learning.py pairs --model MODEL --count 2000 --out DIR
@@ -58,11 +58,11 @@ class Model:
         return Model(base, Encoders(base), base.transformer().eval(), steps)
 
     def batch(self, drawn: Sequence[tuple[Edit, str, str]]) -> EditBatch:
-        """Of edits with their ids and the keys of their texts, with pictures."""
+        """Return edits with their ids and the keys of their texts, with pictures, as a batch."""
         return self.encoders.batch(drawn, Place(0, tuple(range(len(drawn))), len(drawn)), pictured=True)
 
     def edits(self, batch: EditBatch) -> Tensor:
-        """(B, 3, H, W) in [-1, 1]; the noise is keyed by the sample."""
+        """Return edits (B, 3, H, W) in [-1, 1]; the noise is keyed by the sample."""
         noise = torch.cat([gaussian(batch.target.shape[1:], (0,), "learning", name) for name in batch.ids])
         tokens = batch.target.shape[-2] * batch.target.shape[-1] // 4
         sigmas = schedule(self.steps, tokens, self.base.scheduler_config)
@@ -86,7 +86,7 @@ def batches(
 
 @dataclass
 class Judged:
-    """What was found of some edits of a family, a number for each: terms and what was read by name."""
+    """Results of some edits of a family, a number for each: terms, and values that were read, by name."""
 
     right: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Judged:
                 mine.setdefault(name, []).extend(values)
 
     def numbers(self) -> dict[str, Any]:
-        """{"count", "correct", "right", "errors", terms...}: right is 1 or 0 for each edit, errors are root mean
+        """Return {"count", "correct", "right", "errors", terms...}: right is 1 or 0 for each edit, errors are root mean
         squares of pixels on [0, 1] against the exact answer, terms are means. "words" are what the OCR reward says:
         means, and each edit's reward."""
         found: dict[str, Any] = {"count": len(self.right), "correct": sum(self.right)}
@@ -123,6 +123,7 @@ def judged(model: Model, family: str, chosen: range, seed: int) -> Judged:
     for _, batch in batches(model, family, chosen, seed, "held_out"):
         pictures = model.edits(batch)
         score = judge.submit(pictures, batch).result()
+        assert batch.pixels is not None
         errors = ((pictures - batch.pixels) / 2).square().mean((1, 2, 3)).sqrt().tolist()
         one = Judged(score.value.int().tolist(), errors, listed(score))
         if family == "text":
@@ -172,7 +173,7 @@ def listed(scores: Scores) -> dict[str, list[float]]:
 
 
 def means(terms: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean of each term over the edits that have it."""
+    """Return the mean of each term over the edits that have it."""
     return {name: round(float(torch.tensor(terms[name]).nanmean()), 4) for name in sorted(terms)}
 
 
@@ -196,7 +197,7 @@ def pairs(model: Model, count: int, seed: int, families: Sequence[str], out: Pat
 
 
 def pair(found: Edit, name: str, loser: Tensor, out: Path) -> dict[str, Any]:
-    """The row of a pair, whose pictures are written."""
+    """Return the row of a pair, whose pictures are written."""
     pictures = {f"images/{name}_source{i}.png": draw(scene) for i, scene in enumerate(found.sources)}
     sources = [*pictures]
     pictures |= {f"images/{name}_chosen.png": draw(found.target), f"images/{name}_rejected.png": to_image(loser)}

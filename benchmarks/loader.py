@@ -35,7 +35,9 @@ BATCH = 4
 def photo(random: np.random.Generator, side: int) -> Image.Image:
     """Something that a JPEG decoder has to work on: coarse shapes with some grain, a fifth larger than the crop."""
     width, height = side * 5 // 4, side * 6 // 5
-    coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((width, height), Image.BICUBIC)
+    coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     grain = random.normal(0, 6, (height, width, 1))
     return Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
 
@@ -58,7 +60,7 @@ def write_files(folder: Path, count: int, side: int) -> None:
 
 
 def samples(count: int, side: int) -> Iterator[Sample]:
-    """The same edits, encoded."""
+    """Return the same edits, encoded."""
     meta = {"task": "edit", "target": [side, side], "references": [[side, side]], "cluster": "", "held_out": False}
     for i in range(count):
         noise = torch.Generator().manual_seed(i)
@@ -69,7 +71,7 @@ def samples(count: int, side: int) -> Iterator[Sample]:
 
 
 class Files(Dataset):
-    """What the authors' loader does for a sample."""
+    """Load a sample as the authors' loader does."""
 
     def __init__(self, folder: Path, side: int) -> None:
         self.folder, self.side = folder, side
@@ -84,9 +86,9 @@ class Files(Dataset):
         return self._image(row["source_image"]), self._image(row["target_image"]), text
 
     def _image(self, name: str) -> Tensor:
-        """The centre of the image at the shape of its bucket, (3, H, W) in [-1, 1]."""
-        with Image.open(self.folder / name) as image:
-            image = image.convert("RGB")
+        """Return the centre of the image at the shape of its bucket, (3, H, W) in [-1, 1]."""
+        with Image.open(self.folder / name) as file:
+            image = file.convert("RGB")
         scale = self.side / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
         left, top = (image.width - self.side) // 2, (image.height - self.side) // 2
@@ -95,7 +97,7 @@ class Files(Dataset):
 
 
 def rate(batches: Iterator, count: int) -> float:
-    """Samples a second over `count` batches; the first two are not timed."""
+    """Return the samples a second over `count` batches; the first two are not timed."""
     for _ in islice(batches, 2):
         pass
     begun = time.perf_counter()
@@ -114,7 +116,8 @@ def main() -> None:
     if args.quick:
         args.samples, args.rounds = 24, 1
     torch.set_num_threads(1)
-    count, found = args.samples // BATCH - 2, {"chunks of latents": [], "one file per sample": []}
+    count = args.samples // BATCH - 2
+    found: dict[str, list[float]] = {"chunks of latents": [], "one file per sample": []}
     with tempfile.TemporaryDirectory() as scratch:
         files, chunks = Path(scratch) / "files", Path(scratch) / "chunks"
         write_files(files, args.samples, args.side)

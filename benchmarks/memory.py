@@ -9,7 +9,9 @@ sys.path.insert(0, str(ROOT))
 from firered_lit.memory import GB, estimate, training_of
 from firered_lit.recipe import load
 
-CARDS, COUNTS = (80, 141), (1, 8, 32, 128)
+CARDS = (80, 141)  # gigabytes of an H100 and an H200
+COUNTS = (1, 8, 32, 128)  # GPUs
+SHARDS = 8  # GPUs that share one copy of the weights, with HSDP
 ONE = [
     "stage.backbone.dtype=bfloat16",
     "stage.optimizer={_target_: firered_lit.optim.stochastic_adamw8bit, _partial_: true}",
@@ -28,6 +30,7 @@ ROWS = {
 
 
 def table() -> str:
+    """Return the table as Markdown: a row for each way of training, a column for each number of GPUs."""
     lines = [f"| GB on each GPU | {' | '.join(map(str, COUNTS))} |", "|---" * (len(COUNTS) + 1) + "|"]
     for name, (recipe, overrides) in ROWS.items():
         cells = [cell(recipe, overrides, gpus) for gpus in COUNTS]
@@ -36,16 +39,23 @@ def table() -> str:
 
 
 def cell(recipe: str, overrides: list[str], gpus: int) -> str:
-    """The estimate, and which cards hold it."""
-    given = [text for text in overrides if text != "HSDP"]
+    """Return the gigabytes that each GPU needs, and the cards that hold them; "-" where there are too few GPUs.
+
+    Args:
+        recipe: Name of a recipe of `recipes/`.
+        overrides: Overrides as on a command line; "HSDP" stands for sharding over 8 GPUs, replicated over the others.
+        gpus: The number of GPUs.
+    """
+    settings = [text for text in overrides if text != "HSDP"]
     if "HSDP" in overrides:
-        if gpus < 8:
+        if gpus < SHARDS:
             return "-"
-        given.append(f"trainer.strategy.replicate={gpus // 8}")
-    read = load(str(ROOT / "recipes" / f"{recipe}.yaml"), given)
-    need = sum(part.size for part in estimate(training_of(read.root, gpus))) / GB
-    fits = [str(card) for card in CARDS if need <= card]
-    return f"{need:.0f} ({', '.join(fits) or 'no card'})"
+        settings.append(f"trainer.strategy.replicate={gpus // SHARDS}")
+    loaded = load(str(ROOT / "recipes" / f"{recipe}.yaml"), settings)
+    items = estimate(training_of(loaded.root, gpus))
+    gigabytes = sum(item.size for item in items) / GB
+    cards = [str(card) for card in CARDS if gigabytes <= card]
+    return f"{gigabytes:.0f} ({', '.join(cards) or 'no card'})"
 
 
 if __name__ == "__main__":

@@ -22,21 +22,24 @@ import sys
 import tempfile
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from PIL import Image, ImageStat
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datamodules.prompts import PromptDataModule
 from datamodules.synthetic import write
-from firered_lit.batch import Condition, Text
+from firered_lit.batch import Condition, EditBatch, PromptBatch, Text
 from firered_lit.build import build
 from firered_lit.cli import main as firered_lit
 from firered_lit.draws import gaussian
@@ -48,6 +51,7 @@ from firered_lit.losses.nft import adaptive, group_optimality, old_policy_decay,
 from firered_lit.models import qwen_image
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.codec import to_image
+from firered_lit.models.family import Base
 from firered_lit.models.weight_swap import WeightSwap
 from firered_lit.optim import parameter_groups
 from firered_lit.rewards.protocol import Scores
@@ -60,16 +64,16 @@ ROOT = Path(__file__).resolve().parents[1]
 class Judge(L.Callback):
     """Asks an HTTP server about every picture, `connections` at a time."""
 
-    def __init__(self, url, connections):
+    def __init__(self, url: str, connections: int) -> None:
         self.name, self.url, self.pool = "judge", url, ThreadPoolExecutor(connections)
         self.waiting = ThreadPoolExecutor(64)
 
-    def submit(self, images, batch):
+    def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
         asked = [self.pool.submit(self.ask, image) for image in images]
         valid = torch.ones(len(asked), dtype=torch.bool)
         return self.waiting.submit(lambda: Scores(torch.tensor([a.result() for a in asked]), valid))
 
-    def ask(self, image):
+    def ask(self, image: Tensor) -> float:
         file = io.BytesIO()
         to_image(image).save(file, "PNG", compress_level=1)
         body = json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode()
@@ -77,11 +81,11 @@ class Judge(L.Callback):
             return json.load(answer)["score"]
 
 
-def serve(latency):
+def serve(latency: float) -> None:
     """The judge: after `latency` seconds, how bright the picture is. Prints its port."""
 
     class Answer(BaseHTTPRequestHandler):
-        def do_POST(self):
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             mean = ImageStat.Stat(Image.open(io.BytesIO(base64.b64decode(body["image"]))).convert("L")).mean[0]
             time.sleep(latency)
@@ -91,7 +95,7 @@ def serve(latency):
             self.end_headers()
             self.wfile.write(said)
 
-        def log_message(self, *_):
+        def log_message(self, *_: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
@@ -102,7 +106,7 @@ def serve(latency):
 class Plain:
     """The loop as public code has it. cached: prompts are encoded once. overlapped: rewards are asked for at once."""
 
-    def __init__(self, base, reward, points, cached=False, overlapped=False):
+    def __init__(self, base: Base, reward: Any, points: int, cached: bool = False, overlapped: bool = False) -> None:
         self.points = points
         self.net, self.codec, self.config = Backbone("tiny").load(SEED), base.codec(), base.scheduler_config
         self.conditioner, self.area = base.conditioner(), base.sizes.condition_area
@@ -111,8 +115,8 @@ class Plain:
         trained = parameter_groups(self.net.named_parameters())
         self.optimizer, self.steps = torch.optim.AdamW(trained, lr=RATE), 0
 
-    def condition(self, sample):
-        """The group's condition, its prompt encoded for every edit."""
+    def condition(self, sample: EditBatch) -> Condition:
+        """Return the group's condition, its prompt encoded for every edit."""
         group = sample.repeated(EDITS)
         if self.cached:
             return group.condition
@@ -120,11 +124,11 @@ class Plain:
         rows = self.conditioner.encode([*group.instructions], pictures, self.area)
         return Condition(Text.pad(rows), group.condition.references)
 
-    def velocity(self, x, sigma, condition):
+    def velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         return qwen_image.velocity(self.net, x, sigma, condition)
 
     @torch.no_grad()
-    def draw(self, sample, condition):
+    def draw(self, sample: EditBatch, condition: Condition) -> tuple[Tensor, Tensor]:
         shape = sample.target.shape[1:]
         noise = gaussian(shape, tuple(range(EDITS)), SEED, "rollout", sample.step, sample.slots[0])
         sigmas = schedule(STEPS, shape[-1] * shape[-2] // 4, self.config)
@@ -132,7 +136,7 @@ class Plain:
             x_0 = euler(lambda x, s: self.velocity(x, s, condition), noise, sigmas)
         return x_0, self.codec.decode(x_0).clamp(-1, 1)
 
-    def iteration(self, batch):
+    def iteration(self, batch: PromptBatch) -> tuple[float, float]:
         conditions = [self.condition(sample) for sample in batch.groups]
         drawn, asked = [], []
         for sample, condition in zip(batch.groups, conditions):
@@ -148,7 +152,14 @@ class Plain:
         loss = self.learn(batch, conditions, [x_0 for x_0, _ in drawn], optimality, used)
         return float(rewards.mean()), loss
 
-    def learn(self, batch, conditions, edits, optimality, used):
+    def learn(
+        self,
+        batch: PromptBatch,
+        conditions: Sequence[Condition],
+        edits: Sequence[Tensor],
+        optimality: Tensor,
+        used: Tensor,
+    ) -> float:
         self.optimizer.zero_grad()
         total = 0.0
         places = [(g, j) for g in range(GROUPS) for j in range(self.points)]
@@ -178,20 +189,25 @@ class Plain:
 class Lettered(PromptDataModule):
     """Prompts that ask for words, so that reading them is work."""
 
-    def on_after_batch_transfer(self, batch, dataloader_idx):
+    def on_after_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
         return replace(batch, groups=tuple(replace(g, target_texts=("2nd Edition",)) for g in batch.groups))
 
 
 class Turns(L.Callback):
     """Times every iteration of the stage, and after each lets the others do theirs on the same samples."""
 
-    def __init__(self, others):
-        self.others, self.seconds, self.losses = others, {name: [] for name in ["ours", *others]}, {}
+    def __init__(self, others: dict[str, Plain]) -> None:
+        self.others = others
+        self.seconds: dict[str, list[float]] = {name: [] for name in ["ours", *others]}
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: PromptBatch, batch_idx: int
+    ) -> None:
         self.begun = time.perf_counter()
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
         self.seconds["ours"].append(time.perf_counter() - self.begun)
         logged = float(trainer.logged_metrics["train/loss"])
         for name, other in self.others.items():
@@ -202,8 +218,8 @@ class Turns(L.Callback):
             assert abs(reward - float(outputs["rewards"].mean())) < 1e-3, f"{name}: other rewards"
 
 
-def drawing(data, points):
-    """Seconds that the rollout of an iteration takes, the fastest of three."""
+def drawing(data: str, points: int) -> float:
+    """Return the seconds that the rollout of an iteration takes, the fastest of three."""
     stage = build_stage(points)
     plain = Plain(stage.base, None, points, cached=True)
     batch, seconds = next(iter(Lettered(data, groups=GROUPS, workers=0).train_dataloader())), []
@@ -215,14 +231,22 @@ def drawing(data, points):
     return min(seconds)
 
 
-def build_stage(points):
+def build_stage(points: int) -> NFT:
     adam = partial(torch.optim.AdamW, lr=RATE, weight_decay=0.01)
-    options = {"group_size": EDITS, "rollout_steps": STEPS, "points": points, "kl": KL, "resolution_shift": False}
-    return NFT(Backbone("tiny"), adam, seed=SEED, **options)
+    return NFT(
+        Backbone("tiny"),
+        adam,
+        seed=SEED,
+        group_size=EDITS,
+        rollout_steps=STEPS,
+        points=points,
+        kl=KL,
+        resolution_shift=False,
+    )
 
 
-def measure(data, reward, points, rounds):
-    """Seconds of every iteration by side; the first one is not counted."""
+def measure(data: str, reward: Any, points: int, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every iteration by side; the first one is not counted."""
     stage = build_stage(points)
     plain = partial(Plain, stage.base, reward, points)
     others = {"plain": plain(), "plain, prompts encoded once": plain(cached=True)}
@@ -237,7 +261,7 @@ def measure(data, reward, points, rounds):
     return {name: values[1:] for name, values in turns.seconds.items()}
 
 
-def prepared(folder):
+def prepared(folder: Path) -> str:
     write(folder / "world", 28)
     recipe = str(ROOT / "recipes" / "tiny" / "prepare.yaml")
     with redirect_stdout(io.StringIO()):
@@ -245,7 +269,7 @@ def prepared(folder):
     return str(folder / "data")
 
 
-def table(name, seconds):
+def table(name: str, seconds: dict[str, list[float]]) -> None:
     print(f"\n{name}: {GROUPS} groups of {EDITS} edits in {STEPS} steps, {len(seconds['ours'])} rounds")
     print(f"  {'':<30} median s      range          plain / side: median, range")
     for side, values in seconds.items():
@@ -255,7 +279,7 @@ def table(name, seconds):
         print(f"  {side:<30} {statistics.median(values):8.2f}   {spread:<16} {gain}", flush=True)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     judge = "time of the judge for all pictures, by that of drawing them"
     parser.add_argument("--judge", type=float, nargs="*", default=[1.0, 1.5], help=judge)
@@ -276,9 +300,10 @@ def main():
             command = [sys.executable, __file__, "--serve", str(latency)]
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             try:
-                judge = Judge(f"http://127.0.0.1:{int(server.stdout.readline())}", given.connections)
+                port = int(next(iter(server.stdout or [])))
+                server_judge = Judge(f"http://127.0.0.1:{port}", given.connections)
                 said = f"judge of {latency:.3f} s a picture, {given.connections} at a time, {multiple:g} x the rollout"
-                table(said, measure(data, judge, given.points, given.rounds))
+                table(said, measure(data, server_judge, given.points, given.rounds))
             finally:
                 server.kill()
         for name in given.local:

@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,9 @@ import numpy as np
 from rendered import length, paper, write
 
 from callbacks.ocr_closeup import score_where_due
-from callbacks.ocr_engine import PaddleEngine, paddle
-from callbacks.ocr_layout import cut, read_layouts
-from callbacks.ocr_models import offline_models
+from callbacks.ocr_engine import PaddleEngine, Picture, paddle
+from callbacks.ocr_layout import Layout, cut, read_layouts
+from callbacks.ocr_models import Model, offline_models
 from firered_lit.draws import chooser
 from firered_lit.models.tiny import cache_folder
 from firered_lit.rewards.layout_ocr import cells, fold, joined, nearest_run, text_score
@@ -39,10 +40,11 @@ SIZES = [(256, 256), (384, 256), (512, 384), (512, 512), (640, 480), (768, 512),
 TEXTS = ["2nd Edition", "SALE 50%", "Open Daily", "No. 42", "2026.11.23", "Coffee", "Exit", "欢迎光临", "今日特价"]
 TEXTS += ["新年快乐", "第二版", "茶馆 Cafe", "Hello World", "Fresh Bread", "18:30", "请勿吸烟"]
 MAX_SIDE = 960
+Scorer = Callable[[Sequence[Picture], Sequence[str], Sequence[Layout | None]], list[float]]
 
 
-def draw(number, right=False):
-    """A page of 2 to 5 short lines, and the one that is asked for; on every fourth page it is misspelt."""
+def draw(number: int, right: bool = False) -> tuple[Picture, str]:
+    """Return a page of 2 to 5 short lines, and the one that is asked for; on every fourth page it is misspelt."""
     choose, size = chooser("ocr benchmark", number), SIZES[number % len(SIZES)]
     page = paper(size, choose.choice(["white", "#f0e8d0", "#203040"]))
     ink = "white" if sum(page.getpixel((0, 0))) < 300 else choose.choice(["black", "#802010"])
@@ -59,10 +61,11 @@ def draw(number, right=False):
 class Plain:
     """One image at a time through PaddleOCR; R_text of the lines nearest to the text."""
 
-    def __init__(self, models, intra):
-        self.ocr = paddle(*models, MAX_SIDE, intra)
+    def __init__(self, models: Sequence[Model], intra: int) -> None:
+        detection, recognition = models
+        self.ocr = paddle(detection, recognition, MAX_SIDE, intra)
 
-    def score(self, image, text):
+    def score(self, image: Picture, text: str) -> float:
         read = self.ocr.predict(np.ascontiguousarray(image[:, :, ::-1]), return_word_box=False)[0]["rec_texts"]
         wanted = folded(text)
         split = [cells((0, 0, 1, 1), folded(line)) for line in read]
@@ -72,37 +75,66 @@ class Plain:
 folded = partial(fold, case=True, space=True)
 
 
-def sides(models, threads):
+def sides(models: Sequence[Model], threads: int) -> dict[str, Scorer]:
     """Name -> a scorer of (images, texts, layouts): R_text of each."""
     plain, single = Plain(models, threads), Plain(models, 1)
     alone = PaddleEngine(*models, threads=1, intra=threads, max_side=MAX_SIDE)
     ours = PaddleEngine(*models, threads=threads, max_side=MAX_SIDE)
     pool = ThreadPoolExecutor(threads)
 
-    def scored(engine, images, texts, layouts):
-        return [one.score.text for one in score_where_due(engine.read, images, texts, layouts)]
+    def scored(
+        engine: PaddleEngine, images: Sequence[Picture], texts: Sequence[str], layouts: Sequence[Layout | None]
+    ) -> list[float]:
+        scores = []
+        for one in score_where_due(engine.read, images, texts, layouts):
+            assert not isinstance(one, str), one
+            scores.append(one.score.text)
+        return scores
 
-    def whole(engine, images, texts, layouts):
+    def whole(
+        engine: PaddleEngine, images: Sequence[Picture], texts: Sequence[str], layouts: Sequence[Layout | None]
+    ) -> list[float]:
         return scored(engine, images, texts, [None] * len(images))
 
-    def one_by_one(images, texts, layouts):
+    def one_by_one(images: Sequence[Picture], texts: Sequence[str], layouts: Sequence[Layout | None]) -> list[float]:
         return [whole(alone, [image], [text], layouts)[0] for image, text in zip(images, texts)]
 
-    def close_up(images, texts, layouts):
-        where = [layout.region(text, image.shape[:2]) for layout, text, image in zip(layouts, texts, images)]
-        return [plain.score(cut(image, region), text) for image, text, region in zip(images, texts, where)]
+    def close_up(images: Sequence[Picture], texts: Sequence[str], layouts: Sequence[Layout | None]) -> list[float]:
+        scores = []
+        for layout, text, image in zip(layouts, texts, images):
+            region = layout.region(text, (image.shape[0], image.shape[1])) if layout else None
+            scores.append(plain.score(cut(image, region), text))
+        return scores
 
-    found = {"plain": lambda images, texts, layouts: list(map(plain.score, images, texts))}
-    found |= {"plain, lines at their own width": one_by_one, "plain, only where the text belongs": close_up}
-    found["the lines of all images in batches"] = partial(whole, alone)
+    def plainly(images: Sequence[Picture], texts: Sequence[str], layouts: Sequence[Layout | None]) -> list[float]:
+        return list(map(plain.score, images, texts))
+
+    def side_by_side(images: Sequence[Picture], texts: Sequence[str], layouts: Sequence[Layout | None]) -> list[float]:
+        return list(pool.map(single.score, images, texts))
+
+    found: dict[str, Scorer] = {
+        "plain": plainly,
+        "plain, lines at their own width": one_by_one,
+        "plain, only where the text belongs": close_up,
+        "the lines of all images in batches": partial(whole, alone),
+    }
     if threads > 1:
-        found["plain, images side by side"] = lambda images, texts, _: list(pool.map(single.score, images, texts))
-    return found | {"ours, without a layout": partial(whole, ours), "ours": partial(scored, ours)}
+        found["plain, images side by side"] = side_by_side
+    found["ours, without a layout"] = partial(whole, ours)
+    found["ours"] = partial(scored, ours)
+    return found
 
 
-def measure(scorers, images, texts, layouts, rounds):
-    """Wall and CPU seconds of each round by side, in turns; the first round only warms up. Scores must agree."""
-    seconds, scores = {name: [] for name in scorers}, {}
+def measure(
+    scorers: dict[str, Scorer],
+    images: Sequence[Picture],
+    texts: Sequence[str],
+    layouts: Sequence[Layout | None],
+    rounds: int,
+) -> tuple[dict[str, list[tuple[float, float]]], list[float]]:
+    """Return the wall and CPU seconds of each round by side, in turns; the first only warms up. Scores must agree."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in scorers}
+    scores: dict[str, list[float]] = {}
     for _ in range(rounds + 1):
         for name, scorer in scorers.items():
             wall, cpu = time.perf_counter(), time.process_time()
@@ -113,7 +145,7 @@ def measure(scorers, images, texts, layouts, rounds):
     return {name: values[1:] for name, values in seconds.items()}, scores["plain"]
 
 
-def table(seconds, count, threads):
+def table(seconds: dict[str, list[tuple[float, float]]], count: int, threads: int) -> None:
     wall, cpu = ({n: statistics.median(pair[i] for pair in pairs) for n, pairs in seconds.items()} for i in (0, 1))
     print(f"{'':<42}{'images/s/core':>14}{'ratio':>8}{'range':>16}{'CPU ms/image':>14}{'ratio':>8}")
     for name, pairs in seconds.items():
@@ -125,8 +157,8 @@ def table(seconds, count, threads):
         )
 
 
-def verdict(seconds):
-    """What a run gains, and with how many samples without a layout it still is 1.5 times."""
+def verdict(seconds: dict[str, list[tuple[float, float]]]) -> None:
+    """Print the gain of a run, and the share of samples without a layout up to which it still is 1.5 times."""
     plain, ours, bare = (
         statistics.median(pair[0] for pair in seconds[name]) for name in ("plain", "ours", "ours, without a layout")
     )
@@ -136,7 +168,7 @@ def verdict(seconds):
         print(f"1.5 times with up to {100 * share:.0f} % of the samples without a layout")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
@@ -146,7 +178,11 @@ def main():
     models = offline_models(cache_folder())
     images, texts = zip(*map(draw, range(given.images)))
     reader = PaddleEngine(*models, max_side=MAX_SIDE)
-    layouts = read_layouts(reader.read, [draw(number, right=True)[0] for number in range(given.images)], texts)
+    right = [draw(number, right=True)[0] for number in range(given.images)]
+    layouts: list[Layout | None] = []
+    for layout in read_layouts(reader.read, right, texts):
+        assert not isinstance(layout, str), layout
+        layouts.append(layout)
     for threads in given.threads:
         seconds, scores = measure(sides(models, threads), images, texts, layouts, given.rounds)
         print(f"\n{len(images)} images of {len(SIZES)} sizes, {threads} threads, mean text {np.mean(scores):.3f}")

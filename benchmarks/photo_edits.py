@@ -1,4 +1,4 @@
-"""How many edits of a photograph are right before a LoRA and after it, and a picture of the first ones.
+"""Number of edits of a photograph that are right before a LoRA and after it, and a picture of the first ones.
 
     python benchmarks/photo_edits.py --lora DIR --out before_after.jpg
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def instruction(one: Sample, number: int) -> str:
 
 
 @torch.no_grad()
-def edits(base: Base, transformer: torch.nn.Module, asked: Sequence[Sample], steps: int) -> list[Picture]:
+def edits(base: Base, transformer: Any, asked: Sequence[Sample], steps: int) -> list[Picture]:
     """Return an edit of every sample's source, drawn as `edit` draws it. The noise is keyed by the sample's name."""
     codec = base.codec()
     sources = torch.stack([to_pixels(Image.fromarray(one.source)) for one in asked])

@@ -1,4 +1,4 @@
-"""How far rounding lets the weights move: each full-size recipe's optimizer on its own stage, against float32.
+"""Movement of the weights that rounding lets through: the optimizer of each full-size recipe on its own stage, against
 
     python benchmarks/precision.py [--steps 40] [--recipes sft dpo ...] [--all]
 
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,8 @@ from firered_lit.recipe import load
 
 KEPT = ("lr", "betas", "weight_decay")
 WAYS = ("as the recipe has it", "bfloat16, rounded stochastically", "bfloat16, rounded to the nearest")
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 def full_weight_recipes() -> dict[str, dict[str, Any]]:
@@ -47,7 +49,7 @@ def batch(step: int, pairs: bool) -> EditBatch:
     return PreferenceBatch(*facts, loser=loser) if pairs else EditBatch(*facts)
 
 
-def stage_of(root: dict[str, Any], dtype: str) -> Any:
+def stage_of(root: dict[str, Any], dtype: Dtype) -> Any:
     """Build a recipe's stage over the tiny model, without what needs other data."""
     node = {name: value for name, value in root["stage"].items() if name not in ("preview", "consistency")}
     node["backbone"] = None
@@ -58,7 +60,7 @@ def stage_of(root: dict[str, Any], dtype: str) -> Any:
     return made
 
 
-def moved(root: dict[str, Any], steps: int, dtype: str, compute: bool, optimizer: Callable[..., Any]) -> torch.Tensor:
+def moved(root: dict[str, Any], steps: int, dtype: Dtype, compute: bool, optimizer: Callable[..., Any]) -> torch.Tensor:
     """Return what so many steps at the recipe's full rate add to the weights, in float32."""
     stage = stage_of(root, dtype)
     weights = [parameter for parameter in stage.transformer.parameters() if parameter.requires_grad]
@@ -95,7 +97,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="also bfloat16 weights")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.compile = lambda function, **_: function  # torchao compiles its step, which takes long
+    compiler: Any = torch
+    compiler.compile = lambda function, **_: function  # torchao compiles its step, which takes long
 
     print("| recipe | rate | weights | projection | moved |\n|---|---|---|---|---|", flush=True)
     for name, root in full_weight_recipes().items():

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.chunks import Sample
 from datamodules.crops import Cropped, Opening
 from datamodules.encode import Encoder
 from datamodules.records import Record
@@ -31,16 +32,19 @@ SHAPES = ((96, 64), (64, 96), (80, 80))  # width, height, a quarter of the way t
 
 
 def edits(folder: Path, count: int, side: int, opening: Opening) -> list[Cropped]:
-    """Edits of one reference, in two languages, of three shapes."""
-    found = []
+    """Return edits of one reference, in two languages, of three shapes."""
+    found: list[Cropped] = []
     for i in range(count):
         names = [str(folder / f"{role}{i}.png") for role in "st"]
         for name in names:
             noise = np.random.default_rng([i, len(name)]).integers(0, 256, (8, 8, 3), np.uint8)
-            shape = tuple(part * side // 64 for part in SHAPES[i % len(SHAPES)])
-            Image.fromarray(noise + np.uint8(name == names[0])).resize(shape).save(name)
+            width, height = SHAPES[i % len(SHAPES)]
+            picture = Image.fromarray(noise + np.uint8(name == names[0]))
+            picture.resize((width * side // 64, height * side // 64)).save(name)
         texts = {"original/en": f"make thing {i} as red as the other one", "original/cn": f"把第{i}个变成红色"}
-        found += opening([Record(f"r{i}", "edit", names[1], (names[0],), texts, f"rows:{i}")])
+        opened = opening([Record(f"r{i}", "edit", names[1], (names[0],), texts, f"rows:{i}")])
+        assert isinstance(opened, list), opened
+        found += opened
     return found
 
 
@@ -55,12 +59,18 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def distance(encoder: Encoder, some: list[Cropped], batch: int) -> float:
-    """The largest difference between what the two ways store."""
+    """Return the largest difference between the tensors that the two ways store."""
     encoder.batch = 1
     alone = [encoder.encode([cropped])[0] for cropped in some]
     encoder.batch = batch
-    pairs = zip(alone, encoder.encode(some), strict=True)
-    return max(float((a.tensors[k] - b.tensors[k]).abs().max()) for a, b in pairs for k in a.tensors)
+    together = encoder.encode(some)
+    largest = 0.0
+    for one, other in zip(alone, together, strict=True):
+        assert isinstance(one, Sample), one
+        assert isinstance(other, Sample), other
+        for name in one.tensors:
+            largest = max(largest, float((one.tensors[name] - other.tensors[name]).abs().max()))
+    return largest
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def synthesise(path: Path, rows: int) -> int:
 
 
 def _status(name: str) -> float:
-    """A figure of this process's memory, in MB."""
+    """Return a figure of this process's memory, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
@@ -72,9 +72,16 @@ def measure(source: Path, folder: Path) -> dict[str, float]:
     write_index(folder, indexed())
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     index = Index.open(folder)
-    counts = {"rows": len(index) + refused.total(), "refused": refused.total(), "buckets": len(index.buckets)}
-    counts |= {"above": _status("VmHWM") - before, "imports": before}
-    return counts | {"rate": counts["rows"] / seconds, "core": counts["rows"] / cpu}
+    rows = len(index) + refused.total()
+    return {
+        "rows": rows,
+        "refused": refused.total(),
+        "buckets": len(index.buckets),
+        "above": _status("VmHWM") - before,
+        "imports": before,
+        "rate": rows / seconds,
+        "core": rows / cpu,
+    }
 
 
 def main() -> None:

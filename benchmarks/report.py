@@ -37,7 +37,7 @@ Interval = tuple[float, float, float]  # a mean and the bounds of its 95 % inter
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share, as Wilson (1927) computes it."""
+    """Return the 95 % interval of a share, as Wilson (1927) computes it."""
     share, z2 = correct / count, Z * Z
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
@@ -49,7 +49,7 @@ def share(correct: int, count: int) -> Interval:
 
 
 def average(values: Sequence[float]) -> Interval:
-    """A mean with its normal 95 % interval."""
+    """Return a mean with its normal 95 % interval."""
     middle, half = mean(values), Z * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return middle, middle - half, middle + half
 
@@ -92,7 +92,7 @@ def known(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Markdown: a row per family, a column per model; shares with their intervals, in percent."""
+    """Return Markdown: a row per family, a column per model; shares with their intervals, in percent."""
     lines = [f"| family | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for family in known(results):
         found = [result["families"].get(family) for result in results]
@@ -103,7 +103,7 @@ def table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 
 def term_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Markdown: what decided it, means over edits: by family and term a row, a column per model."""
+    """Return Markdown: the deciding terms, means over edits: by family and term a row, a column per model."""
     lines = [f"| family | of what | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for family in known(results):
         found = [result["families"].get(family, {}) for result in results]
@@ -115,7 +115,7 @@ def term_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 
 def wins(before: dict[str, Any], after: dict[str, Any], tie: float = 0.002) -> tuple[int, int]:
-    """(edits that came nearer to the exact answer, edits that moved at all): by more than `tie` of the range."""
+    """Return (edits that came nearer to the exact answer, edits that moved at all): by more than `tie` of the range."""
     moved = [
         old - new
         for family in FAMILIES
@@ -171,7 +171,7 @@ def word_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 def agreement(
     results: Sequence[dict[str, Any]], earlier: Sequence[dict[str, Any]]
 ) -> tuple[int, list[tuple[int, str]]]:
-    """(how many shares were compared, (model, family) of those whose 95 % intervals do not meet)."""
+    """Return (the number of shares compared, (model, family) of those whose 95 % intervals do not meet)."""
     compared, apart = 0, []
     for number, (new, old) in enumerate(zip(results, earlier, strict=True)):
         for family in known([new, old]):
@@ -254,6 +254,7 @@ def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, ste
         batch = opened[0].batch([(found, name, "original/en")])
         shown = {i: source[0] for i, source in enumerate(batch.sources or ())}
         shown |= {widest + k: model.edits(batch)[0] for k, model in enumerate(opened)}
+        assert batch.pixels is not None
         shown[len(columns) - 1] = batch.pixels[0]
         for place, picture in shown.items():
             line[place].imshow(to_image(picture), interpolation="nearest")
@@ -265,8 +266,10 @@ def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, ste
 
 
 def run(folders: Sequence[Path], out: Path) -> None:
-    """What a run did, or several that went on from each other: seeds of the last, steps, hours of work, and curves; of
-    what a run did after the next one's start, nothing. Writes `out` and, beside it, a plot."""
+    """Write the record of a run, or of several that went on from each other, and beside it a plot.
+
+    It has the seeds of the last, steps, hours of work, and curves, which of each run end where the next one starts.
+    """
     from mlflow.tracking import MlflowClient
 
     from firered_lit.store import read_record
@@ -304,13 +307,13 @@ def run(folders: Sequence[Path], out: Path) -> None:
 
 
 def hours(times: Sequence[int]) -> float:
-    """From the first of some milliseconds to the last, without pauses of more than PAUSE."""
+    """Return the hours from the first of some milliseconds to the last, without pauses of more than PAUSE."""
     ordered = sorted(times)
     return sum(gap for old, new in pairwise(ordered) if (gap := new - old) <= PAUSE) / 3.6e6
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Means over neighbours, so that at most `POINTS` are left; a mean stands at its last step."""
+    """Return the means over neighbours, so that at most `POINTS` are left; a mean stands at its last step."""
     size = math.ceil(len(points) / POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], round(mean(value for _, value in group), 5)) for group in groups]

@@ -18,14 +18,17 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -54,15 +57,17 @@ KEPT = {"gradient_checkpointing": False}
 REFERENCES = (0, 1, 2)  # equally often, as the released examples draw them
 
 
-def inputs(config, side, text, references=1):
-    """x_t, sigma and condition of one sample, on the meta device."""
+def inputs(config: dict[str, Any], side: int, text: int, references: int = 1) -> tuple[Tensor, Tensor, Condition]:
+    """Return x_t, sigma and condition of one sample, on the meta device."""
     images = [torch.zeros(1, 16, side // 8, side // 8, device="meta") for _ in range(1 + references)]
     embeddings = torch.zeros(1, text, config["joint_attention_dim"], device="meta")
     return images[0], torch.zeros(1, device="meta"), Condition(Text(embeddings, None), tuple(images[1:]))
 
 
-def flops_of_step(config, side, text, checkpointed=False, lora=None):
-    """Forward and backward of one sample with one reference; blocks are alike, so two depths tell of any."""
+def flops_of_step(
+    config: dict[str, Any], side: int, text: int, checkpointed: bool = False, lora: LoRA | None = None
+) -> int:
+    """Return the FLOPs of a forward and backward of one sample with one reference, from those of two depths."""
     counts = []
     for layers in (1, 2):
         transformer = skeleton({**config, "num_layers": layers}, torch.bfloat16)
@@ -76,8 +81,8 @@ def flops_of_step(config, side, text, checkpointed=False, lora=None):
     return counts[0] + (config["num_layers"] - 1) * (counts[1] - counts[0])
 
 
-def flops_of_encoding(config, side):
-    """The VAE on one target and one reference."""
+def flops_of_encoding(config: dict[str, Any], side: int) -> int:
+    """Return the FLOPs of the VAE on one target and one reference."""
     with torch.device("meta"):
         vae = AutoencoderKLQwenImage(**config)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -85,14 +90,14 @@ def flops_of_encoding(config, side):
     return 2 * counter.get_total_flops()
 
 
-def arithmetic(lora):
-    """What caching latents and making nothing again can gain where operations are all that takes time, at full size."""
+def arithmetic(lora: LoRA | None) -> None:
+    """Print the gain of caching latents and making nothing again, at full size, where only operations take time."""
     plain, ours = (flops_of_step(FULL_SIZE, 1024, 512, checkpointed, lora) for checkpointed in (True, False))
     encoding = flops_of_encoding({}, 1024)
     print(f"operations of a full-size step, plain / ours: {(plain + encoding) / ours:.2f}")
 
 
-def model_folder(folder, layers):
+def model_folder(folder: Path, layers: int) -> str:
     """A base whose VAE costs, beside its transformer, what the full-size one costs beside the full-size transformer."""
     config = {**SMALL, "num_layers": layers}
     share = flops_of_encoding({}, 1024) / flops_of_step(FULL_SIZE, 1024, 512)
@@ -108,9 +113,10 @@ def model_folder(folder, layers):
     return str(folder)
 
 
-def micro_batches(codec, targets):
+def micro_batches(codec: Codec, targets: int) -> list[EditBatch]:
     """One round: about as many samples of 0, 1 and 2 references, in batches that fill a budget of `targets` targets."""
-    text, found = generator("text"), []
+    text = generator("text")
+    found: list[EditBatch] = []
     for n in REFERENCES:
         size = max(1, targets // (n + 1))
         for _ in range(targets // size):
@@ -132,20 +138,31 @@ class Plain:
     """The released loop. cached: latents; fixed: its batch, None for as many samples as the budget takes; unmasked: a
     mask only where one is needed; backbone: what of the blocks is made again or compiled, and the LoRA."""
 
-    def __init__(self, base, codec, fixed, cached=False, unmasked=False, fused=False, **backbone):
+    def __init__(
+        self,
+        base: str,
+        codec: Codec,
+        fixed: int | None,
+        cached: bool = False,
+        unmasked: bool = False,
+        fused: bool = False,
+        **backbone: Any,
+    ) -> None:
         self.net, self.codec = Backbone(base, **{"gradient_checkpointing": True} | backbone).load(SEED), codec
         self.cached, self.fixed, self.unmasked = cached, fixed, unmasked
         self.optimizer = torch.optim.AdamW(parameter_groups(self.net.named_parameters()), lr=RATE, fused=fused)
 
-    def run(self, batch):
+    def run(self, batch: EditBatch) -> None:
         size = self.fixed or len(batch)
         for i in range(0, len(batch), size):
             self.step(part(batch, slice(i, i + size)))
 
-    def step(self, batch):
+    def step(self, batch: EditBatch) -> None:
         x_0, references, text = batch.target, batch.condition.references, batch.condition.text
         if not self.cached:
-            x_0, references = self.codec.encode(batch.pixels), tuple(self.codec.encode(s) for s in batch.sources)
+            assert batch.pixels is not None
+            x_0 = self.codec.encode(batch.pixels)
+            references = tuple(self.codec.encode(source) for source in batch.sources)
         if not self.unmasked and text.mask is None:
             text = replace(text, mask=torch.ones(text.embeddings.shape[:2], dtype=torch.bool))
         sigma = torch.sigmoid(gaussian((), batch.slots, SEED, "sigma", batch.step))
@@ -157,25 +174,32 @@ class Plain:
         self.optimizer.zero_grad()
 
 
-def part(batch, rows):
-    """Some samples of a batch."""
+def part(batch: EditBatch, rows: slice) -> EditBatch:
+    """Return some samples of a batch."""
     text, mask = batch.condition.text, batch.condition.text.mask
     text = Text(text.embeddings[rows], None if mask is None else mask[rows])
     condition = Condition(text, tuple(r[rows] for r in batch.condition.references))
-    tensors = {"target": batch.target[rows], "condition": condition, "pixels": batch.pixels[rows]}
-    sources = tuple(s[rows] for s in batch.sources)
-    return replace(batch, ids=batch.ids[rows], slots=batch.slots[rows], sources=sources, **tensors)
+    return replace(
+        batch,
+        target=batch.target[rows],
+        condition=condition,
+        ids=batch.ids[rows],
+        slots=batch.slots[rows],
+        pixels=None if batch.pixels is None else batch.pixels[rows],
+        sources=tuple(source[rows] for source in batch.sources),
+    )
 
 
 class Bare:
     """Our stage in a loop of its own."""
 
-    def __init__(self, stage):
+    def __init__(self, stage: SFT) -> None:
         self.stage, self.parameters = stage, list(stage.transformer.parameters())
         self.optimizer = stage.optimizer_factory(parameter_groups(stage.transformer.named_parameters()))
+        assert stage.schedule_factory is not None
         self.schedule = stage.schedule_factory(self.optimizer)
 
-    def run(self, batch):
+    def run(self, batch: EditBatch) -> None:
         self.stage.losses(batch).mean().backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
@@ -186,13 +210,17 @@ class Bare:
 class Turns(L.Callback):
     """Times the trainer from the end of one batch to the end of the next, and lets the others take the same one."""
 
-    def __init__(self, others, clock):
-        self.clock, self.others, self.seconds = clock, others, {name: [] for name in ["ours", *others]}
+    def __init__(self, others: dict[str, Any], clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.others = others
+        self.seconds: dict[str, list[float]] = {name: [] for name in ["ours", *others]}
 
-    def on_train_start(self, trainer, module):
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.begun = self.clock()
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: EditBatch, batch_idx: int
+    ) -> None:
         self.seconds["ours"].append(self.clock() - self.begun)
         for name, other in self.others.items():
             begun = self.clock()
@@ -201,33 +229,40 @@ class Turns(L.Callback):
         self.begun = self.clock()
 
 
-def stage_of(base, **backbone):
+def stage_of(base: str, **backbone: Any) -> SFT:
     adam = partial(torch.optim.AdamW, lr=RATE, fused=True)
     return SFT(Backbone(base, **backbone), adam, partial(constant, warmup=10), seed=SEED)
 
 
-def measure(stage, batches, others, given, folder=None):
+def measure(
+    stage: SFT, batches: list[EditBatch], others: dict[str, Any], given: argparse.Namespace, folder: str | None = None
+) -> dict[str, list[float]]:
     """Seconds of every batch by side, the first round left out. folder: with a recipe's callbacks and logger in it."""
     turns = Turns(others, time.process_time if given.cpu_time else time.perf_counter)
-    callbacks = [Signals(), Progress(), Throughput(), turns] if folder else [turns]
+    callbacks: list[L.Callback] = [turns]
+    if folder:
+        callbacks = [Signals(), Progress(), Throughput(), turns]
     trainer = L.Trainer(
         accelerator="cpu", max_steps=(given.rounds + 1) * len(batches), logger=MLflow(dir=folder) if folder else False,
         callbacks=callbacks, enable_progress_bar=bool(folder), enable_checkpointing=False, enable_model_summary=False,
         limit_val_batches=0, gradient_clip_val=1.0, log_every_n_steps=10, plugins=[AtomicCheckpointIO()],
     )  # fmt: skip
     every = [replace(b, step=i) for i, b in enumerate(batches * (given.rounds + 1))]
-    trainer.fit(stage, torch.utils.data.DataLoader(every, batch_size=None))
+    loader: torch.utils.data.DataLoader[EditBatch] = torch.utils.data.DataLoader(every, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(stage, loader)
     return {name: values[len(batches) :] for name, values in turns.seconds.items()}
 
 
-def rates(seconds, batches):
-    """Samples a second of every round, by side."""
+def rates(seconds: dict[str, list[float]], batches: list[EditBatch]) -> dict[str, list[float]]:
+    """Return the samples a second of every round, by side."""
     samples, n = sum(map(len, batches)), len(batches)
     return {k: [samples / sum(v[i : i + n]) for i in range(0, len(v), n)] for k, v in seconds.items()}
 
 
-def against_the_plain_loop(base, batches, given):
-    lora = {"lora": LoRA(rank=11, alpha=11)} if given.lora else {}  # a twelfth of the released example's rank
+def against_the_plain_loop(base: str, batches: list[EditBatch], given: argparse.Namespace) -> None:
+    lora: dict[str, Any] = (
+        {"lora": LoRA(rank=11, alpha=11)} if given.lora else {}
+    )  # a twelfth of the released example's rank
     kept = KEPT | {"compile_blocks": given.compile}
     plain = partial(Plain, base, Codec(stage_of(base).base), fixed=given.targets // (1 + max(REFERENCES)), **lora)
     others = {
@@ -249,7 +284,7 @@ def against_the_plain_loop(base, batches, given):
         print(f"  {name:<34} {statistics.median(found[name]):7.2f}   {statistics.median(gains):.2f}x")
 
 
-def against_a_bare_loop(base, batches, given, scratch):
+def against_a_bare_loop(base: str, batches: list[EditBatch], given: argparse.Namespace, scratch: Path) -> None:
     """The overhead as the median over batches of the difference of a batch's two times."""
     print(f"\nLightning against a bare loop over the same stage, {given.rounds * len(batches)} steps")
     for name, folder in (("Lightning alone", None), ("with a recipe's callbacks and MLflow", str(scratch / "run"))):
@@ -263,7 +298,7 @@ def against_a_bare_loop(base, batches, given, scratch):
         print(f"  {name:<38} step {step * 1000:6.0f} ms, overhead {more:+.1%}")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--targets", type=int, default=3, help="the budget, in targets without references")

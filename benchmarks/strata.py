@@ -1,4 +1,4 @@
-"""What stratified timesteps save: the spread of the batch-mean loss over steps, with strata and without.
+"""Saving of stratified timesteps: the spread of the batch-mean loss over steps, with strata and without.
 
     python benchmarks/strata.py [--steps 200] [--slots 8 32 128] [--model-steps 300]
 
@@ -38,7 +38,7 @@ def stratified(step: int, slots: int) -> Tensor:
 
 
 def gaussian_loss(sigma: Tensor, spread: float = 0.3) -> Tensor:
-    """The least loss at sigma for data of N(0, spread^2): the variance of eps - x_0 given x_t."""
+    """Return the least loss at sigma for data of N(0, spread^2): the variance of eps - x_0 given x_t."""
     total = ((1 - sigma) * spread).square() + sigma.square()
     return 1 + spread**2 - (sigma - (1 - sigma) * spread**2).square() / total
 
@@ -69,7 +69,7 @@ class TinyLoss:
 
 
 def variance(loss: Callable[[Tensor, int], Tensor], draw: Draw, slots: int, steps: int) -> float:
-    """Of the batch-mean loss over steps."""
+    """Return the spread of the batch-mean loss over steps."""
     return float(torch.stack([loss(uniform(draw(s, slots)), s).mean() for s in range(steps)]).var())
 
 

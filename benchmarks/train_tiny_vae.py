@@ -24,13 +24,13 @@ from firered_lit.models.tiny import vae_config
 
 
 def one_frame(self: QwenImageCausalConv3d, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-    """The same convolution when there is one frame and nothing before it: three times fewer operations."""
-    pad = self._padding[2], self._padding[0]
-    return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, self.stride[1:], pad)[:, :, None]
+    """Convolve as the module does when there is one frame and nothing before it: three times fewer operations."""
+    padding = (self._padding[2], self._padding[0])
+    return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, self.stride[1:], padding)[:, :, None]
 
 
 def clouds(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A colour field with the power spectrum of photographs, 1 / f^a."""
+    """Return a colour field with the power spectrum of photographs, 1 / f^a."""
     f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]) + 1 / side
     noise = rng.normal(size=(3, *f.shape)) + 1j * rng.normal(size=(3, *f.shape))
     field = np.fft.irfft2(noise / f ** rng.uniform(1.2, 2.2), s=(side, side))
@@ -40,11 +40,12 @@ def clouds(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def picture(rng: np.random.Generator, side: int = 64) -> np.ndarray:
-    """Clouds, with shapes and words on most of them. (side, side, 3) uint8"""
+    """Return clouds (side, side, 3) uint8, with shapes and words on most of them."""
     image = Image.fromarray(clouds(rng, side).astype("uint8"))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 6)):
-        x, y, r = [*rng.integers(-8, side, 2).tolist(), int(rng.integers(4, side // 2))]
+        x, y = (int(place) for place in rng.integers(-8, side, 2))
+        r = int(rng.integers(4, side // 2))
         colour = tuple(rng.integers(0, 256, 3).tolist())
         box = (x, y, x + r, y + int(r * rng.uniform(0.5, 1.6)) + 1)
         kind = rng.integers(0, 4)
