@@ -36,11 +36,12 @@ def connect(workers: int) -> int:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             else:
                 processors = max(1, workers)
-                ray.init("local", num_cpus=processors, include_dashboard=False, log_to_driver=False)
+                quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+                ray.init("local", num_cpus=processors, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as problem:
             said = " ".join(str(problem).split())
             raise UserError(f"runner=ray: {ADDRESS}={address}: no Ray cluster is reached there: {said}") from None
-        daft.set_runner_ray(noop_if_initialized=True)
+    daft.set_runner_ray(noop_if_initialized=True)
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
