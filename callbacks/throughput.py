@@ -18,6 +18,9 @@ class Throughput(L.Callback):
     and references. `perf/data_wait` is the share of the time spent on waiting for the loader, the mean over ranks.
     Also `perf/tflops`: 10^12 operations a second on each device, of what the stage counts as `flops`, and where the
     device's best is known (`models.flops`), `perf/mfu`: their share of it.
+
+    Args:
+        every: Optimizer steps between two lines of the log.
     """
 
     def __init__(self, every: int = 10) -> None:

@@ -66,6 +66,10 @@ def test_the_page_of_recipes_has_every_key() -> None:
     assert written == recipe_keys.page(), "run `python tests/test_architecture.py` to write docs/recipes.md"
 
 
+def test_every_key_of_a_recipe_has_a_meaning() -> None:
+    assert recipe_keys.undescribed() == [], "describe these in an `Args:` list of their class or function"
+
+
 def test_the_readmes_map_names_the_rooms_that_there_are() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     drawing = readme.split("## The map")[1].split("```")[1]
