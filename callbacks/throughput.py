@@ -12,10 +12,10 @@ from firered_lit.models.flops import peak
 
 
 class Throughput(L.Callback):
-    """Log `perf/samples_per_s`, `perf/tokens_per_s` (over all ranks), `perf/data_wait`, every `every` optimizer steps.
+    """Log `perf/samples_per_s`, `perf/tokens_per_s` (over all ranks), `perf/data_wait_share`, every `every` steps.
 
     Time is fetching plus stepping: validation and saving are left out. A token is a 2x2 patch of latents, of targets
-    and references. `perf/data_wait` is the share of the time spent on waiting for the loader, the mean over ranks.
+    and references. `perf/data_wait_share` is the share of the time that waits for the loader, the mean over ranks.
     Also `perf/tflops`: 10^12 operations a second on each device, of what the stage counts as `flops`, and where the
     device's best is known (`models.flops`), `perf/mfu`: their share of it.
 
@@ -80,7 +80,7 @@ class Throughput(L.Callback):
 
         # Summed over the ranks.
         samples, tokens, wait, tflops = trainer.strategy.reduce(own, reduce_op="sum").tolist()
-        metrics = {"perf/samples_per_s": samples, "perf/tokens_per_s": tokens, "perf/data_wait": wait}
+        metrics = {"perf/samples_per_s": samples, "perf/tokens_per_s": tokens, "perf/data_wait_share": wait}
         if tflops:
             metrics["perf/tflops"] = tflops
             best = peak(_name(device))

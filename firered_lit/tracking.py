@@ -132,9 +132,10 @@ class MLflow(MLFlowLogger):
 
     @rank_zero_only
     def log_image(self, key: str, image: Image.Image, step: int) -> None:
-        """A picture under `images/`, with a slider over the steps in the page of the run."""
+        """Keep a picture twice: with a slider over the steps, and as KEY/step_00000020.png, which sorts by step."""
         client, run_id = self.experiment, self.run_id
         self._later(lambda: client.log_image(run_id, image, key=key, step=step))
+        self._later(lambda: client.log_image(run_id, image, artifact_file=f"{key}/step_{step:08d}.png"))
 
     @rank_zero_only
     def save(self) -> None:

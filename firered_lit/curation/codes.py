@@ -39,7 +39,9 @@ class Codes(Annotator):
         try:
             import zxingcpp
         except ImportError:
-            raise UserError("annotators: Codes needs zxing-cpp: pip install '.[curate]'") from None
+            raise UserError(
+                "annotators: Codes needs zxing-cpp, of this package's extra `curate`: pip install zxing-cpp"
+            ) from None
         self._read = zxingcpp.read_barcodes
         self._bars = cv2.barcode.BarcodeDetector()
 

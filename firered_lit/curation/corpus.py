@@ -136,7 +136,7 @@ def connection(folder: Path, file: str = ":memory:", memory: str = "3GB") -> Any
     try:
         import duckdb
     except ImportError:
-        raise UserError("curate needs DuckDB: pip install '.[curate]'") from None
+        raise UserError("curate needs DuckDB, of this package's extra `curate`: pip install duckdb zxing-cpp") from None
     spill = folder / STATE / ".spill"
     spill.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {

@@ -88,21 +88,35 @@ def test_an_installed_wheel_works_in_a_fresh_environment_without_the_checkout(bu
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"HF_HUB_OFFLINE": "1", "PATH": f"{place / 'bin'}:{environment['PATH']}"}
 
-    def run(*command: str) -> str:
+    def run(*command: str, code: int = 0) -> str:
         done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-        return done.stdout
+        assert done.returncode == code, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout if code == 0 else done.stderr
 
     assert str(ROOT) not in run("python", "-c", "import firered_lit; print(firered_lit.__file__)")
-    run("python", "-m", "datamodules.synthetic", "--out", "world", "--count", "12")
+    run("python", "-m", "datamodules.synthetic", "--out", "rows", "--count", "12")
     run("firered-lit", "recipes", "tiny/sft_lora", "--out", "mine.yaml")
-    run("firered-lit", "prepare", "--recipe", "tiny/prepare", "source=world", "out=data")
+    run("firered-lit", "prepare", "--recipe", "tiny/prepare", "source=rows", "out=data")
     run("firered-lit", "fit", "--recipe", "mine.yaml", "data.root=data", "run.dir=run", "trainer.max_steps=4")
     run("firered-lit", "export", "--run", "run", "--out", "lora")
-    edit = ["edit", "--model", "tiny", "--lora", "lora", "--image", "world/color/images/00000_source0.png"]
+    edit = ["edit", "--model", "tiny", "--lora", "lora", "--image", "rows/color/images/00000_source0.png"]
     run("firered-lit", *edit, "--prompt", "Make it red", "--out", "edited.png", "--steps", "2", "--guidance", "1")
     assert (empty / "edited.png").is_file()
     run("firered-lit", "check")
+    assert "sft_lora" in run("firered-lit", "recipes")
+
+    # Models are scored, on the learning world that the package holds.
+    few = "benchmarks.world.rows.each=1"
+    run("firered-lit", "eval", "--recipe", "eval/world", "out=eval", few, "drawing.steps=2")
+    assert (empty / "eval" / "report" / "index.html").is_file()
+
+    # Raw rows are curated once the extra is there; before, one line says what is missing.
+    curate = ["firered-lit", "curate", "--recipe", "tiny/curate", "source=rows", "out=corpus", "workers=0"]
+    assert "extra `curate`" in run(*curate, code=2)
+    extra = [python, "-m", "pip", "install", "--quiet", *constraints, f"{wheel}[curate]"]
+    subprocess.run(extra, check=True)
+    run(*curate)
+    assert (empty / "corpus" / "selected.jsonl").is_file()
 
     # A notebook that was copied out.
     (empty / "01_data.ipynb").write_bytes((ROOT / "notebooks/01_data.ipynb").read_bytes())

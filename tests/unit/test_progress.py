@@ -38,13 +38,15 @@ def test_throughput_counts_samples_tokens_and_waiting(tmp_path):
     run = trainer(tmp_path, [Throughput(every=2), Checkpoint(every=99)], max_steps=4, profiler=SimpleProfiler())
     run.fit(Toy(act), Slow(), Edits(2, validation=True))
     for (step, wait), (_, samples), (_, tokens) in zip(
-        rows(tmp_path, "perf/data_wait"), rows(tmp_path, "perf/samples_per_s"), rows(tmp_path, "perf/tokens_per_s")
+        rows(tmp_path, "perf/data_wait_share"),
+        rows(tmp_path, "perf/samples_per_s"),
+        rows(tmp_path, "perf/tokens_per_s"),
     ):
         assert step in (2, 4)
         assert 0.4 < wait < 0.9
         assert 5 < samples < 50  # at most 2 in 40 ms, fewer on a busy machine
         assert tokens == pytest.approx(samples * Edits().batch(0).tokens / 2)
-    assert len(rows(tmp_path, "perf/data_wait")) == 2
+    assert len(rows(tmp_path, "perf/data_wait_share")) == 2
     assert isinstance(run.profiler, SimpleProfiler)
     assert "[_TrainingEpochLoop].train_dataloader_next" in run.profiler.recorded_durations
 
@@ -60,7 +62,7 @@ def test_what_is_done_to_a_batch_before_its_step_is_part_of_it(tmp_path):
     run = trainer(tmp_path, [Throughput(every=2), Checkpoint(every=99)], max_steps=4)
     run.fit(Encoding(), Slow(), Edits(2, validation=True))
     assert [step for step, rate in rows(tmp_path, "perf/samples_per_s") if rate < 2 / 0.1] == [2, 4]
-    assert all(wait < 0.6 for _, wait in rows(tmp_path, "perf/data_wait"))
+    assert all(wait < 0.6 for _, wait in rows(tmp_path, "perf/data_wait_share"))
 
 
 def test_lines_where_nobody_watches(tmp_path, capsys):

@@ -123,6 +123,8 @@ def test_everything_in_the_store_lies_at_the_steps_of_console_grid_and_checkpoin
     assert sorted(int(path.stem[5:]) for path in (folder / "samples").iterdir()) == [0, 2, 4, 6]
     pictures = [item.path for item in client.list_artifacts(number, "images") if item.path.endswith(".png")]
     assert sorted(int(path.split("+")[2]) for path in pictures) == [0, 2, 4, 6]
+    by_name = [item.path for item in client.list_artifacts(number, "samples")]
+    assert by_name == [f"samples/step_{step:08d}.png" for step in (0, 2, 4, 6)]  # names sort as steps do
     assert sorted(int(path.stem[5:]) for path in (folder / "checkpoints").iterdir()) == [2, 4, 6]
 
 
