@@ -12,17 +12,9 @@ from firered_lit.recipe import load
 CARDS = (80, 141)  # gigabytes of an H100 and an H200
 COUNTS = (1, 8, 32, 128)  # GPUs
 SHARDS = 8  # GPUs that share one copy of the weights, with HSDP
-ONE = [
-    "stage.backbone.dtype=bfloat16",
-    "stage.optimizer={_target_: firered_lit.optim.stochastic_adamw8bit, _partial_: true}",
-    "trainer.strategy=auto",
-    "trainer.precision=bf16-mixed",
-    "trainer.accumulate_grad_batches=1",
-    "callbacks.ema=null",
-]
 ROWS = {
     "LoRA, `sft_lora.yaml`": ("sft_lora", []),
-    "full, bf16 rounded stochastically, 8-bit moments, no average": ("sft", ONE),
+    "full, bf16 rounded stochastically, 8-bit moments, no average": ("sft_141gb", []),
     "full, float32, AdamW, sharded, no average": ("sft_fsdp", ["callbacks.ema=null"]),
     "full, float32, AdamW, sharded, `sft.yaml`, `sft_fsdp.yaml`": ("sft_fsdp", []),
     "the same, HSDP of 8 shards": ("sft_fsdp", ["HSDP"]),

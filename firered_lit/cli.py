@@ -112,6 +112,9 @@ def _edit_options(parser: Parser) -> None:
     parser.add_argument("--height", type=_positive, metavar="PX", help="of the result (default: as the last image)")
     parser.add_argument("--guidance", type=float, default=4.0, metavar="G", help="true_cfg_scale (default: 4.0)")
     parser.add_argument("--stock", action="store_true", help="use the stock diffusers pipeline, as it is")
+    parser.add_argument(
+        "--memory", type=_positive, metavar="GB", help="of the GPU: what does not fit is quantised or offloaded"
+    )
 
 
 def _export_options(parser: Parser) -> None:
@@ -206,6 +209,8 @@ def _run_mine(arguments: Arguments) -> int:
 def _run_edit(arguments: Arguments) -> int:
     names = ("model", "prompt", "out", "steps", "width", "height", "guidance", "stock")
     options = {name: getattr(arguments, name) for name in names}
+    if arguments.memory is not None:
+        options["memory"] = arguments.memory
     if arguments.prompts is not None:
         options["prompts"] = arguments.prompts
     elif not arguments.seed:

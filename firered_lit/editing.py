@@ -1,5 +1,6 @@
 """Edit a photo: the stock pipeline where it shows the model what training showed, else our own sampler."""
 
+import gc
 import os
 import sys
 import time
@@ -19,15 +20,18 @@ from .files import replacing
 from .flow.sampler import schedule
 from .models.codec import to_image, to_pixels
 from .models.component import loading
-from .models.conditioning import MAX_TEXT_TOKENS, UNCONDITIONAL
+from .models.conditioning import MAX_TEXT_TOKENS, UNCONDITIONAL, Conditioner
 from .models.family import OWN, Base, Variant, read_sizes
-from .models.lora_files import find_lora, merge_file
+from .models.lora import merge, put_beside
+from .models.lora_files import Factors, find_lora, read_lora
+from .models.quantize import quantize
 from .models.sampling import sample
 from .models.sizes import calculate_dimensions
+from .placement import Placement, offload, placement_for
 from .places import writable
 from .prompt_file import look_at, open_picture, read_prompts
 from .store import RECORD
-from .trained import Opened, checkpoint_of, is_checkpoint, is_run, merge_checkpoint, open_model
+from .trained import Opened, checkpoint_of, is_checkpoint, is_run, open_model, read_checkpoint
 
 Name = str | os.PathLike[str]
 Reference = Name | Image.Image  # a file, or a picture as PIL has it
@@ -72,6 +76,7 @@ def edit(
     stock: bool = False,
     loras: Sequence[str] = (),
     prompts: str | None = None,
+    memory: float | None = None,
 ) -> None:
     """Edit `images` (none: text-to-image) as `prompt` says and write `out`.
 
@@ -93,6 +98,7 @@ def edit(
         loras: Files, folders as `export` writes them, or LoRA runs, merged one after another; `PATH@0.8` for less than
             full strength.
         prompts: A file of prompts in place of `prompt` and `images`, see `prompt_file.read_prompts`.
+        memory: GB of the GPU, to quantise or offload what does not fit; see `Editor`.
 
     Raises:
         UserError: Bad input. Nothing is drawn before all files and options were looked at.
@@ -114,9 +120,11 @@ def edit(
             look_at(path, "--image")
 
     # The weights are loaded by the first picture.
-    editor = Editor(model, loras, stock=stock, keep_encoder=len(pictures) > 1)
+    editor = Editor(model, loras, stock=stock, keep_encoder=len(pictures) > 1, memory=memory)
     if editor.base.variant == Variant.EDIT and any(len(picture.images) > 1 for picture in pictures):
         raise UserError(f"{model}: takes one --image")
+    if memory is not None:
+        print(f"note: for {memory:g} GB {editor.placement}", flush=True)
     for picture in pictures:
         _draw(editor, picture, steps, guidance)
 
@@ -168,9 +176,11 @@ class Editor:
         ema: Of a run: the averaged weights.
         stock: Use the stock pipeline as it is.
         keep_encoder: Keep the text encoder in memory between two edits.
+        memory: GB (2**30 bytes) of the GPU. What does not fit is quantised as in training, with LoRAs beside it, or its
+            layers come from the host one by one. None puts everything on the GPU.
 
     Raises:
-        UserError: There is no such model, or a LoRA cannot be read.
+        UserError: There is no such model, a LoRA cannot be read, or the memory is too small for anything.
     """
 
     def __init__(
@@ -182,6 +192,7 @@ class Editor:
         ema: bool = False,
         stock: bool = False,
         keep_encoder: bool = True,
+        memory: float | None = None,
     ) -> None:
         opened = model if isinstance(model, Opened) else open_model(os.fspath(model), checkpoint, ema)
         names = [loras] if isinstance(loras, str | os.PathLike) else loras
@@ -190,6 +201,7 @@ class Editor:
         self.stock = stock
         self.keep_encoder = keep_encoder
         self.device, self.dtype = device_and_dtype()
+        self.placement = Placement() if memory is None else placement_for(self.base, memory, self.dtype.itemsize)
         self._weights = opened.weights
         self._conditioner: Any = None
         self._codec: Any = None
@@ -320,19 +332,37 @@ class Editor:
         noise = torch.randn((1, codec.mean.shape[1], height, width), generator=torch.Generator().manual_seed(seed))
         sigmas = schedule(steps, height * width // 4, self.base.scheduler_config)
         if self._transformer is None:
-            self._transformer = self._load_transformer().to(self.device).eval()
+            self._transformer = self._load_transformer().eval()
+            if self.placement.transformer == "layer by layer":
+                offload(self._transformer, self.device)
+            else:
+                self._transformer.to(self.device)
         negative = conditions[1] if guidance > 1 else None
         drawn = sample(self._transformer, noise.to(self.device, self.dtype), sigmas, conditions[0], negative, guidance)
         return to_image(codec.decode(drawn)[0])
 
     def _texts(self, references: Sequence[Image.Image], prompt: str, guidance: float) -> list[Text]:
         """Return the prompt and, with guidance, the unconditional text, each a batch of one."""
-        conditioner = self._conditioner or self.base.conditioner(self.device, self.dtype)
-        if self.keep_encoder:
-            self._conditioner = conditioner
+        if self._conditioner is None:
+            self._conditioner = self._load_conditioner()
         prompts = [prompt, UNCONDITIONAL] if guidance > 1 else [prompt]
-        rows = conditioner.encode(prompts, [list(references)] * len(prompts), self.base.sizes.condition_area)
+        rows = self._conditioner.encode(prompts, [list(references)] * len(prompts), self.base.sizes.condition_area)
+        if not self.keep_encoder:
+            self._conditioner = None
+            gc.collect()  # the hooks that bring its layers hold each other
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         return [Text.pad([row]) for row in rows]
+
+    def _load_conditioner(self) -> Any:
+        """Return the text encoder, on the device or with its layers on their way to it."""
+        if self.placement.encoder:
+            return self.base.conditioner(self.device, self.dtype)
+        conditioner = self.base.conditioner("cpu", self.dtype)
+        if isinstance(conditioner, Conditioner):
+            offload(conditioner.encoder, self.device)
+        conditioner.device = self.device
+        return conditioner
 
     def _pipeline(self, edits: bool) -> Any:
         """Return the stock pipeline, without a text encoder where the prompts are encoded here."""
@@ -341,18 +371,39 @@ class Editor:
             if not self.stock:
                 parts["text_encoder"] = None
             pipeline = stock_pipeline(self.base, edits, self.dtype, **parts)
-            self._pipelines[edits] = pipeline.to(self.device)
+            if self.placement.transformer == "layer by layer":
+                for part in pipeline.components.values():
+                    if isinstance(part, torch.nn.Module):
+                        offload(part, self.device)
+            elif self.stock and not self.placement.encoder:
+                pipeline.enable_model_cpu_offload(device=self.device)
+            else:
+                pipeline.to(self.device)
+            self._pipelines[edits] = pipeline
         return self._pipelines[edits]
 
     def _load_transformer(self) -> torch.nn.Module:
-        """Return the transformer with the LoRAs in its weights, on the CPU."""
+        """Return the transformer with the LoRAs in its weights, on the CPU; a quantised one on the device.
+
+        LoRAs stay beside quantised weights, as they were trained: in 4 bits most of what they add would be rounded off.
+        """
         transformer: Any = self.base.transformer(self.dtype) if self._weights is None else self._weights(self.dtype)
-        for file, strength in self.adapters:
-            if is_checkpoint(file):
-                merge_checkpoint(transformer, self.base, file, strength)
-            else:
-                merge_file(transformer, file, strength)
+        loras = [self._read(transformer, file, strength) for file, strength in self.adapters]
+        if self.placement.bits is None:
+            for trained, scale in loras:
+                merge(transformer, trained, scale)
+            return transformer
+        quantize(transformer, self.placement.bits, self.device)
+        for trained, scale in loras:
+            put_beside(transformer, trained, scale)
         return transformer
+
+    def _read(self, transformer: Any, file: Path, strength: float) -> tuple[Factors, float]:
+        """Return the factors of a LoRA by module, and the scale of their products."""
+        if is_checkpoint(file):
+            trained, scale = read_checkpoint(self.base, file)
+            return trained, strength * scale
+        return read_lora(transformer, file), strength
 
 
 def _picture(reference: Reference) -> Image.Image:

@@ -1,5 +1,6 @@
 """Estimate of the memory that a recipe needs on every device, made before anything is loaded."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
 
 GB = 2**30
 SIZES = {"float64": 8, "float32": 4, "bfloat16": 2}
-STORED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a quantised weight, with its scales
+STORED = {  # bytes of a quantised weight, with its scales
+    "8bit": 1 + 4 / 3072,  # a float32 scale for each row
+    "4bit": 0.5 + 1 / 64 + 4 / (64 * 256),  # an 8-bit scale for each 64 weights, a float32 one for each 256 of those
+}
 EIGHT_BIT_ADAMW = "firered_lit.optim.adamw8bit"
 EIGHT_BIT = 2 * (1 + 4 / 256)  # an 8-bit AdamW's two states, a float32 scale for each 256 values
 VAE_WEIGHTS = 126_892_531 * 4  # of AutoencoderKLQwenImage, float32
 VAE_PER_PIXEL = 6920  # bytes of a float32 decode, by PyTorch's memory tracker at 512 and 1024 px
+TEXT_ENCODER = 8_292_166_656  # parameters of Qwen2.5-VL-7B
 TEXT = 512  # tokens of a prompt's embedding: the instruction and three references as the text encoder sees them
 RESERVE = 2.5 * GB  # CUDA context, NCCL's buffers, workspaces
 WASTE = 0.05  # of the rest, lost between the allocator's blocks
@@ -47,6 +52,9 @@ class Training:
         copies: of the trained weights, for an old policy and a reference.
         group: edits that a rollout draws, each with a reference; as many as the capacity holds are decoded at once.
         accumulates: gradients of several micro-batches add up, on one device in float32 whatever the weights are.
+        averaged_validation: the average takes the place of the weights, which are put aside.
+        text_encoder: bytes of the text encoder on the device, where prompts are encoded in the step; else 0.
+        judge: bytes of the judges of this process.
     """
 
     config: Mapping[str, Any]
@@ -71,6 +79,9 @@ class Training:
     copies: int = 0
     group: int | None = None
     accumulates: bool = False
+    averaged_validation: bool = False
+    text_encoder: float = 0.0
+    judge: float = 0.0
 
     @property
     def references(self) -> int:
@@ -123,11 +134,11 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
     sharded = isinstance(strategy, Mapping) and str(strategy.get("_target_")).endswith(".FSDP2")
     shards = _shards(strategy, gpus) if sharded else 1
     name = str(backbone["name"])
-    root = data.get("root")
+    average = next(_named(recipe, ".EMA"), None)
     more = _of_stage(str(stage["_target_"]).rpartition(".")[2], stage, data)
     return Training(
         config=transformer_config(name),
-        sizes=_sizes(name, None if root in (None, "???") else str(root)),
+        sizes=_sizes(name, data.get("root")),
         gpus=gpus,
         shards=shards,
         sharded=sharded,
@@ -140,7 +151,10 @@ def training_of(recipe: Mapping[str, Any], gpus: int) -> Training:
         fused=bool(stage["optimizer"].get("fused")),
         lora=_lora(backbone.get("lora")),
         quantize=backbone.get("quantize"),
-        ema=bool(_averages(recipe)),
+        ema=average is not None,
+        averaged_validation=bool(average and average.get("validate")),
+        text_encoder=_text_encoder(name, data),
+        judge=sum(_judge(node) for node in _named(recipe, ".LocalVLM")),
         preview=bool(stage.get("preview")),
         max_batch=data.get("max_batch"),
         accumulates=int(trainer.get("accumulate_grad_batches") or 1) > 1,
@@ -177,46 +191,40 @@ def estimate(training: Training) -> list[Part]:
         autocast=t.autocast,
         checkpointing=t.checkpointing,
         lora=t.lora,
+        quantize=t.quantize,
     )
     f = footprint(t.config, forward)
 
     # Weights, gradients and optimizer states.
-    kept = STORED[t.quantize] if t.quantize else SIZES[t.weights]
     trained = f.trained / t.shards
     size = SIZES["float32"] if t.lora else SIZES[t.weights]
     of_gradient = SIZES["float32"] if t.accumulates and not t.sharded else size
     gradients = f.trained * SIZES["float32"] if t.whole_gradients else trained * of_gradient
     states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
-    if t.lora:
-        weights = ((f.parameters - f.trained) * kept + f.trained * size) / t.shards
-    else:
-        weights = f.parameters * kept / t.shards
+    adapter = f.trained if t.lora else 0
+    weights = (f.parameters - f.quantised - adapter) * SIZES[t.weights] + adapter * size
+    if t.quantize:
+        weights += f.quantised * STORED[t.quantize]
+    average = trained * SIZES["float32"] if t.ema else 0
+    if t.averaged_validation:
+        average += trained * size
 
     # What comes and goes.
-    if t.quantize and t.autocast:
-        f = replace(f, saved=f.saved + int(_widened(t)))
     peak = _peak(t, f, SIZES[dtype], gradients, trained * size)
     decoding = VAE_PER_PIXEL * 256 * largest_tokens(t.sizes.target_area) * t.decoded
     parts = [
-        Part("weights", weights),
+        Part("weights", weights / t.shards),
         Part("gradients", gradients),
         Part("optimizer", states),
-        Part("average", trained * 4 if t.ema else 0),
+        Part("average", average),
         Part("other policies", t.copies * trained * size),
         *peak,
+        Part("text encoder", t.text_encoder),
+        Part("judge", t.judge),
         Part("decoder", VAE_WEIGHTS if t.decoded else 0),
         Part("decoding", max(0.0, decoding - sum(part.size for part in peak))),  # while nothing else of these is there
     ]
     return [*parts, Part("reserve", RESERVE + WASTE * sum(part.size for part in parts))]
-
-
-def _widened(t: Training) -> float:
-    """Return what the blocks' inputs take beyond bfloat16 over a quantised base under CUDA's autocast, in bytes.
-
-    LayerNorm gives float32 there and a quantised layer the precision of its input, so the whole stream is float32.
-    """
-    width = t.config["num_attention_heads"] * t.config["attention_head_dim"]
-    return float(t.config["num_layers"] * t.batch * (t.tokens + TEXT) * width * 2)
 
 
 def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trained: float) -> list[Part]:
@@ -341,6 +349,8 @@ def _changes(recipe: Mapping[str, Any], t: Training) -> Iterator[Change]:
             yield Change(f"callbacks.{name}=null", replace(t, ema=False))
     if t.lora is None:
         return
+    if t.autocast and t.weights == "bfloat16":
+        yield Change("trainer.precision=32-true", replace(t, autocast=False))
     optimizer = recipe["stage"]["optimizer"]
     if optimizer.get("_target_") == "torch.optim.AdamW" and "8bit" not in t.optimizer:
         kept = {key: optimizer[key] for key in ("_partial_", "lr", "betas", "eps", "weight_decay") if key in optimizer}
@@ -362,6 +372,55 @@ def _averages(recipe: Mapping[str, Any]) -> list[str]:
         if isinstance(node, Mapping) and str(node.get("_target_")).endswith(".EMA"):
             averages.append(name)
     return averages
+
+
+def _named(node: Any, ending: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the nodes of a recipe, at any depth, whose `_target_` ends so."""
+    if isinstance(node, Mapping) and str(node.get("_target_")).endswith(ending):
+        yield node
+    inner = node
+    if isinstance(node, Mapping):
+        inner = node.values()
+    elif not isinstance(node, list):
+        return
+    for value in inner:
+        yield from _named(value, ending)
+
+
+def _text_encoder(name: str, data: Mapping[str, Any]) -> float:
+    """Return the bytes of the text encoder on the device, which is there where prompts are encoded in the step.
+
+    Args:
+        name: of the base.
+        data: the recipe's.
+    """
+    summary = _summary(data.get("root"))
+    asked = data.get("alignment", True)
+    online = asked == "online" or (asked is True and summary.get("alignment") == "online")
+    if not online:
+        return 0.0
+    return float(text_encoder_parameters(name) * SIZES[str(summary.get("dtype", "bfloat16"))])
+
+
+def text_encoder_parameters(name: str) -> int:
+    """Return the number of a base's text encoder's weights: of a hub id, Qwen2.5-VL-7B's."""
+    if name not in BUILT_IN and not user_path(name).is_dir():
+        return TEXT_ENCODER
+    from .models.component import shapes_of, weight_files
+    from .models.family import open_base
+
+    base = open_base(name)
+    if base.has_no_weights("text_encoder"):
+        return 0
+    shapes = shapes_of(weight_files(base.part("text_encoder")))
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _judge(node: Mapping[str, Any]) -> float:
+    """Return the bytes of a judge of this process on the device: its weights, as their files hold them."""
+    folder = user_path(str(node.get("model")))
+    on_gpu = str(node.get("device") or "cuda") != "cpu"
+    return float(sum(file.stat().st_size for file in folder.rglob("*.safetensors"))) if on_gpu else 0.0
 
 
 def _shards(strategy: Mapping[str, Any], gpus: int) -> int:
@@ -387,10 +446,17 @@ def _torch(name: str) -> Any:
     return getattr(torch, name)
 
 
-def _sizes(name: str, root: str | None) -> Sizes:
+def _summary(root: Any) -> dict[str, Any]:
+    """Return what `prepare` wrote of a data folder; empty where there is none yet."""
+    path = Path(str(root), "data.json")
+    return read_object(path) if root not in (None, "???") and path.exists() else {}
+
+
+def _sizes(name: str, root: Any) -> Sizes:
     """Return the sizes of the prepared data where there is some, else of the base."""
-    if root and (Path(root) / "data.json").exists():
-        path = Path(root) / "data.json"
+    summary = _summary(root)
+    if summary:
+        path = Path(str(root), "data.json")
         return Sizes.read(read_object(path, "sizes")["sizes"], f"{path}: sizes")
     from .models.family import open_base
 

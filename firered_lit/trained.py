@@ -11,6 +11,7 @@ from firered_lit.store import RECORD
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from firered_lit.models.family import Base
 
@@ -108,14 +109,15 @@ def is_checkpoint(path: Path) -> bool:
     return path.suffix == ".ckpt"
 
 
-def merge_checkpoint(transformer: Any, base: "Base", checkpoint: Path, strength: float = 1.0) -> None:
-    """Add the LoRA of a run's checkpoint to a transformer's weights.
+def read_checkpoint(base: "Base", checkpoint: Path) -> "tuple[dict[str, tuple[Tensor, Tensor]], float]":
+    """Read the LoRA of a run's checkpoint.
 
     Args:
-        transformer: The transformer of `base`.
         base: The base that is drawn with.
         checkpoint: The checkpoint.
-        strength: 1 for what was trained.
+
+    Returns:
+        Its factors by module, and the scale of their products.
 
     Raises:
         UserError: The run trained all weights, or over another base.
@@ -123,11 +125,11 @@ def merge_checkpoint(transformer: Any, base: "Base", checkpoint: Path, strength:
     from firered_lit import lineage
     from firered_lit.checkpoint import sound
     from firered_lit.exporting import load_weights
-    from firered_lit.models.lora import factors, merge
+    from firered_lit.models.lora import factors
 
     saved = load_weights(sound(checkpoint, fall_back=True))
     if saved.lora is None:
         run = checkpoint.parents[1]
         raise UserError(f"--lora {run}: a run that trained all weights has no LoRA; name it as --model {run}")
     lineage.refuse_other_base(saved.base, base, checkpoint, "name that base as --model, or export the LoRA first")
-    merge(transformer, factors(saved.weights), strength * saved.scale)
+    return factors(saved.weights), saved.scale

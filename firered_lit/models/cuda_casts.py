@@ -1,26 +1,20 @@
 """CUDA's autocast on the CPU, whose own casts fewer operations."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
-
-FLOAT32 = (F.layer_norm, torch.layer_norm)  # float32 under CUDA's autocast, under the CPU's what comes in
+from torch import Tensor, nn
 
 
-class CudaCasts(TorchFunctionMode):
-    """Inside, CPU autocast gives the transformer the precisions that CUDA's would.
+def cast_as_cuda(transformer: nn.Module) -> None:
+    """Let CPU autocast give a transformer the precisions that CUDA's would.
 
-    Of the operations of the Qwen-Image transformer LayerNorm alone is in one list and not in the other; a test holds
-    the two against each other on tensors without memory. To be entered around forward and backward: a checkpointed
-    block computes its forward again in the backward.
+    Of the operations of the Qwen-Image transformer LayerNorm alone is float32 under one and not under the other; a test
+    holds the two against each other on tensors without memory.
     """
+    for module in transformer.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_pre_hook(_to_float32)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in FLOAT32 and torch.is_autocast_enabled("cpu"):
-            args = (args[0].float(), *args[1:])
-        return func(*args, **(kwargs or {}))
+
+def _to_float32(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the inputs in float32 under CPU autocast."""
+    return (inputs[0].float(),) if torch.is_autocast_enabled("cpu") else None

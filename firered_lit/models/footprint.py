@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ..batch import Condition, Text
+from .cuda_casts import cast_as_cuda
 from .lora import LoRA, add_adapter
+from .quantised_stand_in import QuantisedStandIn
 from .qwen_image import checkpoint_blocks, freeze_unused, velocity
 from .shard import skeleton
 
@@ -26,13 +28,14 @@ if TYPE_CHECKING:
 class Footprint:
     """The memory of a transformer and one micro-batch: parameters as counts, sizes in bytes.
 
-    block: parameters of one block. trained: those that get a gradient. saved: what the forward keeps for the backward,
-    weights aside. block_kept: one block's part of it. block_saved: what one block would keep without checkpointing, and
-    so makes again with it. working: what the backward of one block needs beside.
+    block: parameters of one block. trained: those that get a gradient. quantised: weights in a few bits. saved: what
+    the forward keeps for the backward, weights aside. block_kept: one block's part of it. block_saved: what one block
+    would keep without checkpointing, and so makes again with it. working: what the backward of one block needs beside.
     """
 
     parameters: int
     trained: int
+    quantised: int
     block: int
     saved: int
     block_kept: int
@@ -47,7 +50,8 @@ class Forward:
     latents: height and width of the target's, and of each reference's. text: tokens of a prompt's embedding, padding
     included.
     dtype: of the weights as the forward sees them. uniform: adapters are cast to it too, as FSDP2 does. autocast: to
-    bfloat16. checkpointing: a block keeps its input alone, or its "products".
+    bfloat16, as CUDA does. checkpointing: a block keeps its input alone, or its "products". quantize: the frozen linear
+    layers of the blocks in "4bit" or "8bit".
     """
 
     batch: int
@@ -59,6 +63,7 @@ class Forward:
     autocast: bool = False
     checkpointing: bool | Literal["products"] = False
     lora: LoRA | None = None
+    quantize: str | None = None
 
 
 def footprint(config: Mapping[str, Any], forward: Forward) -> Footprint:
@@ -78,13 +83,13 @@ def _footprint(text: str, forward: Forward) -> Footprint:
     if forward.checkpointing:
         bare = replace(forward, checkpointing=False)
         first, second = (_traced({**config, "num_layers": n}, bare) for n in (1, 2))
-    parameters, trained, saved = (
+    parameters, trained, quantised, saved = (
         getattr(one, name) + (layers - 1) * (getattr(two, name) - getattr(one, name))
-        for name in ("parameters", "trained", "saved")
+        for name in ("parameters", "trained", "quantised", "saved")
     )
     made = second.saved - first.saved
     kept, block = two.saved - one.saved, two.parameters - one.parameters
-    return Footprint(parameters, trained, block, saved, kept, made, second.peak - second.saved)
+    return Footprint(parameters, trained, quantised, block, saved, kept, made, second.peak - second.saved)
 
 
 class _Trace(NamedTuple):
@@ -92,6 +97,7 @@ class _Trace(NamedTuple):
 
     parameters: int
     trained: int
+    quantised: int
     saved: int
     peak: int
 
@@ -132,6 +138,7 @@ def _traced(config: Mapping[str, Any], forward: Forward) -> _Trace:
 
     transformer = _built(config, forward)
     parameters = list(transformer.parameters())
+    in_few_bits = [layer.weight for layer in transformer.modules() if isinstance(layer, QuantisedStandIn)]
     with FakeTensorMode(allow_non_fake_inputs=True):  # the tables of the positions are real
         _stand_in(transformer)
         own = {parameter.untyped_storage()._cdata for parameter in transformer.parameters()}
@@ -146,7 +153,8 @@ def _traced(config: Mapping[str, Any], forward: Forward) -> _Trace:
         with _Live(own) as live:
             _loss(transformer, inputs, forward).backward()
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return _Trace(sum(p.numel() for p in parameters), trained, saved, live.peak)
+    quantised = sum(weight.numel() for weight in in_few_bits)
+    return _Trace(sum(p.numel() for p in parameters), trained, quantised, saved, live.peak)
 
 
 def _loss(transformer: "Transformer", inputs: tuple[Tensor, Condition], forward: Forward) -> Tensor:
@@ -158,6 +166,11 @@ def _loss(transformer: "Transformer", inputs: tuple[Tensor, Condition], forward:
 
 def _built(config: Mapping[str, Any], forward: Forward) -> "Transformer":
     transformer = skeleton(config, forward.dtype).train()
+    cast_as_cuda(transformer)
+    if forward.quantize:
+        for name, module in list(transformer.transformer_blocks.named_modules()):
+            if isinstance(module, nn.Linear):
+                transformer.transformer_blocks.set_submodule(name, QuantisedStandIn(module, forward.quantize))
     if forward.lora:
         add_adapter(transformer, forward.lora, 0)
     else:

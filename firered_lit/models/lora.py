@@ -149,6 +149,31 @@ def merge(transformer: "nn.Module", trained: "Mapping[str, tuple[Tensor, Tensor]
             weight.copy_(weight.float() + delta(a, b, scale).to(weight.device))
 
 
+def put_beside(transformer: "nn.Module", trained: "Mapping[str, tuple[Tensor, Tensor]]", scale: float) -> None:
+    """Let linear layers add what trained factors add, and leave their weights, which may be quantised, alone.
+
+    Args:
+        transformer: a plain transformer, on its device.
+        trained: module -> (A (rank, inputs), B (outputs, rank)).
+        scale: of the product.
+    """
+    for name, (a, b) in trained.items():
+        layer = transformer.get_submodule(name)
+        layer.register_forward_hook(_Beside(a.to(layer.weight.device), (scale * b.float()).to(layer.weight.device)))
+
+
+class _Beside:
+    """A forward hook that adds B A x to a layer's output."""
+
+    def __init__(self, a: "Tensor", b: "Tensor") -> None:
+        self.a = a
+        self.b = b
+
+    def __call__(self, layer: "nn.Module", inputs: "tuple[Tensor, ...]", output: "Tensor") -> "Tensor":
+        x = inputs[0]
+        return output + x @ self.a.to(x.dtype).mT @ self.b.to(x.dtype).mT
+
+
 def _ends(name: str, target: str) -> bool:
     """Return whether a module's name is `target`, or ends in it after a dot."""
     return name == target or name.endswith(f".{target}")

@@ -139,7 +139,7 @@ def find_lora(path: Path) -> Path:
 
 
 def merge_file(transformer: nn.Module, file: Path, strength: float = 1.0) -> int:
-    """Add a LoRA file, in any of the spellings that ComfyUI knows, to a plain transformer's weights.
+    """Add a LoRA file to a plain transformer's weights, see `read_lora`.
 
     Args:
         transformer: its weights are changed.
@@ -148,9 +148,17 @@ def merge_file(transformer: nn.Module, file: Path, strength: float = 1.0) -> int
 
     Returns:
         The number of weights that were changed.
+    """
+    found = read_lora(transformer, file)
+    merge(transformer, found, strength)
+    return len(found)
+
+
+def read_lora(transformer: nn.Module, file: Path) -> Factors:
+    """Read a LoRA file, in any of the spellings that ComfyUI knows, for a plain transformer.
 
     Raises:
-        UserError: a tensor of the file fits nothing. (Elsewhere it would be lost without a word.)
+        UserError: The file cannot be read, or a tensor of it fits nothing: it would be lost without a word elsewhere.
     """
     try:
         tensors = load_file(file)
@@ -172,8 +180,7 @@ def merge_file(transformer: nn.Module, file: Path, strength: float = 1.0) -> int
     if lost or not found:
         first = f", first {lost[0]}" if lost else ""
         raise UserError(f"{file}: {len(lost)} of its {len(tensors)} tensors fit nothing in this transformer{first}")
-    merge(transformer, found, strength)
-    return len(found)
+    return found
 
 
 def pipeline_of(folder: Path) -> str:

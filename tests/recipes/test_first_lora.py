@@ -11,7 +11,7 @@ from firered_lit.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/first_lora.md"
-TINY = {"prepare": "tiny/prepare", "sft_lora_small": "tiny/sft_lora_small"}
+TINY = {"prepare": "tiny/prepare", "sft_lora_small_24gb": "tiny/sft_lora_small"}
 
 
 def commands(page: Path) -> list[list[str]]:

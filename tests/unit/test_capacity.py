@@ -62,7 +62,8 @@ def planned(folder, rows, capacity):
 
 def test_every_recipe_that_makes_batches_by_tokens_is_held_here():
     assert set(RECIPES) == {
-        *("pretrain", "continued_pretrain", "sft", "sft_lora", "sft_lora_small", "sft_fsdp", "sft_consistency"),
+        *("pretrain", "continued_pretrain", "sft", "sft_fsdp", "sft_141gb", "sft_consistency"),
+        *("sft_lora", "sft_lora_24gb", "sft_lora_48gb", "sft_lora_80gb", "sft_lora_small", "sft_lora_small_24gb"),
         *("dpo", "dpo_lora", "nft", "mine_semi_hard"),
     }
 

@@ -209,12 +209,12 @@ def test_edit_and_export_pass_on_what_they_were_given(monkeypatch):
     edit = (
         "edit --model M --image A --image B --prompt T --out F --steps 2 --seed 0 --width 128 --height 96 --guidance 1"
     )
-    assert cli.main([*edit.split(), "--lora", "L", "--stock"]) == 0
+    assert cli.main([*edit.split(), "--lora", "L", "--stock", "--memory", "24"]) == 0
     assert cli.main(["export", "--run", "R", "--out", "D"]) == 0
     assert cli.main(["export", "--run", "R", "--out", "D", "--checkpoint", "best", "--merge", "--ema", "--log"]) == 0
     assert cli.main(["average", "--run", "R", "--last", "2", "--out", "F.ckpt"]) == 0
     given = {"model": "M", "images": ["A", "B"], "prompt": "T", "out": "F", "steps": 2, "seed": 0}
-    given |= {"width": 128, "height": 96, "guidance": 1.0, "stock": True, "loras": ["L"]}
+    given |= {"width": 128, "height": 96, "guidance": 1.0, "stock": True, "loras": ["L"], "memory": 24}
     base = {"dtype": "base"}
     assert calls == [
         ("edit", given),
@@ -230,6 +230,7 @@ def test_those_functions_take_what_is_passed():
 
     edit = {p.name for p in signature("firered_lit.editing.edit").parameters}
     names = {"model", "images", "prompt", "out", "steps", "seed", "width", "height", "guidance", "stock", "loras"}
+    names.add("memory")
     assert names <= edit
     assert {"run", "out", "checkpoint"} <= {p.name for p in signature("firered_lit.exporting.export").parameters}
     assert len([p for p in signature("firered_lit.models.tiny.make_tiny").parameters if p.required]) == 1

@@ -13,7 +13,7 @@ from firered_lit.batch import EditBatch
 from firered_lit.checkpoint import newest
 from firered_lit.errors import UserError
 from firered_lit.models.backbone import Backbone
-from firered_lit.models.cuda_casts import CudaCasts
+from firered_lit.models.cuda_casts import cast_as_cuda
 from firered_lit.models.factor import Factor
 from firered_lit.models.lora import LoRA, delta, factors, matched, merge
 from firered_lit.models.quantize import _layer
@@ -235,10 +235,10 @@ def losses_and_stream(quantize, autocast):
     for layer in module.transformer.modules():
         if isinstance(layer, Factor):
             layer.register_forward_pre_hook(lambda _, inputs: adapter.add(inputs[0].dtype))
-    with CudaCasts():
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = module.losses(batch())
-        loss.mean().backward()
+    cast_as_cuda(module.transformer)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = module.losses(batch())
+    loss.mean().backward()
     return module, loss.detach(), stream, adapter
 
 
