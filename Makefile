@@ -12,9 +12,13 @@ WORLD := $(PY) -m firered_lit fit --recipe recipes/world
 PREPARE := $(PY) -m firered_lit prepare --recipe recipes/world/prepare.yaml
 EVALUATE := $(PY) benchmarks/learning.py evaluate
 CHAIN := $(DEMO)/chain
+CHAIN_ROWS ?= 120
 CHAIN_STEPS ?= 200
 CHAIN_DPO ?= 60
 CHAIN_NFT ?= 20
+CHAIN_EVERY ?= 20
+# of a stage: it goes on where it was, and starts where its folder is empty
+CHAIN_FIT = $(FIT)/$(1).yaml run.dir=$(@D) run.resume=last checkpoint.every=$(CHAIN_EVERY)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
@@ -26,11 +30,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
-
-$(DEMO)/data/data.json: | $(VENV)/.installed
-	$(PY) -m datamodules.synthetic --out $(DEMO)/world --count 96
-	$(PY) -m firered_lit curate --recipe recipes/tiny/curate.yaml source=$(DEMO)/world out=$(DEMO)/corpus
-	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(DEMO)/corpus/selected.jsonl out=$(DEMO)/data
 
 # Edits of photographs, by a LoRA on the weights of the package; each line is a command that a user would type.
 demo: $(VENV)/.installed  ## teach the shipped weights two edits of photographs, and show them before and after
@@ -44,31 +43,67 @@ demo: $(VENV)/.installed  ## teach the shipped weights two edits of photographs,
 		--prompt "Print it as a cyanotype" --out $(PHOTOS)/edited.png --steps 8 --guidance 1 --seed $(SEED)
 	$(PY) benchmarks/photo_edits.py --lora $(PHOTOS)/lora --out $(PHOTOS)/before_after.jpg --seed $(SEED)
 
-$(DEMO)/pairs/data.json: | $(VENV)/.installed
-	$(PY) -m datamodules.synthetic --out $(DEMO)/pairs_world --count 48 --pairs
-	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(DEMO)/pairs_world/pairs.jsonl out=$(DEMO)/pairs
+# The whole way on the tiny model: raw rows -> curation -> five stages, each from the last one's output -> evaluation.
+# What is there already is not made again: a chain that was stopped goes on where it was.
+chain: $(CHAIN)/eval.done $(CHAIN)/edited.png  ## raw rows -> curation -> five stages -> evaluation, tiny, one MLflow experiment
+	@for stage in $(CHAIN)/[1-5]_*; do echo; cat $$stage/summary.txt; done
+	@echo; echo "corpus      $(CHAIN)/0_corpus/report/index.html (which rows were kept, and why the others were not)"
+	@echo "rollouts    $(CHAIN)/5_nft/rollouts (the best and the worst edit of a group)"
+	@echo "model       $(CHAIN)/model (its README.md says which data it saw)"
+	@echo "edited      $(CHAIN)/edited.png (noise: the miniature shows that everything runs, not what it learns)"
+	@echo "evaluation  $(CHAIN)/eval/report/index.html"
+	@echo "curves      $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CHAIN)/mlflow.db"
 
-chain-supervised: $(VENV)/.installed $(DEMO)/data/data.json  ## curation -> pretraining -> continued pretraining -> SFT, tiny
-	rm -rf $(CHAIN)
-	$(FIT)/pretrain.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/1_pretrain trainer.max_steps=$(CHAIN_STEPS)
-	$(FIT)/continued_pretrain.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/2_continued \
+chain-supervised: $(CHAIN)/3_sft/summary.txt  ## the same up to SFT
+
+$(CHAIN)/raw: | $(VENV)/.installed
+	rm -rf $@.part
+	$(PY) -m datamodules.world --out $@.part --count $(CHAIN_ROWS) --held-out 30 --side 128
+	mv $@.part $@
+
+$(CHAIN)/data/data.json: | $(CHAIN)/raw
+	$(PY) -m firered_lit curate --recipe recipes/tiny/curate.yaml source=$(CHAIN)/raw out=$(CHAIN)/0_corpus
+	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(CHAIN)/0_corpus/selected.jsonl \
+		out=$(CHAIN)/data held_out=0
+
+$(CHAIN)/1_pretrain/summary.txt: | $(CHAIN)/data/data.json
+	$(call CHAIN_FIT,pretrain) data.root=$(CHAIN)/data trainer.max_steps=$(CHAIN_STEPS)
+
+$(CHAIN)/2_continued/summary.txt: | $(CHAIN)/1_pretrain/summary.txt
+	$(call CHAIN_FIT,continued_pretrain) data.root=$(CHAIN)/data \
 		run.start_from=$(CHAIN)/1_pretrain trainer.max_steps=$(CHAIN_STEPS)
-	$(FIT)/sft.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/3_sft \
+
+$(CHAIN)/3_sft/summary.txt: | $(CHAIN)/2_continued/summary.txt
+	$(call CHAIN_FIT,sft) data.root=$(CHAIN)/data \
 		run.start_from=$(CHAIN)/2_continued trainer.max_steps=$(CHAIN_STEPS)
 
-chain: chain-supervised $(DEMO)/pairs/data.json  ## the same -> DPO -> NFT: every stage starts from the last one's output
-	$(FIT)/dpo.yaml data.root=$(DEMO)/pairs run.dir=$(CHAIN)/4_dpo \
+$(CHAIN)/raw_pairs: | $(VENV)/.installed
+	rm -rf $@.part
+	$(PY) -m datamodules.synthetic --out $@.part --count 48 --pairs
+	mv $@.part $@
+
+$(CHAIN)/pairs/data.json: | $(CHAIN)/raw_pairs
+	$(PY) -m firered_lit prepare --recipe recipes/tiny/prepare.yaml source=$(CHAIN)/raw_pairs/pairs.jsonl out=$(@D)
+
+$(CHAIN)/4_dpo/summary.txt: | $(CHAIN)/3_sft/summary.txt $(CHAIN)/pairs/data.json
+	$(call CHAIN_FIT,dpo) data.root=$(CHAIN)/pairs \
 		run.start_from=$(CHAIN)/3_sft trainer.max_steps=$(CHAIN_DPO)
-	$(FIT)/nft.yaml data.root=$(DEMO)/data run.dir=$(CHAIN)/5_nft \
+
+$(CHAIN)/5_nft/summary.txt: | $(CHAIN)/4_dpo/summary.txt
+	$(call CHAIN_FIT,nft) data.root=$(CHAIN)/data \
 		run.start_from=$(CHAIN)/4_dpo trainer.max_steps=$(CHAIN_NFT)
-	$(PY) -m firered_lit export --run $(CHAIN)/5_nft --out $(CHAIN)/model
-	$(PY) -m firered_lit edit --model $(CHAIN)/model --image $(DEMO)/world/color/images/00000_source0.png \
-		--prompt "Change the background to red" --out $(CHAIN)/edited.png --steps 8 --seed 0 --guidance 1
-	@for stage in $(CHAIN)/[1-5]_*; do echo; cat $$stage/summary.txt; done
-	@echo; echo "corpus      $(DEMO)/corpus/report/index.html (which rows were kept, and why the others were not)"
-	@echo "rollouts    $(CHAIN)/5_nft/rollouts (the best and the worst edit of a group)"
-	@echo "model       $(CHAIN)/model"
-	@echo "edited      $(CHAIN)/edited.png (noise: the miniature shows that everything runs, not what it learns)"
+
+$(CHAIN)/model/model_index.json: | $(CHAIN)/5_nft/summary.txt
+	$(PY) -m firered_lit export --run $(CHAIN)/5_nft --out $(@D)
+
+$(CHAIN)/edited.png: | $(CHAIN)/model/model_index.json
+	$(PY) -m firered_lit edit --model $(CHAIN)/model --image $(CHAIN)/raw/background/images/held_out-0-000005_source0.png \
+		--prompt "Change the background to red" --out $@ --steps 8 --seed 0 --guidance 1
+
+# the evaluation stands in the MLflow run of the stage that it is of
+$(CHAIN)/eval.done: | $(CHAIN)/5_nft/summary.txt
+	$(PY) -m firered_lit eval --recipe recipes/tiny/eval.yaml model=$(CHAIN)/5_nft out=$(CHAIN)/eval
+	@touch $@
 
 # What is there already is not made again: a learning that was stopped goes on where it was.
 STAGES := $(LEARN)/sft $(LEARN)/dpo $(LEARN)/nft

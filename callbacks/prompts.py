@@ -16,6 +16,7 @@ from callbacks.signals import stopped_by_signal
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
+from firered_lit.grids import save_grid
 from firered_lit.prompt_file import Prompt, open_picture, read_prompts
 from firered_lit.tracking import log_image
 
@@ -127,7 +128,8 @@ class Prompts(L.Callback):
         for number, (prompt, encoded, picture) in enumerate(shown, start=1):
             cells = [*self._controls(encoded), (f"step {step}", fitted(picture, self.side))]
             rows.append(Row((number,), tuple(cells), prompt.instruction))
-        _save(draw_grid(rows, f"step {step}", self.lettering), folder / f"step_{step:08d}.png")
+        grid = draw_grid(rows, f"step {step}", self.lettering)
+        save_grid(grid, folder / f"step_{step:08d}.png", [prompt.instruction for prompt in self.prompts])
 
     def _strip(self, prompt: Prompt, number: int, folder: Path) -> Image.Image:
         """Return one prompt's pictures of all steps so far, side by side behind its control pictures."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from callbacks.lettering import Lettering
 from firered_lit.batch import EditBatch
-from firered_lit.files import replacing
+from firered_lit.grids import save_grid
 from firered_lit.models.codec import to_image
 from firered_lit.tracking import log_image
 
@@ -108,7 +108,7 @@ def publish(own: list[Row], trainer: L.Trainer, limit: int, folder: Path, name: 
     step = trainer.global_step
     grid = draw_grid(rows, f"step {step}", Lettering(font))
     try:
-        _save(grid, folder / f"step_{step:08d}.png")
+        save_grid(grid, folder / f"step_{step:08d}.png", [row.instruction for row in rows])
     except OSError as error:
         rank_zero_warn(f"{folder}: the grid could not be written ({error.strerror})")
     for logger in trainer.loggers:
@@ -168,8 +168,3 @@ def _gather(own: list[Row], trainer: L.Trainer) -> list[Row]:
     placed = [Row((row.place[0], trainer.global_rank, *row.place[1:]), row.cells, row.instruction) for row in own]
     dist.gather_object(placed, everyone)
     return [row for rows in everyone or [] for row in rows]
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    with replacing(path, "wb") as file:
-        picture.save(file, format="PNG")

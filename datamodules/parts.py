@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from firered_lit.data_card import CARDS, Card
 from firered_lit.errors import UserError
 from firered_lit.files import put_in_place, replacing, sync, write_json
 from firered_lit.locks import shard_held
@@ -140,11 +141,12 @@ class Parts:
             file.writelines(json.dumps(asdict(refusal), ensure_ascii=False) + "\n" for refusal in in_hand)
         return path
 
-    def finish(self, header: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, header: dict[str, Any], cards: Sequence[Card] = ()) -> dict[str, Any]:
         """List the chunks, index the samples and, last, write data.json.
 
         Args:
             header: Entries that data.json begins with.
+            cards: Those of the tables that the samples are from; see `firered_lit.data_card`.
 
         Returns:
             The content of data.json.
@@ -173,6 +175,8 @@ class Parts:
 
         self.refused()
         content = header | self._counts(header)
+        if cards:
+            content[CARDS] = list(cards)
         write_json(self.folder / "data.json", content, indent=1)
         return content
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
+from firered_lit.data_card import cards_of
 from firered_lit.errors import UserError
 from firered_lit.locks import in_turn
 from firered_lit.models.family import open_base
@@ -29,7 +30,7 @@ from .records import Record, Refusal, rows
 from .references import GRAMMAR
 from .refusals import guarded
 from .sources import Source
-from .tables import notes, survey
+from .tables import files, notes, survey
 from .work import Row, Tally, Work
 
 FORMAT = 1
@@ -204,7 +205,7 @@ def prepare(
         if base.origin("vae") is not None:
             header["origin"] = base.origin("vae")  # by which `fit` knows the base again without its text encoder
         with in_turn(folder):
-            _finish(parts, numbers, Tally(count, max_refused), header, f"shard {shard} of {num_shards}")
+            _finish(parts, numbers, Tally(count, max_refused), header, f"shard {shard} of {num_shards}", given)
 
 
 def _mode(alignment: bool | Literal["online"]) -> str:
@@ -221,7 +222,7 @@ def _device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _finish(parts: Parts, numbers: range, tally: Tally, header: dict[str, Any], shard: str) -> None:
+def _finish(parts: Parts, numbers: range, tally: Tally, header: dict[str, Any], shard: str, source: Source) -> None:
     """Merge the parts and print a summary, when all are there; else print how many are left to the other shards.
 
     Args:
@@ -230,6 +231,7 @@ def _finish(parts: Parts, numbers: range, tally: Tally, header: dict[str, Any], 
         tally: Counts of all rows, empty yet.
         header: Entries that data.json begins with.
         shard: Name of this shard.
+        source: Table or folder that was prepared.
     """
     missing = 0
     for number in numbers:
@@ -244,8 +246,11 @@ def _finish(parts: Parts, numbers: range, tally: Tally, header: dict[str, Any], 
         return
     if tally.too_many:
         raise tally.stop(parts, [])
-    content = parts.finish(header | {"kept": tally.kept, "refused": dict(tally.refused)})
+    cards, remarks = cards_of(table for table in files(source) if isinstance(table, Path))
+    content = parts.finish(header | {"kept": tally.kept, "refused": dict(tally.refused)}, cards)
     print(tally.table())
+    for remark in remarks:
+        print(f"note: {remark}")
     _print_content(content, parts.folder)
 
 

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,18 +15,17 @@ from . import lineage
 from .checkpoint import read_weights, resolve, sound
 from .errors import UserError
 from .files import appearing
-from .models.family import Base, Variant
-from .models.hub import parse
+from .mlflow_runs import RUN
+from .model_card import Trained, add_pictures, model_card
+from .models.family import Base
 from .models.lora import delta, factors
-from .models.lora_files import COMFYUI, DIFFUSERS, pipeline_of, write_lora
+from .models.lora_files import pipeline_of, write_lora
 from .models.sizes import Sizes
 from .places import writable
 from .store import RECORD, read_record
 from .textfiles import read_object, read_text
 
 PREFIX = "transformer."
-_EDIT_TOO = """or `python -m firered_lit edit --model THIS_FOLDER --image photo.jpg --prompt "..." --out edited.png`, which also encodes
-the prompt with the positions that the weights were trained with (diffusers 0.42 with transformers 5 loses them)."""  # noqa: E501
 START_NOTE = "start.json"  # in a folder of weights that one stage has handed to another
 KEPT = 0.9  # share of a run's change under which rounding is worth a warning
 PARTS = ("vae", "text_encoder", "tokenizer", "scheduler", "processor")
@@ -134,9 +132,11 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
         if kept < KEPT:
             print(f"warning: {lost(kept, precision)}; --dtype float32 keeps all of it")
         _copy_parts(base, folder)
-    _write_sizes(base, sizes, folder)
-    card = model_card(base, facts, recipe, saved.path.name, saved.step, lora)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    _write_note(sizes, facts.get(RUN), folder)
+    name = facts["base"] if Path(base.name).name == lineage.START else base.name
+    trained = Trained(name, facts["stage"], sizes, saved.path.name, saved.step, lora, facts.get("data", {}), recipe)
+    grids = add_pictures(run, saved.step, folder)
+    (folder / "README.md").write_text(model_card(base, trained, grids), encoding="utf-8")
     return base
 
 
@@ -212,6 +212,11 @@ def write_transformer(
     """
     transformer, kept = trained_transformer(base, saved, precision)
     transformer.save_pretrained(folder, max_shard_size=max_shard_size)
+
+    # Where it was loaded from is nobody else's business.
+    config = read_object(folder / "config.json")
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return kept
 
 
@@ -305,69 +310,9 @@ def _copy(source: Path, target: Path) -> None:
         raise UserError(f"{where}: cannot be copied: {why}") from error
 
 
-def _write_sizes(base: Base, sizes: Sizes, staging: Path) -> None:
-    """Write the sizes beside the weights, for `edit`: they may be other ones than the stock pipeline's."""
-    (staging / "firered_lit.json").write_text(json.dumps({"sizes": sizes.as_dict()}, indent=2) + "\n", encoding="utf-8")
-
-
-def model_card(
-    base: Base, facts: Mapping[str, Any], recipe: str, checkpoint: str, step: int, lora: Mapping[str, Any] | None = None
-) -> str:
-    """The README.md of an export: what it is made of, and how to use it. lora: when the export is its files."""
-    sizes = Sizes(**facts["sizes"])
-    kind = {Variant.EDIT: "QwenImageEditPipeline", Variant.EDIT_PLUS: "QwenImageEditPlusPipeline"}.get(
-        base.variant, "QwenImagePipeline"
-    )
-    data = "\n".join(f"- {name}: {value}" for name, value in facts.get("data", {}).items()) or "- not recorded"
-    image = "" if base.variant == Variant.TEXT else 'image=[Image.open("photo.jpg").convert("RGB")], '
-    note = (
-        "Trained at the stock pipeline's sizes."
-        if base.resized(sizes).at_stock_sizes
-        else "Trained at other sizes than the stock pipeline's constants; they are in `firered_lit.json`, and "
-        "`python -m firered_lit edit` keeps to them."
-    )
-    of_hub = parse(base.name)
-    name, revision = of_hub or (base.name, None)
-    load, tags, also = '"THIS_FOLDER"', "image-editing, qwen-image, firered-lit", _EDIT_TOO
-    if lora is not None:
-        load = f'"{name}", revision="{revision}"' if revision else f'"{name}"'
-        tags = f"{tags}, lora"
-        also = (
-            f"`{COMFYUI}` is the same for ComfyUI's LoRA loader, `{DIFFUSERS}` is what diffusers loads; strength 1.0."
-        )
-        note = note.partition(", and `python")[0].removesuffix(".") + "."
-        note = f"LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, its scale in the weights. {note}"
-    adapter = '\npipe.load_lora_weights("THIS_FOLDER")' if lora is not None else ""
-    return f"""---
-library_name: diffusers
-base_model: {name}
-pipeline_tag: image-to-image
-tags: [{tags}]
----
-# {facts["stage"]} of {base.name}
-
-{step} optimizer steps with firered_lit {version("firered-lit")}, from checkpoint `{checkpoint}`. {note}
-
-## Use
-
-```python
-import torch
-from diffusers import {kind}
-from PIL import Image
-
-pipe = {kind}.from_pretrained({load}, torch_dtype=torch.bfloat16).to("cuda"){adapter}
-image = pipe({image}prompt="...", negative_prompt=" ", true_cfg_scale=4.0).images[0]
-```
-
-{also}
-
-## Data
-
-{data}
-
-## Recipe
-
-```yaml
-{recipe.strip()}
-```
-"""
+def _write_note(sizes: Sizes, mlflow_run: str | None, staging: Path) -> None:
+    """Write what travels with the weights: sizes other than the stock pipeline's, which `edit` reads, and the run."""
+    note: dict[str, Any] = {"sizes": sizes.as_dict()}
+    if mlflow_run is not None:
+        note[RUN] = mlflow_run
+    (staging / "firered_lit.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

@@ -62,6 +62,7 @@ OURS = (
     "firered_lit.curation.label.label.Label",
     "firered_lit.curation.make.maker.Make",
     "firered_lit.curation.marks.GeneratedMarks",
+    "firered_lit.curation.mlflow_summary.CurationRun",
     "firered_lit.curation.mosaic.Mosaic",
     "firered_lit.curation.niqe.NIQE",
     "firered_lit.curation.pairs.PairMeasures",

@@ -115,7 +115,7 @@ def _write(checkpoint: Path, own: Base, start_from: str, folder: Path, dtype: st
     precision = stored if dtype is None else getattr(torch, dtype)
     with appearing(folder) as staging:
         kept = write_transformer(own, saved, staging / "transformer", precision=precision)
-        for name in (*PARTS, "model_index.json", "firered_lit.json"):
+        for name in (*PARTS, "model_index.json", "firered_lit.json", "README.md"):
             if (own.folder / name).exists():
                 (staging / name).symlink_to((own.folder / name).resolve())
         note = {"start_from": start_from, "checkpoint": str(checkpoint.resolve()), "base": own.name}

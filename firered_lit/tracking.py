@@ -18,12 +18,13 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from firered_lit.errors import UserError
+from firered_lit.mlflow_runs import log_params, name_parents, parents_of_training
 from firered_lit.provenance import git_state, packages
 from firered_lit.run_page import describe, page
 from firered_lit.stopping import before_the_end
@@ -32,7 +33,6 @@ from firered_lit.store import RECORD, alone, artifacts_of, read_record, store_ur
 __all__ = ["MLflow", "log_folder", "log_image", "ui_command"]
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
 _FLUSH_SECONDS, _FLUSH_METRICS = 1.0, 500  # MLflow takes at most 1000 metrics at a time
-_PARAM_LENGTH, _BATCH = 6000, 100
 _NAMED = ("torch", "lightning", "diffusers", "transformers", "litdata", "peft", "bitsandbytes", "mlflow", "firered-lit")
 
 
@@ -114,11 +114,12 @@ class MLflow(MLFlowLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Any, *_: Any) -> None:
         """Flattened to dotted keys. What a continued run has changed is kept as a tag `changed.KEY`: old -> new."""
-        flat = {_clean(key): str(value)[:_PARAM_LENGTH] for key, value in flatten(dict(params))}
+        flat = {_clean(key): str(value) for key, value in flatten(dict(params))}
         client = self.experiment
         run_id = str(self.run_id)
-        self._later(lambda: _log_params(client, run_id, flat))
+        self._later(lambda: log_params(client, run_id, flat))
         self._later(lambda: describe(client, run_id, flat))
+        self._later(lambda: name_parents(client, run_id, parents_of_training(flat)))
         recipe = self.dir / "recipe.yaml"
         if recipe.exists():
             self._later(lambda: client.log_artifact(run_id, str(recipe)))
@@ -279,20 +280,6 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
     for name, item in items:
         yield from flatten(item, f"{key}.{name}" if key else str(name))
-
-
-def _log_params(client: MlflowClient, run_id: str, flat: dict[str, str]) -> None:
-    """Log what is new as parameters, which MLflow never changes, and what has changed since as tags, first to last."""
-    run = client.get_run(run_id).data
-    new = [Param(key, value) for key, value in flat.items() if key not in run.params]
-    for start in range(0, len(new), _BATCH):
-        client.log_batch(run_id, params=new[start : start + _BATCH])
-    for key, first in run.params.items():
-        tag = f"changed.{key}"[:250]
-        history = run.tags.get(tag, first)
-        now = flat.get(key, "removed")
-        if history != now and not history.endswith(f" -> {now}"):
-            client.set_tag(run_id, tag, f"{history} -> {now}"[-_PARAM_LENGTH:])
 
 
 def _log_surroundings(client: MlflowClient, run_id: str, run_dir: Path) -> None:

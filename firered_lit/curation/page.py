@@ -1,10 +1,11 @@
 """A report as HTML and as Markdown. Names, captions and numbers are other people's text: all of it is escaped."""
 
 import base64
-import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
+
+from firered_lit.data_card import plain, short
 
 if TYPE_CHECKING:
     from .report import Histogram, Report, Shown
@@ -21,9 +22,6 @@ figcaption { overflow-wrap: anywhere } img { max-width: 144px; max-height: 144px
 .none { width: 144px; height: 96px; background: #eee } .group { border-left: 3px solid #ccc; padding-left: .8rem }
 .bars { display: flex; flex-wrap: wrap; gap: 1.5rem }
 """
-_LONGEST = 160  # characters of a text on the page
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 _WIDE, _HIGH = 320, 90  # px of a histogram
 
 
@@ -85,29 +83,19 @@ def markdown(report: "Report") -> str:
     if report.changes:
         lines += ["\n## Since the selection before\n", _markdown_table(CHANGES, _changes(report))]
     for name, rows in report.tables.items():
-        lines += [f"\n## By {_plain(name)}\n", _markdown_table(_heads(name), _values(rows))]
+        lines += [f"\n## By {plain(name)}\n", _markdown_table(_heads(name), _values(rows))]
     return "\n".join(lines) + "\n"
 
 
 def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows]
+    lines += ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
-
-
-def _plain(value: Any) -> str:
-    """Return a text that means nothing to Markdown or HTML."""
-    return _SPECIAL.sub(r"\\\1", _short(value)).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
 
 
 def _text(value: Any) -> str:
     """Return a text that means nothing to HTML."""
-    return escape(_short(value), quote=True)
-
-
-def _short(value: Any) -> str:
-    text = _CONTROL.sub(" ", str(value).encode("utf-8", "replace").decode("utf-8"))
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return escape(short(value), quote=True)
 
 
 def _share(part: int, whole: int) -> str:

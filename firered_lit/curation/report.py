@@ -92,7 +92,7 @@ def report(corpus: Corpus, table: RawTable, rules: Mapping[str, Rule], seed: int
     state = read_object(path, "rows", "kept", "reasons", "matched")
     decided = scores.read(corpus.folder / DECISIONS, ["reason", "group"], "select")
     found = Report(state["rows"], state["kept"])
-    costs = _costs(corpus)
+    costs = costs_of(corpus.folder)
     left = found.rows
     for reason, count in state["reasons"].items():
         left -= count
@@ -108,11 +108,11 @@ def report(corpus: Corpus, table: RawTable, rules: Mapping[str, Rule], seed: int
     return folder / "index.html"
 
 
-def _costs(corpus: Corpus) -> dict[str, float]:
+def costs_of(folder: Path) -> dict[str, float]:
     """Return the milliseconds that each annotator took for an item, over all commands that worked here."""
     items: Counter[str] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
-    for path in sorted((corpus.folder / STATE).glob(f"{COSTS}-*.json")):
+    for path in sorted((folder / STATE).glob(f"{COSTS}-*.json")):
         for name, spent in read_object(path).items():
             items[name] += spent["items"]
             seconds[name] += spent["seconds"]

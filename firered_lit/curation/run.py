@@ -13,9 +13,11 @@ from tqdm import tqdm
 from firered_lit.errors import UserError
 from firered_lit.files import write_json
 from firered_lit.locks import in_turn, shard_held
+from firered_lit.places import user_path
 from firered_lit.textfiles import read_object
 
 from .annotator import Annotator
+from .card import write_card
 from .changes import follow
 from .corpus import COSTS, PHRASES, STATE, Corpus
 from .crew import Crew, Runner, Share
@@ -25,6 +27,7 @@ from .fit import Clusters, Duplicates, clusters_made_from, fit
 from .label.label import Label, Texts
 from .losers import LOSERS, write_losers
 from .make.maker import Make
+from .mlflow_summary import CurationRun
 from .phrases import Phrases
 from .report import report
 from .rows import RawTable
@@ -52,6 +55,7 @@ def curate(
     label: Label | None = None,
     make: Make | None = None,
     fill: Fill | None = None,
+    mlflow: CurationRun | None = None,
     steps: Sequence[Stepname] = STEPS,
     shard_rows: int = 256,
     batch: int = 8,
@@ -80,6 +84,7 @@ def curate(
             are selected again by the rules that look at them. Nothing is asked when None.
         make: The edits to make of the kept pictures; none when None.
         fill: Of which tasks there should be how many edits; gaps are not looked for when None.
+        mlflow: Where the funnel is recorded, with the report; nowhere when None.
         steps: Which of annotate, fit, select, label, write, make, fill and report to run.
         shard_rows: Rows of a score file, and what a kill can lose.
         batch: Rows whose pictures are in memory at a time.
@@ -120,7 +125,7 @@ def curate(
                 left = work.left(dict.fromkeys(range(corpus.shards)))
                 if share.waits("annotate", len(left), corpus.shards):
                     return
-            _conclude(corpus, labelled, rows, choice, label, make, fill, steps, crew, share)
+            _conclude(corpus, labelled, rows, choice, label, make, fill, steps, crew, share, source, mlflow)
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -241,6 +246,8 @@ def _conclude(
     steps: Sequence[str],
     crew: Crew,
     share: Share,
+    source: str,
+    mlflow: CurationRun | None,
 ) -> None:
     """Run the steps that need all shards, one command at a time; those that go over rows, this command's share."""
     asks = label is not None and "label" in steps
@@ -283,6 +290,7 @@ def _conclude(
             print("\n".join(fill.run(corpus, table, choice.seed)))
         if "report" in steps:
             print(f"report     {report(labelled if there else corpus, table, choice.rules, choice.seed)}")
+            _hand_on(corpus, source, choice, label if there else None, mlflow)
 
 
 def _fit(corpus: Corpus, near: Duplicates | None, clusters: Clusters | None) -> list[str]:
@@ -305,6 +313,22 @@ def _write(corpus: Corpus, table: RawTable, choice: Choice, label: Label | None)
         rejecting = [name for name, rule in choice.rules.items() if needs_labels(rule)]
         pairs = write_losers(corpus.folder, table, rejecting)
         print(f"losers     {pairs:>8} pairs of a kept and a rejected edit, in {corpus.folder / LOSERS}")
+
+
+def _hand_on(corpus: Corpus, source: str, choice: Choice, label: Label | None, mlflow: CurationRun | None) -> None:
+    """Write the data card, and record the curation in MLflow."""
+    card = write_card(
+        corpus,
+        source=user_path(source),
+        rules=choice.rules,
+        duplicates=choice.duplicates,
+        clusters=choice.clusters,
+        quotas=choice.quotas,
+        label=label,
+        seed=choice.seed,
+    )
+    if mlflow is not None:
+        mlflow.keep(corpus.folder, card)
 
 
 def _selected(corpus: Corpus, choice: Choice, name: str) -> Selection:

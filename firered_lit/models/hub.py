@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from ..errors import UserError, first_line
 
-CONFIGS = ("*.json", "*.txt", "*.jinja")  # what is downloaded of every part: configs, tokenizers, indices of weights
+# What is downloaded of every part: configs, tokenizers, indices of weights, and the model card.
+CONFIGS = ("*.json", "*.txt", "*.jinja", "README.md")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 

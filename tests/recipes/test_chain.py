@@ -1,15 +1,20 @@
 """Each stage starts from the last one's output: pretraining, continued pretraining, SFT, DPO, NFT."""
 
 import csv
+import itertools
+import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 
 from datamodules.synthetic import write_pairs
 from firered_lit import build, recipe
@@ -99,18 +104,95 @@ def same_velocity(stage: NFT, left: torch.nn.Module, base: torch.nn.Module, data
     assert (qwen_image.velocity(base, x, sigma, batch.condition) - expected).abs().max() > 1e-3
 
 
+RUNS = ("1_pretrain", "2_continued", "3_sft", "4_dpo", "5_nft")
+# A file that a step writes long before it ends, and the one that says that it has.
+STEPS = {
+    "curate": ("0_corpus/scores/row/00000.parquet", "0_corpus/selected.jsonl"),
+    "prepare": ("data/prepare.json", "data/data.json"),
+    **{run: (f"{run}/checkpoints/*.ckpt", f"{run}/summary.txt") for run in RUNS},
+    "eval": ("eval/pictures/**/*.png", "eval.done"),
+}
+
+
+def started(root: Path, folder: Path) -> subprocess.Popen[str]:
+    """Start the whole chain as users call it, with few steps; the virtual environment is taken as it is."""
+    settings = {"DEMO": folder, "CHAIN_ROWS": 45, "CHAIN_STEPS": 8, "CHAIN_DPO": 6, "CHAIN_NFT": 4, "CHAIN_EVERY": 1}
+    command = ["make", "-o", ".venv/.installed", "chain", f"PY={sys.executable}"]
+    return subprocess.Popen(
+        [*command, *(f"{name}={value}" for name, value in settings.items())],
+        cwd=root,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate()
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A chain that nothing disturbs, and what it says."""
+    folder = tmp_path_factory.mktemp("chain")
+    said = ended(started(root, folder / "now"))
+    (folder / "now").rename(folder / "whole")
+    return folder, said
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-def test_make_chain(root: Path, tmp_path: Path) -> None:
-    """The whole chain as users call it, with few steps; the virtual environment is taken as it is."""
-    settings = {"DEMO": tmp_path, "CHAIN_STEPS": 4, "CHAIN_DPO": 2, "CHAIN_NFT": 1, "PY": sys.executable}
-    command = ["make", "-o", ".venv/.installed", "chain", *(f"{name}={value}" for name, value in settings.items())]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("1_pretrain", "2_continued", "3_sft", "4_dpo", "5_nft"):
-        summary = (tmp_path / "chain" / name / "summary.txt").read_text()
-        assert summary.strip() in done.stdout.split("edited.png:")[1]
+def test_make_chain(whole: tuple[Path, str]) -> None:
+    """From raw rows to an evaluation."""
+    chain, said = whole[0] / "whole" / "chain", whole[1]
+    for name in RUNS:
+        summary = (chain / name / "summary.txt").read_text()
+        assert summary.strip() in said.split("edited.png:")[1]
         assert "look " in summary
-    assert (tmp_path / "chain" / "edited.png").exists()
-    assert "rollout/total/mean" in (tmp_path / "chain" / "5_nft" / "summary.txt").read_text()
+    assert (chain / "edited.png").exists()
+    assert "rollout/total/mean" in (chain / "5_nft" / "summary.txt").read_text()
+    scores = json.loads(next((chain / "eval").glob("models/*/scores.json")).read_text())
+    assert scores["world"]["strict"]["overall"]["scored"] == 30
+    card = (chain / "model" / "README.md").read_text()
+    assert "How its rows were chosen" in card
+    assert str(whole[0]) not in card
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_a_chain_whose_every_step_was_killed_once_comes_to_the_same(root: Path, whole: tuple[Path, str]) -> None:
+    """The same decisions, weights and drawn pictures; one MLflow experiment, each run below the one that it is from."""
+    chain = whole[0] / "now" / "chain"
+    for step, (begun, done) in STEPS.items():
+        process = started(root, whole[0] / "now")
+        while not list(chain.glob(begun)):
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (chain / done).exists(), f"{step} was killed too late"
+    ended(started(root, whole[0] / "now"))
+
+    # The same as undisturbed.
+    before = whole[0] / "whole" / "chain"
+    same = ["0_corpus/decisions.parquet", "0_corpus/selected.jsonl", "model/transformer/*.safetensors", "edited.png"]
+    for pattern in (*same, "eval/pictures/**/*.png"):
+        files = sorted(path.relative_to(before) for path in before.glob(pattern))
+        assert files, pattern
+        for file in files:
+            assert (chain / file).read_bytes() == (before / file).read_bytes(), file
+
+    # Each run names the one that it is from.
+    client = MlflowClient(f"sqlite:///{chain / 'mlflow.db'}")
+    runs = {run.data.tags["mlflow.runName"]: run for run in client.search_runs(["1"])}
+    assert set(runs) == {"0_corpus", *RUNS}, "each was continued, none begun again"
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for parent, child in itertools.pairwise(["0_corpus", *RUNS]):
+        assert runs[child].data.tags["mlflow.parentRunId"] == runs[parent].info.run_id
+    assert runs["5_nft"].data.metrics["evaluation/world/strict/items/scored"] == 30

@@ -77,3 +77,14 @@ def test_an_evaluation_is_read_and_its_models_are_compared(root, setting, tmp_pa
     assert "world is better than copier" in text or "not distinguishable" in text
     assert "gap +1.00" in text or "gap -1.00" in text
     assert str(tmp_path / "report" / "index.html") in text
+
+
+def test_a_corpus_is_looked_at_and_its_thresholds_are_moved(root, setting, tmp_path):
+    setting.setenv("FIRERED_LIT_CORPUS", str(tmp_path / "out"))
+    setting.setenv("FIRERED_LIT_COUNT", "12")
+    text = executed("06_corpus", root)
+    assert "photometric.detail below 0.4" in text
+    assert text.count("dropped by it") == 4
+    assert "blurred_00" in text
+    assert "duplicates: 2" in text
+    assert str(tmp_path / "out" / "report" / "index.html") in text

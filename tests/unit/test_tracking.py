@@ -21,7 +21,12 @@ from callbacks.checkpoint import Checkpoint
 from callbacks.sample_grid import SampleGrid
 from callbacks.signals import Signals, Stopped
 from callbacks.throughput import Throughput
+from datamodules.raw import RawRows
 from firered_lit import tracking
+from firered_lit.curation import mlflow_summary
+from firered_lit.curation.mlflow_summary import CurationRun
+from firered_lit.curation.photometric import Photometric
+from firered_lit.curation.run import curate
 from firered_lit.errors import UserError
 from firered_lit.provenance import git_state
 from firered_lit.steps import log_by_optimizer_steps
@@ -432,3 +437,62 @@ def test_runs_may_begin_at_once_in_a_new_folder(tmp_path: Path) -> None:
     code = "import sys; from firered_lit.tracking import MLflow; MLflow(sys.argv[1])"
     begun = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / name)]) for name in "ab"]
     assert [one.wait(timeout=180) for one in begun] == [0, 0]
+
+
+def pictures_in(folder):
+    """A folder of a dark and a light picture."""
+    folder.mkdir()
+    for name, value in (("dark", 5), ("light", 200)):
+        Image.new("RGB", (64, 64), (value, value, value)).save(folder / f"{name}.png")
+    return folder
+
+
+def test_runs_name_those_that_they_go_on_from_back_to_the_curation(place):
+    """A curation, a training on its rows, one from that training's weights, and one from an export of these."""
+    # The curation, twice: with another bound the second time.
+    out, source = place / "corpus", pictures_in(place / "raw")
+    given = {"annotators": {"photometric": Photometric()}, "workers": 0, "mlflow": CurationRun()}
+    for bound in (0.1, 0.0):
+        rules = {"dark": {"column": "photometric.brightest", "below": bound}}
+        curate(source=str(source), out=str(out), rows=RawRows(str(source)), rules=rules, **given)
+    uri = read_record(out / "state")["mlflow_uri"]
+    assert uri == f"sqlite:///{place / 'mlflow.db'}", "the store of the runs beside it"
+    card = json.loads((out / "data_card.json").read_text())
+    client = MlflowClient(uri)
+    run = client.get_run(card["mlflow_run_id"])
+    assert run.data.params["rules.dark"] == "photometric.brightest below 0.1"
+    assert run.data.tags["changed.rules.dark"].endswith("below 0.1 -> photometric.brightest below 0.0")
+    kept = client.get_metric_history(run.info.run_id, "curation/kept")
+    assert [(point.step, point.value) for point in kept] == [(0, 1.0), (1, 2.0)]
+    dropped = client.get_metric_history(run.info.run_id, "curation/dropped/dark")
+    assert [(point.step, point.value) for point in dropped] == [(0, 1.0)]
+    assert run.data.metrics["curation/ms_an_item/photometric"] > 0
+    names = {file.path for file in client.list_artifacts(run.info.run_id, "report")}
+    assert names == {"report/data_card.json", "report/report.md"}, "no pictures unless asked for"
+
+    # Trainings, each from the last one's output.
+    (place / "data").mkdir()
+    (place / "data" / "data.json").write_text(json.dumps({"cards": [card]}))
+    (place / "export").mkdir()
+    starts = {"first": None, "second": place / "first", "third": place / "export"}
+    parents = [card["mlflow_run_id"]]
+    for name, start in starts.items():
+        logger = MLflow(dir=str(place / name))
+        logger.log_hyperparams({"run": {"start_from": start and str(start)}, "data": {"root": str(place / "data")}})
+        logger.finalize()
+        tags = run_of(logger).data.tags
+        assert tags["parent.data"] == card["mlflow_run_id"]
+        assert tags.get("parent.weights") == (parents[-1] if start else None)
+        assert tags["mlflow.parentRunId"] == parents[-1]
+        assert run_of(logger).info.experiment_id == run.info.experiment_id
+        parents.append(logger.run_id)
+        (place / "export" / "firered_lit.json").write_text(json.dumps({"mlflow_run_id": logger.run_id}))
+
+
+def test_a_store_that_fails_costs_a_curation_a_warning(place, caplog, monkeypatch):
+    source = place / "raw"
+    monkeypatch.setattr(mlflow_summary, "open_run", lambda *_: 1 / 0)
+    given = {"annotators": {"photometric": Photometric()}, "workers": 0, "mlflow": CurationRun()}
+    curate(source=str(source), out=str(place / "unrecorded"), rows=RawRows(str(source)), **given)
+    assert "the curation is not recorded" in caplog.text
+    assert "mlflow_run_id" not in json.loads((place / "unrecorded" / "data_card.json").read_text())

@@ -17,7 +17,8 @@ from firered_lit.evaluation.protocols import EvaluationFolder
 from firered_lit.evaluation.report.page import PICTURES, PLOTS
 from firered_lit.evaluation.report.results import COUNTED, OVERALL, Results
 from firered_lit.evaluation.report.tables import Table
-from firered_lit.store import RECORD, alone, artifacts_of, read_record, store_uri, update_record
+from firered_lit.mlflow_runs import open_run
+from firered_lit.store import RECORD, read_record, store_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -127,24 +128,9 @@ class Record:
                 )
             return MlflowClient(record["mlflow_uri"]), record["mlflow_run_id"]
 
-        # The run of an earlier report.
-        home = folder.model_items(model).parent
+        # The run of an earlier report, or a new one.
         uri = store_uri(self.uri, folder.out, MLFLOW_URI)
-        with alone(uri):
-            client = MlflowClient(uri)
-            record = read_record(home)
-            if record.get("mlflow_uri") == uri and _lives(client, record.get("mlflow_run_id")):
-                return client, record["mlflow_run_id"]
-
-            # A new one.
-            experiment = client.get_experiment_by_name(self.experiment)
-            number = None if experiment is None else experiment.experiment_id
-            if number is None:
-                number = client.create_experiment(self.experiment, artifact_location=artifacts_of(uri))
-            run_id = client.create_run(number, run_name=model).info.run_id
-            client.set_terminated(run_id)
-        update_record(home, mlflow_uri=uri, mlflow_run_id=run_id)
-        return client, run_id
+        return open_run(uri, self.experiment, model, folder.model_items(model).parent)
 
     def _log_numbers(self, client: "MlflowClient", run_id: str, results: Results, model: str) -> None:
         from mlflow.entities import Metric
@@ -198,17 +184,6 @@ def _strip(card: Mapping[str, Any], folder: Path) -> "Image.Image | None":
             strip.paste(picture, (left, 0))
         left += cell["width"] + _GAP
     return strip
-
-
-def _lives(client: "MlflowClient", run_id: str | None) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    if run_id is None:
-        return False
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException:
-        return False
 
 
 def _csv(table: Table) -> str:
