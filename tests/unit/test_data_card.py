@@ -158,12 +158,12 @@ def test_a_licence_is_read_from_the_base_s_own_card(tmp_path):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("/home/a/photo.png", "photo.png"),
+        ("/srv/a/photo.png", "photo.png"),
         ("~/data/", "data"),
         ("./runs/x", "x"),
         ("C:\\data\\x", "x"),
-        ("sqlite:////home/a/mlflow.db", "mlflow.db"),
-        ("/home/a/lora.safetensors@0.8", "lora.safetensors@0.8"),
+        ("sqlite:////srv/a/mlflow.db", "mlflow.db"),
+        ("/srv/a/lora.safetensors@0.8", "lora.safetensors@0.8"),
         ("Qwen/Qwen-Image-Edit-2511", "Qwen/Qwen-Image-Edit-2511"),
         ("original/en", "original/en"),
         ("http://host:8000/v1", "http://host:8000/v1"),

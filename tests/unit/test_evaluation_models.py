@@ -107,6 +107,9 @@ def test_a_name_means_what_lies_there(old: Path, source: Path, monkeypatch) -> N
         opened = open_model(name, settings)
         assert isinstance(opened, Local)
         assert (opened.steps, opened.loras) == (3, ("export_lora",))
+    shown = old / "export_lora" / "pictures"  # of a model card
+    shown.mkdir()
+    Image.new("RGB", (8, 8)).save(shown / "after.jpg")
     with pytest.raises(UserError, match="export_lora: a LoRA alone; name its base as the model"):
         open_model("export_lora", Drawing())
     for nothing in (7, {"model": "tiny"}, ["tiny"]):

@@ -11,6 +11,7 @@ from firered_lit.evaluation.models.pictures import ENDINGS, Pictures
 from firered_lit.evaluation.protocols import Model
 from firered_lit.places import user_path
 
+_OF_MODELS = ("model_index.json", "run.json", "firered_lit.json")  # of a model, a run, the files of a LoRA
 FIRST = "model"  # the name of a model that stands alone and has none
 
 
@@ -95,6 +96,6 @@ def name_of(model: str) -> str:
 
 def _holds_pictures(folder: Path) -> bool:
     """Return whether a folder has pictures somewhere in it, and no model."""
-    if not folder.is_dir() or any((folder / name).exists() for name in ("model_index.json", "run.json")):
+    if not folder.is_dir() or any((folder / name).exists() for name in _OF_MODELS):
         return False
     return any(path.suffix.lower() in ENDINGS for path in folder.rglob("*"))
