@@ -81,6 +81,9 @@ def test_dpo_starts_from_sft_and_nft_from_dpo(kind: str, world: Path, pairs: Pat
         main(["export", "--run", str(tmp_path / "dpo"), "--out", str(tmp_path / "model"), *["--merge"] * bool(kind)])
         == 0
     )
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "base_model: tiny\nlicense: apache-2.0\n" in card
+    assert str(tmp_path) not in card + (tmp_path / "model" / "transformer" / "config.json").read_text()
     left, base = open_base(str(tmp_path / "model")).transformer(), open_base("tiny").transformer()
     named = [f"stage.backbone.name={start.folder}", f"data.root={world}", f"run.dir={tmp_path / 'x'}", *small]
     stage: NFT = build.build(recipe.load(f"recipes/tiny/nft{kind}.yaml", named).root["stage"])
