@@ -133,8 +133,9 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
             print(f"warning: {lost(kept, precision)}; --dtype float32 keeps all of it")
         _copy_parts(base, folder)
     _write_note(sizes, facts.get(RUN), folder)
-    name = facts["base"] if Path(base.name).name == lineage.START else base.name
-    trained = Trained(name, facts["stage"], sizes, saved.path.name, saved.step, lora, facts.get("data", {}), recipe)
+    trained = Trained(
+        origin_of(base), facts["stage"], sizes, saved.path.name, saved.step, lora, facts.get("data", {}), recipe
+    )
     grids = add_pictures(run, saved.step, folder)
     (folder / "README.md").write_text(model_card(base, trained, grids), encoding="utf-8")
     return base
@@ -180,6 +181,19 @@ def stored_precision(base: Base) -> torch.dtype:
         if stored in ("float32", "bfloat16", "float16", "float64"):
             return getattr(torch, stored)
     return base.precision
+
+
+def origin_of(base: Base) -> str:
+    """Return the name of a base; of weights that a stage has handed over, that of the base that the first stage had."""
+    name, folder = base.name, base.folder
+    while (folder / START_NOTE).exists():
+        note = read_object(folder / START_NOTE)
+        if "origin" in note:
+            return str(note["origin"])
+        if "base" not in note:
+            return name
+        name, folder = str(note["base"]), Path(str(note["base"]))
+    return name
 
 
 def lost(kept: float, precision: torch.dtype) -> str:

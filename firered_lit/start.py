@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 
 from .checkpoint import read_facts, resolve, sound
 from .errors import UserError
-from .exporting import KEPT, PARTS, load_weights, lost, stored_precision, write_transformer
+from .exporting import KEPT, PARTS, load_weights, lost, origin_of, stored_precision, write_transformer
 from .exporting import START_NOTE as NOTE
 from .files import appearing, write_json
 from .lineage import START, base_of
@@ -119,6 +119,7 @@ def _write(checkpoint: Path, own: Base, start_from: str, folder: Path, dtype: st
             if (own.folder / name).exists():
                 (staging / name).symlink_to((own.folder / name).resolve())
         note = {"start_from": start_from, "checkpoint": str(checkpoint.resolve()), "base": own.name}
+        note["origin"] = origin_of(own)
         note["stored"] = str(stored).removeprefix(
             "torch."
         )  # what `export` writes of this stage, unless asked otherwise
