@@ -134,7 +134,14 @@ def _write(run: Path, saved: Saved, folder: Path, max_shard_size: str, merge: bo
         _copy_parts(base, folder)
     _write_note(sizes, facts.get(RUN), folder)
     trained = Trained(
-        origin_of(base), facts["stage"], sizes, saved.path.name, saved.step, lora, facts.get("data", {}), recipe
+        base=origin_of(base),
+        stage=facts["stage"],
+        sizes=sizes,
+        checkpoint=saved.path.name,
+        step=saved.step,
+        lora=lora,
+        data=facts.get("data", {}),
+        recipe=recipe,
     )
     grids = add_pictures(run, saved.step, folder)
     (folder / "README.md").write_text(model_card(base, trained, grids), encoding="utf-8")
