@@ -205,7 +205,7 @@ def estimate(training: Training) -> list[Part]:
     weights = (f.parameters - f.quantised - adapter) * SIZES[t.weights] + adapter * size
     if t.quantize:
         weights += f.quantised * STORED[t.quantize]
-    average = trained * SIZES["float32"] if t.ema else 0
+    average = trained * SIZES["float32"] if t.ema else 0.0
     if t.averaged_validation:
         average += trained * size
 

@@ -159,7 +159,8 @@ def put_beside(transformer: "nn.Module", trained: "Mapping[str, tuple[Tensor, Te
     """
     for name, (a, b) in trained.items():
         layer = transformer.get_submodule(name)
-        layer.register_forward_hook(_Beside(a.to(layer.weight.device), (scale * b.float()).to(layer.weight.device)))
+        device = layer.get_parameter("weight").device
+        layer.register_forward_hook(_Beside(a.to(device), (scale * b.float()).to(device)))
 
 
 class _Beside:
