@@ -202,7 +202,7 @@ def estimate(training: Training) -> list[Part]:
     gradients = f.trained * SIZES["float32"] if t.whole_gradients else trained * of_gradient
     states = trained * (EIGHT_BIT if "8bit" in t.optimizer else 2 * size)
     adapter = f.trained if t.lora else 0
-    weights = (f.parameters - f.quantised - adapter) * SIZES[t.weights] + adapter * size
+    weights: float = (f.parameters - f.quantised - adapter) * SIZES[t.weights] + adapter * size
     if t.quantize:
         weights += f.quantised * STORED[t.quantize]
     average = trained * SIZES["float32"] if t.ema else 0.0
