@@ -3,10 +3,12 @@
     python benchmarks/curation.py pictures [--count 60] [--side 1024] [--against]
     python benchmarks/curation.py duplicates [--rows 1000000 ...]
     python benchmarks/curation.py select [--rows 1000000 ...] [--columns 30]
+    python benchmarks/curation.py vectors [--rows 100000 ...]
+    python benchmarks/curation.py phrases [--rows 1000000 ...]
 
 `pictures` times decoding and every annotator on the same JPEG files, crops of the photographs that the dependencies
-bring; with --against, cleanvision and imagededup too, where they are installed. `duplicates` and `select` run each size
-in a process of its own and print the peak of its resident memory.
+bring; with --against, cleanvision and imagededup too, where they are installed. The others run each size in a process
+of its own and print the peak of its resident memory.
 """
 
 import argparse
@@ -224,6 +226,85 @@ def select(rows: int, columns: int) -> None:
     print(f"{rows:>12,} | {times[0]:.1f} | {times[1]:.1f} | {highest:.0f} | {size / 1e6:.0f} | {kept:.1f}")
 
 
+def written(
+    folder: Path, rows: int, shard_rows: int, name: str, annotator: Any, values: Callable[[int, int], dict[str, Any]]
+) -> Any:
+    """Return a corpus with the columns of one annotator; `values(shard, size)` gives them by name."""
+    from firered_lit.curation import scores
+    from firered_lit.curation.corpus import Corpus
+
+    corpus = Corpus(folder, rows, shard_rows, {name: annotator})
+    for shard in range(corpus.shards):
+        size = corpus.size(shard)
+        keys: dict[str, Any] = {"row": np.arange(size) + shard * shard_rows, "picture": np.zeros(size, np.int16)}
+        own = values(shard, size)
+        scores.write(
+            scores.path_of(folder, name, shard), annotator.columns, {**own, **keys, "failure": [None] * size}, {}
+        )
+    return corpus
+
+
+def vectors(rows: int, width: int = 256) -> None:
+    """Print recall of planted neighbours by vectors in 500 blurred clusters, seconds, and memory above before."""
+    from firered_lit.curation.annotator import Annotator
+    from firered_lit.curation.vectors import near_groups
+
+    class Look(Annotator):
+        columns = {"vector": "vector"}  # noqa: RUF012
+
+    rng = np.random.default_rng(0)
+    found = 0.7 * rng.normal(size=(500, width))[rng.integers(0, 500, rows)] + rng.normal(size=(rows, width))
+    count = rows // 50
+    found[-count:] = found[:count] + 0.15 * rng.normal(size=(count, width))
+    lengths = np.linalg.norm(found[:count], axis=1) * np.linalg.norm(found[-count:], axis=1)
+    near = (found[:count] * found[-count:]).sum(1) / lengths >= 0.97
+    with tempfile.TemporaryDirectory() as place:
+
+        def values(shard: int, size: int) -> dict[str, Any]:
+            return {"vector": list(found[shard * 5000 : shard * 5000 + size].astype(np.float32))}
+
+        corpus = written(Path(place), rows, 5000, "look", Look(), values)
+        before = peak(begin=True)
+        begun = time.process_time()
+        members, labels = near_groups(corpus, "look.vector", 0, 0.97, np.zeros(rows, np.uint64))
+        seconds = time.process_time() - begun
+        above = peak() - before
+    label = np.arange(rows)
+    label[members] = labels
+    recall = float((label[:count] == label[-count:])[near].mean())
+    print(f"{rows:>12,} | {int(near.sum()):>7,} | {100 * recall:.2f} | {seconds:.0f} | {above:.0f}")
+
+
+def phrases(rows: int) -> None:
+    """Print seconds and peak memory of the instruction index over English texts of 4 to 14 words."""
+    from firered_lit.curation import scores
+    from firered_lit.curation.phrases import Phrases
+    from firered_lit.curation.shards import OWN
+    from firered_lit.curation.words import Instructions
+
+    rng = np.random.default_rng(0)
+
+    def values(shard: int, size: int) -> dict[str, Any]:
+        drawn = np.minimum(rng.pareto(0.6, (size, 14)), 19_999).astype(int)
+        lengths = rng.integers(4, 15, size)
+        texts = [" ".join(f"w{word}" for word in words[:length]) for words, length in zip(drawn, lengths)]
+        return {"en": texts, "cn": [None] * size}
+
+    with tempfile.TemporaryDirectory() as place:
+        corpus = written(Path(place), rows, SHARD_ROWS, "said", Instructions(), values)
+        for shard in range(corpus.shards):
+            size = corpus.size(shard)
+            keys: dict[str, Any] = {"row": np.arange(size) + shard * SHARD_ROWS, "picture": np.zeros(size, np.int16)}
+            own = dict.fromkeys(OWN["row"], [None] * size) | {"kind": ["edit"] * size, "task": ["color"] * size}
+            scores.write(
+                scores.path_of(corpus.folder, "row", shard), OWN["row"], {**own, **keys, "failure": [None] * size}, {}
+            )
+        before = peak(begin=True)
+        begun = time.process_time()
+        Phrases(["said.en"]).run(corpus, None)
+        print(f"{rows:>12,} | {time.process_time() - begun:.0f} | {peak() - before:.0f}")
+
+
 def each(work: Callable[..., None], sizes: Sequence[int], *more: Any) -> None:
     """Run a size in a process of its own, so that one's memory is not the next one's."""
     for size in sizes:
@@ -236,11 +317,11 @@ def each(work: Callable[..., None], sizes: Sequence[int], *more: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("pictures", "duplicates", "select"))
+    parser.add_argument("what", choices=("pictures", "duplicates", "select", "vectors", "phrases"))
     parser.add_argument("--count", type=int, default=60, help="pictures (default: 60)")
     parser.add_argument("--side", type=int, default=1024, help="px of a picture (default: 1024)")
     parser.add_argument("--against", action="store_true", help="time cleanvision and imagededup on the same files")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="of duplicates and of select")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="of all but pictures")
     parser.add_argument("--columns", type=int, default=30, help="of select (default: 30)")
     arguments = parser.parse_args()
     if arguments.what == "pictures":
@@ -248,6 +329,12 @@ def main() -> None:
     elif arguments.what == "duplicates":
         print("      hashes | recall % at 0 1 2 3 bits | million/s | MB above", flush=True)
         each(duplicates, arguments.rows)
+    elif arguments.what == "vectors":
+        print("     vectors | planted | recall % | s of the processor | MB above", flush=True)
+        each(vectors, arguments.rows)
+    elif arguments.what == "phrases":
+        print("        rows | s of the processor | MB above", flush=True)
+        each(phrases, arguments.rows)
     else:
         print("        rows | select s | again s | peak MB | score files MB | kept %", flush=True)
         each(select, arguments.rows, arguments.columns)
