@@ -91,3 +91,9 @@ def test_double_degradation_is_both_rising(win, lose, expected):
     noise = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)) * 0.05
     time = torch.linspace(0, 1, 50)
     assert double_degradation(win * time + noise[0], lose * time + noise[1] + 3) is expected
+
+
+def test_noise_alone_is_hardly_ever_a_double_degradation():
+    noise = torch.randn(300, 2, 50, generator=torch.Generator().manual_seed(1))
+    alarms = sum(double_degradation(win, lose) for win, lose in noise)
+    assert alarms <= 3  # slopes above 0 alone would give some 75
