@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from PIL import Image, ImageChops
@@ -126,9 +127,8 @@ def test_a_stopped_run_ends_as_python_is_stopped(tmp_path, monkeypatch, code, ra
     monkeypatch.syspath_prepend(str(tmp_path))
     from firered_lit import nameable
 
-    monkeypatch.delitem(nameable.ROOTS, "firered_lit.training.fit")
-    monkeypatch.setitem(nameable.ROOTS, f"mine_stopped_{code}.run", "fit")
-    with pytest.raises(raised) as stopped:
+    ours = patch.dict(nameable.ROOTS, {f"mine_stopped_{code}.run": "fit"}, clear=True)
+    with ours, pytest.raises(raised) as stopped:
         firered_lit.fit(tmp_path / "r.yaml", allow=[f"mine_stopped_{code}"])
     assert raised is KeyboardInterrupt or stopped.value.code == code
 

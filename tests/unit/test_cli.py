@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from PIL import Image
@@ -42,10 +43,10 @@ def stub(monkeypatch, tmp_path):
         "_target_: stubs.run\ndir: ???\nsteps: 1\nstage: {_target_: stubs.Stage, rate: 0.5}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(nameable.ROOTS, "firered_lit.training.fit")
-    monkeypatch.setitem(nameable.ROOTS, "stubs.run", "fit")
     monkeypatch.chdir(tmp_path)
-    yield ["--recipe", "r.yaml", "--allow", "stubs"]
+    others = {name: verb for name, verb in nameable.ROOTS.items() if verb != "fit"}
+    with patch.dict(nameable.ROOTS, others | {"stubs.run": "fit"}, clear=True):
+        yield ["--recipe", "r.yaml", "--allow", "stubs"]
     sys.modules.pop("stubs", None)
 
 

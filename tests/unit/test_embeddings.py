@@ -189,7 +189,8 @@ def test_another_head_opens_no_picture(folders, head, tmp_path, monkeypatch):
         annotators=annotators | {"aesthetics": Head(str(other), "look.vector"), "b": Probe(str(other), "look.vector")},
     )
     changed = {name for name, content in contents(out).items() if before.get(name) != content}
-    assert changed == {f"scores/{name}/0000{shard}.parquet" for name in ("aesthetics", "b") for shard in (0, 1)}
+    scores = {f"scores/{name}/0000{shard}.parquet" for name in ("aesthetics", "b") for shard in (0, 1)}
+    assert changed == {"data_card.json", *scores}  # the card names what the columns are made by
     look = np.array(column(out, "look", "vector"))
     assert column(out, "b", "probability") == pytest.approx(1 / (1 + np.exp(-look.sum(1))), abs=1e-5)
 
