@@ -1,4 +1,4 @@
-"""What a folder or file without rows is nearest to, and what is missing for it: the ends of refusals."""
+"""Ends of refusals: the layout that a folder or file without rows is nearest to, and what it lacks for it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What rows are read from: a table, a folder of tables, another trainer's data set file, or folders of pictures."""
+"""Sources of rows: a table, a folder of tables, another trainer's data set file, or folders of pictures."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ WORDS = ("layout", *FOLDERS, *(f"columns.{name}" for name in COLUMNS))
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows are and how their columns are understood. Either `path` is named, or `target`.
+    """The place of rows, and how their columns are understood. Either `path` is named, or `target`.
 
     Args:
         path: A table, a folder of tables or of one folder per task, or a data set file of another trainer.

@@ -1,4 +1,4 @@
-"""What is known of a table of rows that `curate` wrote: sources, licences, rules, and what each of them dropped.
+"""The data card of a table of rows that `curate` wrote: sources, licences, rules, and what each of them dropped.
 
 `curate` writes the card beside its tables. `prepare` copies it into data.json, a training into run.json, and an export
 shows it in its README.md.

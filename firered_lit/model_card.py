@@ -37,7 +37,7 @@ _PLACE = re.compile(r"(~|/|\.{1,2}/|[A-Za-z]:[\\/]|(file|sqlite):/)")  # how a p
 
 @dataclass(frozen=True)
 class Trained:
-    """What was trained.
+    """Facts of a training.
 
     Args:
         base: The base's name; of a run that began from another run's weights, that of the base under them.
@@ -62,7 +62,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the run drew.
+    """Pictures that the run drew.
 
     Args:
         pictures: Title -> file, relative to the export.

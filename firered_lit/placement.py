@@ -1,4 +1,4 @@
-"""Where the parts of a model lie while it draws, for a device of so much memory."""
+"""Places of a model's parts while it draws, for a device of so much memory."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,7 @@ TransformerAt = Literal["whole", "8bit", "4bit", "layer by layer"]
 
 @dataclass(frozen=True)
 class Placement:
-    """What lies on the device that draws.
+    """The parts on the device that draws.
 
     Attributes:
         encoder: Whether the text encoder stays on the device; else its layers come from the host one by one.

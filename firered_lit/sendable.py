@@ -1,4 +1,4 @@
-"""What is sent to other processes: pickled here, or refused in one line."""
+"""Objects for other processes: pickled here, or refused in one line."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""What turns pictures into columns. A subclass of `Annotator` of your own is an annotator too.
+"""Annotators, which turn pictures into columns. A subclass of `Annotator` of your own is an annotator too.
 
 An annotator computes numbers and never decides; thresholds are the rules' part (`firered_lit.curation.rules`). One that
 is added later, or whose version or settings change, computes its own columns alone.

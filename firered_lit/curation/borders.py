@@ -1,4 +1,4 @@
-"""What was put around a picture, and pictures that are several: bars of one colour, and breaks from edge to edge."""
+"""Borders around a picture, and collages: bars of one colour, and breaks from edge to edge."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What another selection changed: which rows came, which went, and by which reasons.
+"""Changes by another selection: which rows came, which went, and by which reasons.
 
 OUT/changes.parquet has a line for each row that is decided otherwise than in the selection before: `row`, `id`, and the
 reasons `before` and `now`, null for a kept row. A selection that decides the same leaves it as it is.

@@ -19,7 +19,7 @@ D = TypeVar("D")
 
 @dataclass
 class _Answer:
-    """What came of a group: of each of its shards, and why it could not go on."""
+    """The outcome of a group: of each of its shards, and why it could not go on."""
 
     done: list[Any] = field(default_factory=list)
     problem: UserError | OSError | None = None

@@ -15,7 +15,7 @@ _QUIET = 0.2  # levels, added to both, that smooth pictures with faint blocks do
 
 
 class Compression(Annotator):
-    """How much a JPEG has lost.
+    """The loss of a JPEG.
 
     Columns:
         blocks: How much more the picture bends at the edges of blocks of 8 px than within them, as a ratio; 1 in a

@@ -50,7 +50,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Crew:
-    """What does shards.
+    """The processes that do shards.
 
     Args:
         workers: Processes; 0 works in this one. With "ray", those of a local Ray that is started.

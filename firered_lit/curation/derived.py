@@ -21,7 +21,7 @@ from .rules import nearest
 
 @dataclass(frozen=True)
 class Line:
-    """What a derived annotator looks at, with the place that it has in the score file."""
+    """The item of a derived annotator, with the place that it has in the score file."""
 
     row: int
     picture: int

@@ -1,4 +1,4 @@
-"""What linear heads say of vectors: aesthetics, the probability that a picture was generated, how near two of them are.
+"""Linear heads on vectors: aesthetics, the probability that a picture was generated, how near two of them are.
 
 All of it computes from the columns of `callbacks.embeddings`, so that another head costs no picture.
 """
@@ -91,7 +91,7 @@ class Probe(Head):
 
 
 class Cosines(Annotator):
-    """How near the vectors of a row are: its target's, its first source's and its text's.
+    """Cosines of a row's vectors: its target's, its first source's and its text's.
 
     Args:
         column: Of the vectors of pictures.

@@ -1,4 +1,4 @@
-"""How much an edit changes. Means over a whole picture miss small edits; the largest change of a block does not."""
+"""Sizes of an edit's change. Means over a whole picture miss small edits; the largest change of a block does not."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""How light, colourful, detailed, sharp and noisy a picture is. Thresholds are the data's own: see its quantiles."""
+"""Lightness, colours, detail, sharpness and noise of a picture. Thresholds are the data's own: see its quantiles."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -28,7 +28,7 @@ _HAN = r"\x{3400}-\x{9fff}"
 
 
 class Phrases(Annotator):
-    """How common the words of a row are.
+    """Counts of how common the words of a row are.
 
     Args:
         texts: Columns of folded texts, one for each language.

@@ -74,7 +74,7 @@ class RawRow:
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture's file says beside its pixels.
+    """Facts of a picture's file beside its pixels.
 
     Args:
         format: As Pillow names it.

@@ -24,7 +24,7 @@ TASK = "row.task"
 
 
 class Rule(Protocol):
-    """What drops rows.
+    """A rule that drops rows.
 
     Attributes:
         columns: What it looks at, as ANNOTATOR.COLUMN; all of one annotator, or of rows.

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done on a shard.
+    """The work on a shard.
 
     Args:
         shard: Its number.
@@ -73,7 +73,7 @@ class Work:
 
 @dataclass
 class Done:
-    """What came of a shard: how many items each annotator was given, failed at, and the seconds that it took."""
+    """The outcome of a shard: how many items each annotator was given, failed at, and the seconds that it took."""
 
     shard: int
     items: Counter[str] = field(default_factory=Counter)

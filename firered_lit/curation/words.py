@@ -1,4 +1,4 @@
-"""What a row's texts are like: how long, and in which language."""
+"""Measures of a row's texts: how long they are, and in which language."""
 
 import re
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Words(Annotator):
 
 
 class Instructions(Annotator):
-    """What a row says in either language, folded: equal for texts that differ in spaces, marks and capitals alone.
+    """The texts of a row in either language, folded: equal for texts that differ in spaces, marks and capitals alone.
 
     Columns:
         en, cn: Its first English and its first Chinese text; none where there is none.

@@ -33,7 +33,7 @@ _BEFORE_ANY: Step = ("", -1, -1)  # the step of a process that has named none ye
 
 
 class Work(Protocol):
-    """What is to be done on a shard, with the rows that it takes."""
+    """The work on a shard, with the rows that it takes."""
 
     @property
     def shard(self) -> int:

@@ -16,7 +16,7 @@ SELECTED = "selected.jsonl"
 
 
 class Filling(Protocol):
-    """What gives texts to rows."""
+    """A giver of texts to rows."""
 
     def fill(self, number: int, line: dict[str, Any]) -> None:
         """Put texts into the columns of a row that have none."""

@@ -1,4 +1,4 @@
-"""What the quantised layers of bitsandbytes hold while they compute, on tensors without memory."""
+"""Stand-ins that hold what the quantised layers of bitsandbytes hold while they compute, on tensors without memory."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a page can draw with: the base, the checkpoints and the average of a run, or a model and its LoRAs."""
+"""Models that a page can draw with: the base, the checkpoints and the average of a run, or a model and its LoRAs."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -35,7 +35,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class State:
-    """What a server shows.
+    """Models and grids that a server shows.
 
     Attributes:
         loaded: The models.
@@ -153,7 +153,7 @@ async def asset(request: web.Request) -> web.StreamResponse:
 
 
 async def about(request: web.Request) -> web.StreamResponse:
-    """What there is to choose from: models, and grids in the order of their steps."""
+    """Return what there is to choose from: models, and grids in the order of their steps."""
     state = request.app[STATE]
     content = {
         "title": state.run.name if state.run is not None else "",
@@ -200,7 +200,7 @@ async def edit(request: web.Request) -> web.StreamResponse:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the page asks for.
+    """Request of the page.
 
     Attributes:
         model: Name of a choice.

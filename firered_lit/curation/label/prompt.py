@@ -1,4 +1,4 @@
-"""What a labelling model is asked: text files beside this one, or a user's own, versioned and hashed.
+"""Prompts for a labelling model: text files beside this one, or a user's own, versioned and hashed.
 
 A file has a head, an empty line, and the text. The head's first line is `version: N`; each other one names an answer
 and its kind: `text`, `flag`, `number LOW to HIGH`, or `one of A, B, C`. In the text, {instruction} stands for the row's

@@ -1,4 +1,4 @@
-"""What photographs suffer from. Their inverses are what is wanted of an editor: sharp, clean, detailed again."""
+"""Faults that photographs suffer from. Their inverses are what is wanted of an editor: sharp, clean, detailed again."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""What a picture shows of a scene, and several pictures on one."""
+"""Parts of a scene as pictures, and several pictures on one."""
 
 from collections.abc import Sequence
 from random import Random

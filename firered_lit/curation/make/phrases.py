@@ -1,4 +1,4 @@
-"""What happens, in English and in Chinese: detailed, concise, and as a user would write it."""
+"""Instructions for made edits, in English and in Chinese: detailed, concise, and as a user would write it."""
 
 import re
 from collections.abc import Mapping
