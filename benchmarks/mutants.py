@@ -108,20 +108,20 @@ def _text(node: ast.expr) -> str:
 
 def _function(tree: ast.Module, name: str) -> ast.AST | None:
     """Return the function or class of a qualified name; the module for none."""
-    scope: ast.AST | None = tree
+    scope: ast.AST = tree
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     for part in filter(None, name.split(".")):
-        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        inside = (node for node in ast.walk(scope) if isinstance(node, kinds) and node.name == part)
-        scope = next(inside, None)
-        if scope is None:
+        inside = [node for node in ast.walk(scope) if isinstance(node, kinds) and node.name == part]
+        if not inside:
             return None
+        scope = inside[0]
     return scope
 
 
 def _replaced(source: str, node: ast.expr, new: str) -> str:
     """Return the text with a node's own characters replaced. Columns of `ast` count bytes."""
     lines = source.encode().splitlines(keepends=True)
-    first, last = node.lineno - 1, node.end_lineno - 1
+    first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
     before = b"".join(lines[:first]) + lines[first][: node.col_offset]
     after = lines[last][node.end_col_offset :] + b"".join(lines[last + 1 :])
     return (before + new.encode() + after).decode()
@@ -150,7 +150,7 @@ def tried(mutant: Mutant, folder: Path) -> str:
             child.kill()
             child.join()
             return "killed (hangs)"
-        return ENDINGS.get(child.exitcode, f"pytest ended with {child.exitcode}")
+        return ENDINGS.get(child.exitcode or 0, f"pytest ended with {child.exitcode}")
     finally:
         path.write_text(source, "utf-8")
 
