@@ -31,6 +31,7 @@ def connect(workers: int) -> int:
     daft, ray = _installed()
     if not ray.is_initialized():
         address = os.environ.get(ADDRESS)
+        failed = f"{ADDRESS}={address}: no Ray cluster is reached there" if address else "no Ray starts here"
         try:
             if address:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -40,7 +41,7 @@ def connect(workers: int) -> int:
                 ray.init("local", num_cpus=processors, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as problem:
             said = " ".join(str(problem).split())
-            raise UserError(f"runner=ray: {ADDRESS}={address}: no Ray cluster is reached there: {said}") from None
+            raise UserError(f"runner=ray: {failed}: {said}") from None
     daft.set_runner_ray(noop_if_initialized=True)
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 

@@ -56,7 +56,7 @@ def write_card(
     bounds = state.get("bounds", {})
     said = {name: describe(rule, bounds.get(name, {})) for name, rule in rules.items()}
     if duplicates is not None:
-        said[DUPLICATE] = f"perceptual hashes within {duplicates.distance} bits; kept: {_best(duplicates.best)}"
+        said[DUPLICATE] = f"{_nearness(duplicates)}; kept: {_best(duplicates.best)}"
     card: dict[str, Any] = {
         "made_by": f"firered_lit {version('firered-lit')}",
         "rows": state["rows"],
@@ -112,6 +112,16 @@ def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_short(item)}" for name, item in value.items())
     return str(value)
+
+
+def _nearness(duplicates: Duplicates) -> str:
+    """Return in words when pictures are near duplicates."""
+    ways = []
+    if duplicates.column is not None:
+        ways.append(f"{duplicates.column} within {duplicates.distance} bits")
+    if duplicates.vectors is not None:
+        ways.append(f"{duplicates.vectors} with a cosine of at least {duplicates.cosine:g}")
+    return " or ".join(ways)
 
 
 def _best(best: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from firered_lit.errors import UserError
 
@@ -67,6 +68,32 @@ class Corpus:
         if column not in self.kinds:
             raise UserError(f"{place}: no annotator makes the column {column!r}{nearest(column, self.kinds)}")
 
+    def check_kind(self, column: str, place: str, kind: str, said: str) -> None:
+        """Refuse a column that nothing makes, or that holds something else.
+
+        Args:
+            column: ANNOTATOR.COLUMN.
+            place: Where the recipe names it.
+            kind: What it has to hold.
+            said: The same in words.
+
+        Raises:
+            UserError: With the nearest column that there is, or with what this one holds.
+        """
+        self.check(column, place)
+        if self.kinds[column] != kind:
+            raise UserError(f"{place}: {column} holds {self.kinds[column]}, not {said}")
+
+    def check_order(self, column: str, place: str) -> None:
+        """Refuse a column that nothing makes, or by which rows have no order.
+
+        Raises:
+            UserError: With the nearest column that there is, or with what this one holds.
+        """
+        self.check(column, place)
+        if not self.is_numeric(column):
+            raise UserError(f"{place}: {column} holds {self.kinds[column]}, which has no highest and lowest")
+
     def is_of_pictures(self, name: str) -> bool:
         """Return whether an annotator has a line for each picture, not for each row or pair."""
         return name == FILE or (name in self.annotators and self.annotators[name].of == "picture")
@@ -94,6 +121,20 @@ class Corpus:
         placed = np.full(self.size(shard), None if values.dtype == object else np.nan, values.dtype)
         placed[places[first_pictures]] = values[first_pictures]
         return placed
+
+    def of_picture(self, shard: int, column: str, picture: int) -> tuple[NDArray[np.int64], pa.ChunkedArray]:
+        """Return the rows of a shard of which a picture has a value in a column, and these values.
+
+        Args:
+            shard: Its number.
+            column: ANNOTATOR.COLUMN.
+            picture: 0 for the targets, 1 for the first sources.
+        """
+        name, _, field = column.partition(".")
+        table = self.table(shard, name, [field])
+        wanted = np.asarray(table.column(field).is_valid()) & (table.column("picture").to_numpy() == picture)
+        table = table.filter(pa.array(wanted))
+        return table.column("row").to_numpy(), table.column(field)
 
     def quantiles(self, column: str, shares: Sequence[float], of: str = "any") -> list[float]:
         """Return quantiles of a column, linear between its values.

@@ -61,22 +61,18 @@ class Duplicates:
                 raise UserError(f"duplicates.best.{column}: expected highest or lowest, got {direction!r}")
 
     def check(self, corpus: Corpus) -> None:
-        """Refuse columns that are not there.
+        """Refuse columns that are not there, or hold something else.
 
         Raises:
-            UserError: With the nearest that is.
+            UserError: With the nearest that is there.
         """
         corpus.check(self.text, "duplicates.text")
         for column in self.best:
-            corpus.check(column, "duplicates.best")
+            corpus.check_order(column, "duplicates.best")
         if self.column is not None:
-            corpus.check(self.column, "duplicates.column")
-            if corpus.kinds[self.column] != "bits":
-                raise UserError(f"duplicates.column: {self.column} holds {corpus.kinds[self.column]}, not hashes")
+            corpus.check_kind(self.column, "duplicates.column", "bits", "hashes")
         if self.vectors is not None:
-            corpus.check(self.vectors, "duplicates.vectors")
-            if corpus.kinds[self.vectors] != "vector":
-                raise UserError(f"duplicates.vectors: {self.vectors} holds {corpus.kinds[self.vectors]}, not vectors")
+            corpus.check_kind(self.vectors, "duplicates.vectors", "vector", "vectors")
 
 
 @dataclass(frozen=True)
@@ -96,6 +92,14 @@ class Clusters:
     alpha: float = 0.5
     sample: int = 100_000
     seed: int = 0
+
+    def check(self, corpus: Corpus) -> None:
+        """Refuse a column that is not there, or holds no vectors.
+
+        Raises:
+            UserError: With the nearest that is there.
+        """
+        corpus.check_kind(self.column, "clusters.column", "vector", "vectors")
 
 
 def fit(corpus: Corpus, near: Duplicates | None, clusters: Clusters | None) -> list[str]:
@@ -126,9 +130,7 @@ def fit(corpus: Corpus, near: Duplicates | None, clusters: Clusters | None) -> l
             count = len(np.unique(groups))
             said.append(f"duplicates {len(rows):>8} rows in {count} groups")
     if clusters is not None:
-        corpus.check(clusters.column, "clusters.column")
-        if corpus.kinds[clusters.column] != "vector":
-            raise UserError(f"clusters.column: {clusters.column} holds {corpus.kinds[clusters.column]}, not vectors")
+        clusters.check(corpus)
         made_from = clusters_made_from(corpus, clusters)
         if not scores.is_done(path_of(corpus.folder, CLUSTERS), made_from):
             rows, numbers = _clusters(corpus, clusters)
@@ -180,9 +182,9 @@ def _near(
     lower: list[NDArray[np.int64]] = []
     upper: list[NDArray[np.int64]] = []
     if near.column is not None:
-        hashes = [_hashes(corpus, shard, near.column, picture) for shard in range(corpus.shards)]
+        hashes = [corpus.of_picture(shard, near.column, picture) for shard in range(corpus.shards)]
         rows = np.concatenate([rows for rows, _ in hashes])
-        bits = np.concatenate([bits for _, bits in hashes])
+        bits = np.concatenate([bits.to_numpy() for _, bits in hashes])
         if only is not None:
             rows, bits = rows[only[rows]], bits[only[rows]]
         members, labels = duplicates.groups(bits ^ apart[rows], near.distance)
@@ -201,21 +203,10 @@ def _have(corpus: Corpus, near: Duplicates, picture: int) -> NDArray[np.bool_]:
     for column in (near.column, near.vectors):
         if column is None:
             continue
-        name, _, field_name = column.partition(".")
         for shard in range(corpus.shards):
-            table = corpus.table(shard, name, [field_name])
-            wanted = np.asarray(table.column(field_name).is_valid()) & (table.column("picture").to_numpy() == picture)
-            there[table.column("row").to_numpy()[wanted]] = True
+            rows, _ = corpus.of_picture(shard, column, picture)
+            there[rows] = True
     return there
-
-
-def _hashes(corpus: Corpus, shard: int, column: str, picture: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Return the rows of a shard of which a picture has a hash, and these."""
-    name, _, field_name = column.partition(".")
-    table = corpus.table(shard, name, [field_name])
-    bits = table.column(field_name)
-    wanted = np.asarray(bits.is_valid()) & (table.column("picture").to_numpy() == picture)
-    return table.column("row").to_numpy()[wanted], bits.fill_null(0).to_numpy()[wanted]
 
 
 def _also_by_source(

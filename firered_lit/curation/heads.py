@@ -56,7 +56,7 @@ class Head(Annotator):
 
     def annotate(self, batch: Sequence[Mapping[str, Any]]) -> Columns:
         """Return the scores of vectors."""
-        scores: list[float | None] = [None] * len(batch)
+        found: list[float | None] = [None] * len(batch)
         places = [place for place, item in enumerate(batch) if item[self.column] is not None]
         if places:
             vectors = np.stack([batch[place][self.column] for place in places]).astype(np.float64)
@@ -66,8 +66,8 @@ class Head(Annotator):
                     f" {vectors.shape[1]}"
                 )
             for place, score in zip(places, self._scores(vectors).tolist(), strict=True):
-                scores[place] = score
-        return {next(iter(self.columns)): scores}
+                found[place] = score
+        return {next(iter(self.columns)): found}
 
     def _scores(self, vectors: Floats) -> Floats:
         return vectors @ self._weight + self._bias

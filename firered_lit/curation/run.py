@@ -112,8 +112,12 @@ def curate(
     read_rules = {name: read(name, rule, labelled.kinds) for name, rule in wanted.items()}
     if duplicates is not None:
         duplicates.check(labelled)
+    if clusters is not None:
+        clusters.check(corpus)
     if phrases is not None:
         phrases.check(corpus)
+    for quota in quotas:
+        quota.check(labelled)
     choice = Choice(read_rules, duplicates, clusters, quotas, seed)
     work = Shards(folder, rows, annotators, shard_rows, batch)
     try:

@@ -29,6 +29,7 @@ from .shards import FILE, ROW
 
 DECISIONS = "decisions.parquet"
 ASKED = f"{STATE}/asked.parquet"  # the same, of the rows that a model is asked about
+CLUSTER = "cluster"  # the column of a quota that is of clusters
 SELECTION = "selection.json"  # in STATE, what the last selection did
 SCHEMA = pa.schema(
     {
@@ -74,6 +75,20 @@ class Quota:
         if self.shares is not None and abs(sum(self.shares.values()) - 1) > 1e-3:
             raise UserError(f"quotas: {self.column}: the shares add up to {sum(self.shares.values()):g}, not to 1")
 
+    def check(self, corpus: Corpus) -> None:
+        """Refuse columns that are not there, one of pictures, and an order by what has none.
+
+        Raises:
+            UserError: With the nearest that is there.
+        """
+        for column in self.best:
+            corpus.check_order(column, "quotas.best")
+        if self.column == CLUSTER:
+            return
+        corpus.check(self.column, "quotas")
+        if corpus.is_of_pictures(self.column.partition(".")[0]):
+            raise UserError(f"quotas: {self.column} is a column of pictures; take one of rows, as row.task")
+
 
 @dataclass
 class Selection:
@@ -117,19 +132,15 @@ def select(
     Raises:
         UserError: A column is missing, or a score file.
     """
+    if near is not None:
+        near.check(corpus)
+    for quota in quotas:
+        quota.check(corpus)
     fitted, bounds = _fitted(corpus, rules)
     orders = [near.best] if near is not None else []
     orders += [quota.best for quota in quotas]
     keys = list(dict.fromkeys(column for best in orders for column in best))
-    strata = list(dict.fromkeys(quota.column for quota in quotas if quota.column != "cluster"))
-    for column in keys:
-        corpus.check(column, "best")
-        if not corpus.is_numeric(column):
-            raise UserError(f"best: {column} holds {corpus.kinds[column]}, which has no highest and lowest")
-    for column in strata:
-        corpus.check(column, "quotas")
-        if corpus.is_of_pictures(column.partition(".")[0]):
-            raise UserError(f"quotas: {column} is a column of pictures; take one of rows, as row.task")
+    strata = list(dict.fromkeys(quota.column for quota in quotas if quota.column != CLUSTER))
     database_file = corpus.folder / STATE / ".select.duckdb"
     database_file.parent.mkdir(parents=True, exist_ok=True)
     database_file.unlink(missing_ok=True)
@@ -315,7 +326,7 @@ def _settle(
 
 def _fill(database: Any, quota: Quota, keys: Sequence[str], strata: Sequence[str], names: list[str]) -> None:
     """Drop what a quota has no room for."""
-    value = "cluster::VARCHAR" if quota.column == "cluster" else f"stratum{strata.index(quota.column)}"
+    value = "cluster::VARCHAR" if quota.column == CLUSTER else f"stratum{strata.index(quota.column)}"
     left = (
         f"SELECT row, lot, {value} AS value{''.join(f', key{number}' for number in range(len(keys)))}"  # noqa: S608
         f" FROM verdicts LEFT JOIN clusters USING (row) WHERE reason = {_KEPT}"

@@ -6,6 +6,7 @@ reported before it begins, so that whoever watches this process knows what it wa
 """
 
 import errno
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -318,9 +319,10 @@ class _Values:
 
 
 def _scalar(value: Any) -> Any:
-    """Return a value of NumPy as Python's own; a number that is not finite is none."""
+    """Return a value of NumPy as Python's own; a number that is not finite is none, and so is a vector with one."""
     plain = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(plain, float) and not -1e308 < plain < 1e308:
+    numbers = plain if isinstance(plain, list | tuple) else [plain]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         return None
     return plain
 

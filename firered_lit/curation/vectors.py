@@ -1,8 +1,8 @@
 """Vectors of a corpus: read in pieces, clustered by k-means, and grouped where they are near. Out of core.
 
 Near duplicates are looked for within cells of some thousand vectors: cells are k-means clusters, and a vector is looked
-at in the two that are nearest to it, so that few pairs are lost where cells meet. Up to 8,192 vectors are one cell, and
-none is lost.
+at in the two that are nearest to it, so that few pairs are lost where cells meet. Fewer than 8,192 vectors are one
+cell, and none is lost.
 """
 
 import tempfile
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from firered_lit.draws import seed_of
@@ -40,16 +39,13 @@ def of_shard(corpus: Corpus, shard: int, column: str, picture: int = 0) -> tuple
         column: ANNOTATOR.COLUMN.
         picture: 0 for the targets, 1 for the first sources.
     """
-    name, _, field = column.partition(".")
-    table = corpus.table(shard, name, [field])
-    wanted = np.asarray(table.column(field).is_valid()) & (table.column("picture").to_numpy() == picture)
-    table = table.filter(pa.array(wanted))
-    vectors = items_of(table.column(field))
+    rows, values = corpus.of_picture(shard, column, picture)
+    vectors = items_of(values)
     sizes = {len(vector) for vector in vectors}
     if len(sizes) > 1:
         raise UserError(f"{column}: holds vectors of {min(sizes)} and of {max(sizes)} numbers; they have no distance")
     width = sizes.pop() if sizes else 0
-    return table.column("row").to_numpy(), np.array(vectors, np.float32).reshape(len(vectors), width)
+    return rows, np.array(vectors, np.float32).reshape(len(vectors), width)
 
 
 def pieces(corpus: Corpus, column: str, picture: int = 0) -> Iterator[tuple[Numbers, Vectors]]:

@@ -1,5 +1,7 @@
 """Near duplicates and clusters by vectors: found as comparing all with all finds them, in cells from the disk too."""
 
+import json
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +15,9 @@ from firered_lit.curation.fit import Clusters, Duplicates
 from firered_lit.curation.hashes import Hashes
 from firered_lit.curation.run import curate
 from firered_lit.curation.scores import path_of, write
+from firered_lit.curation.select import Quota
 from firered_lit.curation.words import Words
+from firered_lit.data_card import CARD
 from firered_lit.errors import UserError
 
 
@@ -133,6 +137,10 @@ def run(source, out, duplicates, **options):
     return pq.read_table(out / "decisions.parquet").column("group").to_pylist()
 
 
+def quota(column, **options):
+    return {"duplicates": None, "quotas": [Quota(column, most=1, **options)]}
+
+
 def test_rows_are_near_by_hash_or_by_vector_as_the_recipe_says(tmp_path):
     source = loose(tmp_path / "raw", 4)
     save(source / "0004.png", picture(1)[::-1])  # another hash, the same colour
@@ -141,7 +149,11 @@ def test_rows_are_near_by_hash_or_by_vector_as_the_recipe_says(tmp_path):
     tone = {"vectors": "tone.vector", "cosine": 0.9999}
     assert run(source, out, Duplicates()) == [None, None, 2, None, None, 2]
     assert run(source, out, Duplicates(**tone)) == [None, 1, 2, None, 1, 2]
+    rule = "hashes.perceptual within 3 bits or tone.vector with a cosine of at least 0.9999; kept: the first"
+    assert json.loads((out / CARD).read_text())["rules"]["duplicate"] == rule
     assert run(source, out, Duplicates(column=None, **tone))[4] == 1
+    rule = "tone.vector with a cosine of at least 0.9999; kept: the first"
+    assert json.loads((out / CARD).read_text())["rules"]["duplicate"] == rule
 
 
 def test_edits_are_near_where_source_and_target_are(tmp_path):
@@ -158,9 +170,30 @@ def test_edits_are_near_where_source_and_target_are(tmp_path):
     assert found == [0, 0, None, 0, None]
 
 
-def test_what_has_no_vectors_is_refused(tmp_path):
+def test_a_vector_that_is_not_finite_is_none(tmp_path):
+    class Dark(Annotator):
+        columns = {"vector": "vector"}  # noqa: RUF012
+
+        def annotate(self, batch):
+            worst = {"0001.jpg": np.nan, "0002.jpg": np.inf}
+            names = [item.path.rpartition("/")[2] for item in batch]
+            return {"vector": [np.array([1, worst.get(name, 2)]) for name in names]}
+
+    source, out = loose(tmp_path / "raw", 4), tmp_path / "out"
+    run(source, out, None, annotators={"dark": Dark()}, clusters=Clusters("dark.vector", count=2))
+    found = pq.read_table(out / "scores" / "dark" / "00000.parquet").column("vector").to_pylist()
+    assert found == [[1, 2], None, None, [1, 2]]
+
+
+def test_columns_that_do_not_suit_are_refused_before_a_picture_is_opened(tmp_path):
     source = loose(tmp_path / "raw", 1)
+    tone = {"duplicates": None, "clusters": Clusters("tone.vectr")}
     cases = {
+        "clusters.column: no annotator makes the column 'tone.vectr'; did you mean 'tone.vector'": tone,
+        "duplicates.best: row.kind holds text": {"duplicates": Duplicates(best={"row.kind": "highest"})},
+        "quotas: file.width is a column of pictures": quota("file.width"),
+        "quotas: no annotator makes the column 'row.knd'; did you mean 'row.kind'": quota("row.knd"),
+        "quotas.best: words.folded holds text": quota("row.kind", best={"words.folded": "lowest"}),
         "hashes.perceptual holds bits, not vectors": {"duplicates": Duplicates(vectors="hashes.perceptual")},
         "did you mean 'tone.vector'": {"duplicates": Duplicates(vectors="tone.vectr")},
         "clusters.column: words.words holds count": {"duplicates": None, "clusters": Clusters("words.words")},
@@ -168,6 +201,7 @@ def test_what_has_no_vectors_is_refused(tmp_path):
     for said, options in cases.items():
         with pytest.raises(UserError, match=said):
             run(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="name a column"):
         Duplicates(column=None)
     with pytest.raises(UserError, match=r"cosine=1\.5"):
