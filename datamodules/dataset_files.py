@@ -1,7 +1,8 @@
 """The files in which other trainers describe their data sets, as tables: musubi-tuner's and sd-scripts' TOML,
 ai-toolkit's YAML.
 
-Only what says which picture is what is read. Folders may be named from the file's own folder or from the current one.
+Of their settings, those are read that say which picture is a target, a source or an instruction. Folders may be named
+from the file's own folder or from the current one.
 """
 
 import tomllib
@@ -46,7 +47,7 @@ def tables(path: Path) -> list[Table]:
     if not entries:
         raise UserError(f"{path}: describes no data set; expected {KOHYA if is_toml else TOOLKIT}")
     found = [_table(path, key, entry) for key, entry in entries]
-    return _told_apart(found)
+    return _with_own_tasks(found)
 
 
 def _content(path: Path) -> Any:
@@ -83,8 +84,8 @@ def _toolkit(content: Any) -> Iterator[tuple[str, Settings]]:
     config = _mapping(_mapping(content).get("config"))
     for number, process in enumerate(_list(config.get("process"))):
         for place, dataset in enumerate(_list(process.get("datasets"))):
-            above = {name: process[name] for name in ("trigger_word",) if process.get(name)}
-            yield f"config.process[{number}].datasets[{place}]", above | dataset
+            settings = {"trigger_word": process.get("trigger_word")} | dataset
+            yield f"config.process[{number}].datasets[{place}]", settings
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -92,7 +93,9 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _list(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    if not isinstance(value, list):
+        return []
+    return [item for item in value if isinstance(item, dict)]
 
 
 def _table(path: Path, key: str, settings: Settings) -> Table:
@@ -114,18 +117,23 @@ def _pictures(path: Path, where: str, settings: Settings) -> PictureFolders:
         expected = "image_directory, image_jsonl_file, image_dir or folder_path"
         raise UserError(f"{where}: names no pictures; expected {expected}")
 
-    # The sources.
-    named = [(name, settings[name]) for name in _controls(settings)]
-    flat = [(name, folder) for name, value in named for folder in (value if isinstance(value, list) else [value])]
-    controls = {}
-    for number, (name, folder) in enumerate(flat, 1):
-        controls["control" if number == 1 else f"control_{number}"] = _existing(path, where, name, folder, Path.is_dir)
+    # The sources; a setting may name several folders.
+    controls: dict[str, Path] = {}
+    for name in _controls(settings):
+        value = settings[name]
+        for folder in value if isinstance(value, list) else [value]:
+            control = f"control_{len(controls) + 1}" if controls else "control"
+            controls[control] = _existing(path, where, name, folder, Path.is_dir)
 
     # The instructions.
     metadata = settings.get("metadata_file")
     ending = _first(settings, "caption_extension", "caption_ext")
     default = _first(settings, "default_caption")
-    notes = [f"{where}: {name}={settings[name]} is left aside" for name in ASIDE if settings.get(name) not in _NOTHING]
+    notes = []
+    for name in ASIDE:
+        value = settings.get(name)
+        if _changes_data(value):
+            notes.append(f"{where}: {name}={'true' if value is True else value} is left aside")
     return PictureFolders(
         target=_existing(path, where, target, settings[target], Path.is_dir),
         controls=controls,
@@ -136,7 +144,11 @@ def _pictures(path: Path, where: str, settings: Settings) -> PictureFolders:
     )
 
 
-_NOTHING: tuple[Any, ...] = (None, False, "", 1, 1.0, [])  # settings that change nothing
+def _changes_data(value: Any) -> bool:
+    """Return whether a setting would change the data: it is there, is not off, and is no single repeat."""
+    if isinstance(value, bool):
+        return value
+    return bool(value) and value != 1
 
 
 def _first(settings: Settings, *names: str) -> str:
@@ -164,7 +176,7 @@ def _existing(path: Path, where: str, name: str, value: Any, is_there: Callable[
     raise UserError(f"{where}: {name}: {value}: no such {kind}, neither beside this file nor in the current folder")
 
 
-def _told_apart(found: list[Table]) -> list[Table]:
+def _with_own_tasks(found: list[Table]) -> list[Table]:
     """Return the tables, with their targets' folders as task groups where several have one nearest folder."""
     homes = [table.home for table in found if isinstance(table, PictureFolders)]
     named: list[Table] = []

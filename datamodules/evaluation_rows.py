@@ -22,7 +22,7 @@ class EvaluationRows:
 
     Args:
         source: A table, or a folder with one folder per task, as `prepare` reads them.
-        layout: Of the rows, when their columns fit several.
+        layout: Layout of the rows, when their columns fit several.
         held_out: Only the rows that say that they are held out.
     """
 

@@ -118,7 +118,7 @@ class TableGallery:
         return self.images.get(name, [])
 
 
-def gallery(name: str) -> FolderGallery | TableGallery:
+def gallery(name: str) -> Gallery:
     """Return the pictures that lie in a folder, or that a table lists. Raises UserError."""
     path = user_path(name)
     if path.is_dir():

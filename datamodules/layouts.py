@@ -225,7 +225,7 @@ def renamed(layout: str, names: Mapping[str, str | Sequence[str]]) -> tuple[Colu
             hint = f"is {near[0]} meant? " if near else ""
             raise UserError(f"columns.{name}={column}: {hint}one of {', '.join(COLUMNS)}")
         listed: list[Any] = [column]
-        if name == SOURCES and not isinstance(column, str):
+        if name == SOURCES and isinstance(column, list | tuple):
             listed = list(column)
         if not listed or not all(isinstance(text, str) and text for text in listed):
             raise UserError(f"columns.{name}={column}: expected the name of a column")
@@ -265,28 +265,39 @@ def _texts(columns: Columns, names: Mapping[str, Any], is_layout: bool) -> list[
 
 
 def _polarity(columns: Columns) -> str:
+    """Return the words that say which of the user's columns is the source and which the target."""
     sources = " and ".join(f"`{name}`" for name in (columns.source, *columns.more))
+    sources += " are the sources" if columns.more else " is the source"
     if not columns.target:
-        return f"{sources} is the source, there is no target"
+        return f"{sources}, there is no target"
     loser = f", `{columns.loser}` the loser" if columns.loser else ""
-    return f"{sources} is the source, `{columns.target}` the target{loser}"
+    return f"{sources}, `{columns.target}` the target{loser}"
 
 
 def own_names(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     """Return a row whose columns the user named with the names of a layout, so that it is understood by itself."""
     if not columns.named:
         return dict(row)
-    sources = [row[name] for name in (columns.source, *columns.more) if row.get(name) is not None]
-    named_source = sources if columns.more else next(iter(sources), None)
+
+    # The sources: in numbered columns, in several, or in one.
+    numbered = [name for name in row if NUMBERED.fullmatch(name) and name.rpartition("_")[0] == columns.source]
+    several = numbered or columns.more
+    listed = numbered or [columns.source, *columns.more]
+    sources = [row[name] for name in listed if row.get(name) is not None]
+    renamed_row: dict[str, Any] = {SOURCE: sources if several else next(iter(sources), None)}
+
+    # The other columns, by their names in the layout.
     names = {columns.target: TARGETS[0], columns.task: "task", columns.id: "id", columns.mask: "mask"}
     if columns.loser:
-        names |= {columns.target: PAIRS[0].target, columns.loser: PAIRS[0].loser}
-    names |= {name: "instruction_cn" if key.endswith("/cn") else "instruction" for name, key in columns.texts.items()}
-    numbered = [name for name in row if NUMBERED.fullmatch(name) and name.rpartition("_")[0] == columns.source]
-    if numbered:
-        named_source = [row[name] for name in numbered if row[name] is not None]
-    gone = {columns.source, *columns.more, *numbered}
-    return {SOURCE: named_source} | {names.get(name, name): value for name, value in row.items() if name not in gone}
+        names[columns.target] = PAIRS[0].target
+        names[columns.loser] = PAIRS[0].loser
+    for name, key in columns.texts.items():
+        names[name] = "instruction_cn" if key.endswith("/cn") else "instruction"
+    source_columns = {columns.source, *columns.more, *numbered}
+    for name, value in row.items():
+        if name not in source_columns:
+            renamed_row[names.get(name, name)] = value
+    return renamed_row
 
 
 def columns_of(row: Mapping[str, Any], layout: str | tuple[Columns, ...] = "") -> Columns:

@@ -47,8 +47,12 @@ class Embedded(str):
 def rows(path: Path, wanted: Wanted, images: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
     """Yield (where, row), a few read at a time; every row that the footer counts comes, read or refused.
 
-    Row groups in which none is wanted are read without their embedded images. images: the columns of images, besides
-    those that layouts name.
+    Row groups in which none is wanted are read without their embedded images.
+
+    Args:
+        path: The table.
+        wanted: Return whether a row is wanted, by its number from 0.
+        images: The columns of images, besides those that layouts name.
     """
     with _opened(path) as file:
         first = 0
@@ -171,7 +175,7 @@ def _footer_problem(file: pq.ParquetFile, size: int) -> str:
 
     Args:
         file: The file.
-        size: its bytes.
+        size: Bytes of the file.
     """
     names = file.schema_arrow.names
     if twice := next((name for name in names if names.count(name) > 1), None):

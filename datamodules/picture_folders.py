@@ -35,13 +35,13 @@ class PictureFolders:
         target: The folder of the pictures to learn.
         controls: The folders of their sources by the name that refusals call them, in the order in which instructions
             count them; without any, rows are text-to-image.
-        captions: Where the instructions are: a folder of text files (the target's own when None), or a file of
-            kohya's metadata, {"a": {"caption": "..."}}, which also says which pictures count.
-        endings: Of the text files.
+        captions: The folder of text files with the instructions (the target's own when None), or a file of kohya's
+            metadata, {"a": {"caption": "..."}}, which also says which pictures count.
+        endings: Endings of the text files.
         default: The instruction of a picture without a text file.
         root: The folder that the rows' paths lead from; the nearest that holds all others when None.
         task: The rows' task group; the name of `root` when empty.
-        notes: Lines for the user: what is left aside.
+        notes: Lines for the user about settings that are left aside.
     """
 
     target: Path
@@ -80,11 +80,12 @@ class PictureFolders:
             raise UserError(f"captions={self.captions}: no such folder of text files, and no such file of metadata")
 
     def rows(self) -> Iterator[tuple[str, Row]]:
-        """Yield (where, row) of every picture, by name; what cannot be a row is the reason why."""
+        """Yield (where, row) of every picture, by name; in the place of what cannot be a row, the reason why."""
         targets = folders.by_stem(self.target, PICTURES)
         sources = self._sources(targets)
         captions = self._captions()
-        for stem in sorted(captions.stems if captions.stems is not None else targets):
+        counting = targets if captions.texts is None else captions.texts
+        for stem in sorted(counting):
             names = targets.get(stem, [])
             where = str(self.target / (names[0] if names else stem))
             try:
@@ -114,8 +115,8 @@ class _Sources:
     """The sources of targets, by stem.
 
     Args:
-        table: Whose.
-        listed: Of every control folder, its pictures.
+        table: The table of the targets.
+        listed: The pictures of every control folder.
         targets: The pictures of the target folder.
     """
 
@@ -143,13 +144,14 @@ class _Sources:
         if stem in self.listed[name]:
             detail = f"{stem} and {found[0][1]} in {folder} may both be the source of {stem}; keep one manner of naming"
             raise Refuse(name, "several files", detail)
-        first = found[0][0]
-        for place, (number, numbered) in enumerate(found, first):
-            if number < place:
+
+        # The numbers run from 0, or from 1, without a hole.
+        first = 1 if found[0][0] == 1 else 0
+        for expected, (number, numbered) in enumerate(found, first):
+            if number < expected:
                 raise Refuse(name, "several files", f"{numbered} in {folder} has the number of another; keep one")
-            if number > place or first > 1:
-                absent = f"{stem}_{place if first <= 1 else 0}"
-                raise Refuse(name, "missing image", f"{folder / absent}.* does not exist")
+            if number > expected:
+                raise Refuse(name, "missing image", f"{folder / stem}_{expected}.* does not exist")
         return [self._path(name, numbered) for _, numbered in found]
 
     def _order(self, name: str) -> int:
@@ -172,17 +174,19 @@ def _numbered(listed: Listing, targets: Listing) -> dict[str, list[tuple[int, st
 
 @dataclass(frozen=True)
 class _Captions:
-    """The instructions of targets, by stem: text files of a folder, or what metadata say."""
+    """The instructions of targets, by stem.
+
+    Args:
+        folder: The folder of text files, or that of the metadata.
+        listed: The text files.
+        default: The instruction of a target without a text file.
+        texts: The instructions of the pictures that metadata name; None without metadata.
+    """
 
     folder: Path
     listed: Listing
     default: str
     texts: Mapping[str, str] | None = None
-
-    @property
-    def stems(self) -> Mapping[str, str] | None:
-        """The pictures that metadata name; None without metadata."""
-        return self.texts
 
     def of(self, stem: str) -> str:
         """Return an instruction; the default, which may be "", where there is none. Raises Refuse."""

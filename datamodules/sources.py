@@ -14,7 +14,8 @@ from firered_lit.places import user_path
 from .layouts import COLUMNS, Columns, named, renamed
 from .picture_folders import PictureFolders
 
-FOLDERS = ("target", "control", "control_2", "control_3", "captions")
+CONTROLS = ("control", "control_2", "control_3")
+FOLDERS = ("target", *CONTROLS, "captions")
 WORDS = ("layout", *FOLDERS, *(f"columns.{name}" for name in COLUMNS))
 
 
@@ -24,14 +25,15 @@ class Source:
 
     Args:
         path: A table, a folder of tables or of one folder per task, or a data set file of another trainer.
-        layout: Of the rows, when their columns do not tell; see `datamodules.layouts`.
-        columns: What the rows call source, target, instruction, ..., where no layout has their names; see
-            `datamodules.layouts.renamed`.
+        layout: Layout of the rows, when their columns do not tell; see `datamodules.layouts`.
+        columns: The rows' columns by name, such as source, target and instruction, where no layout has their names;
+            see `datamodules.layouts.renamed`.
         target: A folder of pictures to learn, in place of `path`.
         control: The folder of their sources, matched by name; none: text-to-image.
         control_2: The folder of second sources.
         control_3: The folder of third sources.
-        captions: Where the instructions are, text files or a file of kohya's metadata; the target's folder when empty.
+        captions: The folder of the instructions, text files, or a file of kohya's metadata; the target's folder when
+            empty.
 
     Raises:
         UserError: Both are named, or neither.
@@ -49,7 +51,7 @@ class Source:
     def __post_init__(self) -> None:
         if self.layout:
             named(self.layout)  # which refuses a name that no layout has
-        others = [name for name in FOLDERS[1:] if getattr(self, name)]
+        others = [name for name in (*CONTROLS, "captions") if getattr(self, name)]
         if not self.target and others:
             raise UserError(f"{others[0]}={getattr(self, others[0])}: name the folder of the targets too, target=DIR")
         if not self.target and not self.path:
@@ -83,7 +85,7 @@ class Source:
         """The table of `target` and `control`; None where a path is named."""
         if not self.target:
             return None
-        controls = {name: user_path(getattr(self, name)).absolute() for name in FOLDERS[1:-1] if getattr(self, name)}
+        controls = {name: user_path(getattr(self, name)).absolute() for name in CONTROLS if getattr(self, name)}
         captions = user_path(self.captions).absolute() if self.captions else None
         table = PictureFolders(user_path(self.target).absolute(), controls, captions)
         table.check()

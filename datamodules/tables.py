@@ -96,9 +96,12 @@ def _openable(path: Path) -> Path:
 def rows(
     table: Table, wanted: parquet.Wanted = lambda number: True, images: Collection[str] = ()
 ) -> Iterator[tuple[str, Row]]:
-    """Yield (where, row) of everything that is not blank; what cannot be read as a row is the reason why.
+    """Yield (where, row) of everything that is not blank; in the place of what cannot be read, the reason why.
 
-    images: the columns of images, besides those that layouts name.
+    Args:
+        table: The table.
+        wanted: Return whether a row is wanted, by its number from 0; images that lie in other rows are not read.
+        images: The columns of images, besides those that layouts name.
     """
     before = ""
     is_csv = isinstance(table, Path) and kind_of(table) == "csv"

@@ -220,7 +220,7 @@ def test_check_reads_folders_and_columns_named_on_the_command_line(tmp_path, cap
     columns_of_ones_own(tmp_path)
     words = ["columns.source=[pre, ref]", "columns.target=post"]
     assert main(["check", "--data", str(tmp_path / "e.jsonl"), *words]) == 0
-    assert "`pre` and `ref` is the source, `post` the target" in capsys.readouterr().out
+    assert "`pre` and `ref` are the sources, `post` the target" in capsys.readouterr().out
     found = check_data(tmp_path / "e.jsonl", columns={"source": "pre", "target": "post"})
     assert any("`pre` is the source, `post` the target" in finding.line for finding in found)
     assert main(["check", "--data", str(tmp_path / "e.jsonl"), "columns.sorce=pre"]) == 2
@@ -246,6 +246,23 @@ def test_data_sets_of_one_file_are_tasks(tmp_path):
     path = text(tmp_path / "d.toml", entries)
     assert [record.task for record in read(path)] == ["hats_after"] * 2 + ["coats_after"] * 2
     assert notes(path) == [f"{path}: datasets[{n}]: num_repeats=3 is left aside" for n in (0, 1)]
+
+
+def test_a_note_says_of_every_setting_that_would_change_the_data_that_it_is_left_aside(tmp_path):
+    pairs(tmp_path, "after", "before")
+    kohya = text(
+        tmp_path / "d.toml",
+        "[general]\nflip_aug = true\nnum_repeats = 1\n[[datasets]]\nrandom_crop = true\n"
+        'image_directory = "after"\ncontrol_directory = "before"\ncaption_prefix = ""\n',
+    )
+    assert notes(kohya) == [f"{kohya}: datasets[0]: {name}=true is left aside" for name in ("flip_aug", "random_crop")]
+    toolkit = text(
+        tmp_path / "d.yaml",
+        "config:\n  process:\n  - trigger_word: hats\n    datasets:\n"
+        "    - {folder_path: after, control_path: before, flip_x: true, flip_y: false}\n",
+    )
+    where = f"{toolkit}: config.process[0].datasets[0]"
+    assert notes(toolkit) == [f"{where}: trigger_word=hats is left aside", f"{where}: flip_x=true is left aside"]
 
 
 # -- What is refused, and what it says --
@@ -320,6 +337,13 @@ COLUMNS = [
     ({"source": "before", "target": "after"}, "none of instruction, instruction_cn, caption"),
     ({"source": "before", "target": "after", "instruction": "wrds"}, "no column 'wrds'; is 'words' meant?"),
 ]
+
+
+@pytest.mark.parametrize("name", ["source", "target", "instruction"])
+@pytest.mark.parametrize("value", [5, True, [5], {"a": 1}, 0.5])
+def test_a_column_s_name_is_text(name, value):
+    with pytest.raises(UserError, match=f"columns.{name}=.*: expected the name of a column"):
+        _ = Source("e.jsonl", columns={name: value}).chosen
 
 
 @pytest.mark.parametrize(("columns", "words"), COLUMNS)
