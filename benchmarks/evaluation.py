@@ -132,7 +132,8 @@ def judge_server(latency: float) -> Iterator[str]:
     command = [sys.executable, str(ROOT / "tests" / "support" / "stub_judge.py"), "--latency", str(latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            port = int(next(iter(server.stdout or [])))
+            assert server.stdout is not None
+            port = int(server.stdout.readline())
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.kill()

@@ -1,4 +1,4 @@
-"""For `launch.py`: a callback that ends the process when the first training step is done."""
+"""Callback of `launch.py` that ends the process when the first training step is done."""
 
 import os
 import sys

@@ -57,7 +57,9 @@ def built(config: dict[str, Any], device: torch.device, lora: LoRA | None, compi
     return transformer
 
 
-def sample(config: dict[str, Any], side: int, references: int, device: torch.device) -> Any:
+def sample(
+    config: dict[str, Any], side: int, references: int, device: torch.device
+) -> tuple[Tensor, Tensor, Condition]:
     """Return x_0, eps and condition of one edit, all images of one size."""
     shape, keyed = (1, 16, side // 8, side // 8), generator("gpu_step")
     x_0, eps, *images = [torch.randn(shape, generator=keyed).to(device) for _ in range(2 + references)]
@@ -65,7 +67,7 @@ def sample(config: dict[str, Any], side: int, references: int, device: torch.dev
     return x_0, eps, Condition(Text(text.to(device, torch.bfloat16), None), tuple(images))
 
 
-def step(transformer: Any, optimizer: torch.optim.Optimizer, x_0: Tensor, eps: Tensor, condition: Condition) -> Any:
+def step(transformer: Any, optimizer: torch.optim.Optimizer, x_0: Tensor, eps: Tensor, condition: Condition) -> Tensor:
     """Take a step as `SFT` and its trainer do, and return its loss."""
     sigma = torch.full((1,), 0.5, device=x_0.device)
     with torch.autocast(x_0.device.type, torch.bfloat16):
@@ -78,8 +80,8 @@ def step(transformer: Any, optimizer: torch.optim.Optimizer, x_0: Tensor, eps: T
     return loss.detach()
 
 
-def timed(device: torch.device, run: Callable[[], Any], steps: int) -> Any:
-    """Seconds of each step, the first two left out: the one compiles, the other makes the optimizer's state's peak."""
+def timed(device: torch.device, run: Callable[[], Tensor], steps: int) -> list[float]:
+    """Return the seconds of each step but the first two: one compiles, in the other the optimizer's state is made."""
     seconds = []
     for _ in range(steps + 2):
         begun = time.perf_counter()
@@ -90,7 +92,7 @@ def timed(device: torch.device, run: Callable[[], Any], steps: int) -> Any:
     return seconds[2:]
 
 
-def expected(config: dict[str, Any], side: int, references: int, lora: LoRA | None) -> Any:
+def expected(config: dict[str, Any], side: int, references: int, lora: LoRA | None) -> float:
     """Return the bytes of the estimate: the same tokens, as one large target."""
     pixels = (1 + references) * side * side
     sizes = Sizes(target_area=pixels, reference_area=pixels)
@@ -103,7 +105,7 @@ def expected(config: dict[str, Any], side: int, references: int, lora: LoRA | No
 
 def measure(
     config: dict[str, Any], device: torch.device, mode: str, compiled: bool, references: int, given: argparse.Namespace
-) -> Any:
+) -> dict[str, Any]:
     """Return one row, as it goes into the JSON."""
     lora = LoRA(rank=64 if device.type == "cuda" else 4, alpha=64) if mode == "lora" else None
     row = {

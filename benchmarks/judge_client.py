@@ -124,7 +124,8 @@ def main() -> None:
     command = [sys.executable, __file__, "--serve", str(given.latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            port = int(next(iter(server.stdout or [])))
+            assert server.stdout is not None
+            port = int(server.stdout.readline())
             url = f"http://127.0.0.1:{port}/v1"
             measured(by_client, url, [Request("judge", [user("warm?")])], 1)  # imports
             sides = "req/s  under way   CPU s"

@@ -1,4 +1,4 @@
-"""From the command to the first training step, against a bare script that imports, opens and loads the same.
+"""Time from the command to the first training step, against a bare script that imports, opens and loads the same.
 
     python benchmarks/launch.py [--rounds 5]
 

@@ -44,7 +44,7 @@ class Mutant:
 
     Args:
         file: Path in the repository.
-        function: Its qualified name in the file, as Sampler.draw; "" for the module's own lines.
+        function: Qualified name of the function, such as Sampler.draw; "" for the module's own lines.
         old: The expression that is replaced.
         new: The one in its place.
         tests: Paths of the tests of which one must fail.
@@ -121,7 +121,8 @@ def _function(tree: ast.Module, name: str) -> ast.AST | None:
 def _replaced(source: str, node: ast.expr, new: str) -> str:
     """Return the text with a node's own characters replaced. Columns of `ast` count bytes."""
     lines = source.encode().splitlines(keepends=True)
-    first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+    first = node.lineno - 1
+    last = (node.end_lineno or node.lineno) - 1
     before = b"".join(lines[:first]) + lines[first][: node.col_offset]
     after = lines[last][node.end_col_offset :] + b"".join(lines[last + 1 :])
     return (before + new.encode() + after).decode()
@@ -160,7 +161,7 @@ def _run(folder: Path, tests: Sequence[str]) -> None:
     import pytest
 
     os.chdir(folder)
-    sys.path[:0] = [str(folder)]
+    sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = str(folder)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)

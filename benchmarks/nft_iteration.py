@@ -300,7 +300,8 @@ def main() -> None:
             command = [sys.executable, __file__, "--serve", str(latency)]
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             try:
-                port = int(next(iter(server.stdout or [])))
+                assert server.stdout is not None
+                port = int(server.stdout.readline())
                 server_judge = Judge(f"http://127.0.0.1:{port}", given.connections)
                 said = f"judge of {latency:.3f} s a picture, {given.connections} at a time, {multiple:g} x the rollout"
                 table(said, measure(data, server_judge, given.points, given.rounds))

@@ -6,7 +6,7 @@ Both sides build the engine once, use the same models, options and number of thr
 of mixed sizes; their text scores must agree within 0.01. On every fourth image the asked text has a wrong letter. Ours
 is the reward as a run asks it: text and layout, against the layout of the right picture that `prepare` has read ahead.
 "Without a layout" is ours where a sample has none, so that the text alone counts, as the plain scorer's does. Each gain
-is then given to the plain scorer alone. Seconds are the wall's; the CPU's are told beside them, because other work on
+is then given to the plain scorer alone. Seconds are the wall's; the CPU's stand beside them, because other work on
 the machine moves the former.
 """
 
@@ -33,7 +33,7 @@ from callbacks.ocr_engine import PaddleEngine, Picture, paddle
 from callbacks.ocr_layout import Layout, cut, read_layouts
 from callbacks.ocr_models import Model, offline_models
 from firered_lit.draws import chooser
-from firered_lit.models.tiny import cache_folder
+from firered_lit.models.cache import cache_folder
 from firered_lit.rewards.layout_ocr import cells, fold, joined, nearest_run, text_score
 
 SIZES = [(256, 256), (384, 256), (512, 384), (512, 512), (640, 480), (768, 512), (768, 768), (1024, 768)]

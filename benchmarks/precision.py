@@ -1,4 +1,4 @@
-"""Movement of the weights that rounding lets through: the optimizer of each full-size recipe on its own stage, against
+"""The movement of the weights that rounding lets through, by full-size recipe, against training in float32.
 
     python benchmarks/precision.py [--steps 40] [--recipes sft dpo ...] [--all]
 

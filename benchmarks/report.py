@@ -38,56 +38,84 @@ Interval = tuple[float, float, float]  # a mean and the bounds of its 95 % inter
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a share, as Wilson (1927) computes it."""
-    share, z2 = correct / count, Z * Z
+    share = correct / count
+    z2 = Z * Z
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def share(correct: int, count: int) -> Interval:
+    """Return a share with its 95 % interval."""
     return (correct / count, *wilson(correct, count))
 
 
 def average(values: Sequence[float]) -> Interval:
     """Return a mean with its normal 95 % interval."""
-    middle, half = mean(values), Z * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    middle = mean(values)
+    if len(values) < 2:
+        return middle, middle, middle
+    half = Z * stdev(values) / math.sqrt(len(values))
     return middle, middle - half, middle + half
 
 
 def over_families(families: dict[str, Any]) -> Interval:
-    """The mean of the families' shares, each counted once, whatever its number of edits. Its interval adds up the
-    variances, each of a share with two right and two wrong edits more (Agresti and Coull, 1998), so that none is 0."""
-    shares = [one["correct"] / one["count"] for one in families.values()]
-    softer = [((one["correct"] + 2) / (one["count"] + 4), one["count"] + 4) for one in families.values()]
-    half = Z * math.sqrt(sum(p * (1 - p) / n for p, n in softer)) / len(shares)
-    return mean(shares), max(0.0, mean(shares) - half), min(1.0, mean(shares) + half)
+    """Return the mean of the families' shares with its interval.
+
+    Each family counts once, whatever its number of edits. The interval adds up the variances, each of a share with two
+    right and two wrong edits more, so that none is 0.
+
+    Source:
+        Agresti and Coull, 1998.
+    """
+    shares = []
+    variances = []
+    for one in families.values():
+        shares.append(one["correct"] / one["count"])
+        count = one["count"] + 4
+        softened = (one["correct"] + 2) / count
+        variances.append(softened * (1 - softened) / count)
+    middle = mean(shares)
+    half = Z * math.sqrt(sum(variances)) / len(shares)
+    return middle, max(0.0, middle - half), min(1.0, middle + half)
 
 
 def gained(before: dict[str, Any], after: dict[str, Any]) -> Interval:
-    """By how much the mean of the families' shares rose, edit by edit: the pairs' variances, each with one edit gained
-    and one lost more, add up (Agresti and Min, 2005)."""
-    changes = [
-        [new - old for old, new in zip(one["right"], after[family]["right"], strict=True)]
-        for family, one in before.items()
-        if family in after
-    ]
-    softer = [[*one, 1, -1] for one in changes]
-    half = Z * math.sqrt(sum(pstdev(one) ** 2 / len(one) for one in softer)) / len(changes)
-    middle = mean(mean(one) for one in changes)
+    """Return the rise of the mean of the families' shares, edit by edit, with its interval.
+
+    The pairs' variances, each with one edit gained and one lost more, add up.
+
+    Source:
+        Agresti and Min, 2005.
+    """
+    rises = []
+    variances = []
+    for family, one in before.items():
+        if family not in after:
+            continue
+        changes = [new - old for old, new in zip(one["right"], after[family]["right"], strict=True)]
+        softened = [*changes, 1, -1]
+        rises.append(mean(changes))
+        variances.append(pstdev(softened) ** 2 / len(softened))
+    middle = mean(rises)
+    half = Z * math.sqrt(sum(variances)) / len(rises)
     return middle, middle - half, middle + half
 
 
 def percent(found: Interval) -> str:
+    """Return a share with its interval, in percent."""
     middle, low, high = (100 * one for one in found)
     return f"{middle:.0f} ({low:.0f}-{high:.0f})"
 
 
 def points(found: Interval) -> str:
+    """Return a rise with its interval, in points of a hundred."""
     middle, low, high = (100 * one for one in found)
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def known(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the families that one of the results has, in the order of the tables."""
     return [family for family in FAMILIES if any(family in result["families"] for result in results)]
 
 
@@ -116,35 +144,43 @@ def term_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 def wins(before: dict[str, Any], after: dict[str, Any], tie: float = 0.002) -> tuple[int, int]:
     """Return (edits that came nearer to the exact answer, edits that moved at all): by more than `tie` of the range."""
-    moved = [
-        old - new
-        for family in FAMILIES
-        if family in before and family in after
-        for old, new in zip(before[family]["errors"], after[family]["errors"], strict=True)
-        if abs(old - new) > tie
-    ]
-    return sum(change > 0 for change in moved), len(moved)
+    won = 0
+    moved = 0
+    for family in FAMILIES:
+        if family not in before or family not in after:
+            continue
+        for old, new in zip(before[family]["errors"], after[family]["errors"], strict=True):
+            if abs(old - new) > tie:
+                moved += 1
+                won += new < old
+    return won, moved
 
 
 def win_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Markdown: by how many points the share of correct edits rose over the model before, families alike, and how
-    often the edit is nearer to the exact answer than that model's."""
+    """Return Markdown: the rise of the share of correct edits over the model before, each family counted once, and the
+    share of edits that are nearer to the exact answer than that model's."""
     lines = [
         "| | correct, points | nearer to the exact answer, of those that moved | mean error |",
         "|---|---|---|---|",
     ]
     for i, (result, name) in enumerate(zip(results, names, strict=True)):
-        errors = [error for one in result["families"].values() for error in one["errors"]]
-        won, moved = wins(results[i - 1]["families"], result["families"]) if i else (0, 0)
-        against = f" against {names[i - 1]}" if i else ""
-        cell = f"{percent(share(won, moved))} of {moved}" if moved else ""
-        gain = points(gained(results[i - 1]["families"], result["families"])) if i else ""
-        lines.append(f"| {name}{against} | {gain} | {cell} | {mean(errors):.4f} |")
+        families = result["families"]
+        errors = [error for one in families.values() for error in one["errors"]]
+        against = gain = nearer = ""
+        if i > 0:
+            before = results[i - 1]["families"]
+            against = f" against {names[i - 1]}"
+            gain = points(gained(before, families))
+            won, moved = wins(before, families)
+            if moved:
+                nearer = f"{percent(share(won, moved))} of {moved}"
+        lines.append(f"| {name}{against} | {gain} | {nearer} | {mean(errors):.4f} |")
     return "\n".join(lines) + "\n"
 
 
 def word_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Markdown: what the OCR reward says of held-out edits of words; gains are over the model before, edit by edit."""
+    """Return Markdown: the OCR reward's measures of held-out edits of words; gains are over the model before, edit by
+    edit."""
     heads = ("exact words", "more, points", "reward", "gain", *WORDS)
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     earlier: dict[str, Any] = {}
@@ -152,6 +188,8 @@ def word_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
         words = result["families"].get("text", {}).get("words")
         if not words:
             continue
+
+        # The gain over the model before.
         more = gain = ""
         if earlier:
             more = points(gained({"text": {"right": earlier["read"]}}, {"text": {"right": words["read"]}}))
@@ -160,6 +198,8 @@ def word_table(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
             middle, low, high = average(changes)
             relative = f", {100 * middle / start:+.0f} %" if start > 0 else ""
             gain = f"{middle:+.3f} ({low:+.3f} to {high:+.3f}){relative}"
+
+        # The model's own measures.
         middle, low, high = average(words["rewards"])
         cells = [percent(share(words["exact"], words["count"])), more, f"{middle:.3f} ({low:.3f}-{high:.3f})", gain]
         cells += [f"{words[column]:.3f}" for column in WORDS]
@@ -172,20 +212,20 @@ def agreement(
     results: Sequence[dict[str, Any]], earlier: Sequence[dict[str, Any]]
 ) -> tuple[int, list[tuple[int, str]]]:
     """Return (the number of shares compared, (model, family) of those whose 95 % intervals do not meet)."""
-    compared, apart = 0, []
+    compared = 0
+    apart = []
     for number, (new, old) in enumerate(zip(results, earlier, strict=True)):
         for family in known([new, old]):
-            bounds = [
-                wilson(one["correct"], one["count"]) for one in (new["families"][family], old["families"][family])
-            ]
             compared += 1
-            if max(low for low, _ in bounds) > min(high for _, high in bounds):
+            low, high = wilson(new["families"][family]["correct"], new["families"][family]["count"])
+            old_low, old_high = wilson(old["families"][family]["correct"], old["families"][family]["count"])
+            if max(low, old_low) > min(high, old_high):
                 apart.append((number, family))
     return compared, apart
 
 
 def bars(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Bars by family, a colour per model, with their intervals."""
+    """Draw the shares as bars by family, a colour per model, with their intervals."""
     pyplot = _pyplot()
     families = known(results)
     figure, axes = pyplot.subplots(figsize=(1.0 * len(families) + 2, 4), layout="constrained")
@@ -205,18 +245,20 @@ def bars(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) ->
 
 
 def tables(paths: Sequence[Path], names: Sequence[str], out: Path, against: Path | None = None) -> None:
-    """`out`/report.md and `out`/correctness.png, beside the results they are made of."""
+    """Write `out`/report.md and `out`/correctness.png, beside the results that they are made of."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     out.mkdir(parents=True, exist_ok=True)
     for result, name in zip(results, names, strict=True):
         _write(out / f"{name}.json", result)
     bars(results, names, out / "correctness.png")
+
+    # The report, section by section.
     counts = sorted({one["count"] for one in results[0]["families"].values()})
-    said = (
+    caption = (
         "Correct edits of held-out combinations, percent with 95 % intervals; "
         f"{' or '.join(map(str, counts))} edits of each family, each judged against its one exact answer."
     )
-    body = [f"# What was learned\n\n{said}\n", table(results, names), "![by family](correctness.png)\n"]
+    body = [f"# What was learned\n\n{caption}\n", table(results, names), "![by family](correctness.png)\n"]
     body += ["## Blocks\n\nShares of the blocks that are right, where the answer differs from the source (edited) and"]
     body += ["elsewhere (kept); landmarks that stayed; of faults, how much is gone (restored).\n"]
     body += [term_table(results, names), "## From stage to stage\n", win_table(results, names)]
@@ -233,11 +275,12 @@ def tables(paths: Sequence[Path], names: Sequence[str], out: Path, against: Path
 
 
 def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, steps: int | None) -> None:
-    """A row per kind of edit, first of its kind on the held-out side: references, each model's edit, the answer."""
+    """Draw a row per kind of edit, the first one of its kind that is held out: references, models' edits, answer."""
     from benchmarks.learning import STEPS, Model
     from datamodules.world.sample import edit
     from firered_lit.models.codec import to_image
 
+    # An empty table with its heads.
     opened = [Model.open(name, steps or STEPS) for name in models]
     widest = max(number for _, number in EDITS)
     pyplot = _pyplot()
@@ -248,13 +291,16 @@ def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, ste
         axis.set_axis_off()
     for axis, column in zip(axes[0], columns, strict=True):
         axis.text(0.5, 1.25, column, transform=axis.transAxes, ha="center", fontsize=9, weight="bold")
+
+    # Its pictures.
     for line, (family, references) in zip(axes, EDITS, strict=True):
         found = edit(seed, 0, "held_out", (family,), references)
         name = f"held_out-{seed}-{family}-0"
         batch = opened[0].batch([(found, name, "original/en")])
-        shown = {i: source[0] for i, source in enumerate(batch.sources or ())}
-        shown |= {widest + k: model.edits(batch)[0] for k, model in enumerate(opened)}
         assert batch.pixels is not None
+        shown = {i: source[0] for i, source in enumerate(batch.sources)}
+        for k, model in enumerate(opened):
+            shown[widest + k] = model.edits(batch)[0]
         shown[len(columns) - 1] = batch.pixels[0]
         for place, picture in shown.items():
             line[place].imshow(to_image(picture), interpolation="nearest")
@@ -278,22 +324,31 @@ def run(folders: Sequence[Path], out: Path) -> None:
     curves: dict[str, list[tuple[int, float]]] = {}
     work: list[list[tuple[int, int]]] = []  # of each run, (step, milliseconds) of what it logged
     for folder in folders:
+        # The curves of this run.
         record = read_record(folder)
-        client, number = MlflowClient(record["mlflow_uri"]), record["mlflow_run_id"]
+        client = MlflowClient(record["mlflow_uri"])
+        number = record["mlflow_run_id"]
         data = client.get_run(number).data
         names = [name for name in sorted(data.metrics) if name.startswith(("train/", "val/"))]
         histories = {name: client.get_metric_history(number, name) for name in names}
         own = {name: sorted((point.step, point.value) for point in points) for name, points in histories.items()}
+
+        # Those of the runs before it, up to its start.
         began = min(points[0][0] for points in own.values())
         kept = {name: [point for point in points if point[0] < began] for name, points in curves.items()}
         curves = {name: [*kept.get(name, []), *own.get(name, [])] for name in kept | own}
-        found = {"stage": record["stage"], "base": record["base"], **{key: data.params.get(key) for key in SETTINGS}}
+        settings = {key: data.params.get(key) for key in SETTINGS}
+        found = {"stage": record["stage"], "base": record["base"], **settings}
         work = [[moment for moment in moments if moment[0] < began] for moments in work]
         work.append([(point.step, point.timestamp) for points in histories.values() for point in points])
+
+    # The record.
     worked = sum(hours([time for _, time in moments]) for moments in work)
     steps = max(points[-1][0] for points in curves.values())
     curves = {name: thinned(points) for name, points in curves.items()}
     _write(out, found | {"steps": steps, "hours": round(worked, 2), "curves": curves})
+
+    # The plot.
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     for name in ("train/loss", "val/loss"):
@@ -308,8 +363,8 @@ def run(folders: Sequence[Path], out: Path) -> None:
 
 def hours(times: Sequence[int]) -> float:
     """Return the hours from the first of some milliseconds to the last, without pauses of more than PAUSE."""
-    ordered = sorted(times)
-    return sum(gap for old, new in pairwise(ordered) if (gap := new - old) <= PAUSE) / 3.6e6
+    gaps = [new - old for old, new in pairwise(sorted(times))]
+    return sum(gap for gap in gaps if gap <= PAUSE) / 3.6e6
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -320,6 +375,7 @@ def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _pyplot() -> Any:
+    """Return matplotlib's pyplot, which draws into files."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -329,6 +385,7 @@ def _pyplot() -> Any:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file; its folder is made when absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 

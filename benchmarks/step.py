@@ -260,9 +260,9 @@ def rates(seconds: dict[str, list[float]], batches: list[EditBatch]) -> dict[str
 
 
 def against_the_plain_loop(base: str, batches: list[EditBatch], given: argparse.Namespace) -> None:
-    lora: dict[str, Any] = (
-        {"lora": LoRA(rank=11, alpha=11)} if given.lora else {}
-    )  # a twelfth of the released example's rank
+    lora: dict[str, Any] = {}
+    if given.lora:
+        lora["lora"] = LoRA(rank=11, alpha=11)  # a twelfth of the released example's rank
     kept = KEPT | {"compile_blocks": given.compile}
     plain = partial(Plain, base, Codec(stage_of(base).base), fixed=given.targets // (1 + max(REFERENCES)), **lora)
     others = {
