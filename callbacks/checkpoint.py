@@ -1,4 +1,4 @@
-"""When to save, and what to keep."""
+"""The checkpoints of a run: the steps at which one is saved, and those that are kept."""
 
 import json
 import math
@@ -26,9 +26,9 @@ class Checkpoint(LightningCheckpoint):
         every: Optimizer steps between two checkpoints.
         keep: Number of the newest to keep.
         monitor: A logged validation metric; the checkpoint with the best one is kept too.
-        mode: is the best the "min" or the "max".
+        mode: "min" or "max", the value of the metric that is best.
         dir: Folder; `checkpoints` in the trainer's root when null.
-        background: copy to the host and write from there while training goes on, one checkpoint at a time; where the
+        background: Copy to the host and write from there while training goes on, one checkpoint at a time; where the
             host lacks the memory, training waits instead. What fails is raised by the next step.
     """
 

@@ -38,9 +38,9 @@ class Evaluation(L.Callback):
     Nothing of the training changes.
 
     Args:
-        benchmarks: name -> a user's copy of a benchmark, or one with exact answers.
+        benchmarks: By name, a user's copy of a benchmark, or one with exact answers.
         every: Optimizer steps between two evaluations.
-        each: items of each category of each suite.
+        each: Items of each category of each suite.
         judge: The judge; None where no benchmark needs one. If it fails at the first evaluation, the run is
             refused; later it costs a warning and a point of the curves.
         steps: Steps of the sampler.
@@ -82,7 +82,7 @@ class Evaluation(L.Callback):
         """Read the benchmarks, before anything is trained.
 
         Raises:
-            UserError: one cannot be used, or needs a judge.
+            UserError: One cannot be used, or needs a judge.
         """
         for benchmark, item in self._items():
             if benchmark.suites()[item.suite].requests and self.judge.url is None:

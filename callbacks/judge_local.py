@@ -40,9 +40,9 @@ class LocalVLM:
         model: A folder with config.json, a diffusers folder of the Qwen-Image family, or "tiny".
         temperature: Temperature of the rationale; 0 takes the likeliest words.
         max_tokens: Tokens of the rationale, at most.
-        area: pixels that each picture is made to, about.
-        device: null takes the device of the process that asks; outside of a run the first GPU, else the CPU.
-        seed: keys the rationales, with the sample, the picture and the pass.
+        area: Pixels that each picture is scaled to, about.
+        device: Device of the model; null takes that of the process that asks, outside of a run the first GPU or CPU.
+        seed: Seed of the rationales' draws, whose key also has the sample, the picture and the pass.
 
     Raises:
         UserError: the folder holds no vision-language model.

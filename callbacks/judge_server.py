@@ -29,7 +29,7 @@ class JudgeError(Exception):
     """The judge gave no score for this question; the reward is missing.
 
     Args:
-        reason: why, in one line.
+        reason: The reason why there is none, in one line.
         kind: The kind of its reply.
     """
 
@@ -76,11 +76,11 @@ class Server:
         temperature: Temperature of the rationale.
         max_tokens: Tokens of the whole answer, at most.
         timeout: Seconds that one try may take, to the end of the answer.
-        retries: tries after the first.
+        retries: Tries after the first.
         backoff: Seconds before the second try.
-        parallel: questions asked at once.
-        key_variable: environment variable that holds the key, where the server wants one; its name ends in _API_KEY.
-        seed: passes differ by it; servers that take it repeat themselves.
+        parallel: Questions asked at once.
+        key_variable: Environment variable that holds the key, where the server wants one; its name ends in _API_KEY.
+        seed: Seed that is sent, another one for each pass; servers that take it repeat themselves.
         top_p: Top-p of the rationale; null leaves it to the server, as with the three below.
         top_k: Top-k of the rationale; -1 is all tokens. A server that does not know it is asked without.
         min_p: Min-p of the rationale; 0 is off. A server that does not know it is asked without.

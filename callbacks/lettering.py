@@ -143,6 +143,6 @@ def _load(path: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.Ima
 
 @cache
 def _has(path: str | None, character: str) -> bool:
-    """Return whether a font draws a character otherwise than what it lacks."""
+    """Return whether a font has a character: it draws it unlike one that it lacks."""
     font = _load(path, 16)
     return bytes(font.getmask(character)) != bytes(font.getmask(_NOTHING))

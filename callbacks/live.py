@@ -47,11 +47,11 @@ def encode(
     Args:
         stage: The training module, whose `base`, `codec` and `frozen` are used.
         instruction: The instruction of the edit.
-        pictures: in RGB; none for text-to-image.
-        noise: makes the noise of a shape.
+        pictures: The source pictures, in RGB; none for text-to-image.
+        noise: Return the noise of a shape (C, h, w).
         guided: Encode the unconditional text too.
         width: Pixels of the drawn picture; None takes the shape of the last picture.
-        height: likewise.
+        height: The same for its height.
     """
     base = stage.base
     dtype = stage.transformer.dtype if stage.transformer.dtype.is_floating_point else torch.float32

@@ -4,6 +4,7 @@ The pipeline and its models are PaddleOCR's. What is added is order (the lines o
 of like widths, images side by side on threads) and the character's box, from the recogniser's own columns.
 """
 
+import math
 import os
 import sys
 import types
@@ -94,7 +95,10 @@ class PaddleEngine:
         # Those of each image, in the order in which they are read.
         characters = []
         for lines in detected:
-            read = [(quad, *next(recognised)) for quad, _ in lines]
+            read = []
+            for quad, _ in lines:
+                line, upside_down = next(recognised)
+                read.append((quad, line, upside_down))
             characters.append(self._in_order(read))
         return characters
 
@@ -143,8 +147,10 @@ class PaddleEngine:
         scores = self._recogniser.runner(x=[np.stack([row for row, _ in rows])])[0]
         best = scores.argmax(-1)
         sure = scores.max(-1)
-        columns = [share * best.shape[1] for _, share in rows]
-        return [self._decode(*line) for line in zip(best, sure, columns)]
+        lines = []
+        for row, (_, share) in enumerate(rows):
+            lines.append(self._decode(best[row], sure[row], share * best.shape[1]))
+        return lines
 
     def _decode(self, best: NDArray[np.int64], sure: NDArray[np.float32], columns: float) -> Line:
         """Return the line that scores spell (CTC): runs of one class are one character, class 0 is none.
@@ -171,8 +177,12 @@ def paddle_engine(detection: Sequence[str], recognition: Sequence[str], **option
         recognition: The same of the model that reads.
         options: Further arguments of `PaddleEngine`.
     """
-    models = (Model(name, Path(folder) if folder else None) for name, folder in (detection, recognition))
-    return PaddleEngine(*models, **options)
+    return PaddleEngine(_model(*detection), _model(*recognition), **options)
+
+
+def _model(name: str, folder: str) -> Model:
+    """Return a model from its name and its folder, "" when there is none."""
+    return Model(name, Path(folder) if folder else None)
 
 
 def alike(widths: Sequence[int], most: int) -> list[list[int]]:
@@ -339,9 +349,10 @@ def _line_input(crop: Picture, most: int = 3200) -> tuple[NDArray[np.float32], f
     """
     import cv2
 
-    width = min(max(int(np.ceil(HEIGHT * crop.shape[1] / crop.shape[0])), 1), most)
+    width = math.ceil(HEIGHT * crop.shape[1] / crop.shape[0])
+    width = min(max(width, 1), most)
     step = WIDTH_STEP if width < 8 * WIDTH_STEP else 2 * WIDTH_STEP
-    padded = -(-(width + MARGIN) // step) * step
+    padded = math.ceil((width + MARGIN) / step) * step
     row = np.zeros((3, HEIGHT, padded), np.float32)
     scaled = cv2.resize(np.ascontiguousarray(crop), (width, HEIGHT)).astype(np.float32)
     row[:, :, :width] = (scaled / 127.5 - 1).transpose(2, 0, 1)

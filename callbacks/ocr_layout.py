@@ -1,6 +1,7 @@
 """The place of a text on a picture: its reference layout, read once, the text's own place close up."""
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -217,7 +218,9 @@ def enclosing(boxes: Sequence[Box]) -> Box:
 
 def whole_steps(low: float, high: float, most: int, step: int = 32) -> tuple[int, int]:
     """Return the span of whole steps of the detector's grid around (low, high), inside of (0, most)."""
-    return max(0, int(low // step) * step), min(most, -int(-high // step) * step)
+    first = math.floor(low / step) * step
+    last = math.ceil(high / step) * step
+    return max(0, first), min(most, last)
 
 
 def cut(image: Picture, region: Region | None) -> Picture:

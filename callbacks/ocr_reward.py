@@ -28,7 +28,7 @@ from callbacks.ocr_worker import EngineError, EngineProcess
 from callbacks.reward import RewardCallback
 from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
-from firered_lit.models.tiny import cache_folder
+from firered_lit.models.cache import cache_folder
 from firered_lit.rewards.layout_ocr import Char, LayoutOCRScore, fold, layout_ocr_reward
 from firered_lit.rewards.protocol import Scores
 
@@ -100,7 +100,7 @@ def score_images(
     layouts: list[Layout | None] = []
     for reference, text, image in zip(references, target_texts, shown):
         if isinstance(reference, Image.Image | Tensor | np.ndarray):
-            layouts.append(_readable(known[id(reference), text]))
+            layouts.append(_required(known[id(reference), text]))
         elif reference:
             layouts.append(Layout(reference, (image.shape[0], image.shape[1])))
         else:
@@ -118,10 +118,10 @@ def score_images(
         layout_weight=layout_weight,
         gate=gate,
     )
-    return [_readable(one).score for one in scored]
+    return [_required(one).score for one in scored]
 
 
-def _readable(outcome: T | str) -> T:
+def _required(outcome: T | str) -> T:
     """Return a layout or a score. Raises UserError for the reason why a picture could not be read."""
     if isinstance(outcome, str):
         raise UserError(f"score_images: a picture cannot be read: {outcome}")

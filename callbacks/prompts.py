@@ -37,7 +37,7 @@ class Prompts(L.Callback):
         every: Optimizer steps between drawings, at least 1.
         steps: Steps of the solver.
         guidance: The stock pipelines' `true_cfg_scale`; 1 switches it off.
-        side: height of the pictures in grids and strips, px.
+        side: Height of the pictures in grids and strips, in pixels.
         font: Font file; one that can draw Chinese is looked for when null.
 
     Raises:

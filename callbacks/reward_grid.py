@@ -16,7 +16,7 @@ FOLDER = "rollouts"
 
 
 class RewardGrid(L.Callback):
-    """Every `every` optimizer steps, `rollouts/step_00000020.png` in the run's folder and a picture in the logger.
+    """Draw `rollouts/step_00000020.png` in the run's folder, and a picture in the logger, every `every` steps.
 
     Args:
         every: Optimizer steps between two pictures.

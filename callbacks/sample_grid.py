@@ -33,7 +33,7 @@ class Row:
 
 
 class SampleGrid(L.Callback):
-    """After each validation, `samples/step_00000020.png` in the run's folder and a picture in the logger.
+    """Draw `samples/step_00000020.png` in the run's folder, and a picture in the logger, after each validation.
 
     Shows the first `rows` samples whose `validation_step` returned {"output": pixels (B, 3, H, W) in [-1, 1]} and whose
     batch carries sources and pixels. Every rank sends its own, the first one draws.

@@ -32,8 +32,8 @@ class TextArea(Annotator):
     Columns:
         area: The share of the picture that the boxes of its characters cover, 0 to 1; lines of at least three letters
             or digits count.
-        characters: How many there are.
-        text: What they say, at most 200 characters.
+        characters: The number of these characters.
+        text: Their text, at most 200 characters.
         watermark: True where that names a site, an account, an agency or a copyright.
     """
 
