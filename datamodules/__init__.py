@@ -1,1 +1,1 @@
-"""From the files that users have to typed batches."""
+"""The way from users' files to typed batches."""

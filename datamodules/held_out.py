@@ -1,4 +1,4 @@
-"""Which edits validation keeps for itself: a share of the source images, and never too few of a small data set."""
+"""The edits that validation keeps for itself: a share of the source images, and never too few of a small data set."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ class HeldOut:
 
     Attributes:
         below: Groups whose draw lies below this number are held out, 0 to 2^63.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
 
     below: int
@@ -38,10 +38,10 @@ def choose(
 
     Args:
         rows: Reads all rows; asked only where the share alone may hold out too few.
-        count: How many rows there are.
-        share: Of the source images, from 0 to 1. 0 holds out nothing but what rows say.
+        count: The number of rows.
+        share: Share of the source images, 0 to 1; with 0 only rows that say so themselves are held out.
         least: Edits to hold out, as far as half of the source images allow.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     below = int(share * RANGE)
     if share == 0 or least == 0 or share * count >= ENOUGH * least:
@@ -55,8 +55,8 @@ def choose(
             continue
         if row[0].held_out is None:
             edits[row[0].group] += len(row)
-        else:
-            held += len(row) * row[0].held_out
+        elif row[0].held_out:
+            held += len(row)
 
     # As many more source images, in the order of their draws, as are missing.
     for draw, group in sorted((_draw(group, seed), group) for group in edits)[: len(edits) // 2]:
@@ -68,4 +68,5 @@ def choose(
 
 
 def _draw(group: str, seed: int) -> int:
+    """Return the draw of a group, 0 to 2^63 - 1."""
     return seed_of(seed, "held out", group)

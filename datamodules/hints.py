@@ -15,7 +15,7 @@ FIRST_ENTRY = re.compile(r'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*\{')
 
 
 def of_folder(path: Path) -> str:
-    """Return how the pictures of a folder without tables can be read; "" when nothing is known."""
+    """Return the settings that read the pictures of a folder without tables; "" when nothing is known."""
     described = [file for file in folders.visible(path) if dataset_files.is_dataset_file(file) and file.is_file()]
     if described:
         return f"; to read what {described[0].name} describes: source={described[0]}"

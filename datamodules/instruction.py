@@ -34,7 +34,7 @@ def reindex(prompt: str, order: Sequence[int], captions: Captions | None = None,
 
     Args:
         prompt: Text that names references 1 to n.
-        order: order[i] is the old number of the reference that now stands at place i + 1; dropped ones are absent.
+        order: Old number, from 1, of the reference at each new place; dropped ones are absent.
         captions: Words that take the place of a dropped reference's name.
         n: The number of references there were; by default the largest in `order` or with a caption.
 
@@ -258,7 +258,7 @@ def droppable_references(
     Args:
         prompts: All instructions of the sample, which number its references as they are stored.
         n: The number of references.
-        captions: Of every reference, in the stored order; or by number.
+        captions: Captions of every reference, in the stored order; or by number.
         edited: The number of the picture that is edited, the record's first reference.
     """
     readings = [read(prompt, n) for prompt in prompts]

@@ -59,9 +59,9 @@ class PhotoEdit:
     """An edit with an exact answer, and how it is asked for.
 
     Args:
-        task: its name.
+        task: Name of the edit.
         apply: The edit as a pure function.
-        english: instructions, each as good as another.
+        english: Instructions, each as good as another.
         chinese: The same in Chinese.
     """
 
@@ -139,10 +139,10 @@ def samples(
     """Yield the first `count` samples of a seed. Every crop is asked for each of the edits, one after another.
 
     Args:
-        count: samples, not crops.
+        count: Number of samples; each crop has one for every edit.
         seed: Seed of crops and of instructions.
-        split: whose crops; the two share no photograph.
-        photos: other photographs (height, width, 3) than the split's own.
+        split: Whose photographs are cropped; the two splits share none.
+        photos: Photographs (height, width, 3) in the place of the split's own.
         edits: The edits, which take turns.
     """
     chosen = photos or photographs(split)

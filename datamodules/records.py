@@ -65,7 +65,7 @@ class Written:
 
     Args:
         columns: All of them; none of a row that could not be read.
-        place: Where its paths lead.
+        place: The folder that its paths lead from.
         where: "file:line", of Parquet "file:row".
     """
 

@@ -21,8 +21,8 @@ class WorldRows:
 
     Args:
         each: Edits of each family.
-        seed: Which edits.
-        families: Which families; all fifteen when None.
+        seed: Seed of the edits.
+        families: Families of the edits; all fifteen when None.
         language: In which they are asked for.
         side: Pixels of a picture's side.
     """
