@@ -13,6 +13,7 @@ from typing import Any
 
 from firered_lit.dialect import parse
 from firered_lit.errors import UserError
+from firered_lit.places import user_path
 from firered_lit.textfiles import MEGABYTE, read_text
 
 from .picture_folders import PictureFolders
@@ -168,8 +169,8 @@ def _existing(path: Path, where: str, name: str, value: Any, is_there: Callable[
     """Return the folder or file that a setting names. Raises UserError."""
     if not isinstance(value, str) or "\0" in value:
         raise UserError(f"{where}: {name}: expected a path, got {value!r}")
-    places = [path.parent / Path(value).expanduser(), Path(value).expanduser()]
-    for place in places:
+    named = user_path(value)
+    for place in (path.parent / named, named):
         if is_there(place):
             return place.absolute()
     kind = "file" if is_there == Path.is_file else "folder"

@@ -299,6 +299,7 @@ def test_a_source_that_has_a_target_of_its_own_is_no_other_targets(tmp_path):
 UNREAD = [
     ("[[datasets]]\nvideo_directory = 'v'\n", r"datasets\[0\]: video_directory: no edits"),
     ("[[datasets]]\nimage_directory = 'gone'\n", "gone: no such folder, neither beside"),
+    ("[[datasets]]\nimage_directory = '~nobody-here/gone'\n", "~nobody-here/gone: no such folder, neither beside"),
     ("[[datasets]]\ncache_directory = 'c'\n", "names no pictures; expected image_directory"),
     ("[general]\nresolution = 512\n", "describes no data set; expected"),
     ("[[datasets]\n", "not valid TOML"),
