@@ -113,10 +113,13 @@ class PaddleEngine:
         bgr = np.ascontiguousarray(image[:, :, ::-1])
         quads = next(iter(self._detector([bgr])))["dt_polys"]
         lines = []
-        for quad in [_corners(np.asarray(quad)) for quad in quads]:
+        for box in quads:
+            quad = _corners(np.asarray(box))
             crop = _cut(bgr, quad)
             if crop.shape[0] >= UPRIGHT * crop.shape[1]:
-                quad, crop = np.roll(quad, -1, axis=0), np.rot90(crop)  # the right side becomes the top
+                # The right side becomes the top.
+                quad = np.roll(quad, -1, axis=0)
+                crop = np.rot90(crop)
             lines.append((quad, crop))
         return lines
 

@@ -21,7 +21,9 @@ class OnDisk:
     """A column in a scratch file, read and written a part at a time: a mapped one would fill the process's memory."""
 
     def __init__(self, path: Path, dtype: str | np.dtype, length: int) -> None:
-        self.path, self.dtype, self.length = path, np.dtype(dtype), length
+        self.path = path
+        self.dtype = np.dtype(dtype)
+        self.length = length
         self.file = path.open("r+b" if path.exists() else "w+b", buffering=0)
 
     def __len__(self) -> int:
@@ -35,7 +37,8 @@ class OnDisk:
     def scatter(self, places: np.ndarray, values: np.ndarray) -> None:
         """Write values[i] to places[i]; runs of places are written at once."""
         order = np.argsort(places, kind="stable")
-        places, values = places[order], values[order].astype(self.dtype)
+        places = places[order]
+        values = values[order].astype(self.dtype)
         starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
         for first, end in zip(starts.tolist(), [*starts[1:].tolist(), len(places)]):
             os.pwrite(self.file.fileno(), values[first:end].tobytes(), int(places[first]) * self.dtype.itemsize)

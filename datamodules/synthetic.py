@@ -242,16 +242,18 @@ def write(out: Path, count: int, seed: int = 0, families: Sequence[Family] = FAM
         for name, source in zip(names, sample.sources, strict=True):
             draw(source).save(out / sample.task / name)
         draw(sample.target).save(images / f"{number:05d}_target.png")
+        single = names[0] if names else None
         row: dict[str, object] = {
             "id": f"{seed}-{number:05d}",
-            "source_image": names if len(names) > 1 else (names[0] if names else None),
+            "source_image": names if len(names) > 1 else single,
             "target_image": f"images/{number:05d}_target.png",
             "instruction": sample.en,
             "instruction_cn": sample.cn,
             "regions": boxes(sample.target),
         }
         if sample.target.words:
-            row |= {"target_text": sample.target.words, "replaced_text": sample.sources[0].words}
+            row["target_text"] = sample.target.words
+            row["replaced_text"] = sample.sources[0].words
         rows.setdefault(sample.task, []).append(row)
     for task, lines in rows.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
