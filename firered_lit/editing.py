@@ -111,13 +111,13 @@ def edit(
     else:
         files = [Path(out)] if len(seeds) == 1 else [Path(out, f"seed{one}.png") for one in seeds]
         references = tuple(map(Path, images))
+        for path in references:
+            look_at(path, "--image")
         pictures = [Picture(str(prompt), references, *pair, width, height) for pair in zip(files, seeds)]
     if len(pictures) > 1 and Path(out).is_file():
         raise UserError(f"--out {out}: several pictures go into a folder, and a file lies there")
     for picture in pictures:
         _check_out(picture.out)
-        for path in picture.images:
-            look_at(path, "--image")
 
     # The weights are loaded by the first picture.
     editor = Editor(model, loras, stock=stock, keep_encoder=len(pictures) > 1, memory=memory)
@@ -130,7 +130,7 @@ def edit(
 
 
 def _pictures_of_file(file: Path, folder: Path, seeds: Sequence[int]) -> list[Picture]:
-    """Return what a file of prompts asks for."""
+    """Return what a file of prompts asks for; reading it looks at the pictures of its rows."""
     pictures = []
     for number, row in enumerate(read_prompts(file, "--prompts"), start=1):
         own = [row.seed or 0]

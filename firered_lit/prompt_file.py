@@ -1,7 +1,8 @@
 """A file of prompts, a row of JSON each: what to draw, from which pictures, with which noise."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,15 +110,8 @@ def look_at(path: Path, where: str) -> None:
     Raises:
         UserError: it cannot be read.
     """
-    from PIL import Image
-
-    try:
-        with open_regular(path) as file, Image.open(file):
-            pass
-    except FileNotFoundError:
-        raise UserError(f"{where} {path}: no such file") from None
-    except Exception as problem:  # a damaged file may raise anything
-        raise UserError(f"{where} {path}: cannot be read as an image ({problem})") from problem
+    with _opened(path, where):
+        pass
 
 
 def open_picture(path: Path, where: str) -> "Image.Image":
@@ -130,13 +124,20 @@ def open_picture(path: Path, where: str) -> "Image.Image":
     Raises:
         UserError: it cannot be read.
     """
-    from PIL import Image
-
     from firered_lit.colours import as_seen
+
+    with _opened(path, where) as image:
+        return as_seen(image)
+
+
+@contextmanager
+def _opened(path: Path, where: str) -> "Iterator[Image.Image]":
+    """Open a picture's file; whatever goes wrong with it inside the `with` block is a UserError that names it."""
+    from PIL import Image
 
     try:
         with open_regular(path) as file, Image.open(file) as image:
-            return as_seen(image)
+            yield image
     except FileNotFoundError:
         raise UserError(f"{where} {path}: no such file") from None
     except Exception as problem:  # a damaged file may raise anything

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import locks, stopping
 from .checkpoint import BEST, FOLDER, AtomicCheckpointIO, best, read_facts, resolve
-from .dialect import dump
+from .dialect import dump, parse
 from .errors import UserError, naming
 from .files import write_json, write_text
 from .lineage import REVISION, refuse_other_base, revision_of, run_of
@@ -26,7 +26,7 @@ from .stages.base import Stage
 from .start import find_start
 from .steps import log_by_optimizer_steps
 from .store import RECORD, read_record
-from .textfiles import read_object
+from .textfiles import read_object, read_text
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,9 @@ def _fit(
     for part in ("transformer", "vae"):  # what is not here is downloaded now, not at the first validation
         stage.base.part(part)
     rank_zero_info(f"{'continuing from ' + str(start) if start else 'starting'} in {folder}")
+    other = None if start is None else _other_precision(run_of(start), settings.get("precision"))
+    if other is not None:
+        rank_zero_info(other)
     log_by_optimizer_steps(engine)
     stopping.launching(lambda: getattr(engine.strategy.launcher, "procs", ()))
     try:
@@ -199,6 +202,15 @@ def _refuse_settings(settings: Mapping[str, Any], stage: Stage) -> None:
 
 def _quiet() -> None:
     """Silence messages that Lightning and MLflow print on every start and save, and nobody acts on."""
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated")
+    warnings.filterwarnings("ignore", "You have overridden `on_after_batch_transfer` in `LightningModule`")  # meant
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a message of Lightning is none of those that every run prints."""
     silenced = (
         "GPU available",
         "TPU available",
@@ -206,12 +218,7 @@ def _quiet() -> None:
         "`weights_only` was not set",
         "`Trainer.fit` stopped",
     )
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logger = logging.getLogger(f"lightning.pytorch.{name}")
-        logger.addFilter(lambda record: not any(text in record.getMessage() for text in silenced))
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated")
-    warnings.filterwarnings("ignore", "You have overridden `on_after_batch_transfer` in `LightningModule`")  # meant
+    return not any(text in record.getMessage() for text in silenced)
 
 
 class _Accepted(L.Callback):
@@ -237,6 +244,22 @@ class _Accepted(L.Callback):
         self.record = None
         if record is not None:
             record()
+
+
+def _other_precision(run: Path, precision: Any) -> str | None:
+    """Return a line for a run that goes on in another precision than it had; None where it is the same.
+
+    Args:
+        run: The run's folder, with the recipe that it had until here.
+        precision: The recipe's, from now on.
+    """
+    try:
+        before = parse(read_text(run / "recipe.yaml"), "recipe.yaml")["trainer"]["precision"]
+    except (OSError, ValueError, UserError, LookupError, TypeError):  # of an earlier version, or damaged since
+        return None
+    if before == precision:
+        return None
+    return f"trainer.precision={before} until here, {precision} from now on; trainer.precision={before} keeps it"
 
 
 def _refuse_other_base(checkpoint: Path, stage: Stage) -> None:

@@ -14,6 +14,7 @@ from firered_lit.models.lora import LoRA
 from firered_lit.optim import constant, cosine
 from firered_lit.resume import SavedOptimizer, refuse_other_optimizer, schedule_at
 from firered_lit.stages.sft import SFT
+from firered_lit.training import _other_precision
 
 SMALL = Backbone("tiny", lora=LoRA(2, 2, ["to_q", "img_mlp.net.2"]))
 ADAMW = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01)
@@ -167,3 +168,18 @@ def test_a_schedule_stands_after_some_steps_where_stepping_takes_it(factory, ste
         for own, schedule in ((stepped, slow), (jumped, fast)):
             own.step()
             schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("trainer: {precision: bf16-mixed}", "trainer.precision=bf16-mixed until here, 32-true from now on"),
+        ("trainer: {precision: 32-true}", None),
+        ("trainer: {}", None),
+        ("[broken", None),
+    ],
+)
+def test_a_run_that_goes_on_in_another_precision_says_so(recipe, said, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    line = _other_precision(tmp_path, "32-true")
+    assert line is None if said is None else line.startswith(said)
