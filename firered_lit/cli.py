@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from firered_lit import stopping, surroundings
+from firered_lit import stopping
 from firered_lit.errors import UserError
 
 Arguments = argparse.Namespace
@@ -36,7 +36,9 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else list(argv))
     quiet()
     try:
-        surroundings.refuse_other_rooms()
+        from firered_lit.surroundings import refuse_other_rooms
+
+        refuse_other_rooms()
         code = arguments.verb.run(arguments)
         sys.stdout.flush()
         return code
@@ -213,9 +215,10 @@ def _run_edit(arguments: Arguments) -> int:
         options["memory"] = arguments.memory
     if arguments.prompts is not None:
         options["prompts"] = arguments.prompts
-    elif not arguments.seed:
-        arguments.seed = [0]
-    seed = arguments.seed[0] if len(arguments.seed) == 1 else arguments.seed
+        seeds = arguments.seed
+    else:
+        seeds = arguments.seed or [0]
+    seed = seeds[0] if len(seeds) == 1 else seeds
     _call("firered_lit.editing.edit", images=arguments.image, loras=arguments.lora, seed=seed, **options)
     return 0
 
@@ -315,7 +318,9 @@ def quiet() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no failure
-    surroundings.quiet_libraries()
+    from firered_lit.surroundings import quiet_libraries
+
+    quiet_libraries()
 
 
 def _fail(message: str, arguments: Arguments, code: int) -> int:

@@ -234,7 +234,7 @@ def write_transformer(
     transformer, kept = trained_transformer(base, saved, precision)
     transformer.save_pretrained(folder, max_shard_size=max_shard_size)
 
-    # Where it was loaded from is nobody else's business.
+    # The folder that it was loaded from has no place in an export.
     config = read_object(folder / "config.json")
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -32,7 +32,9 @@ def read_instructions(picture: Image.Image) -> list[str]:
         found = json.loads(picture.info.get(INSTRUCTIONS, "[]"))
     except (ValueError, TypeError, RecursionError):
         return []
-    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+    if not isinstance(found, list):
+        return []
+    return [text for text in found if isinstance(text, str)]
 
 
 def grids(folder: Path) -> dict[int, Path]:

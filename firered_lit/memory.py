@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .models.lora import LoRA
 
 GB = 2**30
-SIZES = {"float64": 8, "float32": 4, "bfloat16": 2}
+SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 STORED = {  # bytes of a quantised weight, with its scales
     "8bit": 1 + 4 / 3072,  # a float32 scale for each row
     "4bit": 0.5 + 1 / 64 + 4 / (64 * 256),  # an 8-bit scale for each 64 weights, a float32 one for each 256 of those

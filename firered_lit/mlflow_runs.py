@@ -135,6 +135,7 @@ def _entry(file: Path, name: str) -> object:
 
 
 def _lives(client: "MlflowClient", run_id: str | None) -> bool:
+    """Return whether the store has a run that is not deleted."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:

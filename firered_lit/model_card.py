@@ -198,6 +198,7 @@ def without_places(value: Any) -> Any:
 
 
 def _without_place(text: str) -> str:
+    """Return the last part of a text that is a path of this machine, and any other text as it is."""
     is_place = bool(_PLACE.match(text))
     if not is_place and "/" in text and "\n" not in text:
         try:
@@ -208,17 +209,21 @@ def _without_place(text: str) -> str:
 
 
 def _copied(chosen: Mapping[str, Path], folder: Path) -> Shown:
-    """Copy grids into an export, and return what they show."""
-    (folder / _PICTURES).mkdir()
-    pictures = {}
+    """Copy grids into an export, all or none, and return what they show."""
+    # All must be readable before one is written.
+    small: dict[str, Image.Image] = {}
     prompts: list[str] = []
     for title, path in chosen.items():
-        name = f"{_PICTURES}/{title.partition(' ')[0].lower()}.jpg"
         with Image.open(path) as grid:
             prompts = read_instructions(grid)
-            small = grid.convert("RGB")
-            small.thumbnail((_SIDE, _SIDE))
-            small.save(folder / name, quality=88)
+            small[title] = grid.convert("RGB")
+        small[title].thumbnail((_SIDE, _SIDE))
+
+    pictures = {}
+    (folder / _PICTURES).mkdir()
+    for title, picture in small.items():
+        name = f"{_PICTURES}/{title.partition(' ')[0].lower()}.jpg"
+        picture.save(folder / name, quality=88)
         pictures[title] = name
     return Shown(pictures, tuple(prompts[:_MOST_PROMPTS]))
 

@@ -90,10 +90,12 @@ def _parameters(base: "Base") -> tuple[int, int]:
     """Return the numbers of the transformer's weights outside its blocks and in them, by its config alone."""
     from .models.shard import skeleton
 
+    # Of one block and of two, whose difference is a block.
     config = transformer_config(str(base.folder))
-    one, two = (
-        sum(parameter.numel() for parameter in skeleton({**config, "num_layers": layers}, torch.bfloat16).parameters())
-        for layers in (1, 2)
-    )
+    counts = []
+    for layers in (1, 2):
+        transformer = skeleton({**config, "num_layers": layers}, torch.bfloat16)
+        counts.append(sum(parameter.numel() for parameter in transformer.parameters()))
+    one, two = counts
     block = two - one
     return one - block, block * config["num_layers"]

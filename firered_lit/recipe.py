@@ -275,11 +275,19 @@ def _plain(value: Any, where: str) -> Any:
         return {name: _plain(item, join(where, name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, join(where, number)) for number, item in enumerate(value)]
-    if not isinstance(value, str | int | float | None):
-        raise UserError(f"{where}: a {type(value).__name__} has no place in a recipe; give a plain value or a mapping")
+    if value is None or isinstance(value, bool):
+        return value
     if isinstance(value, str) and not is_text(value):
         raise UserError(f"{where}: {value!r} holds what is no text")
-    return value
+
+    # An instance of a subclass, as numpy's float64 or an Enum's text, becomes one of the type itself.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    raise UserError(f"{where}: a {type(value).__name__} has no place in a recipe; give a plain value or a mapping")
 
 
 def _set(node: Any, parts: list[str], value: Any, recipe: Recipe, at: str = "") -> Any:

@@ -118,11 +118,13 @@ def _write(checkpoint: Path, own: Base, start_from: str, folder: Path, dtype: st
         for name in (*PARTS, "model_index.json", "firered_lit.json", "README.md"):
             if (own.folder / name).exists():
                 (staging / name).symlink_to((own.folder / name).resolve())
-        note = {"start_from": start_from, "checkpoint": str(checkpoint.resolve()), "base": own.name}
-        note["origin"] = origin_of(own)
-        note["stored"] = str(stored).removeprefix(
-            "torch."
-        )  # what `export` writes of this stage, unless asked otherwise
+        note = {
+            "start_from": start_from,
+            "checkpoint": str(checkpoint.resolve()),
+            "base": own.name,
+            "origin": origin_of(own),
+            "stored": str(stored).removeprefix("torch."),  # in which `export` writes this stage's weights by default
+        }
         write_json(staging / NOTE, note)
     if kept < KEPT:
         remedy = "stage.backbone.dtype=float32 with run.start_dtype=float32 keeps all of it"

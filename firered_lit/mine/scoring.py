@@ -121,6 +121,7 @@ class Scorer:
 
 
 def _all_missing(marks: Marks) -> bool:
+    """Return whether no image has a score."""
     return all(mark is None for mark in marks)
 
 

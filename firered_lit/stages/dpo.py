@@ -77,9 +77,8 @@ class DPO(SigmaStage):
         self.sft_weight = sft_weight
         self.window = window
         self.watched: list[Tensor] = []  # (win_diff, lose_diff) of the last micro-batches
-        self.reference: dict[
-            str, WeightSwap
-        ] = {}  # in a dict, so that no checkpoint holds it: a new start makes it again
+        # In a dict, so that no checkpoint holds it: a new start makes it again.
+        self.reference: dict[str, WeightSwap] = {}
         self.scores.update({name: MeanMetric() for name in SCORES})
 
     def configure_model(self) -> None:

@@ -136,9 +136,8 @@ class NFT(Stage):
         self.edits = 0
         self.scored = 0  # those with a reward
 
-        self.reference: dict[
-            str, WeightSwap
-        ] = {}  # in a dict, so that no checkpoint holds it: a new start makes it again
+        # In a dict, so that no checkpoint holds it: a new start makes it again.
+        self.reference: dict[str, WeightSwap] = {}
         self._check()
 
     @property

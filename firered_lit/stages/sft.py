@@ -94,12 +94,13 @@ class SFT(SigmaStage):
         loss = flow_matching_loss(v, velocity(x_0, eps), weight, self.emphasis(batch))
 
         # Terms on the one-step estimate x_0_hat = x_t - sigma v: identity, and a user's own.
+        x_0_hat = clean(x_t, sigma, v)
         if self.consistency is not None:
-            identity = self.consistency(self.codec, clean(x_t, sigma, v), x_0, sigma, batch.regions)
+            identity = self.consistency(self.codec, x_0_hat, x_0, sigma, batch.regions)
             self.log_identity(identity)
             loss = loss + identity.loss
         for name, term in self.terms.items():
-            loss = loss + self.named_loss(name, term(batch, clean(x_t, sigma, v), sigma), batch)
+            loss = loss + self.named_loss(name, term(batch, x_0_hat, sigma), batch)
         return loss
 
     def emphasis(self, batch: EditBatch) -> Tensor | None:

@@ -133,6 +133,18 @@ def test_a_model_card_shows_before_and_after_prompts_base_and_licence_and_no_pla
     assert f"licence: {CREDIT} 4" in text
 
 
+def test_a_grid_that_cannot_be_read_leaves_the_card_to_the_next_folder(tmp_path, capsys):
+    for step, value in ((0, 10), (20, 120)):
+        grid(tmp_path / "run" / "prompts" / f"step_{step:08d}.png", value, ["Invert square 1"])
+        grid(tmp_path / "run" / "samples" / f"step_{step:08d}.png", value, ["Invert square 2"])
+    (tmp_path / "run" / "prompts" / "step_00000020.png").write_bytes(b"cut short")
+    (tmp_path / "export").mkdir()
+    shown = add_pictures(tmp_path / "run", 20, tmp_path / "export")
+    assert shown.prompts == ("Invert square 2",)
+    assert sorted(file.name for file in (tmp_path / "export" / "pictures").iterdir()) == ["after.jpg", "before.jpg"]
+    assert capsys.readouterr().out.count("no picture for the model card") == 1
+
+
 def test_a_run_without_grids_has_a_card_without_pictures(tmp_path):
     shown = add_pictures(tmp_path, 10, tmp_path)
     text = model_card(open_base("tiny"), Trained("tiny", "SFT", Sizes(), "step_10.ckpt", 10), shown)

@@ -1,6 +1,7 @@
 """The estimate against PyTorch's own memory trackers, and what the command says."""
 
 import gc
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -346,6 +347,14 @@ def test_the_estimate_counts_what_else_lies_on_the_device(tmp_path):
     asked = f"callbacks.judge={{_target_: callbacks.judge_reward.JudgeReward, prompt: edit, {judge}}}"
     assert parts("sft_lora", 1, asked)["judge"] == 2**-10
     assert parts("sft_lora", 1, asked, "callbacks.judge.judge.device=cpu")["judge"] == 0
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float16", 2)])
+def test_a_text_encoder_is_counted_in_the_precision_of_the_prepared_data(tmp_path, dtype, size):
+    facts = {"alignment": "online", "dtype": dtype, "sizes": Sizes().as_dict()}
+    (tmp_path / "data.json").write_text(json.dumps(facts))
+    recipe = load("recipes/sft_lora.yaml", ["run.dir=x", f"data.root={tmp_path}"])
+    assert training_of(recipe.root, 1).text_encoder == pytest.approx(8.29e9 * size, rel=0.001)
 
 
 def test_autocast_is_the_first_thing_that_a_lora_over_half_weights_gives_up(capsys):

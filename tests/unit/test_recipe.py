@@ -2,8 +2,10 @@
 
 import math
 import os
+from enum import IntFlag, StrEnum
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -218,6 +220,22 @@ def test_captions_given_on_the_command_line_are_the_captions_of_the_run():
 def test_a_bare_value_is_taken_to_the_letter(write, text):
     write(top="a: 1")
     assert load("top.yaml", [f"a={text}"]).root["a"] == text
+
+
+class Choice(StrEnum):
+    LAST = "last"
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [(np.float64(0.5), 0.5), (Choice.LAST, "last"), (Path("a/b"), "a/b"), ((1, True), [1, True]), (IntFlag(3), 3)],
+)
+def test_an_override_from_python_is_kept_as_the_plain_value_that_it_stands_for(write, value, plain):
+    write(base="a: 1\n")
+    root = load("base.yaml", {"a": value}).root
+    assert root == {"a": plain}
+    assert type(root["a"]) is type(plain)
+    assert parse(dump(root), "saved") == root
 
 
 def test_overrides_reach_lists_and_int_keys(write):
