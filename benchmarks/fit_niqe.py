@@ -22,55 +22,76 @@ from firered_lit.curation.niqe import PATCH, distance, fit_niqe
 BLUR = (1, 2, 4)  # sigma in px
 NOISE = (8, 16, 32)  # levels
 QUALITY = (40, 20, 8)  # of JPEG
+COLUMNS = ("clean", "blurred", "noisy", "compressed")
 
 
-def crops(photo: np.ndarray) -> Any:
+def crops(photo: np.ndarray) -> list[np.ndarray]:
     """Return the photograph, and without half a patch above, at the left, or both: four sets of patches."""
-    half = PATCH // 2
-    return [photo[top:, left:] for top in (0, half) for left in (0, half)]
+    starts = (0, PATCH // 2)
+    return [photo[top:, left:] for top in starts for left in starts]
 
 
-def fitted(photos: Sequence[np.ndarray], out: str | None = None) -> Any:
+def fitted(photos: Sequence[np.ndarray], out: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and covariance of the patches of photographs, and write them to a file where one is named."""
     return fit_niqe([crop for photo in photos for crop in crops(photo)], out)
 
 
 def blurred(pixels: np.ndarray, sigma: float) -> np.ndarray:
+    """Return a picture without what is finer than some px."""
     return cv2.GaussianBlur(pixels, (0, 0), sigma)
 
 
 def noisy(pixels: np.ndarray, sigma: float) -> np.ndarray:
+    """Return a picture with noise of some levels, the same for every picture of one size."""
     noise = np.random.default_rng(0).normal(0, sigma, pixels.shape)
     return (pixels + noise).clip(0, 255).astype(np.uint8)
 
 
 def compressed(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """Return a picture as a JPEG file of some quality leaves it."""
     return np.asarray(Image.open(io.BytesIO(encoded(pixels, quality))).convert("RGB"))
 
 
-def measured(pixels: Any, mean: Any, covariance: Any) -> Any:
-    """Return the distance of a picture, and those of its blurred, noisy and compressed copies, mild ones first."""
-    kinds = {"blurred": (blurred, BLUR), "noisy": (noisy, NOISE), "compressed": (compressed, QUALITY)}
-    of = {"clean": [pixels]}
-    for name, (change, levels) in kinds.items():
-        of[name] = [change(pixels, level) for level in levels]
-    grey: dict[str, list[Any]] = {
-        name: [cv2.cvtColor(copy, cv2.COLOR_RGB2GRAY) for copy in copies] for name, copies in of.items()
+def measured(photo: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> dict[str, list[Any]]:
+    """Return the distances of a photograph and of its defective copies, mild ones first, by the name of a column."""
+    copies = {
+        "clean": [photo],
+        "blurred": [blurred(photo, sigma) for sigma in BLUR],
+        "noisy": [noisy(photo, sigma) for sigma in NOISE],
+        "compressed": [compressed(photo, quality) for quality in QUALITY],
     }
-    return {name: [distance(copy, mean, covariance) for copy in copies] for name, copies in grey.items()}
+    found: dict[str, list[Any]] = {}
+    for name in COLUMNS:
+        greys: list[Any] = [cv2.cvtColor(copy, cv2.COLOR_RGB2GRAY) for copy in copies[name]]
+        found[name] = [distance(grey, mean, covariance) for grey in greys]
+    return found
+
+
+def print_row(cells: Sequence[str]) -> None:
+    """Print a row of a table."""
+    print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
+    """Print what each photograph measures by the others, and write the fit of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", metavar="DIR")
-    parser.add_argument("--out", metavar="FILE")
-    given = parser.parse_args()
-    photos = photographs(given.photos)
-    print("| clean | blurred | noisy | compressed |\n|---|---|---|---|")
+    parser.add_argument("--photos", metavar="DIR", help="photographs beside those of the dependencies")
+    parser.add_argument("--out", metavar="FILE", help="where the fit of all is written")
+    arguments = parser.parse_args()
+    photos = photographs(arguments.photos)
+
+    # Each photograph by the fit of all others.
+    print_row(COLUMNS)
+    print(f"|{'---|' * len(COLUMNS)}")
     for number, photo in enumerate(photos):
-        found = measured(photo, *fitted(photos[:number] + photos[number + 1 :]))
-        print("| " + " | ".join(", ".join(f"{value:.1f}" for value in values) for values in found.values()) + " |")
-    if given.out:
-        fitted(photos, given.out)
+        others = [*photos[:number], *photos[number + 1 :]]
+        mean, covariance = fitted(others)
+        found = measured(photo, mean, covariance)
+        print_row([", ".join(f"{value:.1f}" for value in found[name]) for name in COLUMNS])
+
+    # The fit of all of them.
+    if arguments.out:
+        fitted(photos, arguments.out)
 
 
 if __name__ == "__main__":
