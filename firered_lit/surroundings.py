@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +15,6 @@ _NOISE = {
 }
 
 
-@cache
 def quiet_libraries() -> None:
     """Keep libraries from phoning home and from known harmless noise. What the user set stays."""
     for name, value in _DEFAULTS.items():

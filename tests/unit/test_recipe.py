@@ -2,7 +2,7 @@
 
 import math
 import os
-from enum import IntFlag, StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -226,9 +226,13 @@ class Choice(StrEnum):
     LAST = "last"
 
 
+class Level(IntEnum):
+    THIRD = 3
+
+
 @pytest.mark.parametrize(
     ("value", "plain"),
-    [(np.float64(0.5), 0.5), (Choice.LAST, "last"), (Path("a/b"), "a/b"), ((1, True), [1, True]), (IntFlag(3), 3)],
+    [(np.float64(0.5), 0.5), (Choice.LAST, "last"), (Path("a/b"), "a/b"), ((1, True), [1, True]), (Level.THIRD, 3)],
 )
 def test_an_override_from_python_is_kept_as_the_plain_value_that_it_stands_for(write, value, plain):
     write(base="a: 1\n")
