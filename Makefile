@@ -22,7 +22,7 @@ CHAIN_FIT = $(FIT)/$(1).yaml run.dir=$(@D) run.resume=last checkpoint.every=$(CH
 export HF_HUB_DISABLE_TELEMETRY = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo learn learn-from-scratch chain chain-supervised test slow lint format clean
+.PHONY: demo learn learn-from-scratch chain chain-supervised test slow lint notebooks format clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -174,9 +174,12 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+notebooks: $(VENV)/.installed  ## run the notebooks and keep what they print and draw (minutes)
+	$(PY) notebooks/refresh.py
+
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(DEMO) .notebooks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -146,7 +146,7 @@ LAYOUTS = (
     ),
     Columns(
         "input_images", "output_image", "", {"instruction": "original"}, "omnigen2",
-        "`input_images` are the sources, `output_image` the target",
+        "`input_images` are the sources, `output_image` the target", task="task_type",
     ),
     Columns(
         "input_image", "edited_image", "", {"edit_prompt": "original"}, "instruct-pix2pix",

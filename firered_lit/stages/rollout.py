@@ -206,5 +206,5 @@ class Clock:
     def shares(self) -> dict[str, float]:
         """Return each activity's share of the whole time, and the whole in seconds."""
         whole = max(sum(self.seconds.values()), 1e-9)
-        shares = {f"time/{name}": seconds / whole for name, seconds in self.seconds.items()}
+        shares = {f"time/{name}_share": seconds / whole for name, seconds in self.seconds.items()}
         return shares | {"time/iteration_s": whole}

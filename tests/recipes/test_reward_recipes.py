@@ -48,7 +48,7 @@ def fit(lettered: Path, tmp_path: Path) -> Callable[..., tuple[Path, Logged]]:
 
 EVERYTHING = ["rollout/total/mean", "rollout/total/std", "rollout/total/p10", "rollout/total/p90", "rollout/missing"]
 EVERYTHING += ["groups/flat", "train/kl", "rollout/source_distance/mean", "optimality/0.0-0.1", "optimality/0.9-1.0"]
-EVERYTHING += ["time/rollout", "time/reward", "time/update"]
+EVERYTHING += ["time/rollout_share", "time/reward_share", "time/update_share"]
 
 
 def test_prepare_keeps_where_the_words_stand(lettered: Path) -> None:

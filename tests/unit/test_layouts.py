@@ -127,6 +127,24 @@ def test_image_is_the_target_or_the_source_as_said(tmp_path):
     assert "not of layout=musubi: expected control_path, image_path, caption" in refusal.detail
 
 
+def test_omnigen2_rows_of_its_three_tasks_are_read(tmp_path):
+    """Its examples have `edit`, `ic` (several inputs) and `t2i`, which has no `input_images` at all."""
+    rows = [
+        {"task_type": "edit", "instruction": "red", "input_images": ["s.png"], "output_image": "t.png"},
+        {"task_type": "ic", "instruction": "两只猫", "input_images": ["s.png", "m.png"], "output_image": "t.png"},
+        {"task_type": "t2i", "instruction": "a tree", "output_image": "t.png"},
+    ]
+    path = jsonl(tmp_path / "mix.jsonl", *rows)
+    edit, several, text = read(path, layout="omnigen2")
+    assert [record.task for record in (edit, several, text)] == ["edit", "ic", "t2i"]
+    assert [len(record.references) for record in (edit, several, text)] == [1, 2, 0]
+    assert several.instructions == {"original/cn": "两只猫"}
+    # Without the layout's name the text-to-image row is refused, with what to say.
+    edit, several, refusal = read(path)
+    assert (edit.task, several.task) == ("edit", "ic")
+    assert "say layout=omnigen2" in refusal.detail
+
+
 def test_diffsynth_csv_json_and_jsonl_say_the_same(tmp_path):
     items = [
         {"image": "t.png", "prompt": 'make, "it"\nred', "edit_image": ["a.png", "b.png"], "width": 40, "height": 32},

@@ -3,6 +3,7 @@
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -558,14 +559,19 @@ def test_everything_of_the_list_is_logged_and_the_grid_drawn(tmp_path):
     for name in (
         *("rollout/total/mean", "rollout/total/std", "rollout/pixel/p10", "rollout/pixel/odd/p90", "rollout/missing"),
         *("groups/flat", "groups/dropped", "groups/settled", "groups/std", "optimality/p05", "optimality/p95"),
-        *("rollout/source_distance/mean", "time/rollout", "time/reward", "time/update", "time/iteration_s"),
+        *("rollout/source_distance/mean", "time/rollout_share", "time/reward_share", "time/update_share"),
+        "time/iteration_s",
         *("train/loss", "train/policy", "train/kl", "train/old_distance", "train/grad_norm", "train/old_decay"),
     ):
         assert name in numbers, name
     histogram = [numbers[f"optimality/{i / 10:.1f}-{(i + 1) / 10:.1f}"] for i in range(10)]
     assert sum(histogram) == pytest.approx(1)
     assert min(histogram[:5]) < 0.2 < sum(histogram[:5]) < 0.8  # within a group some are worse and some are better
-    assert sum(numbers[f"time/{part}"] for part in ("rollout", "reward", "update")) == pytest.approx(1)
+    assert sum(numbers[f"time/{part}_share"] for part in ("rollout", "reward", "update")) == pytest.approx(1)
+    times = {name for name in numbers if name.startswith("time/")}
+    assert all(name.endswith(("_s", "_share")) for name in times), "a time says its unit"
+    page = (Path(__file__).resolve().parents[2] / "docs" / "mlflow.md").read_text(encoding="utf-8")
+    assert not [name for name in times if f"`{name}`" not in page]
     rollout = watch.outputs[1]["rollouts"][0]
     pixels, source = rollout.images.float() / 255, (rollout.sample.sources[0] + 1) / 2
     assert rollout.distance.tolist() == pytest.approx((pixels - source).abs().mean((1, 2, 3)).tolist(), abs=5e-3)

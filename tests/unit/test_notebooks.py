@@ -1,30 +1,87 @@
-"""The notebooks run from top to bottom, define no classes and are kept without what they printed."""
+"""The notebooks run from top to bottom, define no classes, and are kept with small outputs that hold no path."""
 
 import ast
+import base64
+import importlib.util
+import io
 import os
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+OF_A_MACHINE = re.compile(r"(?<![\w.])/(home|root|Users|tmp|var|private|opt|usr|mnt|work)/|\b[A-Z]:\\")
+VARYING = re.compile(r"\d samples/s|MB are free|\b[0-9a-f]{32}\b|Warning|\x1b")
 
 
 def printed(cell):
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_stripped_and_define_no_classes(path):
-    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+def test_notebooks_define_no_classes(path):
+    cells = code_cells(path)
     assert cells
-    assert not [cell for cell in cells if cell.outputs or cell.execution_count is not None]
     assert not [node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.ClassDef)]
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_with_what_they_show_small_and_free_of_paths(path):
+    """`make notebooks` writes them."""
+    assert path.stat().st_size <= 200_000
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+
+    # Words: there are some, and none that another machine or another time would say otherwise.
+    texts = [printed(cell) for cell in cells]
+    texts += [output.data.get("text/plain", "") for output in outputs if "data" in output]
+    assert any(texts)
+    for text in texts:
+        assert not OF_A_MACHINE.search(text), OF_A_MACHINE.search(text)
+        assert not VARYING.search(text), VARYING.search(text)
+
+    # Pictures: there are some, and each can be opened.
+    pictures = [output.data["image/jpeg"] for output in outputs if "image/jpeg" in output.get("data", {})]
+    assert pictures
+    for picture in pictures:
+        assert Image.open(io.BytesIO(base64.b64decode(picture))).width <= 720
+    assert not [output for output in outputs if "image/png" in output.get("data", {})]
+
+
+def test_what_is_kept_of_an_output_has_no_warning_no_path_and_no_speed():
+    spec = importlib.util.spec_from_file_location("refresh", FOLDER / "refresh.py")
+    refresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(refresh)
+    file = io.BytesIO()
+    Image.new("RGB", (1440, 100), "red").save(file, "PNG")
+    png = base64.b64encode(file.getvalue()).decode()
+    speed = "step 10/20, loss 1.0, 11.8 samples/s, 1.45k tokens/s, 0:00:45 left\n"
+    outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text="FutureWarning: soon\n"),
+        nbformat.v4.new_output("stream", name="stdout", text=f"run  {refresh.WORK}"),
+        nbformat.v4.new_output("stream", name="stdout", text=f"/02_lora/run\n{speed}"),
+        nbformat.v4.new_output("display_data", data={"image/png": png, "text/plain": "<Figure>"}),
+    ]
+    words, picture = refresh.kept(outputs)
+    assert words.text == "run  02_lora/run\nstep 10/20, loss 1.0\n"
+    assert set(picture.data) == {"image/jpeg", "text/plain"}
+    assert Image.open(io.BytesIO(base64.b64decode(picture.data["image/jpeg"]))).size == (720, 50)
+
+
 def executed(name: str, root: Path) -> str:
-    """What a notebook prints."""
+    """Return what a notebook prints."""
     notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", 4)
     NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(root / "notebooks")}}).execute()
     return "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
