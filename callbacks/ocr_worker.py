@@ -53,10 +53,23 @@ class EngineProcess:
         self.factory = f"{factory.__module__}:{factory.__name__}"
         self.limit = limit
         self.start_limit = start_limit
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set what belongs to the process, of which there is none yet."""
         self.starts = 0  # times that it was built
         self._process: subprocess.Popen[bytes] | None = None
         self._characters: frozenset[str] = frozenset()
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process builds an engine of its own from."""
+        settings = ("options", "factory", "limit", "start_limit")
+        return {name: getattr(self, name) for name in settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     @property
     def pid(self) -> int | None:

@@ -5,12 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from firered_lit.devices import chosen_device
 from firered_lit.errors import UserError
 from firered_lit.models.codec import to_pixels
 from firered_lit.models.conditioning import UNCONDITIONAL
@@ -26,6 +27,12 @@ from .reading import Reader, layout_of
 from .records import Record
 from .refusals import Refusal, ends_the_work, guarded
 
+if TYPE_CHECKING:
+    from firered_lit.models.codec import Codec
+    from firered_lit.models.conditioning import Conditioner
+    from firered_lit.models.patches import PatchCodec
+    from firered_lit.models.words import WordConditioner
+
 VL_PATCH = 28 * 28  # pixels of a reference that are one token of the vision-language model
 
 Order = tuple[int, ...]  # number, from 1, of the reference at each place; () for their own order
@@ -37,10 +44,12 @@ T = TypeVar("T")
 class Encoder:
     """The frozen VAE and text encoder of a base. Latents and embeddings are stored in the precision they run in.
 
+    Models are loaded with the first edit; until then an encoder can be sent to another process.
+
     Args:
         base: The base model.
         dtype: "float32", "bfloat16" or "float16".
-        device: Device of the models.
+        device: Device of the models; "auto" takes a GPU that is free, see `firered_lit.devices`.
         orders: The most orders of a sample's references for which its texts are encoded.
         batch: Crops of one shape, and samples with all their prompts, that go through a model at a time.
         faces: Finds regions of a record that names none.
@@ -66,8 +75,34 @@ class Encoder:
         self.dtype = DTYPES[dtype]
         self.orders = orders
         self.batch = batch
-        self.codec = base.codec(device, self.dtype)
-        self.conditioner = base.conditioner(device, self.dtype)
+        self._base = base
+        self._device = device
+        self._models: tuple[Codec | PatchCodec, Conditioner | WordConditioner] | None = None
+
+    def open(self) -> None:
+        """Load the models, if they are not loaded yet.
+
+        Raises:
+            UserError: They are damaged, or not to be had.
+        """
+        if self._models is None:
+            device = chosen_device(self._device)
+            codec = self._base.codec(device, self.dtype)
+            self._models = (codec, self._base.conditioner(device, self.dtype))
+
+    @property
+    def codec(self) -> "Codec | PatchCodec":
+        """The VAE."""
+        self.open()
+        assert self._models is not None  # noqa: S101, it is open
+        return self._models[0]
+
+    @property
+    def conditioner(self) -> "Conditioner | WordConditioner":
+        """The text encoder."""
+        self.open()
+        assert self._models is not None  # noqa: S101, it is open
+        return self._models[1]
 
     def encode(self, some: Sequence[Cropped]) -> list[Sample | Refusal]:
         """Return records as they are stored, in their order, or the refusal of one that cannot be.
@@ -75,6 +110,7 @@ class Encoder:
         Held-out samples are for validation, which shows references as they are. The samples that are encoded together
         change each other by rounding alone.
         """
+        self.open()
         try:
             return self._together(some)
         except Exception as problem:  # of one of them; each alone says which
@@ -312,7 +348,7 @@ class Encoder:
             for order in orders:
                 seen = len(order) * self.sizes.condition_area / VL_PATCH
                 tokens = sum(seen + 30 + len(text) / 3 for text in texts)
-                total += tokens * self.conditioner.width * item
+                total += tokens * self._base.width * item
             total += len(json.dumps(record.instructions))
         return total
 

@@ -40,6 +40,10 @@ class Faces:
             raise self._unusable(problem) from None
         self(Image.new("RGB", (64, 64)))  # a model of something else is refused before anything is encoded
 
+    def __reduce__(self) -> "tuple[type[Faces], tuple[str]]":
+        """Return how another process opens it: by its weights."""
+        return Faces, (self.path,)
+
     @property
     def digest(self) -> str:
         """A hash of the weights."""

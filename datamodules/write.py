@@ -1,15 +1,15 @@
 """`prepare`: rows -> encoded samples in LitData chunks, an index of their buckets, and a table of refused rows."""
 
+import copy
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from tqdm import tqdm
 
 from firered_lit.data_card import cards_of
@@ -17,6 +17,8 @@ from firered_lit.errors import UserError
 from firered_lit.locks import in_turn
 from firered_lit.models.family import open_base
 from firered_lit.models.sizes import Sizes
+from firered_lit.sharing.crew import Crew, Runner
+from firered_lit.sharing.workers import Step
 
 from .chunks import DTYPES
 from .crops import Opening
@@ -31,7 +33,7 @@ from .references import GRAMMAR
 from .refusals import guarded
 from .sources import Source
 from .tables import files, notes, survey
-from .work import Row, Tally, Work
+from .work import ROWS, Encoding, PartDone, Row, Tally, TooManyRefusedError
 
 FORMAT = 1
 COLOURS = 1  # raised when pictures are converted in another way; a folder notes the number that it was begun with
@@ -62,6 +64,9 @@ def prepare(
     seed: int = 0,
     shard: int = 0,
     num_shards: int = 1,
+    processes: int = 0,
+    runner: Runner = "processes",
+    patience: float = 1800.0,
     columns: dict[str, Any] | None = None,
     target: str = "",
     control: str = "",
@@ -72,7 +77,8 @@ def prepare(
     """Encode a data set with the VAE and text encoder of a base model.
 
     Run again, it goes on; a finished folder is left as it is, but files that it has lost are made again. Several
-    processes, on any machines that share `out`, may each make a share of the parts; the last one merges all.
+    processes, or commands on any machines that share `out`, may each make some of the parts; the last command merges
+    all. The samples are the same.
 
     Args:
         source: Table, or folder of tasks; "" with the folders of pictures below.
@@ -91,16 +97,20 @@ def prepare(
         part_rows: Rows of a part, which a kill can lose. Their samples are put in chunks by bucket, and lie on disk
             twice meanwhile.
         dtype: Precision of the encoders and of the stored tensors: "float32", "bfloat16" or "float16".
-        device: Device of the encoders; "auto" takes CUDA when there is one.
+        device: Device of the encoders; "auto" takes CUDA when there is one, each process a GPU that is free.
         batch: Rows that are encoded together; another number gives the same samples but for rounding.
-        workers: Threads that open and crop images.
+        workers: Threads of a process that open and crop images.
         faces: Weights of a face detector, which finds regions for rows that name none, see `datamodules.faces`.
         reader: Reads the layout of the words of `target_text`, for OCR rewards, see `datamodules.reading`.
         allow_urls: Fetch images that are http(s) addresses.
         max_pixels: Pixels of an image, at most.
         seed: Seed of the choice of held-out edits.
-        shard: Number of this process, 0 to num_shards - 1; it makes every num_shards-th part from this one on.
-        num_shards: Processes that share the work.
+        shard: Number of this command, 0 to num_shards - 1; it makes every num_shards-th part from this one on.
+        num_shards: Commands that share the work.
+        processes: Processes of this command that encode parts, each with the models; 0 encodes in this one.
+        runner: "processes" of this machine, or "ray": Daft spreads the parts over a Ray cluster, that of RAY_ADDRESS or
+            one of `processes` processors which is started here.
+        patience: Seconds after which a process that has loaded no model and encoded nothing is taken to hang.
         columns: The rows' columns by name, such as source, target and instruction, where no layout has their names.
         target: Folder of target pictures, in place of a source (""), see `datamodules.sources`.
         control: Folder of the source pictures, in place of a source ("").
@@ -178,27 +188,35 @@ def prepare(
             if manifest is None:
                 todo.append(number)
             else:
-                tally.add(manifest)
+                tally.add_manifest(manifest)
         if "colours" not in options and len(todo) < len(own):
             print(f"{folder}: begun before colour profiles were converted to sRGB; its older parts keep their colours")
 
         # The others are encoded.
-        with tqdm(total=own_rows, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05) as tally.bar:
-            encoder = Encoder(
-                base=base,
-                dtype=dtype,
-                device=_device(device),
-                orders=options["orders"],
-                batch=batch,
-                faces=detector,
-                aligned=bool(alignment),
-                reader=reader,
-            )
-            first = islice(read(wanted=lambda number: False), 256)
-            _print_sizes(first, count, partial(encoder.estimate, keep_images=keep_images), folder)
-            chosen = choose(read, count, held_out, options.get("held_out_least", 0), seed)
-            opening = Opening(base.sizes, chosen, keep_images, max_pixels, allow_urls)
-            Work(parts, encoder, tally, opening, workers).encode_parts(read, todo, part_rows)
+        encoder = Encoder(
+            base=base,
+            dtype=dtype,
+            device=device,
+            orders=options["orders"],
+            batch=batch,
+            faces=detector,
+            aligned=bool(alignment),
+            reader=reader,
+        )
+        first = islice(read(wanted=lambda number: False), 256)
+        _print_sizes(first, count, partial(encoder.estimate, keep_images=keep_images), folder)
+        chosen = choose(read, count, held_out, options.get("held_out_least", 0), seed)
+        encoding = Encoding(
+            parts=parts,
+            encoder=encoder,
+            tally=copy.deepcopy(tally),
+            opening=Opening(base.sizes, chosen, keep_images, max_pixels, allow_urls),
+            read=read,
+            part_rows=part_rows,
+            threads=workers,
+            sent=processes > 0 or runner == "ray",
+        )
+        _encode(encoding, Crew(processes, patience, runner, key="processes"), todo, tally, own_rows)
 
         # The last of the shards merges all.
         header = {**options, "model": model, "name": given.name, "rows": count}
@@ -215,11 +233,46 @@ def _mode(alignment: bool | Literal["online"]) -> str:
     return "cached" if alignment else "none"
 
 
-def _device(device: str) -> str:
-    """Return the device that is meant; "auto" takes CUDA when there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _encode(encoding: Encoding, crew: Crew, todo: Sequence[int], tally: Tally, rows: int) -> None:
+    """Encode parts; those that are done stay when the work is stopped.
+
+    Args:
+        encoding: The work on them.
+        crew: Who does it.
+        todo: Their numbers.
+        tally: Counts of the parts that are there; what is encoded is added.
+        rows: Rows of this command's parts.
+
+    Raises:
+        UserError: Too many rows are refused, or nothing can go on.
+    """
+    at_work: dict[int, int] = {}  # rows that are done of the parts which are not
+    bar = tqdm(total=rows, initial=tally.seen, unit="row", desc="prepare", smoothing=0.05)
+
+    def show() -> None:
+        bar.update(tally.seen + sum(at_work.values()) - bar.n)
+
+    def heard(step: Step) -> None:
+        kind, number, count = step
+        at_work[number] = count if kind == ROWS else 0
+        show()
+
+    def done(part: PartDone) -> None:
+        at_work.pop(part.number, None)
+        tally.add(part)
+        show()
+        if tally.too_many:
+            raise TooManyRefusedError(PartDone(part.number, 0, ()))
+
+    try:
+        with bar:
+            if tally.too_many:
+                raise TooManyRefusedError(PartDone(0, 0, ()))
+            crew.do(encoding, dict.fromkeys(todo), done, heard)
+    except TooManyRefusedError as problem:
+        tally.add(problem.part)
+        with in_turn(encoding.parts.folder):
+            raise tally.stop(encoding.parts, problem.part.refused) from None
 
 
 def _finish(parts: Parts, numbers: range, tally: Tally, header: dict[str, Any], shard: str, source: Source) -> None:
@@ -239,13 +292,13 @@ def _finish(parts: Parts, numbers: range, tally: Tally, header: dict[str, Any], 
         if manifest is None:
             missing += 1
         else:
-            tally.add(manifest)
+            tally.add_manifest(manifest)
     if missing:
         left = f"{missing} of {len(numbers)} parts are left to the others"
         print(f"{shard} is done; {left}, the last of them merges all")
         return
     if tally.too_many:
-        raise tally.stop(parts, [])
+        raise tally.stop(parts)
     cards, remarks = cards_of(table for table in files(source) if isinstance(table, Path))
     content = parts.finish(header | {"kept": tally.kept, "refused": dict(tally.refused)}, cards)
     print(tally.table())

@@ -15,7 +15,7 @@ _FREE = ""  # any finite number
 _SHARE = ">= 0 and <= 1"
 
 RANGES = {
-    "workers": ">= 0 and <= 1024",  # processes or threads of one machine
+    **dict.fromkeys(("workers", "processes"), ">= 0 and <= 1024"),  # processes or threads of one machine
     # sizes and counts
     **dict.fromkeys(("every", "keep", "rows", "side", "batch", "part_rows", "max_orders", "num_shards"), ">= 1"),
     **dict.fromkeys(("capacity", "groups", "plan_ranks", "max_batch", "max_pixels", "max_side"), ">= 1"),

@@ -14,13 +14,13 @@ from firered_lit.errors import UserError
 from firered_lit.files import write_json
 from firered_lit.locks import in_turn, shard_held
 from firered_lit.places import user_path
+from firered_lit.sharing.crew import Crew, Runner, Share
 from firered_lit.textfiles import read_object
 
 from .annotator import Annotator
 from .card import write_card
 from .changes import follow
 from .corpus import COSTS, PHRASES, STATE, Corpus
-from .crew import Crew, Runner, Share
 from .derived import check_needs
 from .fill import Fill
 from .fit import Clusters, Duplicates, clusters_made_from, fit

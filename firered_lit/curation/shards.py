@@ -2,7 +2,7 @@
 
 What goes wrong with one picture, pair or row stays with it: the reason stands in the score file. A step of the work is
 reported before it begins, so that whoever watches this process knows what it was at when it died or hung
-(`firered_lit.curation.workers`); a step that has done so before is skipped.
+(`firered_lit.sharing.workers`); a step that has done so before is skipped.
 """
 
 import errno
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
+from firered_lit.sharing.workers import Report, Step
 
 from . import scores
 from .annotator import Annotator, columns_of, made_by, tables_needed
 from .derived import lines_of
 from .rows import TARGET, Pair, Picture, RawRow, RawTable, UnusablePictureError, in_shards
-from .workers import Report, Step
 
 ROW = "row"  # what a row says
 FILE = "file"  # what a picture's file says

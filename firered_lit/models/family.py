@@ -76,6 +76,11 @@ class Base:
         return (self.sizes.reference_area, self.sizes.condition_area) == (stock.reference_area, stock.condition_area)
 
     @property
+    def width(self) -> int:
+        """The numbers of a token of text, as the transformer reads them."""
+        return int(_read(self.folder / "transformer" / component.CONFIG)["joint_attention_dim"])
+
+    @property
     def scheduler_config(self) -> dict[str, Any]:
         """The schedule that the weights were trained with.
 

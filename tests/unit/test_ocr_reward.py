@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import time
 from concurrent.futures import wait
 from pathlib import Path
@@ -465,6 +466,16 @@ def test_an_engine_that_cannot_be_built_says_why(monkeypatch):
     engine = EngineProcess({}, factory=faulty_engines.broken)
     with pytest.raises(EngineError, match=r"not built: its process ended \(1: RuntimeError: the weights"):
         engine.read([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_an_engine_is_sent_to_another_process_by_its_settings(faulty):
+    faulty.submit(deeds(0), batch(["ok"])).result(60)
+    sent = pickle.loads(pickle.dumps(faulty.engine))
+    settings = ("options", "factory", "limit", "start_limit")
+    assert [getattr(sent, name) for name in settings] == [getattr(faulty.engine, name) for name in settings]
+    assert sent.pid is None
+    assert sent.read([np.zeros((8, 8, 3), np.uint8)])
+    assert sent.pid != faulty.engine.pid
 
 
 def test_the_engine_ends_with_its_handle(faulty):

@@ -7,6 +7,8 @@ import signal
 import time
 
 import pytest
+from prepare_readers import DeadlyReader, UnsendableReader
+from support.started import kill, started
 from test_layouts import table, unicedit
 from test_write import files_of, forked, make, rows_to, samples, world
 
@@ -14,6 +16,7 @@ from datamodules import parts, write
 from datamodules.crops import Opening
 from datamodules.records import read
 from datamodules.summary import table as bucket_table
+from datamodules.work import ROWS, PartRows
 from firered_lit.errors import UserError
 from firered_lit.models.sizes import Sizes
 
@@ -56,6 +59,72 @@ def test_shards_that_would_meet_are_refused(tmp_path):
                 pass
     with pytest.raises(UserError, match="numbered from 0 to num_shards - 1"):
         make(tmp_path, tmp_path / "out", shard=2, num_shards=2)
+
+
+def with_texts(folder, count, bad=()):
+    """Rows with a text to read each, "text 0", ..., and lines that are no rows."""
+    source = world(folder, count)
+    lines = [json.loads(line) | {"target_text": f"text {i}"} for i, line in enumerate(source.read_bytes().splitlines())]
+    return rows_to(source, *[b"{" if number in bad else line for number, line in enumerate(lines)])
+
+
+def test_a_process_that_is_killed_costs_its_part_alone(tmp_path, capsys):
+    """By two processes, one of which is killed, the bytes that one process writes, and the same counts."""
+    source = with_texts(tmp_path / "w", 12, bad=[4])
+
+    def run(name, **options):
+        folder = tmp_path / name
+        folder.mkdir()
+        reader = DeadlyReader(folder, "text 7", "itself")
+        options |= {"model": "world", "sizes": None, "max_refused": 0.1, "reader": reader}  # a base that loads at once
+        out = make(source, folder / "out", part_rows=3, **options)
+        return out, (folder / "seen").read_text().splitlines()
+
+    alone, seen = run("alone")
+    assert len(seen) == 11
+    assert "kept           11 of 12 rows" in capsys.readouterr().out
+    shared, seen = run("shared", processes=2)
+    assert "kept           11 of 12 rows" in capsys.readouterr().out
+    assert (tmp_path / "shared" / "died").exists()
+    assert {text for text in seen if seen.count(text) > 1} <= {"text 6", "text 7", "text 8"}
+    assert files_of(shared) == files_of(alone)
+
+
+def test_what_no_process_can_do_is_one_clear_line(tmp_path):
+    source = with_texts(tmp_path / "w", 2)
+    with pytest.raises(UserError, match=r"cannot be sent to another process.*or take processes=0"):
+        make(source, tmp_path / "out", processes=1, reader=UnsendableReader(tmp_path))
+    rows = PartRows(7, [], 3)
+    step = (ROWS, 7, 0)
+    with pytest.raises(UserError, match="part 7: 3 processes died at it"):
+        rows.after_death(step, 1).after_death(step, 2).after_death(step, 3)
+
+
+@pytest.mark.slow
+def test_refusals_of_all_processes_count_together(tmp_path):
+    """The parts of each process are under the limit of the whole, all together are over it."""
+    source = with_texts(tmp_path / "w", 8, bad=[1, 6])
+    with pytest.raises(UserError, match=r"2 of 8 rows refused, more than max_refused=0\.2"):
+        make(source, tmp_path / "out", max_refused=0.2, processes=2)
+    assert len((tmp_path / "out" / "refused.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_command_of_two_processes_that_is_killed_goes_on(made, tmp_path):
+    source, whole = made
+    chance = random.Random(5)
+    kills = 0
+    for _ in range(6):
+        process = started(make, source, tmp_path / "out", part_rows=3, processes=2)
+        until = time.monotonic() + 100
+        while process.is_alive() and not any((tmp_path / "out").glob(".part-*")):
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.1)
+        kills += kill(process)
+    make(source, tmp_path / "out", part_rows=3, processes=2)
+    assert kills >= 2
+    assert files_of(tmp_path / "out") == files_of(whole)
 
 
 def test_refusals_of_all_shards_count_together(tmp_path):

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from firered_lit.curation import scores
 from firered_lit.curation.annotator import Annotator, Of
 from firered_lit.curation.corpus import STATE, Corpus
-from firered_lit.curation.crew import Share
 from firered_lit.curation.rows import TARGET, RawRow, RawTable, UnusablePictureError, shrunk
 from firered_lit.curation.select import ASKED, DECISIONS
 from firered_lit.curation.shards import LABEL
@@ -31,6 +30,7 @@ from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.judges.client import Client
 from firered_lit.judges.reply import FINAL, Kind
 from firered_lit.judges.request import Picture, Request, user
+from firered_lit.sharing.crew import Share
 
 from .prompt import Prompt, read_prompt
 

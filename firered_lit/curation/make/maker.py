@@ -19,16 +19,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from firered_lit.curation.corpus import STATE
-from firered_lit.curation.crew import Crew, Share
 from firered_lit.curation.rows import TARGET, Pixels, RawRow, RawTable, UnusablePictureError, in_shards, shrunk
 from firered_lit.curation.rules import nearest
 from firered_lit.curation.select import DECISIONS
 from firered_lit.curation.shards import DIED
-from firered_lit.curation.workers import Report, Step
 from firered_lit.curation.write import read_decisions
 from firered_lit.draws import chooser
 from firered_lit.errors import UserError
 from firered_lit.files import appearing, replacing, write_json
+from firered_lit.sharing.crew import Crew, Share
+from firered_lit.sharing.workers import Report, Step
 from firered_lit.textfiles import read_object
 
 from .edit import Edit, Mask

@@ -1,4 +1,4 @@
-"""Who does the shards of a step: processes of this machine or a Ray cluster, for this command's share of them."""
+"""Who does shards: processes of this machine or a Ray cluster, for this command's share of them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Any, Literal, TypeVar
 from firered_lit.errors import UserError
 
 from . import workers
-from .workers import Doer, Work
+from .workers import Doer, Heard, ShardWork, ignored
 
 Runner = Literal["processes", "ray"]
-W = TypeVar("W", bound=Work)
+W = TypeVar("W", bound=ShardWork)
 D = TypeVar("D")
 
 
 @dataclass(frozen=True)
 class Share:
-    """The shards of every step that are this command's; others, on any machine that shares OUT, do the rest.
+    """The shards of every step that are this command's; others, on any machine that shares the folder, do the rest.
 
     Args:
         shard: From which one on.
@@ -56,26 +56,35 @@ class Crew:
         workers: Processes; 0 works in this one. With "ray", those of a local Ray that is started.
         patience: Seconds after which a process that is at one step is taken to hang.
         runner: "processes" of this machine, or "ray": Daft spreads the shards over a Ray cluster.
+        key: The recipe's name for `workers`, for messages.
     """
 
     workers: int = 0
     patience: float = 300.0
     runner: Runner = "processes"
+    key: str = "workers"
 
-    def do(self, doer: Doer[W, D], todo: Mapping[int, Any], done: Callable[[D], None]) -> None:
+    def do(
+        self,
+        doer: Doer[W, D],
+        todo: Mapping[int, Any],
+        done: Callable[[D], None],
+        heard: Heard = ignored,
+    ) -> None:
         """Do shards, and call `done` with what came of each, in the order in which they are finished.
 
         Args:
             doer: The step.
             todo: What is to be made of each shard, by its number.
             done: Called in this process.
+            heard: Called in this process with every step that a process of this machine says; a cluster says none.
 
         Raises:
             UserError: Nothing can go on.
         """
         if self.runner == "ray" and todo:
-            from .cluster import run
+            from .groups import run
 
-            run(doer, todo, self.workers, self.patience, done)
+            run(doer, todo, self.workers, self.patience, done, self.key)
             return
-        workers.run(doer, todo, self.workers, self.patience, done)
+        workers.run(doer, todo, self.workers, self.patience, done, heard, self.key)

@@ -1,4 +1,4 @@
-"""Processes that share the shards of a step. One that dies or hangs costs what it was at, and nothing else.
+"""Processes that share shards. One that dies or hangs costs what it was at, and nothing else.
 
 Every process says what it begins. When it is gone, or has said nothing for too long, its shard is given to a new one,
 which is more careful where that happened. The shards that are finished are on the disk.
@@ -24,6 +24,7 @@ from firered_lit.sendable import sendable
 
 Step = tuple[str, int, int]  # what a process is at: a name, a number, and a place there or -1 for all of it
 Report = Callable[[Step], None]
+Heard = Callable[[Step], None]
 
 _LOOK = 1.0  # seconds between two looks at processes that say nothing
 _START = 120.0  # seconds, at least, that a process may take to start
@@ -32,7 +33,7 @@ _SHARD_DEATHS = 1000  # of one shard, likewise
 _BEFORE_ANY: Step = ("", -1, -1)  # the step of a process that has named none yet
 
 
-class Work(Protocol):
+class ShardWork(Protocol):
     """The work on a shard, with the rows that it takes."""
 
     @property
@@ -41,17 +42,21 @@ class Work(Protocol):
         ...
 
     def after_death(self, step: Step, deaths: int) -> Any:
-        """Return what is to be done now that processes have died or hung at a step so many times."""
+        """Return what is to be done now that processes have died or hung at a step so many times.
+
+        Raises:
+            UserError: They will die again.
+        """
         ...
 
 
-W = TypeVar("W", bound=Work)
+W = TypeVar("W", bound=ShardWork)
 D = TypeVar("D")
 D_co = TypeVar("D_co", covariant=True)
 
 
 class Doer(Protocol[W, D_co]):
-    """A step of `curate` that goes over rows, shard by shard. It is sent to other processes."""
+    """Work that goes over rows, shard by shard. It is sent to other processes."""
 
     def left(self, todo: Mapping[int, Any]) -> Mapping[int, Any]:
         """Return what of it is not on the disk yet."""
@@ -77,10 +82,10 @@ class _Job(Generic[W]):
 class _Process(Generic[W]):
     """A process that works, and what it said last."""
 
-    def __init__(self, doer: bytes) -> None:
+    def __init__(self, doer: bytes, key: str) -> None:
         context = multiprocessing.get_context("forkserver")
         self.connection, other = context.Pipe()
-        target: BaseProcess = context.Process(target=_serve, args=(doer, other), daemon=True)
+        target: BaseProcess = context.Process(target=_serve, args=(doer, other, key), daemon=True)
         self.process = target
         self.process.start()
         other.close()
@@ -107,8 +112,20 @@ class _Process(Generic[W]):
         self.connection.close()
 
 
-def run(doer: Doer[W, D], todo: Mapping[int, Any], workers: int, patience: float, done: Callable[[D], None]) -> None:
-    """Do the shards of a step in processes, and call `done` with what came of each.
+def ignored(step: Step) -> None:
+    """Do nothing with a step that is said."""
+
+
+def run(
+    doer: Doer[W, D],
+    todo: Mapping[int, Any],
+    workers: int,
+    patience: float,
+    done: Callable[[D], None],
+    heard: Heard = ignored,
+    key: str = "workers",
+) -> None:
+    """Do shards in processes, and call `done` with what came of each.
 
     Args:
         doer: The step.
@@ -116,6 +133,8 @@ def run(doer: Doer[W, D], todo: Mapping[int, Any], workers: int, patience: float
         workers: Processes; 0 does the work in this one, where nothing that dies or hangs can be left out.
         patience: Seconds for which a process may be at one step.
         done: Called in this process, in the order in which shards are finished.
+        heard: Called in this process with every step that is said.
+        key: The recipe's name for `workers`, for messages.
 
     Raises:
         UserError: Nothing can go on, or a shard's processes die again and again.
@@ -123,24 +142,24 @@ def run(doer: Doer[W, D], todo: Mapping[int, Any], workers: int, patience: float
     works = doer.works(todo)
     if workers == 0:
         for work in works:
-            done(doer.do(work, lambda step: None))
+            done(doer.do(work, heard))
         return
-    sent = sendable(doer, "take workers=0")
+    sent = sendable(doer, f"take {key}=0")
     _import_once(doer)
     processes: list[_Process[W]] = []
     waiting: list[_Job[W]] = []
     try:
         while True:
-            _hand_out(sent, works, waiting, processes, workers)
+            _hand_out(sent, works, waiting, processes, workers, key)
             busy = [process for process in processes if process.job is not None]
             if not busy:
                 return
             ready = wait([process.connection for process in busy], _LOOK)
             for process in busy:
-                heard = process.connection in ready and _hear(process, done)
-                if not heard and (process.connection in ready or process.hangs(patience)):
+                lives = process.connection in ready and _hear(process, done, heard)
+                if not lives and (process.connection in ready or process.hangs(patience)):
                     processes.remove(process)
-                    waiting.append(_after_death(process))
+                    waiting.append(_after_death(process, key))
     finally:
         for process in processes:
             process.end()
@@ -156,7 +175,12 @@ def _import_once(doer: Doer[W, D]) -> None:
 
 
 def _hand_out(
-    doer: bytes, works: Iterator[W], waiting: list[_Job[W]], processes: list[_Process[W]], workers: int
+    doer: bytes,
+    works: Iterator[W],
+    waiting: list[_Job[W]],
+    processes: list[_Process[W]],
+    workers: int,
+    key: str,
 ) -> None:
     """Give every idle process a shard, first those that a process died at; start processes as long as some are left."""
     while True:
@@ -170,12 +194,12 @@ def _hand_out(
                 return
             job = _Job(work)
         if idle is None:
-            idle = _Process(doer)
+            idle = _Process(doer, key)
             processes.append(idle)
         idle.give(job)
 
 
-def _hear(process: _Process[W], done: Callable[[D], None]) -> bool:
+def _hear(process: _Process[W], done: Callable[[D], None], heard: Heard) -> bool:
     """Take what a process says.
 
     Returns:
@@ -203,21 +227,23 @@ def _hear(process: _Process[W], done: Callable[[D], None]) -> bool:
         if kind == "fault":
             raise RuntimeError(said)
         process.step = said
+        if said != _BEFORE_ANY:
+            heard(said)
 
 
-def _after_death(process: _Process[W]) -> _Job[W]:
+def _after_death(process: _Process[W], key: str) -> _Job[W]:
     """End a process, and return its shard with what is to be done otherwise."""
     process.end()
     job, step = process.job, process.step
     assert job is not None  # noqa: S101, only busy processes are looked at
     job.deaths[step] = job.deaths.get(step, 0) + 1
     if sum(job.deaths.values()) > _SHARD_DEATHS or job.deaths.get(_BEFORE_ANY, 0) > _UNNAMED_DEATHS:
-        raise UserError(f"shard {job.work.shard}: its processes die again and again; try workers=0 to see why")
+        raise UserError(f"shard {job.work.shard}: its processes die again and again; try {key}=0 to see why")
     job.work = job.work.after_death(step, job.deaths[step])
     return job
 
 
-def _serve(doer: bytes, connection: Connection) -> None:
+def _serve(doer: bytes, connection: Connection, key: str) -> None:
     """Do what comes, until the parent is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _one_thread()
@@ -225,7 +251,7 @@ def _serve(doer: bytes, connection: Connection) -> None:
         step: Any = pickle.loads(doer)  # noqa: S301, from the process that has started this one
     except Exception as problem:
         said = f"{type(problem).__name__}: {problem}"
-        connection.send(("problem", UserError(f"workers: {said}; is it found from another process? Try workers=0")))
+        connection.send(("problem", UserError(f"{said}: is it found from another process? Try {key}=0")))
         return
     connection.send(("step", _BEFORE_ANY))
     while True:
