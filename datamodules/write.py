@@ -128,6 +128,7 @@ def prepare(
         raise UserError(f"shard={shard}, num_shards={num_shards}: shards are numbered from 0 to num_shards - 1")
     if alignment == "online" and not keep_images:
         raise UserError("alignment=online: training shows the pictures to the text encoder; set keep_images=true")
+    crew = Crew(processes, patience, runner, key="processes")
     base = open_base(model)
     if sizes:
         base = base.resized(sizes)
@@ -216,7 +217,7 @@ def prepare(
             threads=workers,
             sent=processes > 0 or runner == "ray",
         )
-        _encode(encoding, Crew(processes, patience, runner, key="processes"), todo, tally, own_rows)
+        _encode(encoding, crew, todo, tally, own_rows)
 
         # The last of the shards merges all.
         header = {**options, "model": model, "name": given.name, "rows": count}

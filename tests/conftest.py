@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +48,22 @@ def _no_server_is_left_behind() -> Iterator[None]:
     while set(serving()) - before and time.monotonic() < end:
         time.sleep(0.02)
     assert not set(serving()) - before, "a server of this file still runs: stop it where it was started"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """Two nodes of one processor each on this machine, and a head that does not work.
+
+    There is one for all tests: Daft goes on with the cluster of a process that it was connected to first.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        found.add_node(num_cpus=1)
+    os.environ["RAY_ADDRESS"] = found.address
+    yield found
+    del os.environ["RAY_ADDRESS"]
+    ray.shutdown()
+    found.shutdown()

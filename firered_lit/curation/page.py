@@ -42,7 +42,7 @@ def html(report: "Report") -> str:
     if report.changes:
         parts += ["<h2>Since the selection before</h2>", _table(CHANGES, _changes(report))]
     for name, rows in report.tables.items():
-        parts += [f"<h2>By {_text(name)}</h2>", _table(_heads(name), _values(rows))]
+        parts += [f"<h2>By {_text(name)}</h2>", _table(_heads(name), _values(report, rows))]
     parts.append("<h2>Dropped</h2>")
     for reason, shown in report.dropped.items():
         parts += [f"<h3>{_text(reason)}</h3><div class='row'>", *map(_figure, shown), "</div>"]
@@ -69,11 +69,16 @@ def _changes(report: "Report") -> list[tuple[Any, ...]]:
 
 
 def _heads(name: str) -> tuple[str, ...]:
-    return (name, "rows", "kept", "kept %", "mostly dropped by")
+    return (name, "rows", "kept", "kept %", "of all kept %", "mostly dropped by")
 
 
-def _values(rows: Sequence[tuple[str, int, int, str]]) -> list[tuple[Any, ...]]:
-    return [(value, f"{count:,}", f"{kept:,}", _share(kept, count), reason) for value, count, kept, reason in rows]
+def _values(report: "Report", rows: Sequence[tuple[str, int, int, str]]) -> list[tuple[Any, ...]]:
+    """Return the cells of a table; the fifth column is the mixture that was reached."""
+    cells = []
+    for value, count, kept, reason in rows:
+        of_all = _share(kept, report.kept)
+        cells.append((value, f"{count:,}", f"{kept:,}", _share(kept, count), of_all, reason))
+    return cells
 
 
 def markdown(report: "Report") -> str:
@@ -83,7 +88,7 @@ def markdown(report: "Report") -> str:
     if report.changes:
         lines += ["\n## Since the selection before\n", _markdown_table(CHANGES, _changes(report))]
     for name, rows in report.tables.items():
-        lines += [f"\n## By {plain(name)}\n", _markdown_table(_heads(name), _values(rows))]
+        lines += [f"\n## By {plain(name)}\n", _markdown_table(_heads(name), _values(report, rows))]
     return "\n".join(lines) + "\n"
 
 

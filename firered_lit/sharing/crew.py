@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from firered_lit.errors import UserError
 
@@ -57,12 +57,19 @@ class Crew:
         patience: Seconds after which a process that is at one step is taken to hang.
         runner: "processes" of this machine, or "ray": Daft spreads the shards over a Ray cluster.
         key: The recipe's name for `workers`, for messages.
+
+    Raises:
+        UserError: There is no such runner.
     """
 
     workers: int = 0
     patience: float = 300.0
     runner: Runner = "processes"
     key: str = "workers"
+
+    def __post_init__(self) -> None:
+        if self.runner not in get_args(Runner):
+            raise UserError(f"runner={self.runner}: one of {', '.join(get_args(Runner))}")
 
     def do(
         self,

@@ -1,7 +1,5 @@
 """A curation whose shards Daft spreads over a real Ray of two workers: the bytes that processes write."""
 
-import os
-
 import pytest
 from raw_annotators import Deadly, Look
 from raw_pictures import contents, loose
@@ -36,25 +34,9 @@ def test_a_cluster_without_daft_and_ray_is_one_clear_line(tmp_path):
         curate(str(source), str(tmp_path / "out"), RawRows(str(source)), {"hashes": Hashes()}, runner="ray")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two nodes of one processor each on this machine, and a head that does not work."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        found.add_node(num_cpus=1)
-    os.environ["RAY_ADDRESS"] = found.address
-    yield found
-    del os.environ["RAY_ADDRESS"]
-    ray.shutdown()
-    found.shutdown()
-
-
 @needs_ray
 @pytest.mark.slow
-def test_a_cluster_of_two_workers_writes_the_bytes_of_processes(cluster, tmp_path):
+def test_a_cluster_of_two_workers_writes_the_bytes_of_processes(ray_cluster, tmp_path):
     source = mixed_table(tmp_path / "raw", 30)
     with StubJudge(answer) as judge:
         everything(source, tmp_path / "processes", judge.url)
@@ -64,7 +46,7 @@ def test_a_cluster_of_two_workers_writes_the_bytes_of_processes(cluster, tmp_pat
 
 @needs_ray
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_its_shard_alone(cluster, tmp_path):
+def test_a_worker_that_is_killed_costs_its_shard_alone(ray_cluster, tmp_path):
     source = loose(tmp_path / "raw", 64)
     options = {"shard_rows": 4, "batch": 1, "steps": ["annotate", "fit", "select", "write"], "workers": 2}
 

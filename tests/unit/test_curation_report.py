@@ -3,11 +3,13 @@
 import re
 from html.parser import HTMLParser
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from raw_pictures import lines, loose, picture, save, table
 
 from datamodules.raw import RawRows
+from firered_lit.curation.changes import follow, read_changes
 from firered_lit.curation.fit import Duplicates
 from firered_lit.curation.hashes import Hashes
 from firered_lit.curation.photometric import Photometric
@@ -86,6 +88,9 @@ def test_the_funnel_and_the_pictures_are_those_of_the_decisions(hostile, tmp_pat
     assert rows["picture: missing image"][0] == "1"
     assert rows["dark"] == ["3", "3", "6"]
     assert rows["duplicate"][0] == "1"
+    table_of_kept = [line for line in markdown.split("## By ")[1].splitlines()[4:] if line]
+    shares = [float(line.split(" | ")[4].removesuffix(" %")) for line in table_of_kept]
+    assert sum(shares) == pytest.approx(100, abs=0.11), "the mixture"
     assert page.count("<img") == 3 + 1 + 2, "the dark ones, the copy, and the copy beside its twin"
     assert "photometric.brightest 0." in page
     assert page.count("<svg") == 1
@@ -137,6 +142,25 @@ def test_what_another_threshold_changed_is_said_and_shown_until_something_else_c
     run(hostile, out, steps=["select"])
     back = pq.read_table(out / "changes.parquet").to_pylist()
     assert {row["row"]: (row["now"], row["before"]) for row in back} == changed
+
+
+def test_the_most_rows_that_changed_alike_come_first_and_their_first_rows_are_named(tmp_path):
+    (tmp_path / "state").mkdir()
+
+    def decide(found, weight=1.0):
+        columns = {"id": [f"r{number}" for number in range(len(found))], "kept": [reason is None for reason in found]}
+        columns |= {"reason": pa.array(found, pa.string()), "weight": [weight] * len(found)}
+        (tmp_path / "decisions.parquet").unlink(missing_ok=True)  # a file that is replaced, never written into
+        pq.write_table(pa.table(columns), tmp_path / "decisions.parquet")
+        return follow(tmp_path)
+
+    assert decide([None] * 7) == []
+    said = decide(["blurred", "blurred", None, "dark", "dark", "dark", "dark"])
+    assert [line.split()[1:] for line in said[:2]] == [["4", "kept", "->", "dark"], ["2", "kept", "->", "blurred"]]
+    assert [change.ids for change in read_changes(tmp_path)] == [("r3", "r4", "r5"), ("r0", "r1")]
+    before = (tmp_path / "changes.parquet").read_bytes()
+    assert decide(["blurred", "blurred", None, "dark", "dark", "dark", "dark"], weight=0.5) == []
+    assert (tmp_path / "changes.parquet").read_bytes() == before, "weights alone are no change"
 
 
 def reasons(out):

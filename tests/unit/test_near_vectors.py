@@ -95,6 +95,15 @@ def test_cells_lose_few_pairs_and_find_no_other(tmp_path, monkeypatch):
     assert not list((tmp_path / "state").glob(".near*"))
 
 
+def test_the_two_nearest_centres_are_those_of_least_distance():
+    rng = np.random.default_rng(2)
+    found = rng.normal(size=(200, 3)).astype("f4")
+    centres = (rng.normal(size=(9, 3)) * rng.uniform(0.1, 4, (9, 1))).astype("f4")
+    distances = np.linalg.norm(found[:, None] - centres[None], axis=2)
+    expected = np.argsort(distances, axis=1)[:, :2]
+    assert np.array_equal(np.sort(vectors._two_nearest(found, centres), axis=1), np.sort(expected, axis=1))
+
+
 def test_many_equal_vectors_are_one_group(tmp_path):
     found = [np.ones(4, "f4")] * 3000
     labels = labels_of(corpus_of(tmp_path, found, 1000), 0.99, np.zeros(3000, np.uint64))
@@ -117,6 +126,9 @@ def test_a_sample_is_the_same_however_rows_are_cut_into_shards(tmp_path):
         samples.append(vectors.sample_of(vectors.pieces(corpus, "look.vector"), 40, 3))
     assert all(count == 150 for _, count in samples)
     assert all(np.array_equal(sample, samples[0][0]) for sample, _ in samples)
+    places = [int(np.flatnonzero((np.array(found) == vector).all(1))[0]) for vector in samples[0][0]]
+    assert places == sorted(set(places)), "in the order of rows"
+    assert max(places) > 100, "spread over all"
     whole, _ = vectors.sample_of(vectors.pieces(corpus, "look.vector"), 500, 3)
     assert np.array_equal(whole, np.array(found))
 

@@ -157,6 +157,18 @@ def test_a_fit_is_written_and_read_and_part_of_what_columns_are_made_by(benchmar
     assert np.linalg.eigvalsh(read_fitted(OURS)[1]).min() > 0
 
 
+def test_a_fit_is_of_sharp_patches_alone(photos):
+    """The left half is sharp, the right one blurred, and nothing changes in the patches above."""
+    sharp = np.random.default_rng(0).integers(0, 256, (576, 768), np.uint8)
+    picture = np.concatenate([sharp, cv2.GaussianBlur(sharp, (0, 0), 4)], axis=1)[:, :1536]
+    picture = np.concatenate([np.full((192, 1536), 128, np.uint8), picture])[:, 384:1344]
+    found, _ = patch_features(picture)
+    assert 60 <= len(found) <= 70, "of 80 patches, none of the ten in which nothing changes"
+    expected = found[-60:].reshape(6, 10, FEATURES)[:, :4].reshape(24, FEATURES)
+    mean, _ = fit_niqe([picture, picture])
+    assert mean == pytest.approx(expected.mean(0), rel=1e-9)
+
+
 def test_what_is_no_fit_is_refused(photos, tmp_path):
     with pytest.raises(UserError, match=r"have \d+ sharp patches of 96 px; more than 36 are needed"):
         fit_niqe([photos[0]])
@@ -165,6 +177,10 @@ def test_what_is_no_fit_is_refused(photos, tmp_path):
     save_file({"mean": np.zeros(18)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="expected mean"):
         NIQE(str(tmp_path / "other.safetensors"))
+    endless = {"mean": np.full(FEATURES, np.inf), "covariance": np.eye(FEATURES)}
+    save_file(endless, tmp_path / "endless.safetensors")
+    with pytest.raises(UserError, match="numbers that are not finite"):
+        NIQE(str(tmp_path / "endless.safetensors"))
     (tmp_path / "cut.safetensors").write_bytes(OURS.read_bytes()[:500])
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         NIQE(str(tmp_path / "cut.safetensors"))

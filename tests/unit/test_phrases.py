@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter, defaultdict
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from raw_pictures import lines, picture, save, table
@@ -214,6 +215,28 @@ def test_a_cluster_lacks_what_edits_of_its_task_say_elsewhere(tmp_path):
     )
     found = PHRASES.lacking(corpus, [("color", 0), ("color", 1), ("text", 1)], 1)
     assert found == {("color", 0): [], ("color", 1): ["it round", "turn it"], ("text", 1): []}
+
+
+def test_a_phrase_is_of_whole_words_and_rows_without_a_cluster_are_a_cell(tmp_path):
+    corpus = corpus_of(tmp_path, [("make the cart red", None), ("paint the car", None)], ["color"] * 2)
+    kept = pa.table({"row": [0, 1], "kept": [True, True]})
+    pq.write_table(kept, tmp_path / "decisions.parquet")
+    assert PHRASES.said(corpus, [("color", "the car"), ("color", "Red"), ("add", "red")]) == [1, 1, 0]
+    assert PHRASES.lacking(corpus, [("color", None)], 1) == {("color", None): []}
+
+
+def test_the_index_names_what_the_edits_of_all_clusters_say_often_enough(tmp_path):
+    """Three edits of a task say it, one or two of each cluster."""
+    from firered_lit.curation import fit, scores
+
+    corpus = corpus_of(tmp_path, [("make it red", None)] * 3 + [("turn", None)] * 2, ["color"] * 5)
+    scores.put(fit.path_of(tmp_path, "clusters"), fit._table("clusters", [0, 1, 2, 3, 4], [0, 0, 1, 0, 1]), {})
+    PHRASES.run(corpus, {})
+    index = pq.read_table(tmp_path / "state" / "phrases.parquet").to_pylist()
+    assert {(row["phrase"], row["cluster"], row["rows"]) for row in index if row["phrase"] in ("it red", "turn")} == {
+        ("it red", 0, 2),
+        ("it red", 1, 1),
+    }
 
 
 def test_columns_and_phrases_that_are_none_are_refused(raw, tmp_path):

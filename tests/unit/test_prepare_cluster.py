@@ -2,8 +2,8 @@
 
 import pytest
 from prepare_readers import DeadlyReader
-from test_curation_cluster import cluster, installed, needs_ray  # noqa: F401
-from test_shards import with_texts
+from test_curation_cluster import installed, needs_ray
+from test_shards import WORLD, with_texts
 from test_write import files_of, make, world
 
 from firered_lit.errors import UserError
@@ -17,7 +17,7 @@ def test_prepare_without_daft_and_ray_is_one_clear_line(tmp_path):
 
 @needs_ray
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_its_part_alone(cluster, tmp_path):  # noqa: F811
+def test_a_worker_that_is_killed_costs_its_part_alone(ray_cluster, tmp_path):
     """The bytes and counts of one process, though a worker was killed at a row of part 5."""
     source = with_texts(tmp_path / "w", 32, bad=[4])
 
@@ -25,7 +25,7 @@ def test_a_worker_that_is_killed_costs_its_part_alone(cluster, tmp_path):  # noq
         folder = tmp_path / name
         folder.mkdir()
         reader = DeadlyReader(folder, "text 21", "the worker")
-        out = make(source, folder / "out", max_refused=0.1, reader=reader, **options)
+        out = make(source, folder / "out", max_refused=0.1, reader=reader, **WORLD, **options)
         return out, (folder / "seen").read_text().splitlines()
 
     alone, seen = run("alone")
@@ -38,8 +38,8 @@ def test_a_worker_that_is_killed_costs_its_part_alone(cluster, tmp_path):  # noq
 
 @needs_ray
 @pytest.mark.slow
-def test_refusals_of_all_workers_count_together(cluster, tmp_path):  # noqa: F811
+def test_refusals_of_all_workers_count_together(ray_cluster, tmp_path):
     source = with_texts(tmp_path / "w", 8, bad=[1, 6])
     with pytest.raises(UserError, match=r"2 of 8 rows refused, more than max_refused=0\.2"):
-        make(source, tmp_path / "out", max_refused=0.2, runner="ray")
+        make(source, tmp_path / "out", max_refused=0.2, runner="ray", **WORLD)
     assert len((tmp_path / "out" / "refused.jsonl").read_text().splitlines()) == 2

@@ -20,6 +20,8 @@ from datamodules.work import ROWS, PartRows
 from firered_lit.errors import UserError
 from firered_lit.models.sizes import Sizes
 
+WORLD = {"model": "world", "sizes": None}  # a base that is loaded at once
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -76,8 +78,7 @@ def test_a_process_that_is_killed_costs_its_part_alone(tmp_path, capsys):
         folder = tmp_path / name
         folder.mkdir()
         reader = DeadlyReader(folder, "text 7", "itself")
-        options |= {"model": "world", "sizes": None, "max_refused": 0.1, "reader": reader}  # a base that loads at once
-        out = make(source, folder / "out", part_rows=3, **options)
+        out = make(source, folder / "out", part_rows=3, max_refused=0.1, reader=reader, **WORLD, **options)
         return out, (folder / "seen").read_text().splitlines()
 
     alone, seen = run("alone")
@@ -94,6 +95,9 @@ def test_what_no_process_can_do_is_one_clear_line(tmp_path):
     source = with_texts(tmp_path / "w", 2)
     with pytest.raises(UserError, match=r"cannot be sent to another process.*or take processes=0"):
         make(source, tmp_path / "out", processes=1, reader=UnsendableReader(tmp_path))
+    with pytest.raises(UserError, match="runner=slurm: one of processes, ray"):
+        make(source, tmp_path / "other", runner="slurm")
+    assert not (tmp_path / "other").exists()
     rows = PartRows(7, [], 3)
     step = (ROWS, 7, 0)
     with pytest.raises(UserError, match="part 7: 3 processes died at it"):
@@ -105,7 +109,7 @@ def test_refusals_of_all_processes_count_together(tmp_path):
     """The parts of each process are under the limit of the whole, all together are over it."""
     source = with_texts(tmp_path / "w", 8, bad=[1, 6])
     with pytest.raises(UserError, match=r"2 of 8 rows refused, more than max_refused=0\.2"):
-        make(source, tmp_path / "out", max_refused=0.2, processes=2)
+        make(source, tmp_path / "out", max_refused=0.2, processes=2, **WORLD)
     assert len((tmp_path / "out" / "refused.jsonl").read_text().splitlines()) == 2
 
 
