@@ -1,10 +1,11 @@
 """Set before anything heavy is imported: no network, no telemetry, one thread per process."""
 
+import gc
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "support"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spare the garbage collector the millions of objects of the libraries, which every full collection would visit."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +47,20 @@ def shared_data() -> Path:
     if not (folder / "real_edits" / "edits.jsonl").exists():
         pytest.skip("the real edits are not here: set FIRERED_LIT_SHARED to the folder that holds real_edits/")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables_of_new_stores() -> Iterator[None]:
+    """Let MLflow migrate the first store of a session alone, when any test file has imported it."""
+    if "mlflow" not in sys.modules:
+        yield
+        return
+    from mlflow.store.db import utils
+    from store_template import from_the_first
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", from_the_first(utils._initialize_tables))
+        yield
 
 
 def serving() -> list[threading.Thread]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import verbs
+from warm import ranks, script
 
 from datamodules.synthetic import write
 from firered_lit.checkpoint import newest
@@ -55,21 +56,37 @@ def arguments(run, data, processes, accumulate=1, *more, recipe="recipes/tiny/sf
     return ["fit", "--recipe", recipe, *places, *QUICK, *sizes, CLIP, f"checkpoint.every={max(steps // 2, 1)}", *more]
 
 
-def torchrun(folder, processes, commands, single=(), timeout=480):
-    """Each command in float64, then each of `single` in float32, in as many processes."""
+def script_of(folder, commands, single):
+    """A file for verbs.py: each command in float64, then each of `single` in float32."""
     script = folder / "commands.json"
     script.write_text(json.dumps([(True, command) for command in commands] + [(False, command) for command in single]))
+    return str(script)
+
+
+def environment_in(folder):
+    return ENVIRONMENT | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}  # none that a killed process left torn
+
+
+def torchrun(folder, processes, commands, single=(), timeout=480):
+    """Commands in as many processes, started as a user does."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [*command, str(HERE / "verbs.py"), str(script)],
+        [*command, str(HERE / "verbs.py"), script_of(folder, commands, single)],
         cwd=ROOT,
-        env=ENVIRONMENT | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")},  # none that a killed process left torn
+        env=environment_in(folder),
         capture_output=True,
         text=True,
         timeout=timeout,
     )
-    (folder / f"said_by_{processes}").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def together(folder, commands, single):
+    """Commands in two processes that need not import the libraries."""
+    said = folder / "said_by_2"
+    given = {"log": said, "environment": environment_in(folder), "folder": ROOT, "timeout": 480}
+    code = ranks(2, script, HERE / "verbs.py", script_of(folder, commands, single), **given)
+    assert code == 0, said.read_text()
 
 
 def alone(command):
@@ -177,6 +194,7 @@ STOCHASTIC = [
 FINE = "stage.optimizer={_target_: torch.optim.AdamW, _partial_: true, lr: 2.0e-5}"
 HALF_FORWARD = [AVERAGE, FINE, "trainer.strategy.compute=bfloat16"]
 FEW, KILLED = 6, 14
+NO_WORKERS = "data.workers=0"  # the long runs read by workers
 SHORT = {  # run -> (processes, accumulation, further arguments), each against one process with as many micro-batches
     "lora": (2, 1, [LORA, AVERAGE, "trainer.gradient_clip_val=0.001"]),
     "accumulated": (2, 2, []),
@@ -209,20 +227,20 @@ def two(data, runs, one):
     commands = [arguments(runs / "two", data, 2, 1, AVERAGE)]
     commands += [arguments(runs / "from_file", data, 2, 1, AVERAGE, f"run.resume={half}", dump)]
     for name, (processes, accumulate, more) in SHORT.items():
-        commands += [arguments(runs / name, data, processes, accumulate, *more, steps=FEW)]
+        commands += [arguments(runs / name, data, processes, accumulate, *more, NO_WORKERS, steps=FEW)]
     for name in ("spoiled", "regions"):
-        replicated = [*SHORT[name][2], "trainer.strategy=ddp"]
+        replicated = [*SHORT[name][2], NO_WORKERS, "trainer.strategy=ddp"]
         commands += [arguments(runs / f"{name}_ddp", data, 2, 1, *replicated, recipe=ONE, steps=FEW)]
     single = []
     for name, more in (("whole", [AVERAGE]), ("eight_bit", EIGHT_BIT), ("stochastic", STOCHASTIC)):
-        single += [arguments(runs / name, data, 2, 1, *more, steps=FEW)]
+        single += [arguments(runs / name, data, 2, 1, *more, NO_WORKERS, steps=FEW)]
         cut = f"run.resume={half_of(runs / name, FEW)}"
-        single += [arguments(runs / f"{name}_resumed", data, 2, 1, *more, cut, steps=FEW)]
+        single += [arguments(runs / f"{name}_resumed", data, 2, 1, *more, NO_WORKERS, cut, steps=FEW)]
     cut = f"run.resume={half_of(runs / 'whole', FEW)}"
-    single += [arguments(runs / "whole_then_eight_bit", data, 2, 1, *EIGHT_BIT, cut, steps=FEW)]
-    single += [arguments(runs / "fine", data, 2, 1, AVERAGE, FINE, steps=FEW)]
-    single += [arguments(runs / "half_forward", data, 2, 1, *HALF_FORWARD, steps=FEW)]
-    torchrun(runs, 2, commands, single)
+    single += [arguments(runs / "whole_then_eight_bit", data, 2, 1, *EIGHT_BIT, NO_WORKERS, cut, steps=FEW)]
+    single += [arguments(runs / "fine", data, 2, 1, AVERAGE, FINE, NO_WORKERS, steps=FEW)]
+    single += [arguments(runs / "half_forward", data, 2, 1, *HALF_FORWARD, NO_WORKERS, steps=FEW)]
+    together(runs, commands, single)
     return runs / "two"
 
 

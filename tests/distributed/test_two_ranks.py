@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from warm import Started, script
 
 from firered_lit.checkpoint import newest
 from firered_lit.store import read_record, store_uri
@@ -20,15 +20,17 @@ def start(folder, what, rank):
     folder.mkdir(exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), str(folder), what, str(rank)]
-    with (folder / "said").open("w") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
-        code = process.wait(timeout=120)
-    return code, (folder / "said").read_text()
+    said = folder / "said"
+    said.unlink(missing_ok=True)
+    process = Started(script, SCRIPT, str(folder), what, str(rank), log=said, environment=environment)
+    try:
+        return process.wait(timeout=120), said.read_text()
+    finally:
+        process.kill()
 
 
 def left_over(folder):
-    """Processes of the run that are still there, the watchdog aside."""
+    """Processes that the first one has started and that are still there, the watchdog aside."""
     found = subprocess.run(["pgrep", "-f", f"two_ranks.py {folder}"], capture_output=True, text=True)
     return found.stdout.split()
 

@@ -70,6 +70,11 @@ def stopped(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
+def tree(text: str) -> Any:
+    """Return a recipe's tree, read by the loader in C: it is read again for every seed."""
+    return yaml.load(text, Loader=yaml.CSafeLoader)
+
+
 def nodes(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Give the place of everything below a node."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -80,7 +85,7 @@ def nodes(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def changed_tree(draw: random.Random, text: str) -> str:
     """Change one to three things in a recipe's tree, and write it as a file again."""
-    root = yaml.safe_load(text)
+    root = tree(text)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         places = list(nodes(root))
         if not places:
@@ -142,7 +147,7 @@ def changed_text(draw: random.Random, text: str) -> bytes:
 
 def override(draw: random.Random, text: str) -> str:
     """Return `key=value` for the command line."""
-    keys = [".".join(map(str, place)) for place in nodes(yaml.safe_load(text))]
+    keys = [".".join(map(str, place)) for place in nodes(tree(text))]
     key = draw.choice([*keys, "", ".", "a..b", "run", "base", "_target_"])
     value = draw.choice(VALUES)
     shown = draw.choice((str(value), yaml.safe_dump(value, default_flow_style=True).splitlines()[0], "{a: [", "'x"))
@@ -153,7 +158,7 @@ def command(draw: random.Random, recipes: dict[str, str], folder: Path) -> list[
     """Write a changed recipe and return the command that runs or checks it."""
     name = draw.choice(sorted(recipes))
     text = recipes[name]
-    verb = ROOTS[yaml.safe_load(text)["_target_"]]
+    verb = ROOTS[tree(text)["_target_"]]
     given = GIVEN.get(verb, ())
     path = folder / "changed.yaml"
     way = draw.randrange(5)

@@ -2,11 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from warm import Started, module
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -17,16 +17,14 @@ class Process:
 
     def __init__(self, log: Path, *arguments: str) -> None:
         self.log = log
-        self.file = log.open("wb")
-        command = [sys.executable, "-m", "firered_lit", *arguments]
-        self.popen = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=self.file, stderr=subprocess.STDOUT)
+        log.write_bytes(b"")
+        self.popen = Started(module, "firered_lit", *arguments, log=log, environment=ENVIRONMENT, folder=ROOT)
 
     def wait(self, timeout: float = 240) -> int:
         try:
             return self.popen.wait(timeout)
         finally:
             self.popen.kill()
-            self.file.close()
 
     def until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
         """Wait for a condition while the process lives."""

@@ -3,11 +3,8 @@
 import hashlib
 import io
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 import standin
 from PIL import Image
 from stub_judge import StubJudge
+from warm import Started, module
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation import drawing
@@ -251,17 +249,16 @@ def test_each_process_of_torchrun_takes_a_share_of_its_own(red: REDEdit, tmp_pat
 
 def test_a_killed_evaluation_draws_no_more_than_one_picture_twice(copies: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun.txt"
-    command = [sys.executable, "-m", "firered_lit", "eval", "--recipe", "recipes/eval/rededit.yaml"]
+    command = ["firered_lit", "eval", "--recipe", "recipes/eval/rededit.yaml"]
     command += ["--allow", "slow_copier", f"data={copies / 'rededit'}", f"out={tmp_path / 'out'}", "steps=[draw]"]
     command += [f"models={{slow: {{_target_: slow_copier.SlowCopier, seconds: 0.03, begun: '{begun}'}}}}"]
     command += ["benchmarks.rededit.version=any"]
-    support = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"
-    environment = os.environ | {"PYTHONPATH": support}
+    log = tmp_path / "said"
     chance = random.Random(5)
     kills = 3
     for kill in range(kills):
         before = len(begun.read_text().splitlines()) if begun.exists() else 0
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        process = Started(module, *command, log=log, folder=ROOT)
         wanted = before + chance.randint(3, 12)
         while len(begun.read_text().splitlines() if begun.exists() else []) < wanted:
             assert process.poll() is None, f"ended before kill {kill}"
@@ -269,8 +266,7 @@ def test_a_killed_evaluation_draws_no_more_than_one_picture_twice(copies: Path, 
         time.sleep(chance.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert Started(module, *command, log=log, folder=ROOT).wait(120) == 0, log.read_text()
 
     # As if it had never been killed.
     red = REDEdit(str(copies / "rededit"), version="any")

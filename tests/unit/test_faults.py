@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from itertools import islice
 
 import boto3
@@ -127,39 +128,58 @@ for seconds in map(float, sys.stdin):
 
 
 class Store:
-    """An S3 server on this machine, in a process of its own, with the data in bucket `edits` under `v1`."""
+    """An S3 server on this machine, in a process of its own."""
 
-    def __init__(self, root):
+    def __init__(self):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         self.server = subprocess.Popen([sys.executable, "-c", SERVER], **pipes)
-        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{int(self.server.stdout.readline())}"
+        self.port = int(self.server.stdout.readline())
+        self.address = f"http://127.0.0.1:{self.port}"
+
+    def fill(self, root):
+        """Make the bucket `edits`, with the data under `v1`."""
         self.client = boto3.client("s3")
         self.client.create_bucket(Bucket="edits")
         for path in root.rglob("*"):
             if path.is_file():
                 self.client.upload_file(str(path), "edits", f"v1/{path.relative_to(root)}")
 
+    def empty(self):
+        """Take away every bucket."""
+        request = urllib.request.Request(f"{self.address}/moto-api/reset", method="POST")
+        with urllib.request.urlopen(request, timeout=10):
+            pass
+
     def stop_for(self, seconds):
         """Returns when nothing listens any more."""
         print(seconds, file=self.server.stdin, flush=True)
         assert self.server.stdout.readline() == "stopped\n"
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])))
+            socket.create_connection(("127.0.0.1", self.port))
 
     def close(self):
         self.server.kill()
         self.server.communicate()
 
 
-@pytest.fixture
-def store(root, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    store = Store(root)
+@pytest.fixture(scope="module")
+def storage():
+    store = Store()
     yield store
     store.close()
+
+
+@pytest.fixture
+def store(storage, root, monkeypatch):
+    """The server, which holds this test's data alone."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", storage.address)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage.fill(root)
+    yield storage
+    storage.empty()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,10 +8,14 @@ import os
 import re
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 from PIL import Image
+from traitlets.config import Config
+from warm import Started
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -81,10 +85,27 @@ def test_what_is_kept_of_an_output_has_no_warning_no_path_and_no_speed():
 
 
 def executed(name: str, root: Path) -> str:
-    """Return what a notebook prints."""
+    """Return what a notebook prints when a Jupyter kernel runs it."""
     notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", 4)
     NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(root / "notebooks")}}).execute()
     return "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+
+
+def run_cells(path: Path) -> None:
+    """Run a notebook from top to bottom by IPython, as a kernel does; figures are drawn and not shown."""
+    matplotlib.use("Agg")
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source).raise_error()
+
+
+def said(name: str, root: Path, log: Path) -> str:
+    """Return what a notebook prints in a process that need not import the libraries."""
+    folder = root / "notebooks"
+    with Started(run_cells, folder / f"{name}.ipynb", log=log, folder=folder) as process:
+        assert process.wait(200) == 0, log.read_text()
+    return log.read_text()
 
 
 @pytest.fixture
@@ -95,8 +116,8 @@ def setting(root, monkeypatch):
     return monkeypatch
 
 
-def test_the_data_notebook_runs(root, setting):
-    text = executed("01_data", root)
+def test_the_data_notebook_runs(root, setting, tmp_path):
+    text = said("01_data", root, tmp_path / "said")
     assert "Put the hat of image 1 on the man in image 2" in text
     assert "a red hat on the man in image 1" in text
     assert "第二张图的人站在图一的海边" in text
@@ -107,20 +128,20 @@ def test_the_data_notebook_runs(root, setting):
 def test_a_lora_is_trained_and_its_run_is_drawn(root, setting, tmp_path):
     setting.setenv("FIRERED_LIT_STEPS", "6")
     setting.setenv("FIRERED_LIT_FOLDER", str(tmp_path))
-    text = executed("02_lora", root)
+    text = said("02_lora", root, tmp_path / "said_02")
     assert "stage.backbone.lora.ranks" in text
     assert "comfyui_lora.safetensors" in text
     assert "step_00000016.ckpt" in text
     assert {path.name for path in tmp_path.glob("edited_*.png")} == {f"edited_{x}.png" for x in (0, 0.5, 1)}
     setting.setenv("FIRERED_LIT_STORE", str(tmp_path))
-    text = executed("04_runs", root)
+    text = said("04_runs", root, tmp_path / "said_04")
     assert "FINISHED" in text
     assert "val/loss" in text
     assert "stage.backbone.lora.rank" not in text  # one run differs from no other
 
 
-def test_the_rewards_notebook_shows_every_term(root, setting):
-    text = executed("03_rewards", root)
+def test_the_rewards_notebook_shows_every_term(root, setting, tmp_path):
+    text = said("03_rewards", root, tmp_path / "said")
     assert "drawn pages in the expected order" in text
     assert "delta=" in text
     assert "close up" in text
@@ -129,7 +150,7 @@ def test_the_rewards_notebook_shows_every_term(root, setting):
 def test_an_evaluation_is_read_and_its_models_are_compared(root, setting, tmp_path):
     setting.setenv("FIRERED_LIT_EVALUATION", str(tmp_path))
     setting.setenv("FIRERED_LIT_EACH", "1")
-    text = executed("05_evaluation", root)
+    text = said("05_evaluation", root, tmp_path / "said")
     assert "15 expected, 15 scored" in text
     assert "world is better than copier" in text or "not distinguishable" in text
     assert "gap +1.00" in text or "gap -1.00" in text

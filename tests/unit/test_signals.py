@@ -2,19 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
+import slow_training
 import torch
 from toy_run import Toy, fit, weights
+from warm import Started
 
 from callbacks.checkpoint import Checkpoint
 from callbacks.signals import Signals, Stopped
 from firered_lit.checkpoint import newest
-
-HERE = Path(__file__).parent
 
 
 def sends(*numbers, phase="train", at_step=3, batch_idx=None):
@@ -116,54 +114,46 @@ def test_an_error_passes_through_and_the_handlers_are_undone(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-SCRIPT = """
-import os, signal, sys, time
-sys.path.insert(0, sys.argv[1])
-from toy_run import Toy, fit
-from callbacks.checkpoint import Checkpoint
-from callbacks.signals import Signals
-
-def act(module, phase, index):
-    print("step", module.global_step, flush=True)
-    time.sleep(0.2)
-    if sys.argv[3] == "stuck":
-        while True: time.sleep(1)
-
-signals = Signals()
-fit(sys.argv[2], [signals, Checkpoint(every=100)], module=Toy(act), max_steps=1000)
-sys.exit(signals.exit_code or 0)
-"""
+def until(process, log, words):
+    """Wait until a process has said some words."""
+    end = time.monotonic() + 120
+    while words not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.02)
 
 
-def start(folder, how):
-    """A training in a process of its own, returned when its first step has begun."""
-    command = [sys.executable, "-c", SCRIPT, str(HERE), str(folder), how]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE.parents[1])
-    for line in process.stdout:
-        if line.startswith("step"):
-            return process
-    raise AssertionError(process.stderr.read())
+@pytest.fixture
+def start(tmp_path):
+    """Starts a training in a process of its own, and returns it and its log when its first step has begun."""
+    started = []
+
+    def begin(how):
+        log = tmp_path / "said"
+        log.touch()
+        started.append(Started(slow_training.train, tmp_path, how, log=log))
+        until(started[0], log, "step")
+        return started[0], log
+
+    yield begin
+    for process in started:
+        process.kill()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["TERM", "INT"])
-def test_from_outside_the_process_ends_with_the_code_and_a_checkpoint(tmp_path, number, code):
-    process = start(tmp_path, "steps")
+def test_from_outside_the_process_ends_with_the_code_and_a_checkpoint(start, tmp_path, number, code):
+    process, log = start("steps")
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    assert f"{number.name}: saving at the end of this step" in said
-    assert "Traceback" not in said
+    assert process.wait(60) == code, log.read_text()
+    assert f"{number.name}: saving at the end of this step" in log.read_text()
+    assert "Traceback" not in log.read_text()
     assert newest(tmp_path) is not None
 
 
-def test_a_second_interrupt_aborts_at_once(tmp_path):
-    process = start(tmp_path, "stuck")
+def test_a_second_interrupt_aborts_at_once(start, tmp_path):
+    process, log = start("stuck")
     process.send_signal(signal.SIGINT)
-    process.stdout.close()
-    for line in process.stderr:
-        if "SIGINT: saving" in line:
-            break
+    until(process, log, "SIGINT: saving")
     process.send_signal(signal.SIGINT)
-    process.stderr.read()
     assert process.wait(timeout=20) == 130
     assert newest(tmp_path) is None

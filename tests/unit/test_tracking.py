@@ -2,20 +2,22 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
+import slow_training
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from toy_run import Edits, Toy, fit, trainer
+from warm import Started
 
 from callbacks.checkpoint import Checkpoint
 from callbacks.sample_grid import SampleGrid
@@ -33,7 +35,7 @@ from firered_lit.steps import log_by_optimizer_steps
 from firered_lit.store import read_record, store_uri
 from firered_lit.tracking import MLflow, flatten, log_folder, log_image, ui_command
 
-HERE = Path(__file__).parent
+RUN_ID = re.compile(r"^[0-9a-f]{32}$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -200,30 +202,17 @@ def test_starting_over_in_a_folder_is_a_new_run(place):
     assert read_record(place / "over")["mlflow_run_id"] == second.run_id
 
 
-SCRIPT = """
-import sys, time
-from firered_lit.tracking import MLflow
-logger = MLflow(dir=sys.argv[1], resume=sys.argv[2] or None)
-logger.log_metrics({"train/loss": 1.0}, step=1)
-logger.save()
-logger._later(lambda: None).result()
-print(logger.run_id, flush=True)
-time.sleep(600)
-"""
-
-
-def start(folder, resume=""):
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), resume], stdout=subprocess.PIPE, text=True)
-    return process, process.stdout.readline().strip()
-
-
-def test_a_run_that_is_killed_with_9_is_marked_failed(place):
-    process, run_id = start(place / "nine")
-    client = MlflowClient(store_uri(None, place))
-    assert client.get_run(run_id).info.status == "RUNNING"
-    process.kill()
-    process.wait()
-    assert wait_until(lambda: client.get_run(run_id).info.status == "FAILED")
+def test_a_run_that_is_killed_with_9_is_marked_failed(place, tmp_path):
+    log = tmp_path / "said"
+    log.touch()
+    with Started(slow_training.record, str(place / "nine"), log=log) as process:
+        assert wait_until(lambda: process.poll() is not None or RUN_ID.search(log.read_text()), 120)
+        run_id = RUN_ID.search(log.read_text()).group()
+        client = MlflowClient(store_uri(None, place))
+        assert client.get_run(run_id).info.status == "RUNNING"
+        process.kill()
+        process.wait()
+        assert wait_until(lambda: client.get_run(run_id).info.status == "FAILED")
     run = client.get_run(run_id)
     assert "killed without a word" in run.data.tags["ended"]
     assert run.data.metrics["train/loss"] == 1.0
@@ -434,9 +423,8 @@ def test_the_ui_shows_parameters_curves_and_the_grid(place, ui):
 
 def test_runs_may_begin_at_once_in_a_new_folder(tmp_path: Path) -> None:
     """Each opens the store, which has no tables yet."""
-    code = "import sys; from firered_lit.tracking import MLflow; MLflow(sys.argv[1])"
-    begun = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / name)]) for name in "ab"]
-    assert [one.wait(timeout=180) for one in begun] == [0, 0]
+    begun = [Started(slow_training.open_store, str(tmp_path / name), log=tmp_path / "said") for name in "ab"]
+    assert [one.wait(timeout=180) for one in begun] == [0, 0], (tmp_path / "said").read_text()
 
 
 def pictures_in(folder):
