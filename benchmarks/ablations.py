@@ -173,8 +173,9 @@ def gradient_noise(strata: str, seed: int, before: Path) -> Measures:
 
     from benchmarks.strata import independent
     from datamodules.captions import Captions
+    from datamodules.loader import Address
     from datamodules.world.families import FAMILIES
-    from datamodules.world.stream import Drawn, Place
+    from datamodules.world.stream import Drawn
     from firered_lit.flow.timesteps import uniform
     from firered_lit.models.backbone import Backbone
     from firered_lit.stages.sft import SFT
@@ -190,7 +191,7 @@ def gradient_noise(strata: str, seed: int, before: Path) -> Measures:
     weights = [p for p in stage.transformer.parameters() if p.requires_grad]
     total, squares, losses = torch.zeros(sum(p.numel() for p in weights), dtype=torch.float64), 0.0, []
     for step in range(DRAWS):
-        batch, _ = drawn[Place(step, tuple(range(16)), 16)]
+        batch, _ = drawn[Address(step, tuple(range(16)), 16)]
         loss = stage.losses(batch).mean()  # type: ignore[arg-type]
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]).double()
         total += gradient

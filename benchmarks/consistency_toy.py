@@ -20,6 +20,7 @@ import torch
 
 from datamodules import synthetic
 from firered_lit.batch import Condition, EditBatch, Text
+from firered_lit.facts import Facts
 from firered_lit.flow.path import clean, interpolate, velocity
 from firered_lit.losses.flow_matching import flow_matching_loss
 from firered_lit.models.backbone import Backbone
@@ -47,9 +48,8 @@ def edits(base: Base, seed: int, rows: int = ROWS) -> EditBatch:
         for k, found in enumerate(synthetic.boxes(sample.target)):
             regions[i, k] = torch.tensor(found["box"]).reshape(2, 2) * scale
     slots = tuple(range(rows))
-    return EditBatch(
-        target, Condition(Text.pad(text), (source,)), tuple(map(str, slots)), 0, slots, rows, regions=regions
-    )
+    facts = tuple(Facts(str(slot)) for slot in slots)
+    return EditBatch(target, Condition(Text.pad(text), (source,)), facts, 0, slots, rows, regions=regions)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ import torch
 from datamodules import synthetic
 from firered_lit.batch import Condition, PreferenceBatch, Text
 from firered_lit.draws import chooser
+from firered_lit.facts import Facts
 from firered_lit.flow.path import interpolate, velocity
 from firered_lit.losses.flow_matching import flow_matching_loss
 from firered_lit.models.backbone import Backbone
@@ -47,8 +48,8 @@ def pair(base: Base, seed: int) -> PreferenceBatch:
     text = base.conditioner().encode([sample.en], [[images[2]]], base.sizes.condition_area)
     rows = (ROWS, -1, -1, -1)
     condition = Condition(Text.pad(text * ROWS), (source.expand(rows),))
-    ids = tuple(f"{seed}.{row}" for row in range(ROWS))
-    return PreferenceBatch(winner.expand(rows), condition, ids, 0, tuple(range(ROWS)), ROWS, loser=loser.expand(rows))
+    facts = tuple(Facts(f"{seed}.{row}") for row in range(ROWS))
+    return PreferenceBatch(winner.expand(rows), condition, facts, 0, tuple(range(ROWS)), ROWS, loser=loser.expand(rows))
 
 
 def at(batch: PreferenceBatch, step: int) -> PreferenceBatch:

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from callbacks.correctness import Correctness
 from callbacks.ocr_reward import OCRReward
+from datamodules.loader import Address
 from datamodules.world.families import FAMILIES, Edit
 from datamodules.world.sample import Split, edit
 from datamodules.world.scene import draw
-from datamodules.world.stream import SHAPES, Encoders, Place
+from datamodules.world.stream import SHAPES, Encoders
 from firered_lit.batch import EditBatch
 from firered_lit.draws import gaussian
 from firered_lit.flow.sampler import schedule
@@ -59,7 +60,7 @@ class Model:
 
     def batch(self, drawn: Sequence[tuple[Edit, str, str]]) -> EditBatch:
         """Return edits with their ids and the keys of their texts, with pictures, as a batch."""
-        return self.encoders.batch(drawn, Place(0, tuple(range(len(drawn))), len(drawn)), pictured=True)
+        return self.encoders.batch(drawn, Address(0, tuple(range(len(drawn))), len(drawn)), pictured=True)
 
     def edits(self, batch: EditBatch) -> Tensor:
         """Return edits (B, 3, H, W) in [-1, 1]; the noise is keyed by the sample."""

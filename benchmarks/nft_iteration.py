@@ -121,7 +121,7 @@ class Plain:
         if self.cached:
             return group.condition
         pictures = [[to_image(source[0]) for source in sample.sources]] * EDITS
-        rows = self.conditioner.encode([*group.instructions], pictures, self.area)
+        rows = self.conditioner.encode([one.instruction for one in group.facts], pictures, self.area)
         return Condition(Text.pad(rows), group.condition.references)
 
     def velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -190,7 +190,11 @@ class Lettered(PromptDataModule):
     """Prompts that ask for words, so that reading them is work."""
 
     def on_after_batch_transfer(self, batch: PromptBatch, dataloader_idx: int) -> PromptBatch:
-        return replace(batch, groups=tuple(replace(g, target_texts=("2nd Edition",)) for g in batch.groups))
+        groups = []
+        for group in batch.groups:
+            facts = replace(group.facts[0], target_text="2nd Edition")
+            groups.append(replace(group, facts=(facts,)))
+        return replace(batch, groups=tuple(groups))
 
 
 class Turns(L.Callback):

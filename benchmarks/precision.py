@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from firered_lit.batch import Condition, EditBatch, PreferenceBatch, Text
 from firered_lit.build import build
 from firered_lit.draws import gaussian
+from firered_lit.facts import Facts
 from firered_lit.models.backbone import Backbone
 from firered_lit.optim import parameter_groups, stochastic_adamw8bit
 from firered_lit.recipe import load
@@ -45,8 +46,10 @@ def batch(step: int, pairs: bool) -> EditBatch:
     numbers = (2 * step, 2 * step + 1)
     target, loser, source = (gaussian((16, 8, 8), numbers, what) for what in ("target", "loser", "source"))
     condition = Condition(Text.pad(list(gaussian((5, 64), numbers, "text"))), (source,))
-    facts = (target, condition, tuple(map(str, numbers)), step, (0, 1), 2)
-    return PreferenceBatch(*facts, loser=loser) if pairs else EditBatch(*facts)
+    facts = tuple(Facts(str(number)) for number in numbers)
+    if pairs:
+        return PreferenceBatch(target, condition, facts, step, (0, 1), 2, loser=loser)
+    return EditBatch(target, condition, facts, step, (0, 1), 2)
 
 
 def stage_of(root: dict[str, Any], dtype: Dtype) -> Any:

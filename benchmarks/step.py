@@ -38,6 +38,7 @@ from callbacks.throughput import Throughput
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.checkpoint import AtomicCheckpointIO
 from firered_lit.draws import gaussian, generator
+from firered_lit.facts import Facts
 from firered_lit.flow.path import interpolate, velocity
 from firered_lit.losses.flow_matching import flow_matching_loss
 from firered_lit.models import qwen_image
@@ -123,14 +124,17 @@ def micro_batches(codec: Codec, targets: int) -> list[EditBatch]:
             pixels = [gaussian((3, SIDE, SIDE), tuple(range(size)), "pixels", len(found), i) for i in range(n + 1)]
             latents = [codec.encode(p.clamp(-1, 1)) for p in pixels]
             rows = [torch.randn(int(torch.randint(*TEXT, (), generator=text)), 3584 // 12, generator=text)] * size
-            condition, ids = (
-                Condition(Text.pad(rows), tuple(latents[1:])),
-                tuple(f"{len(found)}.{k}" for k in range(size)),
+            made = EditBatch(
+                target=latents[0],
+                condition=Condition(Text.pad(rows), tuple(latents[1:])),
+                facts=tuple(Facts(f"{len(found)}.{k}") for k in range(size)),
+                step=len(found),
+                slots=tuple(range(size)),
+                num_slots=size,
+                pixels=pixels[0],
+                sources=tuple(pixels[1:]),
             )
-            found.append(
-                EditBatch(latents[0], condition, ids, len(found), tuple(range(size)), size,
-                          pixels=pixels[0], sources=tuple(pixels[1:]))
-            )  # fmt: skip
+            found.append(made)
     return found
 
 
@@ -183,7 +187,7 @@ def part(batch: EditBatch, rows: slice) -> EditBatch:
         batch,
         target=batch.target[rows],
         condition=condition,
-        ids=batch.ids[rows],
+        facts=batch.facts[rows],
         slots=batch.slots[rows],
         pixels=None if batch.pixels is None else batch.pixels[rows],
         sources=tuple(source[rows] for source in batch.sources),

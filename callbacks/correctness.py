@@ -59,7 +59,7 @@ class Correctness(RewardCallback):
         # Terms; NaN for a sample that has none of that name.
         names = sorted({name for one in found for name in one.terms})
         terms = {name: torch.tensor([one.terms.get(name, math.nan) for one in found]) for name in names}
-        for task in sorted(set(batch.tasks)):
+        for task in sorted(set(batch.tasks) - {""}):
             terms[f"correct/{task}"] = torch.tensor(_correct_in(task, found, batch.tasks))
 
         # The reward.
@@ -73,14 +73,14 @@ class Correctness(RewardCallback):
         """Return the score of sample i."""
         if batch.pixels is None:
             raise ValueError("a batch without target pictures has no score")
-        target_text = batch.target_texts[i] if batch.target_texts else None
+        facts = batch.facts[i]
         return correctness.score(
             picture(images[i]),
             picture(batch.pixels[i]),
             [picture(source[i]) for source in batch.sources],
-            batch.tasks[i] if batch.tasks else "",
+            facts.task,
             landmarks=None if batch.regions is None else landmarks_of(batch.regions[i]),
-            target_text=target_text or "",
+            target_text=facts.target_text,
             read=self.read,
         )
 

@@ -98,7 +98,7 @@ class JudgeReward(RewardCallback):
 
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
         """Start judging images (B, 3, H, W) in [-1, 1]. Once cancelled, passes that are not asked yet never are."""
-        if not batch.instructions:
+        if not any(facts.instruction for facts in batch.facts):
             raise UserError(f"reward {self.name}: the batch has no instructions, which the judge is asked about")
         asked = [
             [self._begin(question, number) for number in range(self.passes)]
@@ -228,9 +228,11 @@ def questions(prompt: Prompt, images: Tensor, batch: EditBatch) -> list[Question
     """Return a question for each edit, with its sources and its requirement. A repeated picture is encoded once."""
     sources = [_pngs(source, len(images)) for source in batch.sources]
     rows = zip(*sources, _pngs(images, len(images)))
-    required = batch.requirements or [None] * len(images)
-    asked = [f"{text}\n{more}" if more else text for text, more in zip(batch.instructions, required)]
-    return list(map(partial(Question, prompt), asked, rows, batch.ids))
+    asked = []
+    for facts, pictures in zip(batch.facts, rows):
+        text = f"{facts.instruction}\n{facts.requirement}" if facts.requirement else facts.instruction
+        asked.append(Question(prompt, text, pictures, facts.id))
+    return asked
 
 
 def _pngs(images: Tensor, count: int) -> list[bytes]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import lightning as L
 import numpy as np
@@ -28,6 +28,7 @@ from callbacks.ocr_worker import EngineError, EngineProcess
 from callbacks.reward import RewardCallback
 from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
+from firered_lit.facts import Facts
 from firered_lit.models.cache import cache_folder
 from firered_lit.rewards.layout_ocr import Char, LayoutOCRScore, fold, layout_ocr_reward
 from firered_lit.rewards.protocol import Scores
@@ -193,8 +194,8 @@ def _threads(processes: int = 1) -> int:
 class OCRReward(RewardCallback):
     """The layout-aware OCR reward of a run. The engine lives in a process of its own, started when first asked.
 
-    The text is `batch.target_texts`, the layout `batch.layouts` where `prepare` has read it; else what is read on
-    `batch.pixels` (the true target) where that shows the text; else, for batches that name `replaced_texts`, the place
+    The text is a sample's `target_text`, the layout its `layout` where `prepare` has read it; else what is read on
+    `batch.pixels` (the true target) where that shows the text; else, for a sample that has a `replaced_text`, the place
     of those words in the first source; else the text alone counts.
     A sample whose engine failed, that has no target text, or whose text the model cannot read has no score.
     Beside `text` and `layout` its terms are `looks`, how many times an image was read again, enlarged, because its
@@ -273,28 +274,23 @@ class OCRReward(RewardCallback):
             self.engine.close()
 
     def applies(self, batch: EditBatch) -> list[bool]:
-        texts = batch.target_texts or [None] * len(batch)
         if self.tasks is None:
-            return [bool(text) for text in texts]
+            return [bool(facts.target_text) for facts in batch.facts]
         return [task in self.tasks for task in batch.tasks]
 
     def submit(self, images: Tensor, batch: EditBatch) -> "Future[Scores]":
         """Start scoring images (B, 3, H, W) in [-1, 1], made for the samples of `batch`."""
-        nothing: list[Any] = [None] * len(images)
-        targets: list[Picture | None] = nothing
+        targets: list[Picture | None] = [None] * len(images)
         if batch.pixels is not None:
             targets = [*_pictures(batch.pixels)]
-        sources: list[Picture | None] = nothing
+        sources: list[Picture | None] = [None] * len(images)
         if batch.source is not None:
             sources = [*_pictures(batch.source)]
         asked = Asked(
             images=[picture(image) for image in images],
-            texts=list(batch.target_texts or nothing),
+            facts=batch.facts,
             targets=targets,
-            replaced=list(batch.replaced_texts or nothing),
             sources=sources,
-            layouts=[Layout.of(plain) if plain else None for plain in batch.layouts or nothing],
-            instructions=list(batch.instructions or nothing),
             statistics=image_statistics(images),
         )
         return self.opened(self._pool.submit(self._score, asked))
@@ -305,7 +301,7 @@ class OCRReward(RewardCallback):
         engine = self._engine()
         known, refused = self._readable(engine, asked)
         layouts = self._reference_layouts(engine, asked, known)
-        texts = [asked.texts[i] or "" for i in known]
+        texts = [asked.facts[i].target_text for i in known]
         scored = score_where_due(
             partial(self._read, engine),
             [asked.images[i] for i in known],
@@ -344,7 +340,8 @@ class OCRReward(RewardCallback):
         """Return whether upper and lower case count as one for sample `i`."""
         if self.case != "as_asked":
             return self.case == "folded"
-        return not asks_for_case(asked.texts[i] or "", asked.replaced[i], asked.instructions[i])
+        facts = asked.facts[i]
+        return not asks_for_case(facts.target_text, facts.replaced_text, facts.instruction)
 
     def _readable(self, engine: EngineProcess, asked: "Asked") -> tuple[list[int], list[str]]:
         """Return the samples whose text the engine can read, and the reasons why the others have no score."""
@@ -354,8 +351,8 @@ class OCRReward(RewardCallback):
             return [], [f"the OCR engine: {fault}"] * len(asked.images)
         known = []
         reasons = []
-        for i, text in enumerate(asked.texts):
-            reason = refusal(text, characters)
+        for i, facts in enumerate(asked.facts):
+            reason = refusal(facts.target_text, characters)
             if reason is None:
                 known.append(i)
             else:
@@ -379,15 +376,16 @@ class OCRReward(RewardCallback):
         A reference that cannot be read leaves the text alone: its layout is None.
         """
         read = partial(self._read, engine)
-        layouts = []
+        layouts: list[Layout | None] = []
         for i in known:
-            layout = asked.layouts[i]
-            if layout is None:
-                text = asked.texts[i] or ""
-                layout = reference_layout(
-                    self._layouts, read, asked.targets[i], asked.sources[i], text, asked.replaced[i]
-                )
-            layouts.append(layout)
+            facts = asked.facts[i]
+            if facts.layout:
+                layouts.append(Layout.of(facts.layout))
+                continue
+            target = asked.targets[i]
+            source = asked.sources[i]
+            text = facts.target_text
+            layouts.append(reference_layout(self._layouts, read, target, source, text, facts.replaced_text))
         return layouts
 
     def _engine(self) -> EngineProcess:
@@ -401,13 +399,10 @@ class OCRReward(RewardCallback):
 
 @dataclass(frozen=True)
 class Asked:
-    """The arguments of one `submit`, on the host: pictures and texts by sample."""
+    """The arguments of one `submit`, on the host: facts and pictures of each sample."""
 
     images: list[Picture]
-    texts: list[str | None]
+    facts: tuple[Facts, ...]
     targets: list[Picture | None]
-    replaced: list[str | None]
     sources: list[Picture | None]
-    layouts: list[Layout | None]
-    instructions: list[str | None]
     statistics: dict[str, Tensor]

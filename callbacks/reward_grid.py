@@ -66,5 +66,5 @@ class RewardGrid(L.Callback):
         if sample.pixels is not None:
             pictures.append(("target", to_image(sample.pixels[0])))
         cells = tuple((caption, fitted(picture, self.side)) for caption, picture in pictures)
-        instruction = sample.instructions[0] if sample.instructions else sample.ids[0]
-        return Row((place, sample.slots[0]), cells, instruction)
+        facts = sample.facts[0]
+        return Row((place, sample.slots[0]), cells, facts.instruction or facts.id)

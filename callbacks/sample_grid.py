@@ -79,8 +79,8 @@ class SampleGrid(L.Callback):
         if batch.pixels is not None:
             pictures.append(("target", to_image(batch.pixels[i])))
         cells = tuple((caption, fitted(picture, self.side)) for caption, picture in pictures)
-        instruction = batch.instructions[i] if batch.instructions else batch.ids[i]
-        return Row((batch_idx, batch.slots[i]), cells, instruction)
+        facts = batch.facts[i]
+        return Row((batch_idx, batch.slots[i]), cells, facts.instruction or facts.id)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         own = self._own

@@ -198,10 +198,7 @@ def line_of(record: Record) -> dict[str, Any]:
     for key, column in COLUMNS.items():
         if key in record.instructions:
             line[column] = record.instructions[key]
-    for name in ("target_text", "replaced_text", "requirement", "cluster"):
-        if getattr(record, name):
-            line[name] = getattr(record, name)
-    return line
+    return line | record.facts().columns()
 
 
 def _in_files(record: Record) -> None:
@@ -225,18 +222,15 @@ def sample_of(record: Record, sources: list[Image.Image], target: Image.Image | 
         target: The true edit, where there is one.
     """
     instruction = next((record.instructions[key] for key in COLUMNS if key in record.instructions), "")
+    if not instruction:
+        instruction = next(iter(record.instructions.values()))
     return EditBatch(
         target=torch.zeros(1, 16, 0, 0),
         condition=Condition(Text(torch.zeros(1, 0, 0), None), ()),
-        ids=(record.id,),
+        facts=(record.facts(instruction),),
         step=0,
         slots=(0,),
         num_slots=1,
-        tasks=(record.task,),
-        instructions=(instruction or next(iter(record.instructions.values())),),
-        target_texts=(record.target_text or None,),
-        replaced_texts=(record.replaced_text or None,),
-        requirements=(record.requirement or None,),
         known=target is not None,
         pixels=None if target is None else _batched(target),
         sources=tuple(_batched(source) for source in sources),

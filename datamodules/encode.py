@@ -13,6 +13,7 @@ from torch import Tensor
 
 from firered_lit.devices import chosen_device
 from firered_lit.errors import UserError
+from firered_lit.facts import to_meta
 from firered_lit.models.codec import to_pixels
 from firered_lit.models.conditioning import UNCONDITIONAL
 from firered_lit.models.family import Base
@@ -34,6 +35,28 @@ if TYPE_CHECKING:
     from firered_lit.models.words import WordConditioner
 
 VL_PATCH = 28 * 28  # pixels of a reference that are one token of the vision-language model
+
+# Keys of a sample's `meta`, in the order in which they are stored: equal rows make equal bytes in every version.
+STORED = (
+    "task",
+    "instructions",
+    "target",
+    "references",
+    "pair",
+    "row",
+    "cluster",
+    "target_text",
+    "held_out",
+    "droppable",
+    "fixed",
+    "replaced_text",
+    "requirement",
+    "order",
+    "captions",
+    "text_layout",
+    "regions",
+    "left_crop",
+)
 
 Order = tuple[int, ...]  # number, from 1, of the reference at each place; () for their own order
 Texts = dict[str, Tensor]  # "text.<kind>/<language>" -> (T, D)
@@ -191,39 +214,30 @@ class Encoder:
         return cropped
 
     def _meta(self, cropped: Cropped) -> dict[str, Any]:
-        """Return the facts of a sample, as JSON holds them."""
+        """Return what is stored of a sample beside its tensors, as JSON holds it."""
         record = cropped.record
+        layout = layout_of(cropped, self.reader) if self.reader else None
+        facts = replace(record.facts(), layout=layout, order=cropped.order)
         meta: dict[str, Any] = {
-            "task": record.task,
+            **to_meta(facts),
             "instructions": record.instructions,
             "target": list(cropped.shape),
             "references": [[crop.height, crop.width] for crop in cropped.references],
             "pair": bool(record.loser),
             "row": record.where.rpartition("/")[2],
-            "cluster": record.cluster,
-            "target_text": record.target_text,
             "held_out": cropped.held_out,
             "droppable": self._droppable(record, cropped.held_out, cropped.order),
         }
 
-        # Facts that few samples have.
+        # What few samples have.
         if self._fixed(record, cropped.held_out):
             meta["fixed"] = True
-        if record.replaced_text:
-            meta["replaced_text"] = record.replaced_text
-        if record.requirement:
-            meta["requirement"] = record.requirement
-        if cropped.order:
-            meta["order"] = cropped.order
         if self.aligned and any(record.captions):
             meta["captions"] = record.captions
-        layout = layout_of(cropped, self.reader) if self.reader else None
-        if layout:
-            meta["text_layout"] = layout
         if record.regions or cropped.regions:
             meta["regions"] = cropped.regions
             meta["left_crop"] = max(0, len(record.regions) - len(cropped.regions))
-        return meta
+        return {key: meta[key] for key in sorted(meta, key=STORED.index)}
 
     def _latents(self, some: Sequence[Cropped]) -> dict[int, Tensor]:
         """Return (16, H/8, W/8) by `id` of every crop: the posterior's mode, as inference takes it.

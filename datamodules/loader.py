@@ -6,7 +6,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from firered_lit.batch import Condition, EditBatch, PreferenceBatch, Text
 from firered_lit.errors import UserError
+from firered_lit.facts import Facts, from_meta
 from firered_lit.models.codec import to_pixels
 
 from . import masks, regions
@@ -37,13 +38,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Address:
-    """The address of one micro-batch: its samples and its place in the global batch.
+    """The address of one micro-batch: its global batch, and its samples in that one and in the chunks.
 
     Args:
         step: Number of the global batch since the start of training, from 0.
         slots: Number of each sample in the global batch, from 0.
         num_slots: Samples of the global batch.
-        positions: Number of each sample in the chunks.
+        positions: Number of each sample in the chunks; () of samples that are drawn, not read.
         order: Number, from 1, of the reference that each place shows; () for the identity.
         spares: Positions of other samples of the bucket, for those that cannot be read.
         scale: Weight of the micro-batch's loss in the gradient.
@@ -52,7 +53,7 @@ class Address:
     step: int
     slots: tuple[int, ...]
     num_slots: int
-    positions: tuple[int, ...]
+    positions: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
     spares: tuple[int, ...] = ()
     scale: float = 1.0
@@ -204,11 +205,19 @@ def _named(sample: Sample, order: Sequence[int]) -> list[str]:
     return [f"reference.{number - 1}" for number in numbers]
 
 
-def _places(sample: Sample, order: Sequence[int]) -> tuple[int, ...]:
-    """Return the number, from 1, of the record's reference at each place of an order."""
+def _facts(sample: Sample, key: str, order: Sequence[int]) -> Facts:
+    """Return the facts of a sample in a batch.
+
+    Args:
+        sample: The sample.
+        key: Key of the text that it shows.
+        order: Order of the references as they are stored; () for that one.
+    """
+    facts = from_meta(sample.id, sample.meta)
     numbers = range(1, len(sample.meta["references"]) + 1)
-    stored = sample.meta.get("order") or numbers  # in the canonical order of shapes
-    return tuple(stored[number - 1] for number in order or numbers)
+    stored = facts.order or numbers  # in the canonical order of shapes
+    shown = tuple(stored[number - 1] for number in order or numbers)
+    return replace(facts, instruction=sample.meta["instructions"].get(key, ""), order=shown)
 
 
 def pictured(samples: Sequence[Sample], order: Sequence[int] = ()) -> dict[str, Any]:
@@ -268,23 +277,17 @@ def collate(
         make = partial(PreferenceBatch, loser=torch.stack(losers))
 
     # With the facts of each sample.
+    facts = tuple(_facts(sample, key, order) for sample, key in zip(samples, texts, strict=True))
     return make(
         target=torch.stack([_target(sample) for sample in samples]),
         condition=Condition(text, tuple(torch.stack(images) for images in references)),
-        ids=tuple(sample.id for sample in samples),
+        facts=facts,
         step=step,
         slots=slots,
         num_slots=num_slots,
-        tasks=tuple(sample.meta["task"] for sample in samples),
-        instructions=tuple(s.meta["instructions"].get(key, "") for s, key in zip(samples, texts, strict=True)),
-        target_texts=tuple(sample.meta.get("target_text") or None for sample in samples),
-        replaced_texts=tuple(sample.meta.get("replaced_text") or None for sample in samples),
-        requirements=tuple(sample.meta.get("requirement") or None for sample in samples),
-        layouts=tuple(sample.meta.get("text_layout") for sample in samples),
         known=all("target" in sample.tensors for sample in samples),
         regions=regions.stacked([sample.meta.get("regions", ()) for sample in samples]),
         mask=masks.stacked([sample.tensors for sample in samples]),
-        orders=tuple(_places(sample, order) for sample in samples),
         **more,
     )
 

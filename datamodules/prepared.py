@@ -8,6 +8,7 @@ import numpy as np
 
 from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
+from firered_lit.facts import from_meta
 from firered_lit.models.family import Base
 
 from .chunks import Chunks, Sample
@@ -19,7 +20,6 @@ from .loader import collate, pictured
 from .remote import open_root
 
 COLUMNS = {"original/en": "instruction", "original/cn": "instruction_cn"}
-KEPT = ("target_text", "replaced_text", "requirement", "cluster")
 
 
 class Prepared:
@@ -71,16 +71,14 @@ class Prepared:
         Step and slot of the batch are 0.
         """
         sample = self._sample(number)
-        line = {"id": sample.id, "position": int(self.positions[number]), "task": sample.meta["task"]}
+        facts = from_meta(sample.id, sample.meta)
+        line = {"id": facts.id, "position": int(self.positions[number]), "task": facts.task}
         _, instructions = as_in_the_row(sample.meta)
         for key, column in COLUMNS.items():
             if key in instructions:
                 line[column] = instructions[key]
-        for key in KEPT:
-            if sample.meta.get(key):
-                line[key] = sample.meta[key]
         shown = self._shown(sample.meta["instructions"])
-        return line, collate([sample], [shown], 0, (0,), 1, **pictured([sample]))
+        return line | facts.columns(), collate([sample], [shown], 0, (0,), 1, **pictured([sample]))
 
     def items(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, tuple[dict[str, Any], EditBatch]]]:
         """Yield the wanted samples, with their numbers."""
@@ -105,7 +103,7 @@ class Prepared:
         if "target" in names:
             return {"source_image": sources or None, "target_image": names["target"]}
         prompt = texts[self._shown(texts)]
-        return {"image": sources, "prompt": prompt, "requirement": sample.meta.get("requirement", "")}
+        return {"image": sources, "prompt": prompt, "requirement": from_meta(sample.id, sample.meta).requirement}
 
     def _shown(self, texts: Mapping[str, str]) -> str:
         """Return the key of the text that is shown: the wanted one, else the first."""

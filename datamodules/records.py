@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from firered_lit.facts import Facts
+
 from . import tables
 from .fields import Fields, captions_of, flag_of, number_of, path_of, size_of, text_of, texts_of
 from .ids import Ids
@@ -57,6 +59,22 @@ class Record:
     size: tuple[int, int] = (0, 0)  # (height, width) of the target, as the row says it, if it does
     captions: tuple[dict[str, str], ...] = ()  # of every reference by language: what prompts say where it is dropped
     columns: Columns = EDITS  # that named the images
+
+    def facts(self, instruction: str = "") -> Facts:
+        """Return the facts of the edit.
+
+        Args:
+            instruction: The one of its instructions that is shown; empty where none is chosen yet.
+        """
+        return Facts(
+            id=self.id,
+            task=self.task,
+            instruction=instruction,
+            target_text=self.target_text,
+            replaced_text=self.replaced_text,
+            requirement=self.requirement,
+            cluster=self.cluster,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,25 @@
 """The tensors that cross from data to training, and their shapes. Nothing else does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .errors import UserError
+from .facts import Facts
+
+# Fields that batches of earlier versions had: a value of each sample, which is in its facts now.
+MOVED = {
+    "instructions": "instruction",
+    "target_texts": "target_text",
+    "replaced_texts": "replaced_text",
+    "requirements": "requirement",
+    "layouts": "layout",
+    "orders": "order",
+}
 
 
 class _Movable:
@@ -79,27 +92,21 @@ class Condition(_Movable):
 
 @dataclass(frozen=True)
 class EditBatch(_Movable):
-    """Samples of one bucket: all targets of one shape, reference i of every sample of one shape."""
+    """Samples of one bucket: all targets of one shape, reference i of every sample of one shape.
+
+    What is known of sample i beside its tensors is `facts[i]`; `ids` and `tasks` are columns of them.
+    """
 
     target: Tensor  # (B, 16, h, w) normalised latents of the edited image; zeros of that shape unless `known`
     condition: Condition
-    ids: tuple[str, ...]
-    step: int  # which global batch since the start of training; keys every draw
-    slots: tuple[int, ...]  # (B,) each sample's place in the global batch
+    facts: tuple[Facts, ...]  # (B,)
+    step: int  # number of the global batch since the start of training; keys every draw
+    slots: tuple[int, ...]  # (B,) number of each sample in the global batch
     num_slots: int  # samples in the global batch
     known: bool = True  # False: prompts of reinforcement learning, whose targets nobody has
-    tasks: tuple[str, ...] = ()
-    instructions: tuple[str, ...] = ()
-    target_texts: tuple[str | None, ...] = ()  # the words that each sample's target should show, where known
-    replaced_texts: tuple[str | None, ...] = ()  # words of the first source whose place those take, where known
-    requirements: tuple[str | None, ...] = ()  # the criteria that a judge is given, where known
-    layouts: tuple[Mapping[str, Any] | None, ...] = ()  # where text stands on the reference picture, where it was read
     unconditional: Text | None = None  # validation only: the text " " with the same references
     pixels: Tensor | None = None  # validation and rollout: (B, 3, H, W) the true target, in [-1, 1]
     sources: tuple[Tensor, ...] = ()  # validation and rollout: n tensors (B, 3, H_i, W_i), in [-1, 1]
-    # (B), which of its record's references, counted from 1, stands at each place of `references` and `sources`; () when
-    # all stand at their own.
-    orders: tuple[tuple[int, ...], ...] = ()
     # (B, R, P, 2) x, y of a face's 5 points or a box's 2 corners in the target's pixels, NaN where a sample has fewer
     # regions, or where a box stands beside faces.
     regions: Tensor | None = None
@@ -108,12 +115,31 @@ class EditBatch(_Movable):
     scale: float = 1.0  # training only: weight of its loss in the gradient, its samples over the mean number of a batch
 
     def __post_init__(self) -> None:
-        sizes = {len(self.target), len(self.ids), len(self.slots), *map(len, self.condition.references)}
+        sizes = {len(self.target), len(self.facts), len(self.slots), *map(len, self.condition.references)}
         if len(sizes) != 1:
-            raise ValueError(f"EditBatch: target, references, ids and slots differ in length: {sorted(sizes)}")
+            raise ValueError(f"EditBatch: target, references, facts and slots differ in length: {sorted(sizes)}")
 
     def __len__(self) -> int:
         return len(self.target)
+
+    if not TYPE_CHECKING:  # else a type checker would let every name pass
+
+        def __getattr__(self, name: str) -> Any:
+            """Refuse a field of an earlier version in one line that says where its values are."""
+            if name in MOVED:
+                here = f"[one.{MOVED[name]} for one in batch.facts]"
+                raise UserError(f"batch.{name}: the facts of each sample hold it now; read {here}")
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The id of each sample (B,)."""
+        return tuple(one.id for one in self.facts)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The task of each sample (B,)."""
+        return tuple(one.task for one in self.facts)
 
     @property
     def tokens(self) -> int:
@@ -131,10 +157,12 @@ class EditBatch(_Movable):
             ValueError: it stands at different places in different samples.
         """
         places: set[int | None] = set()
-        for order in self.orders:
+        for one in self.facts:
+            order = one.order or (1,)  # all stand at their own
             places.add(order.index(1) if 1 in order else None)
         if len(places) > 1:
-            raise ValueError(f"EditBatch: the first references of the samples stand at different places: {self.orders}")
+            orders = [one.order for one in self.facts]
+            raise ValueError(f"EditBatch: the first references of the samples stand at different places: {orders}")
 
         place = places.pop() if places else 0
         if place is None or not self.sources:

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.draws import chooser
 from firered_lit.errors import UserError
+from firered_lit.facts import Facts
 from firered_lit.models.codec import to_pixels
 from firered_lit.models.conditioning import UNCONDITIONAL
 from firered_lit.models.family import Base, open_base
@@ -20,7 +20,7 @@ from firered_lit.models.family import Base, open_base
 from .. import regions
 from ..captions import UNCONDITIONAL as WITHOUT_TEXT
 from ..captions import Captions
-from ..loader import Failure, fetched
+from ..loader import Address, Failure, fetched
 from .families import FAMILIES, Edit
 from .sample import edit
 from .scene import draw
@@ -31,17 +31,8 @@ EPOCH = 1_000_000  # batches; there is no end to them
 SHAPES = {"compose": (2, 2, 3)}  # family -> numbers of references, one of which is drawn; other families have 1
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place of a micro-batch: its global batch, and its samples' places in that one."""
-
-    step: int  # number of the global batch since the start of training, from 0
-    slots: tuple[int, ...]  # number of each sample in it, from 0
-    num_slots: int  # samples of the global batch
-
-
 class Drawn(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
-    """Micro-batches by place. All samples of a global batch have one number of references.
+    """Micro-batches by address. All samples of a global batch have one number of references.
 
     Args:
         model: Base whose codec and text encoder make the batches.
@@ -66,16 +57,16 @@ class Drawn(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
             self._base = Encoders(open_base(self.model))
         return self._base
 
-    def __getitem__(self, place: Place) -> tuple[EditBatch | Failure, tuple[str, ...]]:
-        drawn = [self.sample(place, slot) for slot in place.slots]
-        return self.encoders.batch(drawn, place), ()
+    def __getitem__(self, address: Address) -> tuple[EditBatch | Failure, tuple[str, ...]]:
+        drawn = [self.sample(address, slot) for slot in address.slots]
+        return self.encoders.batch(drawn, address), ()
 
-    def sample(self, place: Place, slot: int) -> tuple[Edit, str, str]:
+    def sample(self, address: Address, slot: int) -> tuple[Edit, str, str]:
         """Return (edit, its id, the key of its text)."""
-        families, references = self.bucket(place.step)
-        number = place.step * place.num_slots + slot
+        families, references = self.bucket(address.step)
+        number = address.step * address.num_slots + slot
         drawn = edit(self.seed, number, families=families, references=references)
-        key = self.captions.draw(drawn.texts, self.seed, place.step, slot)
+        key = self.captions.draw(drawn.texts, self.seed, address.step, slot)
         return drawn, f"{self.seed}-{number}", key
 
     def bucket(self, step: int) -> tuple[tuple[str, ...], int]:
@@ -99,12 +90,12 @@ class Encoders:
         self.area = base.sizes.condition_area
         self.side = round(base.sizes.target_area**0.5)
 
-    def batch(self, drawn: Sequence[tuple[Edit, str, str]], place: Place, pictured: bool = False) -> EditBatch:
+    def batch(self, drawn: Sequence[tuple[Edit, str, str]], address: Address, pictured: bool = False) -> EditBatch:
         """Return edits with one number of references as a batch.
 
         Args:
             drawn: (edit, its id, the key of its text) of each sample.
-            place: The place of the micro-batch.
+            address: The address of the micro-batch.
             pictured: Add the pictures and the unconditional text, for validation and rewards.
         """
         # Pictures.
@@ -118,21 +109,27 @@ class Encoders:
 
         # Texts, and the marks on the pictures.
         texts = []
-        for one, _, key in drawn:
-            texts.append(UNCONDITIONAL if key == WITHOUT_TEXT else one.texts[key])
+        facts = []
+        for one, name, key in drawn:
+            text = UNCONDITIONAL if key == WITHOUT_TEXT else one.texts[key]
+            texts.append(text)
+            known = Facts(
+                id=name,
+                task=one.task,
+                instruction=text,
+                target_text=one.target_text,
+                replaced_text=one.replaced_text,
+            )
+            facts.append(known)
         masks = [mask_of(own, target) for own, target in zip(shown, targets, strict=True)]
         faces = [_faces(one, self.side) for one in edits]
         return EditBatch(
             target=self.codec.encode(pixels),
             condition=Condition(self.text(texts), tuple(self.codec.encode(images) for images in sources)),
-            ids=tuple(name for _, name, _ in drawn),
-            step=place.step,
-            slots=place.slots,
-            num_slots=place.num_slots,
-            tasks=tuple(one.task for one in edits),
-            instructions=tuple(texts),
-            target_texts=tuple(one.target_text or None for one in edits),
-            replaced_texts=tuple(one.replaced_text or None for one in edits),
+            facts=tuple(facts),
+            step=address.step,
+            slots=address.slots,
+            num_slots=address.num_slots,
             regions=regions.stacked(faces),
             mask=torch.stack([torch.from_numpy(np.array(mask)).float()[None] / 255 for mask in masks]),
             pixels=pixels if pictured else None,
@@ -154,7 +151,7 @@ class WorldLoader:
     """The micro-batches of one process, without end. The state is the number of steps, so it resumes exactly.
 
     Args:
-        drawn: Micro-batches by place.
+        drawn: Micro-batches by address.
         batch: Samples of a micro-batch.
         rank: Number of this process.
         world: The number of processes.
@@ -197,23 +194,23 @@ class WorldLoader:
             self._stream.close()
             self._stream = None
 
-    def places(self, seen: int) -> Iterator[Place]:
-        """Yield the places of this process's micro-batches, from number `seen` on."""
+    def addresses(self, seen: int) -> Iterator[Address]:
+        """Yield the addresses of this process's micro-batches, from number `seen` on."""
         num_slots = self.size * self.share * self.world
         while True:
             step, turn = divmod(seen, self.share)
             first = (turn * self.world + self.rank) * self.size
-            yield Place(step, tuple(range(first, first + self.size)), num_slots)
+            yield Address(step, tuple(range(first, first + self.size)), num_slots)
             seen += 1
 
     def _batches(self) -> Generator[EditBatch, None, None]:
         """Yield the micro-batches, as the workers draw them."""
-        waiting: deque[Place] = deque()  # places that workers have and whose batch has not come
+        waiting: deque[Address] = deque()  # addresses that workers have and whose batch has not come
 
-        def handed_out() -> Iterator[Place]:
-            for place in self.places(self.seen):
-                waiting.append(place)
-                yield place
+        def handed_out() -> Iterator[Address]:
+            for address in self.addresses(self.seen):
+                waiting.append(address)
+                yield address
 
         def where() -> str:
             return f"at step {waiting[0].step}" if waiting else "before the first batch"
@@ -247,8 +244,8 @@ class HeldOutWorld:
                 one = edit(self.drawn.seed, i, "held_out", (family,), count)
                 drawn.append((one, f"held-out-{family}-{i}", "original/en"))
             slots = tuple(range(number * self.each, (number + 1) * self.each))
-            place = Place(0, slots, self.each * len(self))
-            yield self.drawn.encoders.batch(drawn, place, pictured=True)
+            address = Address(0, slots, self.each * len(self))
+            yield self.drawn.encoders.batch(drawn, address, pictured=True)
 
 
 class WorldDataModule(L.LightningDataModule):

@@ -16,6 +16,7 @@ from callbacks.checkpoint import Checkpoint
 from callbacks.pixel_reward import PixelReward
 from firered_lit.batch import Condition, PreferenceBatch, Text
 from firered_lit.draws import gaussian
+from firered_lit.facts import Facts
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.lora import LoRA
 from firered_lit.models.weight_swap import WeightSwap
@@ -34,7 +35,8 @@ class Pairs(Prompts):
         numbers = tuple(2 * step + slot for slot in slots)
         winner, loser, source = (gaussian((16, 8, 8), numbers, what) for what in ("winner", "loser", "source"))
         condition = Condition(Text.pad(list(gaussian((5, 64), numbers, "text"))), (source,))
-        return PreferenceBatch(winner, condition, tuple(map(str, numbers)), step, slots, 2, loser=loser)
+        facts = tuple(Facts(str(number)) for number in numbers)
+        return PreferenceBatch(winner, condition, facts, step, slots, 2, loser=loser)
 
 
 class PairData(PromptData):

@@ -78,7 +78,7 @@ def test_an_edits_noise_is_keyed_by_seed_sample_and_number(world: Path, tmp_path
     first, again = task.draw(batch), task.draw(batch)
     assert torch.equal(first, again)
     assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first, task.draw(replace(batch, ids=("other",))))
+    assert not torch.equal(first, task.draw(replace(batch, facts=(replace(batch.facts[0], id="other"),))))
     task.seed += 1
     assert not torch.equal(first, task.draw(batch))
     task.seed, task.capacity = 0, batch.tokens
@@ -349,7 +349,8 @@ def test_requests_are_evolved_refusals_counted_and_the_rest_asked_again(gallerie
     line, batch = data[0]
     assert len(data) == 10
     assert batch.pixels is None
-    assert line["requirement"] == batch.requirements[0] == next(r["requirement"] for r in rows if r["id"] == line["id"])
+    asked = next(row["requirement"] for row in rows if row["id"] == line["id"])
+    assert line["requirement"] == batch.facts[0].requirement == asked
     (tmp_path / "kept.jsonl").write_text(json.dumps(line | data.pictures(0, tmp_path)) + "\n")
     (again,) = read(tmp_path / "kept.jsonl")
     assert (again.id, again.requirement, again.target) == (line["id"], line["requirement"], "")

@@ -54,7 +54,7 @@ EVERYTHING += ["time/rollout_share", "time/reward_share", "time/update_share"]
 def test_prepare_keeps_where_the_words_stand(lettered: Path) -> None:
     data = PromptDataModule(str(lettered), groups=10, workers=0)
     samples = next(iter(data.train_dataloader())).groups
-    seen = {sample.tasks[0]: sample.layouts[0] for sample in samples}
+    seen = {sample.tasks[0]: sample.facts[0].layout for sample in samples}
     assert seen["color"] is None
     height, width = seen["text"]["size"]
     assert {"size", "place", "chars"} == seen["text"].keys()

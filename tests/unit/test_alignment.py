@@ -119,11 +119,11 @@ def test_a_sample_that_is_not_understood_keeps_its_order_everywhere(source, root
     edits = loader(root)
     shown = 0
     for address, batch in zip(edits.addresses(0), islice(edits, 4 * len(edits))):
-        for name, text in zip(batch.ids, batch.instructions):
-            if name in kept:
+        for facts in batch.facts:
+            if facts.id in kept:
                 shown += 1
                 assert address.order == ()
-                assert text in ("", *kept[name].meta["instructions"].values())
+                assert facts.instruction in ("", *kept[facts.id].meta["instructions"].values())
     assert shown > 10
 
 
@@ -131,10 +131,10 @@ def test_the_picture_that_is_edited_is_never_dropped_without_its_caption(root):
     """Wherever it stands; where it goes, every prompt says its caption."""
     gone = Counter()
     for batch in islice(loader(root), 40 * len(loader(root))):
-        for name, order, text in zip(batch.ids, batch.orders, batch.instructions):
-            if 1 not in order:
-                gone[kind_of(name)] += 1
-                assert not text or "a cat" in text
+        for facts in batch.facts:
+            if 1 not in facts.order:
+                gone[kind_of(facts.id)] += 1
+                assert not facts.instruction or "a cat" in facts.instruction
     assert set(gone) == {"captioned"}
 
 
@@ -184,7 +184,7 @@ def check(batch, samples, base, conditioner):
         own = [sample.tensors[f"reference.{i}"] for i in range(n)]
         places = [next(i for i, latents in enumerate(own, 1) if latents.equal(x[row])) for x in
                   (images for images in batch.condition.references)]  # fmt: skip
-        text = batch.instructions[row]
+        text = batch.facts[row].instruction
         captions = [caption.get("en") for caption in sample.meta.get("captions", [])]
         expected = {reindex(prompt, places, captions, n=n) for prompt in sample.meta["instructions"].values()}
         assert text in expected or not text, "the prompt does not follow the references"
@@ -311,7 +311,7 @@ def test_validation_and_data_without_orders_show_references_as_they_are(source, 
     assert len(held_out) > 3
     for batch in held_out:
         sample = samples[batch.ids[0]]
-        assert sample.meta["instructions"]["original/en"] == batch.instructions[0]
+        assert sample.meta["instructions"]["original/en"] == batch.facts[0].instruction
         for i, image in enumerate(batch.condition.references):
             assert torch.equal(image[0], sample.tensors[f"reference.{i}"])
     prepare(str(source), str(tmp_path / "plain"), "tiny", SIZES, held_out=0.65, alignment=False, device="cpu")
@@ -360,15 +360,15 @@ def test_data_of_an_earlier_version_drops_nothing_and_shows_no_prompt_that_it_mi
     for batch in islice(edits, 30 * len(edits)):
         assert len(batch.condition.references) == 2
         kept = any(kind_of(name) in ("half", "unclear") for name in batch.ids)
-        for name, order, text in zip(batch.ids, batch.orders, batch.instructions):
-            prompt, moved, _ = EARLIER[kind_of(name)]
-            seen[kind_of(name), order] += 1
-            assert order == (1, 2) or not kept
-            assert text == (prompt if order == (1, 2) else moved)
+        for facts in batch.facts:
+            prompt, moved, _ = EARLIER[kind_of(facts.id)]
+            seen[kind_of(facts.id), facts.order] += 1
+            assert facts.order == (1, 2) or not kept
+            assert facts.instruction == (prompt if facts.order == (1, 2) else moved)
     assert {("clear", (2, 1)), ("none", (2, 1))} < set(seen)
-    again = [(batch.ids, batch.orders) for batch in islice(loader(tmp_path, capacity=96), 20)]
+    again = [batch.facts for batch in islice(loader(tmp_path, capacity=96), 20)]
     alone = [loader(tmp_path, capacity=96, rank=rank, world=2) for rank in range(2)]
-    shared = [(batch.ids, batch.orders) for pair in zip(*(islice(one, 10) for one in alone)) for batch in pair]
+    shared = [batch.facts for pair in zip(*(islice(one, 10) for one in alone)) for batch in pair]
     assert again == shared
 
 

@@ -8,13 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
 
-from firered_lit.batch import Condition, EditBatch, Text
+from firered_lit.batch import MOVED, Condition, EditBatch, Text
 from firered_lit.draws import chooser, gaussian, seed_of
+from firered_lit.errors import UserError
+from firered_lit.facts import Facts
 
 
 def make() -> EditBatch:
     text = Text.pad([torch.ones(2, 4), torch.ones(3, 4)])
-    return EditBatch(torch.ones(2, 16, 4, 6), Condition(text, (torch.ones(2, 16, 2, 2),)), ("a", "b"), 0, (0, 1), 2)
+    condition = Condition(text, (torch.ones(2, 16, 2, 2),))
+    return EditBatch(torch.ones(2, 16, 4, 6), condition, (Facts("a"), Facts("b")), 0, (0, 1), 2)
 
 
 def test_lightning_moves_every_tensor_of_a_batch() -> None:
@@ -22,6 +25,15 @@ def test_lightning_moves_every_tensor_of_a_batch() -> None:
     tensors = [moved.target, moved.condition.text.embeddings, moved.condition.text.mask, *moved.condition.references]
     assert all(t.device.type == "meta" for t in tensors)
     assert moved.ids == ("a", "b")
+
+
+@pytest.mark.parametrize(("before", "now"), MOVED.items())
+def test_a_field_of_an_earlier_version_says_where_its_values_are(before: str, now: str) -> None:
+    with pytest.raises(UserError, match=rf"batch\.{before}: .*\[one\.{now} for one in batch\.facts\]") as raised:
+        getattr(make(), before)
+    assert "\n" not in str(raised.value)
+    assert hasattr(make().facts[0], now)
+    assert not hasattr(make(), "pictures")
 
 
 def test_text_is_masked_only_where_it_is_padded() -> None:
@@ -56,12 +68,18 @@ def test_seeds_are_the_same_in_another_process() -> None:
 
 def test_the_source_is_the_records_first_reference_wherever_it_stands() -> None:
     sources = tuple(torch.full((1, 3, 4, 4 + i), float(i)) for i in range(3))
-    text = Text.pad([torch.ones(2, 4)])
-    batch = EditBatch(torch.ones(1, 16, 4, 6), Condition(text, ()), ("a",), 0, (0,), 1, sources=sources)
+    condition = Condition(Text.pad([torch.ones(2, 4)]), ())
+    batch = EditBatch(torch.ones(1, 16, 4, 6), condition, (Facts("a"),), 0, (0,), 1, sources=sources)
+
+    def in_order(*order: int) -> EditBatch:
+        return replace(batch, facts=(Facts("a", order=order),))
+
     assert batch.source is sources[0]
-    assert replace(batch, orders=((2, 3, 1),)).source is sources[2]
-    assert replace(batch, orders=((2, 1),)).repeated(3).source.shape == (3, 3, 4, 5)
-    assert replace(batch, orders=((2, 3),)).source is None
-    assert replace(batch, sources=(), orders=((2, 1),)).source is None
+    assert in_order(2, 3, 1).source is sources[2]
+    assert in_order(2, 1).repeated(3).source.shape == (3, 3, 4, 5)
+    assert in_order(2, 3).source is None
+    assert replace(in_order(2, 1), sources=()).source is None
+    two = replace(batch.repeated(2), facts=(Facts("a", order=(1, 2)), Facts("b")))
+    assert two.source.shape == (2, 3, 4, 4), "a sample without an order has its references at their own places"
     with pytest.raises(ValueError, match="different places"):
-        replace(batch, orders=((2, 1), (1, 2))).source  # noqa: B018
+        replace(two, facts=(Facts("a", order=(2, 1)), Facts("b"))).source  # noqa: B018

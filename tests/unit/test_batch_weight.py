@@ -98,9 +98,7 @@ def alone(batch, i):
     embeddings = text.embeddings[row] if kept is None else text.embeddings[row][:, kept]
     references = tuple(r[row] for r in batch.condition.references)
     condition = replace(batch.condition, text=replace(text, embeddings=embeddings, mask=None), references=references)
-    return replace(
-        batch, target=batch.target[row], condition=condition, ids=batch.ids[row], slots=batch.slots[row], orders=()
-    )
+    return replace(batch, target=batch.target[row], condition=condition, facts=batch.facts[row], slots=batch.slots[row])
 
 
 @pytest.mark.parametrize(("ranks", "world"), [(1, 1), (2, 2), (2, 1)], ids=["one", "two processes", "accumulated"])

@@ -76,13 +76,13 @@ def test_the_records_first_reference_is_found_in_every_order(source, stored):
         for order in [(), (2, 3, 1), (3, 1), (2,)]:
             batch = collate([sample], ["original/en"], 0, (0,), 1, order, **pictured([sample], order))
             numbers = [sample.meta["order"][i - 1] for i in order or (1, 2, 3)] if "order" in sample.meta else order
-            assert batch.orders[0] == tuple(numbers or (1, 2, 3))
+            assert batch.facts[0].order == tuple(numbers or (1, 2, 3))
             shown = {image.shape[-2:] for image in batch.sources}
             assert batch.source is None or (batch.source.shape[-1] > batch.source.shape[-2]) == (own[0][0] > own[0][1])
-            assert (batch.source is None) == (1 not in batch.orders[0])
+            assert (batch.source is None) == (1 not in batch.facts[0].order)
             assert len(shown) == len(batch.sources)
     drawn = EditDataModule(str(root), capacity=256, workers=0).train_dataloader()
-    orders = {order for batch in islice(drawn, 24) for order in batch.orders}
+    orders = {one.order for batch in islice(drawn, 24) for one in batch.facts}
     assert len(orders) > 5
     assert all(set(order) <= {1, 2, 3} for order in orders)
 

@@ -12,6 +12,7 @@ from callbacks.consistency_reward import ConsistencyReward, preservation, region
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.draws import generator
 from firered_lit.errors import UserError
+from firered_lit.facts import Facts
 from firered_lit.losses.consistency import FACE_TEMPLATE, warp
 from firered_lit.models.identity import IResNet, open_encoder
 from firered_lit.rewards.protocol import Reward
@@ -27,7 +28,8 @@ def picture(*shape, key=0):
 
 def batch(count=1, pixels=None, sources=(), **more):
     text = Text(torch.zeros(count, 1, 4), None)
-    given = {"ids": tuple(map(str, range(count))), "step": 0, "slots": tuple(range(count)), "num_slots": count}
+    facts = tuple(Facts(str(i)) for i in range(count))
+    given = {"facts": facts, "step": 0, "slots": tuple(range(count)), "num_slots": count}
     return EditBatch(torch.zeros(count, 16, 4, 4), Condition(text, ()), **given, pixels=pixels, sources=sources, **more)
 
 

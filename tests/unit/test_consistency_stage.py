@@ -11,6 +11,7 @@ from toy_run import trainer
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
+from firered_lit.facts import Facts
 from firered_lit.losses.consistency import FACE_TEMPLATE, region_transforms, seen_boxes, warp
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.codec import Codec
@@ -57,7 +58,8 @@ def batch(*regions, step=5):
     target, reference = (0.5 * gaussian((16, 8, 12), slots, name, step) for name in ("target", "reference"))
     text = Text.pad(list(gaussian((6, 64), slots, "text", step)))
     given = {"regions": torch.stack(regions)} if regions else {}
-    return EditBatch(target, Condition(text, (reference,)), tuple(map(str, slots)), step, slots, count, **given)
+    facts = tuple(Facts(str(slot)) for slot in slots)
+    return EditBatch(target, Condition(text, (reference,)), facts, step, slots, count, **given)
 
 
 def term(stage, b, sigma, x_0_hat=None):

@@ -88,7 +88,7 @@ def print_of(batch):
     text = batch.condition.text
     tensors = [batch.target, *batch.condition.references, text.embeddings]
     tensors += [] if text.mask is None else [text.mask]
-    return (batch.step, batch.slots, batch.num_slots, batch.ids, batch.instructions, batch.tasks,
+    return (batch.step, batch.slots, batch.num_slots, batch.facts,
             [(t.shape, t.dtype, t.double().sum().item(), t.double().std().item()) for t in tensors])  # fmt: skip
 
 
@@ -146,9 +146,9 @@ def test_processes_share_the_same_global_batches(root, world):
     for loaders, seen in (([alone], expected), ([loader(root, ranks, r, world) for r in range(world)], found)):
         for one in loaders:
             for taken, batch in enumerate(islice(one, len(one) + one.share)):
-                for slot, name, text in zip(batch.slots, batch.ids, batch.instructions):
+                for slot, facts in zip(batch.slots, batch.facts):
                     assert (batch.step, slot) not in seen
-                    seen[batch.step, slot] = name, text
+                    seen[batch.step, slot] = facts
                 turn = taken % one.share  # accumulation adds a step's micro-batches in the order of the plan's ranks
                 assert batch.slots[0] // len(batch) == turn * one.world + one.rank
         assert len({len(one) for one in loaders}) == 1
@@ -281,7 +281,8 @@ def test_captions_fall_back_on_what_a_sample_has():
 def test_captions_are_drawn_anew_each_visit_and_the_same_for_the_same_visit(root):
     def texts(seed):
         edits = loader(root, seed=seed, max_batch=1, text_drop=0.3)
-        return [dict(zip(b.ids, b.instructions)) for _ in range(2) for b in islice(edits, len(edits))]
+        epochs = [islice(edits, len(edits)) for _ in range(2)]
+        return [{one.id: one.instruction for one in b.facts} for epoch in epochs for b in epoch]
 
     first, again, other = texts(0), texts(0), texts(1)
     assert first == again != other
@@ -297,7 +298,7 @@ def test_dropped_text_is_the_unconditional_embedding(root):
     batch = next(iter(loader(root, text_drop=1.0)))
     assert batch.condition.text.embeddings.shape[1] == 2
     assert not batch.condition.text.embeddings.any()
-    assert set(batch.instructions) == {""}
+    assert {one.instruction for one in batch.facts} == {""}
 
 
 @pytest.mark.parametrize(
@@ -404,7 +405,7 @@ def test_held_out_edits_come_one_by_one_with_what_they_are_judged_by(root):
     for batch in batches:
         i = int(batch.ids[0][2:])
         assert i >= 60
-        assert batch.instructions == (f"original/en {i}",)
+        assert batch.facts[0].instruction == f"original/en {i}"
         assert batch.pixels.shape == (1, 3, batch.target.shape[-2] * 8, batch.target.shape[-1] * 8)
         assert batch.pixels[0, :, 0, 0].tolist() == [1, -1, -1]
         assert len(batch.sources) == len(batch.condition.references) == references_of(i)
@@ -515,12 +516,12 @@ def test_the_samples_of_a_batch_draw_their_captions_each_by_itself(root):
     """By (seed, step, slot): two samples of a batch show different languages half of the time."""
     edits, shown = loader(root, capacity=256), []
     for batch in islice(edits, 60):
-        for name, slot, instruction in zip(batch.ids, batch.slots, batch.instructions):
-            number = name.removeprefix("id")
+        for facts, slot in zip(batch.facts, batch.slots):
+            number = facts.id.removeprefix("id")
             keys = {f"original/{language}": f"original/{language} {number}" for language in ("en", "cn")}
             drawn = edits.visits.captions.draw(keys, edits.visits.seed, batch.step, slot)
-            assert instruction == keys.get(drawn, "")
-        languages = {text.split()[0] for text in batch.instructions if text}
+            assert facts.instruction == keys.get(drawn, "")
+        languages = {one.instruction.split()[0] for one in batch.facts if one.instruction}
         shown += [len(languages) == 2] if len(batch) > 1 else []
     edits.close()
     assert len(shown) > 20

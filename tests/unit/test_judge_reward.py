@@ -21,6 +21,7 @@ from callbacks.judge_reward import JudgeReward, questions
 from callbacks.judge_server import JudgeError, Replay, Server
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.errors import UserError
+from firered_lit.facts import Facts
 from firered_lit.judges.log import rows
 from firered_lit.models.conditioning import show
 from firered_lit.rewards.judge import expected_score
@@ -36,10 +37,11 @@ def picture(*levels):
 
 def batch(count=1, instructions=None, sources=None):
     text = Text(torch.zeros(count, 1, 4), None)
-    given = {"ids": tuple(f"s{i}" for i in range(count)), "step": 0, "slots": tuple(range(count)), "num_slots": count}
-    given["instructions"] = ("make it red",) * count if instructions is None else instructions
-    given["sources"] = (picture(*[0.0] * count),) if sources is None else sources
-    return EditBatch(torch.zeros(count, 16, 4, 4), Condition(text, ()), tasks=("t",) * count, **given)
+    instructions = instructions or ("make it red",) * count
+    facts = tuple(Facts(f"s{i}", task="t", instruction=said) for i, said in enumerate(instructions))
+    sources = (picture(*[0.0] * count),) if sources is None else sources
+    slots = tuple(range(count))
+    return EditBatch(torch.zeros(count, 16, 4, 4), Condition(text, ()), facts, 0, slots, count, sources=sources)
 
 
 @pytest.fixture
@@ -112,7 +114,9 @@ def test_a_question_shows_the_sources_and_then_the_edit():
     assert shown == [[0, 128, 255], [64, 191, 242]]
     assert [q.sample for q in asked] == ["s0", "s1"]
     assert asked[0].image != asked[1].image
-    more = replace(batch(2, ("a", "b"), sources), requirements=("the hat is red", None))
+    plain = batch(2, ("a", "b"), sources)
+    first, second = plain.facts
+    more = replace(plain, facts=(replace(first, requirement="the hat is red"), second))
     required = questions(read_prompt("edit"), picture(1.0, 0.9), more)
     assert [q.instruction for q in required] == ["a\nthe hat is red", "b"]
 
@@ -400,7 +404,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(UserError, match="least=3"):
         JudgeReward(Server("http://x", "m"), passes=2, least=3)
     with pytest.raises(UserError, match="no instructions"):
-        judging("http://127.0.0.1:9").submit(picture(0.5), batch(instructions=()))
+        judging("http://127.0.0.1:9").submit(picture(0.5), batch(instructions=("",)))
 
 
 # a record
@@ -441,7 +445,7 @@ def test_a_rehearsal_answers_for_any_picture_of_a_known_sample(record):
     first = reward.submit(picture(0.9, 0.8), batch(2)).result(30)
     assert first.valid.all()
     assert first.value.tolist() == reward.submit(picture(0.9, 0.8), batch(2)).result(30).value.tolist()
-    unknown = replace(batch(1), ids=("other",))
+    unknown = replace(batch(1), facts=(Facts("other", instruction="make it red"),))
     assert not reward.submit(picture(0.9), unknown).result(30).valid.any()
 
 
@@ -508,7 +512,7 @@ def local():
 
 
 def question(prompt="edit", instruction="make it red", level=0.5):
-    shown = replace(batch(), instructions=(instruction,))
+    shown = batch(instructions=(instruction,))
     return questions(read_prompt(prompt), picture(level), shown)[0]
 
 

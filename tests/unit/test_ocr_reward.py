@@ -9,7 +9,6 @@ import pickle
 import time
 from concurrent.futures import wait
 from pathlib import Path
-from types import SimpleNamespace
 
 import faulty_engines
 import lightning as L
@@ -28,7 +27,9 @@ from callbacks.ocr_models import model, offline_models
 from callbacks.ocr_reader import LayoutReader, TextReader
 from callbacks.ocr_reward import OCRReward, default_engine, picture, score_images
 from callbacks.ocr_worker import EngineError, EngineProcess
+from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.errors import UserError
+from firered_lit.facts import Facts
 from firered_lit.models.codec import to_pixels
 from firered_lit.models.tiny import cache_folder
 from firered_lit.rewards.layout_ocr import cells, lines
@@ -306,18 +307,13 @@ def test_statistics_show_dark_empty_and_grey_images():
 # the callback
 
 
-def batch(texts, images=None, pixels=None, **more):
+def batch(texts, pixels=None, sources=(), weight=None, task="text", **more):
     count = len(texts)
-    given = {"tasks": ("text",) * count, "weight": None, "sources": (), "ids": tuple(map(str, range(count)))}
-    given |= {"layouts": (), "replaced_texts": (), "instructions": ()}
-
-    class Batch(SimpleNamespace):
-        def __len__(self):
-            return count
-
-    given |= more
-    source = given["sources"][0] if given["sources"] else None
-    return Batch(target_texts=tuple(texts), pixels=pixels, source=source, **given)
+    facts = tuple(Facts(str(i), task=task, target_text=text, **more) for i, text in enumerate(texts))
+    target = torch.zeros(count, 16, 4, 4)
+    slots = tuple(range(count))
+    given = {"pixels": pixels, "sources": sources, "weight": weight}
+    return EditBatch(target, Condition(Text.pad([torch.ones(1, 4)] * count), ()), facts, 0, slots, count, **given)
 
 
 def stack(*images):
@@ -359,7 +355,7 @@ def test_a_layout_that_prepare_has_read_is_not_read_again(reward, reader):
     shown = variants(3, *CASES[3])
     plain = json.loads(json.dumps(reader(shown[0], None, CASES[3][0], "")))
     before = reward._layouts.read
-    known = batch([CASES[3][0]] * 3, pixels=stack(shown[4]).expand(3, -1, -1, -1), layouts=(plain,) * 3)
+    known = batch([CASES[3][0]] * 3, pixels=stack(shown[4]).expand(3, -1, -1, -1), layout=plain)
     scores = reward.submit(stack(*shown[:3]), known).result(120)
     assert reward._layouts.read == before, "the target's picture is not even looked at"
     expected = [float(s) for s in score_images(shown[:3], [CASES[3][0]] * 3, [shown[0]] * 3)]
@@ -391,7 +387,7 @@ def test_the_lines_on_a_picture_are_read_in_their_order_for_an_evaluation(reward
 def test_a_task_without_target_text_is_counted_and_said_once(reward, caplog):
     with caplog.at_level(logging.WARNING):
         before = reward.reasons["no target text"]
-        scores = reward.submit(stack(*variants(0, *CASES[0])[:3]), batch(["2nd Edition", None, "Кто"])).result(60)
+        scores = reward.submit(stack(*variants(0, *CASES[0])[:3]), batch(["2nd Edition", "", "Кто"])).result(60)
     assert scores.valid.tolist() == [True, False, False]
     assert scores.value[1:].tolist() == [0.0, 0.0]
     assert scores.terms["text"].isnan().tolist() == [False, True, True]
@@ -516,7 +512,7 @@ def validate(reward, batches):
 
 
 def test_any_stage_logs_the_scores_of_its_validation_images(faulty):
-    batches = [batch(["ok", "ko"], pixels=deeds(0, 0)), batch([None], pixels=deeds(0))]
+    batches = [batch(["ok", "ko"], pixels=deeds(0, 0)), batch([""], pixels=deeds(0))]
     batches += [batch(["ok"], pixels=deeds(0), weight=torch.zeros(1)), batch(["ok"], pixels=deeds(HANG))]
     logged = validate(faulty, batches)
     assert logged["reward/faulty/missing"] == 1, "only the one that hung: no text is no miss, weight 0 does not count"
@@ -528,7 +524,7 @@ def test_any_stage_logs_the_scores_of_its_validation_images(faulty):
 
 def test_a_task_that_is_routed_here_is_missing_without_a_text(faulty):
     faulty.tasks = frozenset(["text"])
-    logged = validate(faulty, [batch(["ok", None], pixels=deeds(0, 0)), batch(["ok"], pixels=deeds(0), tasks=("x",))])
+    logged = validate(faulty, [batch(["ok", ""], pixels=deeds(0, 0)), batch(["ok"], pixels=deeds(0), task="x")])
     assert logged["reward/faulty/missing"] == 1
     assert logged["reward/faulty"] == 1.0
 

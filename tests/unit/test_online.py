@@ -93,7 +93,8 @@ def test_an_online_batch_is_the_cached_batch(cached, bare, where):
 
 
 def test_a_chinese_prompt_gets_the_chinese_caption(cached):
-    texts = [text for batch in islice(data(cached).train_dataloader(), 60) for text in batch.instructions]
+    drawn = islice(data(cached).train_dataloader(), 60)
+    texts = [one.instruction for batch in drawn for one in batch.facts]
     assert any(text.startswith("把红帽子放进图1") for text in texts)
     assert not any("a red hat" in text for text in texts), "the English prompt does not name that reference"
 

@@ -65,9 +65,10 @@ def test_groups_have_the_shape_to_draw_and_no_picture_of_a_target(root):
         assert not group.target.any()
         height, width = group.target.shape[-2:]
         assert (8 * height, 8 * width) in shape_table(SIZES.target_area)
-        assert group.requirements == (f"is it {group.ids[0][1:]}",)
+        (facts,) = group.facts
+        assert facts.requirement == f"is it {facts.id[1:]}"
         assert group.sources[0].shape[-1] == 8 * group.condition.references[0].shape[-1]
-        assert group.repeated(3).requirements == group.requirements * 3
+        assert group.repeated(3).facts == (facts,) * 3
     (shown, *_) = data.val_dataloader()
     assert (shown.known, shown.pixels) == (False, None)
     assert shown.unconditional is not None

@@ -48,7 +48,7 @@ def test_a_group_is_one_sample_with_its_pictures(root):
             (8 * r.shape[-2], 8 * r.shape[-1]) for r in group.condition.references
         ]
         assert group.pixels[0, :, 0, 0].tolist() == [1, -1, -1]
-        assert group.instructions[0]  # never dropped: a group is drawn for what it says
+        assert group.facts[0].instruction  # never dropped: a group is drawn for what it says
     kinds = {next(iter(batch.groups)).target.shape for batch in islice(iter(loader(root)), 8)}
     assert len(kinds) == 2
 
@@ -93,8 +93,8 @@ def test_a_sample_is_repeated_with_all_that_belongs_to_it(root):
     group = next(b.groups[0] for b in iter(loader(root)) if len(b.groups[0].sources) == 2)
     three = group.repeated(3)
     assert len(three) == 3
+    assert (three.slots, three.facts) == (group.slots * 3, group.facts * 3)
     assert three.ids == group.ids * 3
-    assert (three.slots, three.tasks, three.instructions) == (group.slots * 3, group.tasks * 3, group.instructions * 3)
     assert three.condition.text.embeddings.shape[0] == three.pixels.shape[0] == len(three.sources[1]) == 3
     assert len(three.condition.references) == 2
     assert torch.equal(three.target[2], group.target[0])

@@ -279,8 +279,8 @@ def test_a_training_batch_has_them_on_the_stored_crop(made):
     plain, k = seen["plain"]
     assert plain.regions is None or bool(plain.regions[k].isnan().all())
     assert plain.mask is None or bool((plain.mask[k] == 1).all())
-    assert (plain.replaced_texts[k], plain.requirements[k]) == ("old", "is it red")
-    assert (batch.target_texts[i], batch.replaced_texts[i], batch.requirements[i]) == ("new", None, None)
+    assert plain.facts[k].columns() == {"replaced_text": "old", "requirement": "is it red"}
+    assert batch.facts[i].columns() == {"target_text": "new"}
     inverted, k = seen["face.inverse"]
     assert inverted.regions is None or bool(inverted.regions[k].isnan().all())
     assert torch.equal(inverted.mask[k], batch.mask[i])

@@ -34,8 +34,8 @@ class Words(Prompts):
 
     def batch(self, step):
         (sample,) = super().batch(step).groups
-        text = None if step == self.without else "ok"
-        return PromptBatch((replace(sample, target_texts=(text,), pixels=None),), step)
+        facts = replace(sample.facts[0], target_text="" if step == self.without else "ok")
+        return PromptBatch((replace(sample, facts=(facts,), pixels=None),), step)
 
 
 class Watch(L.Callback):
@@ -142,7 +142,8 @@ def test_words_that_the_ocr_model_lacks_are_counted_in_one_line(tmp_path, caplog
     class Russian(Words):
         def batch(self, step):
             (sample,) = super().batch(step).groups
-            return PromptBatch((replace(sample, target_texts=("да",)),), step)
+            facts = replace(sample.facts[0], target_text="да")
+            return PromptBatch((replace(sample, facts=(facts,)),), step)
 
     reward = planned(tmp_path)
     watch = learn(tmp_path, reward, 1, data=Russian())

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
+from firered_lit.facts import Facts
 from firered_lit.flow.timesteps import logit_normal, logit_normal_weight, uniform
 from firered_lit.models.backbone import Backbone
 from firered_lit.models.lora import LoRA
@@ -33,7 +34,8 @@ def batch(lengths=(9, 4, 6), references=((8, 12), (12, 8)), step: int = 5, slots
     clean = tuple(torch.randn(n, 16, *shape, generator=g) for shape in references)
     target = torch.randn(n, 16, 12, 16, generator=g)
     slots = tuple(range(n)) if slots is None else slots
-    return EditBatch(target, Condition(text, clean), tuple(f"id{i}" for i in range(n)), step, slots, num_slots)
+    facts = tuple(Facts(f"id{i}") for i in range(n))
+    return EditBatch(target, Condition(text, clean), facts, step, slots, num_slots)
 
 
 def alone(b: EditBatch, i: int) -> EditBatch:
@@ -43,7 +45,7 @@ def alone(b: EditBatch, i: int) -> EditBatch:
     )
     text = Text(b.condition.text.embeddings[keep, :length], None)
     references = tuple(r[keep] for r in b.condition.references)
-    return EditBatch(b.target[keep], Condition(text, references), b.ids[keep], b.step, b.slots[keep], b.num_slots)
+    return EditBatch(b.target[keep], Condition(text, references), b.facts[keep], b.step, b.slots[keep], b.num_slots)
 
 
 @pytest.mark.parametrize("references", [(), ((8, 12),), ((8, 12), (12, 8)), ((8, 12), (12, 8), (6, 6))])
@@ -79,7 +81,7 @@ def test_fault_7_every_reference_has_its_own_shape_in_a_batch(stage: SFT) -> Non
     b = batch()
     ragged = Condition(b.condition.text, (b.condition.references[0][:1],))
     with pytest.raises(ValueError, match="differ in length"):
-        EditBatch(b.target, ragged, b.ids, 0, b.slots, 3)
+        EditBatch(b.target, ragged, b.facts, 0, b.slots, 3)
     with torch.no_grad():
         right = stage.losses(batch(references=((8, 12), (12, 8))))
         swapped = stage.losses(batch(references=((12, 8), (8, 12))))

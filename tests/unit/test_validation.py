@@ -54,7 +54,7 @@ def test_the_four_points_are_the_middles_of_four_strata_each_with_noise_of_its_o
 
 def test_a_point_s_noise_is_the_sample_s_own_wherever_it_stands(stage):
     b = edits()
-    turned = replace(b, ids=b.ids[::-1])
+    turned = replace(b, facts=b.facts[::-1])
     for (eps, _), (other, _) in zip(stage.fixed_points(b), stage.fixed_points(turned)):
         assert torch.equal(eps, other.flip(0))
         assert not torch.allclose(eps[0], eps[1])

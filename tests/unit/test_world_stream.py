@@ -39,8 +39,8 @@ def test_every_family_comes_and_no_held_out_combination_does() -> None:
     world = drawn()
     loader = WorldLoader(world, 6)
     tasks, shapes = set(), set()
-    for place in islice(loader.places(0), 120):
-        samples = [world.sample(place, slot)[0] for slot in place.slots]
+    for address in islice(loader.addresses(0), 120):
+        samples = [world.sample(address, slot)[0] for slot in address.slots]
         assert len({len(found.sources) for found in samples}) == 1
         assert not any(map(held_out, samples))
         tasks |= {found.task for found in samples}
@@ -52,9 +52,9 @@ def test_every_family_comes_and_no_held_out_combination_does() -> None:
 def test_weights_say_how_often_a_family_comes() -> None:
     world = WorldDataModule(model="world-untrained", families={"color": 3, "remove": 1, "compose": 4}).drawn
     loader = WorldLoader(world, 4)
-    tasks = Counter(
-        world.sample(place, slot)[0].task for place in islice(loader.places(0), 300) for slot in place.slots
-    )
+    tasks = Counter()
+    for address in islice(loader.addresses(0), 300):
+        tasks.update(world.sample(address, slot)[0].task for slot in address.slots)
     assert tasks["color"] == 3 * tasks["remove"]
     assert 0.4 < tasks["compose"] / tasks.total() < 0.6
     assert [b.tasks[0] for b in HeldOutWorld(world, 1)] == ["color", "remove", "compose"]
@@ -89,7 +89,7 @@ def test_held_out_batches_carry_what_scores_and_grids_need() -> None:
         assert copied.value.tolist() == [0, 0]
         assert perfect.terms[f"correct/{task}"].tolist() == [1, 1]
         assert ("landmarks" in perfect.terms) == (task in ("portrait", "beauty"))
-        assert any(batch.target_texts) == (task == "text")
+        assert any(one.target_text for one in batch.facts) == (task == "text")
 
 
 def test_a_soft_score_grows_towards_the_target() -> None:
@@ -148,7 +148,7 @@ def test_the_consistency_loss_looks_at_the_faces_of_the_world(tmp_path) -> None:
 
 def test_the_mask_is_where_the_target_differs_from_what_it_is_made_of() -> None:
     world = drawn(("remove", "motion"))
-    batch, _ = world[next(WorldLoader(world, 6).places(0))]
+    batch, _ = world[next(WorldLoader(world, 6).addresses(0))]
     assert batch.mask.shape == (6, 1, 64, 64)
     change = (batch.target - batch.condition.references[0]).abs().amax(1, keepdim=True)
     outside = torch.nn.functional.max_pool2d(batch.mask, 4) == 0

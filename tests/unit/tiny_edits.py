@@ -7,6 +7,7 @@ from toy_run import Edits, trainer
 
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.draws import gaussian
+from firered_lit.facts import Facts
 from firered_lit.stages.sft import SFT
 
 
@@ -17,8 +18,8 @@ class TinyEdits(Edits):
         slots = tuple(range(self.size))
         target, reference = (gaussian((16, 4, 6), slots, name, step) for name in ("target", "reference"))
         text = Text.pad(list(gaussian((6, 64), slots, "text", step)))
-        ids = tuple(f"{step}.{slot}" for slot in slots)
-        return EditBatch(target, Condition(text, (reference,)), ids, step, slots, self.size)
+        facts = tuple(Facts(f"{step}.{slot}") for slot in slots)
+        return EditBatch(target, Condition(text, (reference,)), facts, step, slots, self.size)
 
 
 def stage(backbone, seed=3, lr=1e-2):

@@ -6,6 +6,7 @@ from toy_prompts import trainer
 from callbacks.checkpoint import Checkpoint
 from firered_lit.batch import Condition, EditBatch, PreferenceBatch, Text
 from firered_lit.draws import gaussian
+from firered_lit.facts import Facts
 
 
 class Edits:
@@ -26,8 +27,8 @@ class Edits:
         numbers = (2 * step, 2 * step + 1)
         target, loser, source = (gaussian((16, 8, 8), numbers, what) for what in ("target", "loser", "source"))
         condition = Condition(Text.pad(list(gaussian((5, 64), numbers, "text"))), (source,))
-        facts = (target, condition, tuple(map(str, numbers)), step, (0, 1), 2)
-        return PreferenceBatch(*facts, loser=loser) if self.pairs else EditBatch(*facts)
+        fields = (target, condition, tuple(Facts(str(number)) for number in numbers), step, (0, 1), 2)
+        return PreferenceBatch(*fields, loser=loser) if self.pairs else EditBatch(*fields)
 
     def state_dict(self):
         return {"done": self.done}

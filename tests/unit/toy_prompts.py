@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import Checkpoint as Saver
 from firered_lit.batch import Condition, EditBatch, PromptBatch, Text
 from firered_lit.checkpoint import AtomicCheckpointIO
 from firered_lit.draws import gaussian, generator
+from firered_lit.facts import Facts
 
 
 def sample(number, step=0, slot=0, num_slots=2, text=None, side=8):
@@ -16,11 +17,10 @@ def sample(number, step=0, slot=0, num_slots=2, text=None, side=8):
         Text.pad(list(gaussian((5, 64), (said,), "text"))), (gaussian((16, side, side), (number,), "reference"),)
     )
     pixels = torch.rand((1, 3, 8 * side, 8 * side), generator=generator("pixels", number)) * 2 - 1
-    return EditBatch(
-        gaussian((16, side, side), (number,), "target"), condition, (f"id{number}",), step, (slot,), num_slots,
-        tasks=("odd" if number % 2 else "even",), instructions=(f"instruction {said}",), pixels=pixels,
-        sources=(pixels.flip(-1),),
-    )  # fmt: skip
+    facts = Facts(f"id{number}", task="odd" if number % 2 else "even", instruction=f"instruction {said}")
+    target = gaussian((16, side, side), (number,), "target")
+    sources = (pixels.flip(-1),)
+    return EditBatch(target, condition, (facts,), step, (slot,), num_slots, pixels=pixels, sources=sources)
 
 
 class Prompts:

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.checkpoint import AtomicCheckpointIO
 from firered_lit.draws import gaussian, generator
+from firered_lit.facts import Facts
 
 
 class Edits:
@@ -39,9 +40,9 @@ class Edits:
             pixels = torch.rand((self.size, 3, 32, 48), generator=generator("pixels", step)) * 2 - 1
             extra = {"pixels": pixels, "sources": (pixels.flip(-1),), "weight": torch.ones(self.size)}
         ids = tuple(f"{step}.{slot}" for slot in slots)
-        said = tuple(f"Make number {i} brighter" for i in ids)
+        facts = tuple(Facts(i, instruction=f"Make number {i} brighter") for i in ids)
         condition = Condition(text, (reference,))
-        return EditBatch(target, condition, ids, step, slots, self.size, instructions=said, **extra)
+        return EditBatch(target, condition, facts, step, slots, self.size, **extra)
 
     def state_dict(self):
         return {"epoch": self.epoch, "done": self.done}
