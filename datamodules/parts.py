@@ -24,6 +24,7 @@ from typing import Any
 
 from firered_lit.data_card import CARDS, Card
 from firered_lit.errors import UserError
+from firered_lit.facts import from_meta
 from firered_lit.files import put_in_place, replacing, sync, write_json
 from firered_lit.locks import shard_held
 from firered_lit.textfiles import read_object
@@ -248,6 +249,7 @@ class PartWriter:
 def line_of(sample: Sample) -> dict[str, Any]:
     """Return a sample's line in the manifest: the facts that the index and the counts need, without empty ones."""
     meta = sample.meta
+    facts = from_meta(sample.id, meta)
     marks = {
         "pair": bool(meta.get("pair")),
         "prompt": "target" not in sample.tensors,
@@ -258,11 +260,11 @@ def line_of(sample: Sample) -> dict[str, Any]:
         "fixed": bool(meta.get("fixed")),
     }
     return {
-        "id": sample.id,
-        "task": meta["task"],
+        "id": facts.id,
+        "task": facts.task,
         "target": meta["target"],
         "references": meta["references"],
-        "cluster": meta["cluster"],
+        "cluster": facts.cluster,
         "held_out": meta["held_out"],
         **{name: mark for name, mark in marks.items() if mark},
         "captions": list(meta["instructions"]),
