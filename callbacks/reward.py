@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from firered_lit.batch import EditBatch
-from firered_lit.errors import UserError
+from firered_lit.rewards.collect import Asked
 from firered_lit.rewards.names import check_name
+from firered_lit.rewards.panel import RewardPanel
 from firered_lit.rewards.protocol import Scores
-from firered_lit.rewards.scale import check_range, on_unit, refuse_outside
+from firered_lit.rewards.scale import check_range, refuse_outside
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class RewardCallback(L.Callback):
         self.missing_in_validation = 0  # images of all validations of this process's run that have no score
         self.reasons: Counter[str] = Counter()  # why scores were missing, since the start of this process
         self._lock = threading.Lock()
-        self._asked: list[tuple[Future[Scores], Tensor]] = []
+        self._asked: list[tuple[Asked, Tensor]] = []  # of each validation batch, with the weights of its samples
         self._open: set[Future[Scores]] = set()  # not answered yet
 
     @abstractmethod
@@ -105,40 +105,31 @@ class RewardCallback(L.Callback):
             return
         weight = torch.ones(len(batch)) if batch.weight is None else batch.weight.detach().cpu().float()
         weight = weight * torch.tensor(self.applies(batch))
-        try:
-            self._asked.append((self.submit(images.detach(), batch), weight))
-        except UserError:
-            raise
-        except Exception as problem:
-            self.count(_reason(problem), len(batch))
-            self._asked.append((_failed(problem), weight))
+        self._asked.append((self._panel().ask(images.detach(), batch), weight))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        asked, self._asked = self._asked, []
-        until = time.monotonic() + self.patience
+        # The scores of all batches.
+        panel = self._panel()
+        until = panel.deadline()
         sums = Sums()
-        limits = check_range(self.name, self.range)
-        for future, weight in asked:
-            scores, stranger = on_unit(self._answered(future, len(weight), until), limits)
-            sums.add(scores, weight)
-            if stranger is not None:
-                sums.outside = stranger
+        for asked, weight in self._asked:
+            sums.add(panel.wait_for(self.name, asked, until), weight)
+            sums.outside = asked.outside.get(self.name, sums.outside)
+            for reason in asked.failures.values():
+                self.count(reason, len(weight))
+        self._asked = []
+
+        # Their means over all ranks.
         means = sums.over_ranks(trainer)
         self.missing_in_validation += int(means.get("/missing", 0))
         if sums.outside is not None:
-            refuse_outside({self.name: sums.outside}, {self.name: limits})
+            refuse_outside({self.name: sums.outside}, {self.name: check_range(self.name, self.range)})
         for key, value in means.items():
             pl_module.log(f"reward/{self.name}{key}", value, sync_dist=trainer.world_size > 1)
 
-    def _answered(self, future: "Future[Scores]", count: int, until: float) -> Scores:
-        try:
-            return future.result(max(0.0, until - time.monotonic()))
-        except UserError:
-            raise
-        except Exception as problem:  # an engine may fail in any way
-            future.cancel()
-            self.count(f"late by {self.patience:g} s" if isinstance(problem, TimeoutError) else _reason(problem), count)
-            return Scores(torch.zeros(count), torch.zeros(count, dtype=torch.bool))
+    def _panel(self) -> RewardPanel:
+        """Return the panel of this reward alone."""
+        return RewardPanel({self.name: self}, weights=None, routes=None, patience=self.patience)
 
 
 class Sums:
@@ -177,15 +168,3 @@ class Sums:
         means = {name: float(total / weight) for name, (total, weight) in sums.items() if weight > 0}
         asked = missing > 0 or bool(means)
         return means | ({"/missing": missing} if asked else {})
-
-
-def _failed(problem: Exception) -> "Future[Scores]":
-    """Return a future that raises."""
-    future: Future[Scores] = Future()
-    future.set_exception(problem)
-    return future
-
-
-def _reason(problem: Exception) -> str:
-    """Return an exception as a reason, in one line."""
-    return " ".join(f"{type(problem).__name__}: {problem}".split())

@@ -113,9 +113,7 @@ def answered(asked: Asked, weights: Mapping[str, float], routes: Routes | None, 
     clearly outside of the reward's scale is missing as well and is noted in `asked.outside`, for `refuse_outside`.
     `terms` are those of `mix`, with NaN for what is missing or does not apply.
     """
-    scores = {}
-    for name in weights:
-        scores[name] = _clean(name, _result(name, asked, until), asked)
+    scores = {name: answer(name, asked, until) for name in weights}
     mixed = mix(scores, weights, asked.tasks, routes, asked.able)
 
     # NaN in place of a term whose reward is missing or does not apply.
@@ -125,6 +123,18 @@ def answered(asked: Asked, weights: Mapping[str, float], routes: Routes | None, 
         is_there = scores[name].valid & applies_to(name, asked.tasks, routes, asked.able)
         terms[key] = torch.where(is_there, value, torch.nan)
     return Scores(mixed.value, mixed.valid, terms)
+
+
+def answer(name: str, asked: Asked, until: float) -> Scores:
+    """Return one reward's scores of a group on [0, 1], once they are there or `until` is over.
+
+    What is missing, and a score outside of the reward's scale, is noted in `asked`. The terms are as the reward gave
+    them, also where a score is missing.
+    """
+    scores, stranger = on_unit(_result(name, asked, until), asked.ranges.get(name, UNIT))
+    if stranger is not None:
+        asked.outside[name] = stranger
+    return scores
 
 
 def missing(count: int) -> Scores:
@@ -151,14 +161,8 @@ def _result(name: str, asked: Asked, until: float) -> Scores:
     return Scores(scores.value.detach().float().cpu(), scores.valid.cpu(), terms)
 
 
-def _clean(name: str, scores: Scores, asked: Asked) -> Scores:
-    """Return a reward's scores on [0, 1], and note a value outside of its scale."""
-    clean, stranger = on_unit(scores, asked.ranges.get(name, UNIT))
-    if stranger is not None:
-        asked.outside[name] = stranger
-    return clean
-
-
 def _reason(problem: Exception) -> str:
     """Return an exception as one line."""
+    if isinstance(problem, TimeoutError) and not str(problem):
+        return "no answer in time, see its patience"
     return " ".join(f"{type(problem).__name__}: {problem}".split())

@@ -1,4 +1,4 @@
-"""Several rewards as one: asked together, waited for, cleaned and mixed. Shared by reinforcement and mining."""
+"""Rewards that are asked together, waited for, cleaned and mixed: in reinforcement, mining and validation."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from firered_lit.batch import EditBatch
-from firered_lit.rewards.collect import Asked, answered, ask
+from firered_lit.rewards.collect import Asked, answer, answered, ask
 from firered_lit.rewards.mix import applies_to
 from firered_lit.rewards.protocol import Reward, Scores
 
@@ -67,6 +67,13 @@ class RewardPanel:
         weights = self.weights if weights is None else weights
         routes = {name: tasks for name, tasks in (self.routes or {}).items() if name in weights}
         return answered(asked, weights, routes, until)
+
+    def wait_for(self, name: str, asked: Asked, until: float) -> Scores:
+        """Return the scores of one reward by itself, once it has answered or `until` is over.
+
+        They are on [0, 1]; the terms are as the reward gave them.
+        """
+        return answer(name, asked, until)
 
     def note_missing(self, asked: Asked, scores: Scores) -> None:
         """Count the edits of a group that lack a score, by reward, and warn once of each reason."""

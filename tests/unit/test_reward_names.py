@@ -230,6 +230,24 @@ def test_a_score_outside_of_the_scale_is_refused_in_validation(tmp_path):
     assert validated(tmp_path, Grader(4.0, range=[0, 5]))["reward/grader"] == pytest.approx(0.8)
 
 
+def none_of_any_kind():
+    """Return rewards that give no score, by what their reasons say."""
+    silent = Grader(0.5, patience=0.1)
+    silent.submit = lambda images, batch: Future()
+    broken = Grader(0.5)
+    broken.submit = lambda images, batch: 1 / 0
+    return {"no answer in time": silent, "ZeroDivisionError": broken, "not 1 scores": Grader(0.5, 0.5)}
+
+
+@pytest.mark.parametrize("reason", none_of_any_kind())
+def test_a_reward_without_an_answer_is_counted_once_for_each_picture_of_validation(tmp_path, reason):
+    reward = none_of_any_kind()[reason]
+    logged = validated(tmp_path, reward)
+    assert logged == {"reward/grader/missing": 1.0}
+    assert reward.reasons.total() == 1
+    assert reason in next(iter(reward.reasons))
+
+
 def scored(outside):
     nothing = torch.zeros(2)
     return Scored(("odd", "odd"), torch.zeros(2).long(), nothing, nothing.bool(), {}, nothing, outside)
