@@ -164,5 +164,5 @@ def _result(name: str, asked: Asked, until: float) -> Scores:
 def _reason(problem: Exception) -> str:
     """Return an exception as one line."""
     if isinstance(problem, TimeoutError) and not str(problem):
-        return "no answer in time, see its patience"
+        return "late: no answer within its patience"
     return " ".join(f"{type(problem).__name__}: {problem}".split())

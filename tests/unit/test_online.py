@@ -82,13 +82,13 @@ def test_an_online_batch_is_the_cached_batch(cached, bare, where):
     unread = online.train_dataloader()
     assert list(islice(unread.addresses(0), 36)) == list(islice(known.addresses(0), 36))
     for address, expected, raw in islice(zip(known.addresses(0), known, unread), 36):
-        orders[address.order, any(raw.instructions)] += 1
+        orders[address.order, any(one.instruction for one in raw.facts)] += 1
         assert isinstance(raw.condition.text, Unencoded) == bool(address.order)
         found = reader.on_after_batch_transfer(raw, 0)
         assert type(found.condition.text) is Text
         same_text(found.condition.text, expected.condition.text)
         assert all(map(torch.equal, raw.condition.references, expected.condition.references))
-        assert (raw.ids, raw.orders, raw.instructions) == (expected.ids, expected.orders, expected.instructions)
+        assert raw.facts == expected.facts
     assert {order for order, _ in orders} >= {(), (2, 1), (1,)}
 
 

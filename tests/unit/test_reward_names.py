@@ -236,7 +236,7 @@ def none_of_any_kind():
     silent.submit = lambda images, batch: Future()
     broken = Grader(0.5)
     broken.submit = lambda images, batch: 1 / 0
-    return {"no answer in time": silent, "ZeroDivisionError": broken, "not 1 scores": Grader(0.5, 0.5)}
+    return {"late": silent, "ZeroDivisionError": broken, "not 1 scores": Grader(0.5, 0.5)}
 
 
 @pytest.mark.parametrize("reason", none_of_any_kind())
