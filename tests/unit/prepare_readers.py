@@ -22,10 +22,11 @@ class DeadlyReader:
         self._folder = Path(folder)
         self.at = at
         self.whom = whom
+        self._command = os.getpid()
 
     def __call__(self, target, source, text, replaced):
         died = self._folder / "died"
-        if text == self.at and not died.exists() and multiprocessing.parent_process():
+        if text == self.at and not died.exists() and os.getpid() != self._command:
             died.touch()
             self._kill()
         with (self._folder / "seen").open("a") as file:
