@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from toy_run import Toy
+from warm import Started, inline
 
 from firered_lit.checkpoint import AtomicCheckpointIO, check_architecture, name_of, newest, resolve
 from firered_lit.errors import UserError
@@ -88,14 +89,15 @@ def test_an_interrupted_write_leaves_no_trace(run_dir, monkeypatch):
     assert len(os.listdir(run_dir / "checkpoints")) == 2
 
 
-def test_a_process_killed_while_it_writes_leaves_nothing_that_is_picked(run_dir):
-    code = (
+def test_a_process_killed_while_it_writes_leaves_nothing_that_is_picked(run_dir, tmp_path):
+    lines = (
         "import os, sys, torch; from firered_lit.checkpoint import AtomicCheckpointIO\n"
         "os.fsync = lambda fd: os.kill(os.getpid(), 9)\n"
         "AtomicCheckpointIO().save_checkpoint({'state_dict': {'w': torch.zeros(10)}}, sys.argv[1])"
     )
     path = run_dir / "checkpoints" / name_of(12)
-    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
+    with Started(inline, lines, str(path), log=tmp_path / "said") as process:
+        assert process.wait(60) == -9
     assert len(os.listdir(path.parent)) == 3  # something half-written is there
     assert newest(run_dir).name == name_of(8)
     assert resolve(run_dir, "last").name == name_of(8)

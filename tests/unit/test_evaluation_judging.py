@@ -1,12 +1,9 @@
 """Judging and scoring end to end: real copies of three layouts, a real judge over HTTP, planted faults, kill -9."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import standin
 from support.stub_judge import LASTING, PASSING, StubJudge
+from warm import Started, inline
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks.gedit import GEdit
@@ -433,11 +431,10 @@ def test_a_judging_that_is_killed_asks_nothing_again_whose_answer_it_has(
     rng = random.Random(3)
     kills = 3
     with StubJudge(latency=0.05) as judge:
-        command = [sys.executable, "-c", KILLED, judge.url, str(copies), str(out.out)]
+        command = (inline, KILLED, judge.url, str(copies), str(out.out))
         for _ in range(kills):
             enough = judge.count + rng.randint(6, 20)
-            environment = os.environ | {"PYTHONPATH": str(root)}
-            process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+            process = Started(*command, log=tmp_path / "said", folder=root)
             while judge.count < enough and process.poll() is None:
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
