@@ -42,7 +42,6 @@ def _no_garbage():
     gc.set_threshold(50, 2, 2)
     yield
     gc.set_threshold(*before)
-    gc.unfreeze()
 
 
 STEP = ("weights", "gradients", "optimizer", "average", "activations", "gathered blocks", "optimizer's step")

@@ -57,6 +57,14 @@ def test_stochastic_rounding_goes_where_float32_goes(rate, shape):
     )
 
 
+def test_the_compiled_step_goes_where_the_plain_one_goes(monkeypatch):
+    """As training takes it; of one weight, since every shape is compiled anew."""
+    plain = stepped(stochastic_adamw8bit, 1e-3, torch.bfloat16, steps=5, shape=(64, 64))
+    monkeypatch.undo()
+    compiled = stepped(stochastic_adamw8bit, 1e-3, torch.bfloat16, steps=5, shape=(64, 64))
+    assert projection(compiled, plain) == pytest.approx(1, abs=0.05)
+
+
 def test_rounding_is_drawn_by_seed_and_step_and_leaves_the_global_state_alone():
     def made(seed, start=None):
         parameter = torch.nn.Parameter(gaussian((64, 64), (0,), "weight")[0].bfloat16())
