@@ -11,7 +11,6 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -281,6 +280,8 @@ def _fetch(url: str, seconds: float, limit: int) -> bytes:
     """Return the body of an http(s) URL, all of which, from the name's look-up on, takes `seconds` at most."""
     if not url.lower().startswith(("http://", "https://")):
         raise BadImageError("URL", f"{url}: only http and https are fetched")
+    import aiohttp  # 0.1 s, which no other use of this module should wait for
+
     try:
         body = _run(_body(url, seconds, limit))
     except TimeoutError:
@@ -299,6 +300,8 @@ def _fetch(url: str, seconds: float, limit: int) -> bytes:
 
 async def _body(url: str, seconds: float, limit: int) -> bytes:
     """Return the body of a URL. Raises BadImageError when the server refuses it, or when it is too large."""
+    import aiohttp
+
     timeout = aiohttp.ClientTimeout(total=seconds)
     address = urlsplit(url)
     proxy = None
