@@ -71,18 +71,11 @@ def footprint(config: Mapping[str, Any], forward: Forward) -> Footprint:
 
     All blocks but the last need the same, so that one and two of them show the needs of any number.
     """
-    return _footprint(json.dumps(dict(config), sort_keys=True), forward)
-
-
-@lru_cache(maxsize=32)
-def _footprint(text: str, forward: Forward) -> Footprint:
-    config = json.loads(text)
     layers = config["num_layers"]
-    one, two = (_traced({**config, "num_layers": n}, forward) for n in (1, 2))
+    one, two = _traced_twice(config, forward)
     first, second = one, two
     if forward.checkpointing:
-        bare = replace(forward, checkpointing=False)
-        first, second = (_traced({**config, "num_layers": n}, bare) for n in (1, 2))
+        first, second = _traced_twice(config, replace(forward, checkpointing=False))
     parameters, trained, quantised, saved = (
         getattr(one, name) + (layers - 1) * (getattr(two, name) - getattr(one, name))
         for name in ("parameters", "trained", "quantised", "saved")
@@ -128,8 +121,21 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-def _traced(config: Mapping[str, Any], forward: Forward) -> _Trace:
-    """One forward and one backward of a transformer of few blocks."""
+def _traced_twice(config: Mapping[str, Any], forward: Forward) -> tuple[_Trace, _Trace]:
+    """Return the traces of a transformer of one block and of one with two, whatever its number of blocks."""
+    one, two = (json.dumps({**config, "num_layers": layers}, sort_keys=True) for layers in (1, 2))
+    return _traced(one, forward), _traced(two, forward)
+
+
+@lru_cache(maxsize=1024)
+def _traced(text: str, forward: Forward) -> _Trace:
+    """Trace one forward and one backward of a transformer of few blocks; each takes about a second, and once is enough.
+
+    Args:
+        text: its config as JSON.
+        forward: the pass.
+    """
+    config = json.loads(text)
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
