@@ -1,5 +1,6 @@
 """Broken, missing, slow: what passes is waited for, what does not is one error or is counted; and object storage."""
 
+import atexit
 import logging
 import os
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import cache
 from itertools import islice
 
 import boto3
@@ -162,24 +164,25 @@ class Store:
         self.server.communicate()
 
 
-@pytest.fixture(scope="module")
+@cache
 def storage():
+    """Return the server of all tests of this process."""
     store = Store()
-    yield store
-    store.close()
+    atexit.register(store.close)
+    return store
 
 
 @pytest.fixture
-def store(storage, root, monkeypatch):
+def store(root, monkeypatch):
     """The server, which holds this test's data alone."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", storage.address)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", storage().address)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    storage.fill(root)
-    yield storage
-    storage.empty()
+    storage().fill(root)
+    yield storage()
+    storage().empty()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

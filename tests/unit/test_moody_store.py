@@ -10,7 +10,7 @@ from itertools import islice
 
 import pytest
 from test_edits import loader, print_of, prints
-from test_faults import root, storage, store  # noqa: F401
+from test_faults import root, store  # noqa: F401
 
 from datamodules import remote
 from firered_lit.errors import UserError
