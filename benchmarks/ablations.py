@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if TYPE_CHECKING:
-    from datamodules.world.families import Edit
+    from datamodules.world.families import WorldEdit
 
 DRAWS = 32  # steps over which a gradient's variance is taken
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # number of seeds -> t of a 95 % interval
@@ -102,7 +102,7 @@ def preferred(run: Path, before: Path) -> Measures:
     return {"win rate": won / max(moved, 1), **late(run, "train/win_diff", "train/lose_diff")}
 
 
-def borrowed(number: int, split: Literal["train", "held_out"], turned: bool = False) -> "Edit":
+def borrowed(number: int, split: Literal["train", "held_out"], turned: bool = False) -> "WorldEdit":
     """A picture that takes the background of another, which the world's own edits never do: the pretrained weights
     have seen no order of its references. The picture comes first, or last when `turned`; the instruction says which."""
     from datamodules.instruction import reindex
@@ -144,7 +144,7 @@ def orders_never_seen(run: Path, _: Path, count: int = 128) -> Measures:
     """
     from benchmarks import learning
 
-    model = learning.Model.open(exported(run, "--ema"), learning.STEPS)
+    model = learning.LoadedModel.open(exported(run, "--ema"), learning.STEPS)
     judge = learning.Correctness()
     found: Measures = {}
     for order, turned in (("order of the rows", False), ("never seen", True)):
@@ -173,7 +173,7 @@ def gradient_noise(strata: str, seed: int, before: Path) -> Measures:
 
     from benchmarks.strata import independent
     from datamodules.captions import Captions
-    from datamodules.loader import Address
+    from datamodules.loader import BatchAddress
     from datamodules.world.families import FAMILIES
     from datamodules.world.stream import Drawn
     from firered_lit.flow.timesteps import uniform
@@ -191,7 +191,7 @@ def gradient_noise(strata: str, seed: int, before: Path) -> Measures:
     weights = [p for p in stage.transformer.parameters() if p.requires_grad]
     total, squares, losses = torch.zeros(sum(p.numel() for p in weights), dtype=torch.float64), 0.0, []
     for step in range(DRAWS):
-        batch, _ = drawn[Address(step, tuple(range(16)), 16)]
+        batch, _ = drawn[BatchAddress(step, tuple(range(16)), 16)]
         loss = stage.losses(batch).mean()  # type: ignore[arg-type]
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]).double()
         total += gradient
@@ -219,7 +219,7 @@ def faces_alike(run: Path, _: Path) -> Measures:
     from callbacks.consistency_reward import ConsistencyReward
     from firered_lit.rewards.correctness import FACES
 
-    model, judge = learning.Model.open(exported(run, "--ema"), learning.STEPS), learning.Correctness()
+    model, judge = learning.LoadedModel.open(exported(run, "--ema"), learning.STEPS), learning.Correctness()
     alike = ConsistencyReward("tiny", preservation_weight=0.0, whole=False)
     cosines, right = [], []
     for family in FACES:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from datamodules.buckets import BatchPlan, Index, Row, write_index
+from datamodules.buckets import BatchPlan, Index, IndexRow, write_index
 from firered_lit.models.sizes import Shape, assign, cover, largest_tokens, shape_table, tokens
 from firered_lit.recipe import load
 
@@ -30,7 +30,7 @@ RECIPES = {"pretrain": 512 * 512, "sft": 1024 * 1024}  # the pixel area that eac
 
 def mixture(
     rows: int, shares: tuple[int, ...], table: tuple[Shape, ...], mixed: float, tasks: int = 1, canonical: bool = True
-) -> Iterator[Row]:
+) -> Iterator[IndexRow]:
     """Return rows with `shares[n]` parts of n references, in the canonical order of their shapes or in any."""
     random = np.random.default_rng(0)
     counts = random.choice(len(shares), rows, p=np.array(shares) / sum(shares)).tolist()
@@ -38,7 +38,7 @@ def mixture(
     shapes[:, 1:] = np.where(random.random((rows, len(shares) - 1)) < mixed, shapes[:, 1:], shapes[:, :1])
     for position, (n, (target, *references)) in enumerate(zip(counts, shapes.tolist())):
         own = sorted(references[:n]) if canonical else references[:n]
-        yield Row(f"edit {position % tasks}", table[target], tuple(table[i] for i in own), position)
+        yield IndexRow(f"edit {position % tasks}", table[target], tuple(table[i] for i in own), position)
 
 
 def budget(index: Index, capacity: int, ranks: int) -> tuple[float, float, float, float, float]:

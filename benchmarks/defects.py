@@ -262,7 +262,7 @@ def write(
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """Recall and false alarms of the rule of a kind of defect."""
 
     kind: str
@@ -280,7 +280,7 @@ def measure(
     only: Sequence[str] = (),
     keep: str | None = None,
     seed: int = 0,
-) -> tuple[list[Found], float]:
+) -> tuple[list[Detection], float]:
     """Plant defects, curate, and return what each kind's rule found, with the share of clean crops that are kept."""
     from datamodules.raw import RawRows
     from firered_lit.build import build
@@ -310,7 +310,7 @@ def measure(
                 recall = sum(name in matched[defect.rule] for name in planted) / len(planted)
                 alarms = sum(name in matched[defect.rule] for name in cleans) / max(1, len(cleans))
                 reasons = [first[name] for name in planted]
-                found.append(Found(kind, defect, recall, alarms, max(set(reasons), key=reasons.count)))
+                found.append(Detection(kind, defect, recall, alarms, max(set(reasons), key=reasons.count)))
         kept = sum(first[name] == "kept" for name in cleans) / max(1, len(cleans))
     return found, kept
 
@@ -349,7 +349,7 @@ def local_edit(pixels: Pixels, rng: random.Random, size: int = 32) -> bytes:
 def pair_measures(photos: Sequence[Pixels], count: int, seed: int = 0) -> list[tuple[str, float, float]]:
     """Return (kind, largest block, SSIM) of pairs of which the target is unchanged, and of pairs with a local edit."""
     from firered_lit.curation.pairs import PairMeasures
-    from firered_lit.curation.rows import Pair, Picture
+    from firered_lit.curation.rows import Picture, PicturePair
 
     found = []
     for kind, edit in (("unchanged", unchanged), ("edited", local_edit)):
@@ -358,7 +358,7 @@ def pair_measures(photos: Sequence[Pixels], count: int, seed: int = 0) -> list[t
             files = [encoded(source := crop(photos[number % len(photos)], rng), rng.randint(85, 95))]
             files.append(edit(source, rng))
             pictures = [Picture(np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))) for file in files]
-            values = PairMeasures().annotate([Pair(*pictures)])
+            values = PairMeasures().annotate([PicturePair(*pictures)])
             found.append((kind, values["largest_block"][0], values["ssim"][0]))
     return found
 

@@ -46,7 +46,7 @@ from firered_lit.evaluation.benchmarks.rededit_requests import requests as reded
 from firered_lit.evaluation.protocols import Asking, EvaluationFolder, Item
 from firered_lit.evaluation.scores import GEDIT, IMGEDIT, REDEDIT, Scoring
 from firered_lit.judges.client import Client
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 MODEL = "model"
 SCORINGS = {"rededit": REDEDIT, "imgedit": IMGEDIT, "gedit": GEDIT}
@@ -89,7 +89,7 @@ class Photos:
     def sources(self, item: Item) -> list[bytes]:
         return [self._file(int(item.id)).read_bytes()]
 
-    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
+    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[ChatRequest]:
         sources = self.sources(item)
         if self.kind == "rededit":
             return rededit_requests(item, sources, edited, PROMPT, asking)
@@ -142,7 +142,7 @@ def judge_server(latency: float) -> Iterator[str]:
 # Asking the judge
 
 
-def post(url: str, request: Request) -> str:
+def post(url: str, request: ChatRequest) -> str:
     """Send one request over a connection of its own, as a thread that waits for it."""
     sent = urllib.request.Request(f"{url}/chat/completions", request.body(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(sent, timeout=120) as answer:

@@ -24,9 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from firered_lit.judges.client import Client
 from firered_lit.judges.reply import Kind
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 
-Side = Callable[[str, Sequence[Request], int], list[str]]
+Side = Callable[[str, Sequence[ChatRequest], int], list[str]]
 
 
 def serve(latency: float) -> None:
@@ -53,10 +53,10 @@ def serve(latency: float) -> None:
     asyncio.run(main())
 
 
-def by_threads(url: str, requests: Sequence[Request], parallel: int) -> list[str]:
+def by_threads(url: str, requests: Sequence[ChatRequest], parallel: int) -> list[str]:
     """Return the answers, with a thread for each request under way."""
 
-    def ask(request: Request) -> str:
+    def ask(request: ChatRequest) -> str:
         headers = {"Content-Type": "application/json"}
         sent = urllib.request.Request(f"{url}/chat/completions", request.body(), headers)
         with urllib.request.urlopen(sent, timeout=60) as answer:
@@ -66,7 +66,7 @@ def by_threads(url: str, requests: Sequence[Request], parallel: int) -> list[str
         return list(pool.map(ask, requests))
 
 
-def by_client(url: str, requests: Sequence[Request], parallel: int) -> list[str]:
+def by_client(url: str, requests: Sequence[ChatRequest], parallel: int) -> list[str]:
     """Return the answers, with the client, whose thread and connections are made and ended within the time."""
     with Client(url, parallel=parallel) as client:
         replies = [future.result() for future in [client.submit(request) for request in requests]]
@@ -84,9 +84,9 @@ def measured(side: Callable[..., list[str]], *arguments: Any) -> tuple[float, fl
 
 def compare(url: str, parallel: int, given: argparse.Namespace) -> None:
     """One row of the table."""
-    picture = Picture(os.urandom(given.kilobytes << 10))
+    picture = MessagePicture(os.urandom(given.kilobytes << 10))
     count = given.waves * parallel
-    requests = [Request("judge", [user(picture, picture, picture, f"how good? {i}")]) for i in range(count)]
+    requests = [ChatRequest("judge", [user(picture, picture, picture, f"how good? {i}")]) for i in range(count)]
     sides: list[Side] = [by_threads, by_client]
     walls: dict[Side, list[float]] = {side: [] for side in sides}
     cpus: dict[Side, list[float]] = {side: [] for side in sides}
@@ -127,7 +127,7 @@ def main() -> None:
             assert server.stdout is not None
             port = int(server.stdout.readline())
             url = f"http://127.0.0.1:{port}/v1"
-            measured(by_client, url, [Request("judge", [user("warm?")])], 1)  # imports
+            measured(by_client, url, [ChatRequest("judge", [user("warm?")])], 1)  # imports
             sides = "req/s  under way   CPU s"
             print(f"parallel   threads: {sides}   client: {sides}   ratio by wall time   by CPU time")
             for parallel in given.parallel:

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from callbacks.correctness import Correctness
 from callbacks.ocr_reward import OCRReward
-from datamodules.loader import Address
-from datamodules.world.families import FAMILIES, Edit
+from datamodules.loader import BatchAddress
+from datamodules.world.families import FAMILIES, WorldEdit
 from datamodules.world.sample import Split, edit
 from datamodules.world.scene import draw
 from datamodules.world.stream import SHAPES, Encoders
@@ -45,7 +45,7 @@ PIECE = 320  # edits of a family that a process judges at a time; whole batches,
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A base with its weights, and how it draws."""
 
     base: Base
@@ -54,13 +54,13 @@ class Model:
     steps: int
 
     @staticmethod
-    def open(name: str, steps: int) -> "Model":
+    def open(name: str, steps: int) -> "LoadedModel":
         base = open_base(name)
-        return Model(base, Encoders(base), base.transformer().eval(), steps)
+        return LoadedModel(base, Encoders(base), base.transformer().eval(), steps)
 
-    def batch(self, drawn: Sequence[tuple[Edit, str, str]]) -> EditBatch:
+    def batch(self, drawn: Sequence[tuple[WorldEdit, str, str]]) -> EditBatch:
         """Return edits with their ids and the keys of their texts, with pictures, as a batch."""
-        return self.encoders.batch(drawn, Address(0, tuple(range(len(drawn))), len(drawn)), pictured=True)
+        return self.encoders.batch(drawn, BatchAddress(0, tuple(range(len(drawn))), len(drawn)), pictured=True)
 
     def edits(self, batch: EditBatch) -> Tensor:
         """Return edits (B, 3, H, W) in [-1, 1]; the noise is keyed by the sample."""
@@ -71,8 +71,8 @@ class Model:
 
 
 def batches(
-    model: Model, family: str, chosen: range, seed: int, split: Split, size: int = 32
-) -> Iterator[tuple[list[Edit], EditBatch]]:
+    model: LoadedModel, family: str, chosen: range, seed: int, split: Split, size: int = 32
+) -> Iterator[tuple[list[WorldEdit], EditBatch]]:
     """The chosen edits of a family with their batches; both languages in turn. Compositions take their numbers in
     turn."""
     numbers = sorted(set(SHAPES.get(family, (1,))))
@@ -86,7 +86,7 @@ def batches(
 
 
 @dataclass
-class Judged:
+class FamilyResults:
     """Results of some edits of a family, a number for each: terms, and values that were read, by name."""
 
     right: list[int] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Judged:
     rewards: list[float] = field(default_factory=list)
     read: dict[str, list[float]] = field(default_factory=dict)
 
-    def extend(self, more: "Judged") -> None:
+    def extend(self, more: "FamilyResults") -> None:
         self.right += more.right
         self.errors += more.errors
         self.rewards += more.rewards
@@ -118,15 +118,15 @@ class Judged:
         return found
 
 
-def judged(model: Model, family: str, chosen: range, seed: int) -> Judged:
+def judged(model: LoadedModel, family: str, chosen: range, seed: int) -> FamilyResults:
     """The chosen held-out edits of a family, made by the model and judged. Words are read by the OCR reward, too."""
-    judge, reader, found = Correctness(), OCRReward(threads=1), Judged()
+    judge, reader, found = Correctness(), OCRReward(threads=1), FamilyResults()
     for _, batch in batches(model, family, chosen, seed, "held_out"):
         pictures = model.edits(batch)
         score = judge.submit(pictures, batch).result()
         assert batch.pixels is not None
         errors = ((pictures - batch.pixels) / 2).square().mean((1, 2, 3)).sqrt().tolist()
-        one = Judged(score.value.int().tolist(), errors, listed(score))
+        one = FamilyResults(score.value.int().tolist(), errors, listed(score))
         if family == "text":
             words = reader.submit(pictures, batch).result()
             one.rewards, one.read = words.value.tolist(), listed(words)
@@ -148,7 +148,7 @@ def side_by_side(name: str, steps: int, counts: Mapping[str, int], seed: int) ->
             for family, count in sorted(counts.items(), key=lambda one: -one[1])
         }
         for family, pieces in asked.items():
-            whole = Judged()
+            whole = FamilyResults()
             for piece in pieces:
                 whole.extend(piece.result())
             found[family] = whole.numbers()
@@ -160,13 +160,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def judged_alone(name: str, steps: int, family: str, chosen: range, seed: int) -> Judged:
+def judged_alone(name: str, steps: int, family: str, chosen: range, seed: int) -> FamilyResults:
     return judged(opened(name, steps), family, chosen, seed)
 
 
 @cache
-def opened(name: str, steps: int) -> Model:
-    return Model.open(name, steps)
+def opened(name: str, steps: int) -> LoadedModel:
+    return LoadedModel.open(name, steps)
 
 
 def listed(scores: Scores) -> dict[str, list[float]]:
@@ -178,7 +178,7 @@ def means(terms: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: round(float(torch.tensor(terms[name]).nanmean()), 4) for name in sorted(terms)}
 
 
-def pairs(model: Model, count: int, seed: int, families: Sequence[str], out: Path) -> int:
+def pairs(model: LoadedModel, count: int, seed: int, families: Sequence[str], out: Path) -> int:
     """Write `count` pairs: the exact answer and a wrong edit of the model's. Returns how many edits were drawn."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     judge, written, drawn, first = Correctness(), 0, 0, 0
@@ -197,7 +197,7 @@ def pairs(model: Model, count: int, seed: int, families: Sequence[str], out: Pat
     return drawn
 
 
-def pair(found: Edit, name: str, loser: Tensor, out: Path) -> dict[str, Any]:
+def pair(found: WorldEdit, name: str, loser: Tensor, out: Path) -> dict[str, Any]:
     """Return the row of a pair, whose pictures are written."""
     pictures = {f"images/{name}_source{i}.png": draw(scene) for i, scene in enumerate(found.sources)}
     sources = [*pictures]
@@ -245,7 +245,7 @@ def main() -> None:
         return
     families = given.families.split(",")
     if given.verb == "pairs":
-        model = Model.open(given.model, given.steps)
+        model = LoadedModel.open(given.model, given.steps)
         print(f"{given.out}: {given.count} pairs of {pairs(model, given.count, given.seed, families, given.out)} edits")
         return
     found = {"model": given.model, "steps": given.steps, "seed": given.seed}

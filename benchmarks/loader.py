@@ -70,7 +70,7 @@ def samples(count: int, side: int) -> Iterator[Sample]:
         yield Sample(str(i), meta | {"instructions": {"original/en": f"edit {i}"}}, tensors, {})
 
 
-class Files(Dataset):
+class SampleFiles(Dataset):
     """Load a sample as the authors' loader does."""
 
     def __init__(self, folder: Path, side: int) -> None:
@@ -129,7 +129,7 @@ def main() -> None:
             ours = data.train_dataloader()
             found["chunks of latents"].append(rate(iter(ours), count) / max(1, args.workers))
             ours.close()
-            plain = DataLoader(Files(files, args.side), BATCH, shuffle=True, num_workers=args.workers)
+            plain = DataLoader(SampleFiles(files, args.side), BATCH, shuffle=True, num_workers=args.workers)
             found["one file per sample"].append(rate(iter(plain), count) / max(1, args.workers))
     print(f"{args.samples} edits of {args.side}x{args.side}, one reference, batches of {BATCH}, {args.workers} workers")
     print(f"{'loader':<20} {'samples/s per worker, median':>28} {'lowest':>8} {'highest':>8}")

@@ -61,7 +61,7 @@ GROUPS, EDITS, STEPS, KL, SEED, RATE = 8, 4, 6, 1e-4, 0, 1e-4
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Judge(L.Callback):
+class HTTPJudge(L.Callback):
     """Asks an HTTP server about every picture, `connections` at a time."""
 
     def __init__(self, url: str, connections: int) -> None:
@@ -84,7 +84,7 @@ class Judge(L.Callback):
 def serve(latency: float) -> None:
     """The judge: after `latency` seconds, how bright the picture is. Prints its port."""
 
-    class Answer(BaseHTTPRequestHandler):
+    class JudgeHandler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             mean = ImageStat.Stat(Image.open(io.BytesIO(base64.b64decode(body["image"]))).convert("L")).mean[0]
@@ -98,12 +98,12 @@ def serve(latency: float) -> None:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), JudgeHandler)
     print(server.server_port, flush=True)
     server.serve_forever()
 
 
-class Plain:
+class PlainIteration:
     """The loop as public code has it. cached: prompts are encoded once. overlapped: rewards are asked for at once."""
 
     def __init__(self, base: Base, reward: Any, points: int, cached: bool = False, overlapped: bool = False) -> None:
@@ -197,10 +197,10 @@ class Lettered(PromptDataModule):
         return replace(batch, groups=tuple(groups))
 
 
-class Turns(L.Callback):
+class TimedIterations(L.Callback):
     """Times every iteration of the stage, and after each lets the others do theirs on the same samples."""
 
-    def __init__(self, others: dict[str, Plain]) -> None:
+    def __init__(self, others: dict[str, PlainIteration]) -> None:
         self.others = others
         self.seconds: dict[str, list[float]] = {name: [] for name in ["ours", *others]}
 
@@ -225,7 +225,7 @@ class Turns(L.Callback):
 def drawing(data: str, points: int) -> float:
     """Return the seconds that the rollout of an iteration takes, the fastest of three."""
     stage = build_stage(points)
-    plain = Plain(stage.base, None, points, cached=True)
+    plain = PlainIteration(stage.base, None, points, cached=True)
     batch, seconds = next(iter(Lettered(data, groups=GROUPS, workers=0).train_dataloader())), []
     for _ in range(3):
         begun = time.perf_counter()
@@ -252,11 +252,11 @@ def build_stage(points: int) -> NFT:
 def measure(data: str, reward: Any, points: int, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of every iteration by side; the first one is not counted."""
     stage = build_stage(points)
-    plain = partial(Plain, stage.base, reward, points)
+    plain = partial(PlainIteration, stage.base, reward, points)
     others = {"plain": plain(), "plain, prompts encoded once": plain(cached=True)}
     others["plain, rewards while drawing"] = plain(overlapped=True)
     others["plain, both"] = plain(cached=True, overlapped=True)
-    turns = Turns(others)
+    turns = TimedIterations(others)
     trainer = L.Trainer(
         accelerator="cpu", max_steps=rounds + 1, logger=False, callbacks=[reward, turns], enable_progress_bar=False,
         enable_checkpointing=False, enable_model_summary=False, limit_val_batches=0,
@@ -306,7 +306,7 @@ def main() -> None:
             try:
                 assert server.stdout is not None
                 port = int(server.stdout.readline())
-                server_judge = Judge(f"http://127.0.0.1:{port}", given.connections)
+                server_judge = HTTPJudge(f"http://127.0.0.1:{port}", given.connections)
                 said = f"judge of {latency:.3f} s a picture, {given.connections} at a time, {multiple:g} x the rollout"
                 table(said, measure(data, server_judge, given.points, given.rounds))
             finally:

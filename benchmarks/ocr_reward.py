@@ -31,7 +31,7 @@ from rendered import length, paper, write
 from callbacks.ocr_closeup import score_where_due
 from callbacks.ocr_engine import PaddleEngine, Picture, paddle
 from callbacks.ocr_layout import Layout, cut, read_layouts
-from callbacks.ocr_models import Model, offline_models
+from callbacks.ocr_models import OCRModel, offline_models
 from firered_lit.draws import chooser
 from firered_lit.models.cache import cache_folder
 from firered_lit.rewards.layout_ocr import cells, fold, joined, nearest_run, text_score
@@ -58,10 +58,10 @@ def draw(number: int, right: bool = False) -> tuple[Picture, str]:
     return np.asarray(page), wanted
 
 
-class Plain:
+class PlainOCR:
     """One image at a time through PaddleOCR; R_text of the lines nearest to the text."""
 
-    def __init__(self, models: Sequence[Model], intra: int) -> None:
+    def __init__(self, models: Sequence[OCRModel], intra: int) -> None:
         detection, recognition = models
         self.ocr = paddle(detection, recognition, MAX_SIDE, intra)
 
@@ -75,9 +75,9 @@ class Plain:
 folded = partial(fold, case=True, space=True)
 
 
-def sides(models: Sequence[Model], threads: int) -> dict[str, Scorer]:
+def sides(models: Sequence[OCRModel], threads: int) -> dict[str, Scorer]:
     """Name -> a scorer of (images, texts, layouts): R_text of each."""
-    plain, single = Plain(models, threads), Plain(models, 1)
+    plain, single = PlainOCR(models, threads), PlainOCR(models, 1)
     alone = PaddleEngine(*models, threads=1, intra=threads, max_side=MAX_SIDE)
     ours = PaddleEngine(*models, threads=threads, max_side=MAX_SIDE)
     pool = ThreadPoolExecutor(threads)

@@ -22,8 +22,8 @@ from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from callbacks.lettering import Lettering
-from callbacks.sample_grid import Row, draw_grid, fitted
-from datamodules.photos import EDITS, Picture, Sample, samples
+from callbacks.sample_grid import GridRow, draw_grid, fitted
+from datamodules.photos import EDITS, PhotoSample, Picture, samples
 from firered_lit.batch import Condition, Text
 from firered_lit.cli import quiet
 from firered_lit.draws import gaussian
@@ -57,7 +57,7 @@ def is_right(edited: Picture, source: Picture, answer: Picture) -> bool:
 
 
 @dataclass(frozen=True)
-class Judged:
+class PhotoScores:
     """The count of right edits, of all edits, and their mean PSNR to the exact answers in dB."""
 
     right: int
@@ -70,21 +70,21 @@ class Judged:
         return 100 * self.right // self.count
 
 
-def judge(edited: Sequence[Picture], asked: Sequence[Sample]) -> Judged:
+def judge(edited: Sequence[Picture], asked: Sequence[PhotoSample]) -> PhotoScores:
     """Return how the edits compare with the exact answers of what was asked."""
     verdicts = [is_right(picture, one.source, one.target) for picture, one in zip(edited, asked, strict=True)]
     distances = [psnr(picture, one.target) for picture, one in zip(edited, asked, strict=True)]
-    return Judged(sum(verdicts), len(verdicts), mean(distances))
+    return PhotoScores(sum(verdicts), len(verdicts), mean(distances))
 
 
-def instruction(one: Sample, number: int) -> str:
+def instruction(one: PhotoSample, number: int) -> str:
     """Return what is asked for, every other crop in Chinese; the edits of one crop are asked for in both languages."""
     crop, turn = divmod(number, len(EDITS))
     return one.chinese if (crop + turn) % 2 else one.english
 
 
 @torch.no_grad()
-def edits(base: Base, transformer: Any, asked: Sequence[Sample], steps: int) -> list[Picture]:
+def edits(base: Base, transformer: Any, asked: Sequence[PhotoSample], steps: int) -> list[Picture]:
     """Return an edit of every sample's source, drawn as `edit` draws it. The noise is keyed by the sample's name."""
     codec = base.codec()
     sources = torch.stack([to_pixels(Image.fromarray(one.source)) for one in asked])
@@ -98,7 +98,7 @@ def edits(base: Base, transformer: Any, asked: Sequence[Sample], steps: int) -> 
     return [np.asarray(to_image(pixels)) for pixels in codec.decode(drawn)]
 
 
-def before_and_after(asked: Sequence[Sample], before: Sequence[Picture], after: Sequence[Picture]) -> Image.Image:
+def before_and_after(asked: Sequence[PhotoSample], before: Sequence[Picture], after: Sequence[Picture]) -> Image.Image:
     """Return the picture: for each edit a column of rows source | before | after | exact answer."""
     lettering = Lettering(str(FONT))
     columns = []
@@ -108,7 +108,7 @@ def before_and_after(asked: Sequence[Sample], before: Sequence[Picture], after: 
             one = asked[number]
             cells = {"source": one.source, "before": before[number], "after": after[number], "exact answer": one.target}
             pictures = tuple((name, _edged(Image.fromarray(cell))) for name, cell in cells.items())
-            rows.append(Row((number,), pictures, instruction(one, number)))
+            rows.append(GridRow((number,), pictures, instruction(one, number)))
         columns.append(draw_grid(rows, edit.task, lettering))
     picture = Image.new("RGB", (sum(column.width for column in columns), columns[0].height), "white")
     left = 0

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datamodules.buckets import Index, Row, write_index
+from datamodules.buckets import Index, IndexRow, write_index
 from datamodules.records import Refusal, read
 from datamodules.summary import index_row
 from firered_lit.models.sizes import RATIOS, Sizes
@@ -60,7 +60,7 @@ def measure(source: Path, folder: Path) -> dict[str, float]:
     """Read, validate and index a file, in this process."""
     refused: Counter[str] = Counter()
 
-    def indexed() -> Iterator[Row]:
+    def indexed() -> Iterator[IndexRow]:
         for position, item in enumerate(read(source)):
             if isinstance(item, Refusal):
                 refused[item.reason] += 1

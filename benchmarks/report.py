@@ -276,12 +276,12 @@ def tables(paths: Sequence[Path], names: Sequence[str], out: Path, against: Path
 
 def edits(models: Sequence[str], names: Sequence[str], out: Path, seed: int, steps: int | None) -> None:
     """Draw a row per kind of edit, the first one of its kind that is held out: references, models' edits, answer."""
-    from benchmarks.learning import STEPS, Model
+    from benchmarks.learning import STEPS, LoadedModel
     from datamodules.world.sample import edit
     from firered_lit.models.codec import to_image
 
     # An empty table with its heads.
-    opened = [Model.open(name, steps or STEPS) for name in models]
+    opened = [LoadedModel.open(name, steps or STEPS) for name in models]
     widest = max(number for _, number in EDITS)
     pyplot = _pyplot()
     columns = [*(f"reference {i + 1}" for i in range(widest)), *names, "exact answer"]

@@ -138,7 +138,7 @@ def micro_batches(codec: Codec, targets: int) -> list[EditBatch]:
     return found
 
 
-class Plain:
+class PlainStep:
     """The released loop. cached: latents; fixed: its batch, None for as many samples as the budget takes; unmasked: a
     mask only where one is needed; backbone: what of the blocks is made again or compiled, and the LoRA."""
 
@@ -194,7 +194,7 @@ def part(batch: EditBatch, rows: slice) -> EditBatch:
     )
 
 
-class Bare:
+class BareLoop:
     """Our stage in a loop of its own."""
 
     def __init__(self, stage: SFT) -> None:
@@ -211,7 +211,7 @@ class Bare:
         self.optimizer.zero_grad()
 
 
-class Turns(L.Callback):
+class TimedSteps(L.Callback):
     """Times the trainer from the end of one batch to the end of the next, and lets the others take the same one."""
 
     def __init__(self, others: dict[str, Any], clock: Callable[[], float]) -> None:
@@ -242,7 +242,7 @@ def measure(
     stage: SFT, batches: list[EditBatch], others: dict[str, Any], given: argparse.Namespace, folder: str | None = None
 ) -> dict[str, list[float]]:
     """Seconds of every batch by side, the first round left out. folder: with a recipe's callbacks and logger in it."""
-    turns = Turns(others, time.process_time if given.cpu_time else time.perf_counter)
+    turns = TimedSteps(others, time.process_time if given.cpu_time else time.perf_counter)
     callbacks: list[L.Callback] = [turns]
     if folder:
         callbacks = [Signals(), Progress(), Throughput(), turns]
@@ -268,7 +268,7 @@ def against_the_plain_loop(base: str, batches: list[EditBatch], given: argparse.
     if given.lora:
         lora["lora"] = LoRA(rank=11, alpha=11)  # a twelfth of the released example's rank
     kept = KEPT | {"compile_blocks": given.compile}
-    plain = partial(Plain, base, Codec(stage_of(base).base), fixed=given.targets // (1 + max(REFERENCES)), **lora)
+    plain = partial(PlainStep, base, Codec(stage_of(base).base), fixed=given.targets // (1 + max(REFERENCES)), **lora)
     others = {
         "plain": plain(),
         "plain, latents cached": plain(cached=True),
@@ -294,7 +294,7 @@ def against_a_bare_loop(base: str, batches: list[EditBatch], given: argparse.Nam
     for name, folder in (("Lightning alone", None), ("with a recipe's callbacks and MLflow", str(scratch / "run"))):
         stage = stage_of(base)
         stage.configure_model()
-        bare = Bare(stage)
+        bare = BareLoop(stage)
         with redirect_stdout(io.StringIO()):
             seconds = measure(stage_of(base), batches, {"bare": bare}, given, folder)
         step = statistics.median(seconds["bare"])

@@ -11,7 +11,7 @@ from callbacks.reward import RewardCallback
 from firered_lit.batch import EditBatch
 from firered_lit.errors import UserError
 from firered_lit.losses.consistency import region_transforms, warp
-from firered_lit.models.identity import Encoder, open_encoder
+from firered_lit.models.identity import IdentityEncoder, open_encoder
 from firered_lit.rewards.protocol import Scores
 
 
@@ -56,7 +56,7 @@ class ConsistencyReward(RewardCallback):
         self.tolerance = tolerance
         self.identity_weight = identity_weight
         self.preservation_weight = preservation_weight
-        self.encoder: Encoder | None = None
+        self.encoder: IdentityEncoder | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -123,7 +123,7 @@ class ConsistencyReward(RewardCallback):
             count.index_add_(0, rows, torch.ones(len(rows)))
         return torch.where(count > 0, total / count, torch.nan)
 
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> IdentityEncoder:
         """Return the frozen encoder, opened once."""
         if self.encoder is None:
             self.encoder = open_encoder(self.encoder_path)

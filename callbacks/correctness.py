@@ -69,7 +69,7 @@ class Correctness(RewardCallback):
             values = [float(one.correct) for one in found]
         return Scores(torch.tensor(values), torch.ones(len(found), dtype=torch.bool), terms)
 
-    def _one(self, images: Tensor, batch: EditBatch, i: int) -> correctness.Correctness:
+    def _one(self, images: Tensor, batch: EditBatch, i: int) -> correctness.CorrectnessTerms:
         """Return the score of sample i."""
         if batch.pixels is None:
             raise ValueError("a batch without target pictures has no score")
@@ -85,7 +85,7 @@ class Correctness(RewardCallback):
         )
 
 
-def _correct_in(task: str, scores: Sequence[correctness.Correctness], tasks: Sequence[str]) -> list[float]:
+def _correct_in(task: str, scores: Sequence[correctness.CorrectnessTerms], tasks: Sequence[str]) -> list[float]:
     """Return 1 or 0 for each sample of a task, NaN for those of others."""
     return [float(one.correct) if own == task else math.nan for one, own in zip(scores, tasks, strict=True)]
 

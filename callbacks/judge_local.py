@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from callbacks.judge_prompt import Prompt, Question
+from callbacks.judge_prompt import JudgePrompt, Question
 from callbacks.judge_server import Answer, JudgeError
 from firered_lit.draws import generator
 from firered_lit.errors import UserError, first_line
 from firered_lit.judges.reply import Kind, Reply
-from firered_lit.judges.request import Picture as RequestPicture
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest, MessagePicture
 from firered_lit.models.conditioning import show
 from firered_lit.models.family import open_base
 from firered_lit.places import user_path
@@ -122,7 +121,7 @@ class LocalVLM:
             shown = [show(Image.open(io.BytesIO(png)).convert("RGB"), self.area) for png in pictures]
             return self._generate(self._chat(text, len(shown)), shown, "say", *key)
 
-    def answer(self, request: Request) -> Reply:
+    def answer(self, request: ChatRequest) -> Reply:
         """Return the words of a chat completion, its parts in their order; `top_p` and the like are not heeded.
 
         They are sampled by the request itself, so that the same request has the same answer.
@@ -131,7 +130,7 @@ class LocalVLM:
         for message in request.messages:
             content = message["content"]
             for part in [content] if isinstance(content, str) else content:
-                if isinstance(part, RequestPicture):
+                if isinstance(part, MessagePicture):
                     parts.append(show(Image.open(io.BytesIO(part.data)).convert("RGB"), self.area))
                 elif isinstance(part, str) and "<|" not in part:
                     parts.append(part)
@@ -147,7 +146,7 @@ class LocalVLM:
             return Reply(Kind.UNPARSED, text, reason="an answer without words")
         return Reply(Kind.ANSWERED, text)
 
-    def score_tokens(self, prompt: Prompt) -> tuple[str, Tensor]:
+    def score_tokens(self, prompt: JudgePrompt) -> tuple[str, Tensor]:
         """Return the text up to the score, and the score tokens' ids (S,). Raises UserError for a score of several."""
 
         def ids(text: str) -> list[int]:

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).with_name("judge_prompts")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class JudgePrompt:
     """A question with one `{instruction}`, and the form of its answer."""
 
     name: str
@@ -42,7 +42,7 @@ class Question:
         sample: The sample, named by its content.
     """
 
-    prompt: Prompt
+    prompt: JudgePrompt
     instruction: str
     pictures: tuple[bytes, ...]
     sample: str
@@ -58,7 +58,7 @@ class Question:
         return self.prompt.ask(self.instruction)
 
 
-def read_prompt(name: str) -> Prompt:
+def read_prompt(name: str) -> JudgePrompt:
     """Return a prompt.
 
     Its file has head lines `version:`, `marker:`, `scale:` (score tokens, lowest first) and `rationale: yes | no`, an
@@ -87,7 +87,7 @@ def read_prompt(name: str) -> Prompt:
         raise UserError(f"{path}: not a prompt: its head lacks or misspells {problem}") from None
     if "{instruction}" not in text or len(values) < 2 or not marker or rationale not in ("yes", "no"):
         raise UserError(f"{path}: a prompt needs {{instruction}}, a marker, two scores and rationale: yes or no")
-    return Prompt(
+    return JudgePrompt(
         name=path.stem,
         version=version,
         text=text.strip(),

@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.judge_prompt import Prompt, Question, read_prompt
+from callbacks.judge_prompt import JudgePrompt, Question, read_prompt
 from callbacks.judge_server import Answer, Judge, JudgeError
 from callbacks.reward import RewardCallback
 from firered_lit.batch import EditBatch
@@ -224,7 +224,7 @@ class JudgeReward(RewardCallback):
             self._problem = problem
 
 
-def questions(prompt: Prompt, images: Tensor, batch: EditBatch) -> list[Question]:
+def questions(prompt: JudgePrompt, images: Tensor, batch: EditBatch) -> list[Question]:
     """Return a question for each edit, with its sources and its requirement. A repeated picture is encoded once."""
     sources = [_pngs(source, len(images)) for source in batch.sources]
     rows = zip(*sources, _pngs(images, len(images)))

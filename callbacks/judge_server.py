@@ -17,7 +17,7 @@ from firered_lit.errors import UserError
 from firered_lit.judges.client import Client
 from firered_lit.judges.log import rows
 from firered_lit.judges.reply import Kind, Reply
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 from firered_lit.rewards.judge import expected_from_logprobs, score_logprobs
 
 log = logging.getLogger(__name__)
@@ -164,13 +164,13 @@ class Server:
         request = self._request(text, pictures, seed_of(self.seed, "say", *key), {}, {})
         return self._words(await self._reply(request))
 
-    async def _reply(self, request: Request) -> Reply:
+    async def _reply(self, request: ChatRequest) -> Reply:
         """Return the reply to a request, asked again without a setting that the server does not know."""
         reply = await self.client.complete(request)
         fewer = self._without_unknown(request, reply)
         return reply if fewer is None else await self._reply(fewer)
 
-    def _without_unknown(self, request: Request, reply: Reply) -> Request | None:
+    def _without_unknown(self, request: ChatRequest, reply: Reply) -> ChatRequest | None:
         """Return the request without the settings that a refusal names; None when it names none of them."""
         if reply.kind is not Kind.REJECTED:
             return None
@@ -184,7 +184,7 @@ class Server:
 
     def _request(
         self, text: str, pictures: tuple[bytes, ...], seed: int, more: Mapping[str, Any], facts: Mapping[str, Any]
-    ) -> Request:
+    ) -> ChatRequest:
         """Return a request of pictures and then words, with everything that a server's defaults could change."""
         settings = {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": seed % 2**31}
         sampling = {"top_p": self.top_p, **self.beyond_openai}
@@ -195,8 +195,8 @@ class Server:
             self.announced = True
             sent = ", ".join(f"{name} {settings[name]:g}" for name in ("temperature", *sampling) if name in settings)
             rank_zero_info(f"judge {self.url}: words are sampled with {sent}, whatever the server's own config says")
-        message = user(*[Picture(picture) for picture in pictures], text)
-        return Request(self.version, [message], {**settings, **more}, facts=facts)
+        message = user(*[MessagePicture(picture) for picture in pictures], text)
+        return ChatRequest(self.version, [message], {**settings, **more}, facts=facts)
 
     def _usable(self, reply: Reply) -> Reply:
         """Return a reply in which the model says something. Raises JudgeError or UserError for any other."""

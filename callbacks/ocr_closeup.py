@@ -32,7 +32,7 @@ OVERLAP = 0.25  # share of a tile that the next one shows too
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredImage:
     """The score of an image.
 
     Args:
@@ -59,7 +59,7 @@ def score_where_due(
     text_weight: float = 0.5,
     layout_weight: float = 0.5,
     gate: float = 0.5,
-) -> list[Scored | str]:
+) -> list[ScoredImage | str]:
     """Score images, each read no further than its score needs.
 
     Where a layout knows the text's place, that is read first, close up. The whole image is read only when the close-up
@@ -84,7 +84,7 @@ def score_where_due(
     tasks = []
     for number, (image, text, layout) in enumerate(zip(images, texts, layouts)):
         folds = fold_case is None or fold_case[number]
-        tasks.append(_Task(image, text, layout, text_weight, layout_weight, gate, folds))
+        tasks.append(_CloseupTask(image, text, layout, text_weight, layout_weight, gate, folds))
     enough = layout_floor(text_weight, layout_weight, gate)
 
     # First look: close up, where a layout knows the place.
@@ -101,13 +101,13 @@ def score_where_due(
     # Enlarged, where the words are not found.
     for number, (side, times) in enumerate(looks, start=1):
         for i, score in enumerate(scores):
-            if isinstance(score, Scored) and score.score.text < FOUND:
+            if isinstance(score, ScoredImage) and score.score.text < FOUND:
                 scores[i] = _look_closer(read, tasks[i], score, side, times, number)
     return scores
 
 
 @dataclass(frozen=True)
-class _Task:
+class _CloseupTask:
     """An image to score, with the text and the layout that it should show, and the rule of the score."""
 
     image: Picture
@@ -130,7 +130,7 @@ class _Task:
             return None
         return self.layout.region(self.text, self.size)
 
-    def scored(self, reading: Reading, region: Region | None, looks: int = 0) -> Scored | str:
+    def scored(self, reading: Reading, region: Region | None, looks: int = 0) -> ScoredImage | str:
         """Return the score of a reading of a part of the image; a reason in the place of a reading stays one."""
         if isinstance(reading, str):
             return reading
@@ -145,17 +145,19 @@ class _Task:
             gate=self.gate,
             fold_case=self.fold_case,
         )
-        return Scored(score, chars, region, looks)
+        return ScoredImage(score, chars, region, looks)
 
 
-def _may_earn_more(score: Scored | str, task: _Task, enough: float) -> bool:
+def _may_earn_more(score: ScoredImage | str, task: _CloseupTask, enough: float) -> bool:
     """Return whether the whole image could have another score than its close-up."""
     if isinstance(score, str) or score.region is None:
         return False
     return float(score.score) < enough or cut_off(score, task.size, task.text, task.layout)
 
 
-def _look_closer(read: Reader, task: _Task, before: Scored, side: int, times: int, number: int) -> Scored:
+def _look_closer(
+    read: Reader, task: _CloseupTask, before: ScoredImage, side: int, times: int, number: int
+) -> ScoredImage:
     """Read the text's place, or the image tile by tile, enlarged; return the score where it finds the words.
 
     Scraps of other words do not count: of many tiles, one is always a little like the text.
@@ -177,7 +179,7 @@ def _look_closer(read: Reader, task: _Task, before: Scored, side: int, times: in
             continue
         chars = [replace(c, x=c.x / times, y=c.y / times, w=c.w / times, h=c.h / times) for c in reading]
         closer = task.scored(chars, part, number)
-        if isinstance(closer, Scored) and closer.score.text >= max(FOUND, best.score.text):
+        if isinstance(closer, ScoredImage) and closer.score.text >= max(FOUND, best.score.text):
             best = closer
     return best
 
@@ -254,7 +256,7 @@ def layout_floor(
     return text_weight * elsewhere + layout_weight * ramp(elsewhere, gate)
 
 
-def cut_off(scored: Scored, size: tuple[int, int], text: str, layout: Layout | None) -> bool:
+def cut_off(scored: ScoredImage, size: tuple[int, int], text: str, layout: Layout | None) -> bool:
     """Return whether a line that stands in the text's place may go on behind the border of the close-up."""
     if layout is None or scored.region is None:
         return False
@@ -285,7 +287,7 @@ def touches(chars: Sequence[Char], region: Region, size: tuple[int, int]) -> boo
     return False
 
 
-def glyphs(scored: Scored, size: tuple[int, int], text: str, layout: Layout | None) -> tuple[float, float]:
+def glyphs(scored: ScoredImage, size: tuple[int, int], text: str, layout: Layout | None) -> tuple[float, float]:
     """Return the size of the letters of a text on an image.
 
     Args:

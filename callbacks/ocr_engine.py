@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from callbacks.ocr_models import Model
+from callbacks.ocr_models import OCRModel
 from firered_lit.rewards.layout_ocr import Char
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -66,8 +66,8 @@ class PaddleEngine:
 
     def __init__(
         self,
-        detection: Model,
-        recognition: Model,
+        detection: OCRModel,
+        recognition: OCRModel,
         *,
         threads: int = 1,
         intra: int = 1,
@@ -183,9 +183,9 @@ def paddle_engine(detection: Sequence[str], recognition: Sequence[str], **option
     return PaddleEngine(_model(*detection), _model(*recognition), **options)
 
 
-def _model(name: str, folder: str) -> Model:
+def _model(name: str, folder: str) -> OCRModel:
     """Return a model from its name and its folder, "" when there is none."""
-    return Model(name, Path(folder) if folder else None)
+    return OCRModel(name, Path(folder) if folder else None)
 
 
 def alike(widths: Sequence[int], most: int) -> list[list[int]]:
@@ -362,7 +362,7 @@ def _line_input(crop: Picture, most: int = 3200) -> tuple[NDArray[np.float32], f
     return row, width / padded
 
 
-def paddle(detection: Model, recognition: Model, max_side: int, intra: int) -> Any:
+def paddle(detection: OCRModel, recognition: OCRModel, max_side: int, intra: int) -> Any:
     """Return PaddleOCR on `intra` cores, which does not look at the network when both models are folders."""
     os.environ.setdefault("PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK", "True")
     if detection.folder and recognition.folder and "modelscope" not in sys.modules:

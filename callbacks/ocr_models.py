@@ -22,14 +22,14 @@ _LAYOUT = "1"  # of the folders; a new one is built beside the old
 
 
 @dataclass(frozen=True)
-class Model:
+class OCRModel:
     """One of PaddleOCR's models: its name and its folder (None: PaddleOCR finds or downloads it by name)."""
 
     name: str
     folder: Path | None = None
 
 
-def offline_models(cache: Path) -> tuple[Model, Model]:
+def offline_models(cache: Path) -> tuple[OCRModel, OCRModel]:
     """Return detection and recognition from the rapidocr wheel, as PaddleOCR folders under `cache`, built on first use.
 
     Raises UserError when rapidocr, or the version of it that has these files, is not installed.
@@ -41,10 +41,10 @@ def offline_models(cache: Path) -> tuple[Model, Model]:
     home = cache / f"ocr-{hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()}"
     if not home.is_dir():
         _build(home, files)
-    return Model(DETECTION, home / DETECTION), Model(RECOGNITION, home / RECOGNITION)
+    return OCRModel(DETECTION, home / DETECTION), OCRModel(RECOGNITION, home / RECOGNITION)
 
 
-def chosen_models(detection: str | None, recognition: str | None) -> tuple[Model, Model]:
+def chosen_models(detection: str | None, recognition: str | None) -> tuple[OCRModel, OCRModel]:
     """Return the two models that an engine works with.
 
     Args:
@@ -63,7 +63,7 @@ def chosen_models(detection: str | None, recognition: str | None) -> tuple[Model
     )
 
 
-def model(name: str) -> Model:
+def model(name: str) -> OCRModel:
     """Return a model that a user names: a folder with `inference.yml`, which holds its name, or a name of PaddleOCR's.
 
     Raises:
@@ -73,7 +73,7 @@ def model(name: str) -> Model:
     if not folder.is_dir():
         if folder.is_absolute() or "/" in name:
             raise UserError(f"{name}: no such folder; give a PaddleOCR model folder or one of its names ({DETECTION})")
-        return Model(name)
+        return OCRModel(name)
     import yaml
 
     try:
@@ -81,7 +81,7 @@ def model(name: str) -> Model:
         for scale in _scales(config):
             if isinstance(scale, str) and not _QUOTIENT.fullmatch(scale):
                 raise UserError(f"{folder / 'inference.yml'}: scale: expected a number or 1./255., got {scale!r}")
-        return Model(str(config["Global"]["model_name"]), folder.resolve())
+        return OCRModel(str(config["Global"]["model_name"]), folder.resolve())
     except (OSError, yaml.YAMLError, KeyError, TypeError) as problem:
         raise UserError(f"{folder / 'inference.yml'}: not a PaddleOCR model folder ({problem})") from problem
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.image_statistics import image_statistics
-from callbacks.ocr_closeup import LOOKS, Scored, glyphs, score_where_due
+from callbacks.ocr_closeup import LOOKS, ScoredImage, glyphs, score_where_due
 from callbacks.ocr_engine import Engine, PaddleEngine, Picture
 from callbacks.ocr_layout import Layout, Layouts, Reading, plainly, read_layouts, reference_layout
 from callbacks.ocr_models import model, offline_models
@@ -33,7 +33,7 @@ from firered_lit.models.cache import cache_folder
 from firered_lit.rewards.layout_ocr import Char, LayoutOCRScore, fold, layout_ocr_reward
 from firered_lit.rewards.protocol import Scores
 
-T = TypeVar("T", Layout, Scored)
+T = TypeVar("T", Layout, ScoredImage)
 CASES = ("folded", "kept", "as_asked")
 TERMS = ("text", "layout", "looks", "glyph_height", "glyph_ratio")
 SPEAKS_OF_CASE = re.compile(
@@ -286,7 +286,7 @@ class OCRReward(RewardCallback):
         sources: list[Picture | None] = [None] * len(images)
         if batch.source is not None:
             sources = [*_pictures(batch.source)]
-        asked = Asked(
+        asked = OCRRequest(
             images=[picture(image) for image in images],
             facts=batch.facts,
             targets=targets,
@@ -295,7 +295,7 @@ class OCRReward(RewardCallback):
         )
         return self.opened(self._pool.submit(self._score, asked))
 
-    def _score(self, asked: "Asked") -> Scores:
+    def _score(self, asked: "OCRRequest") -> Scores:
         """Return the scores of a batch; runs in the pool's thread."""
         # The samples whose text can be read.
         engine = self._engine()
@@ -336,14 +336,14 @@ class OCRReward(RewardCallback):
         columns = {name: torch.tensor(numbers) for name, numbers in terms.items()}
         return Scores(value.nan_to_num(0.0), ~value.isnan(), columns | asked.statistics)
 
-    def _folds_case(self, asked: "Asked", i: int) -> bool:
+    def _folds_case(self, asked: "OCRRequest", i: int) -> bool:
         """Return whether upper and lower case count as one for sample `i`."""
         if self.case != "as_asked":
             return self.case == "folded"
         facts = asked.facts[i]
         return not asks_for_case(facts.target_text, facts.replaced_text, facts.instruction)
 
-    def _readable(self, engine: EngineProcess, asked: "Asked") -> tuple[list[int], list[str]]:
+    def _readable(self, engine: EngineProcess, asked: "OCRRequest") -> tuple[list[int], list[str]]:
         """Return the samples whose text the engine can read, and the reasons why the others have no score."""
         try:
             characters = engine.characters()
@@ -370,7 +370,9 @@ class OCRReward(RewardCallback):
                 read += [f"the OCR engine: {fault}"] * len(part)
         return read
 
-    def _reference_layouts(self, engine: EngineProcess, asked: "Asked", known: Iterable[int]) -> list[Layout | None]:
+    def _reference_layouts(
+        self, engine: EngineProcess, asked: "OCRRequest", known: Iterable[int]
+    ) -> list[Layout | None]:
         """Return the layouts of these samples: as `prepare` has read them, else each picture is read once.
 
         A reference that cannot be read leaves the text alone: its layout is None.
@@ -398,7 +400,7 @@ class OCRReward(RewardCallback):
 
 
 @dataclass(frozen=True)
-class Asked:
+class OCRRequest:
     """The arguments of one `submit`, on the host: facts and pictures of each sample."""
 
     images: list[Picture]

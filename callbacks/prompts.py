@@ -11,13 +11,13 @@ from torch import Tensor
 
 from callbacks.lettering import Lettering
 from callbacks.live import Encoded, draw, encode
-from callbacks.sample_grid import Row, draw_grid, fitted
+from callbacks.sample_grid import GridRow, draw_grid, fitted
 from callbacks.signals import stopped_by_signal
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
 from firered_lit.grids import save_grid
-from firered_lit.prompt_file import Prompt, open_picture, read_prompts
+from firered_lit.prompt_file import PromptRow, open_picture, read_prompts
 from firered_lit.tracking import log_image
 
 FOLDER = "prompts"
@@ -127,18 +127,18 @@ class Prompts(L.Callback):
         shown = zip(self.prompts, self._encoded, pictures, strict=True)
         for number, (prompt, encoded, picture) in enumerate(shown, start=1):
             cells = [*self._controls(encoded), (f"step {step}", fitted(picture, self.side))]
-            rows.append(Row((number,), tuple(cells), prompt.instruction))
+            rows.append(GridRow((number,), tuple(cells), prompt.instruction))
         grid = draw_grid(rows, f"step {step}", self.lettering)
         save_grid(grid, folder / f"step_{step:08d}.png", [prompt.instruction for prompt in self.prompts])
 
-    def _strip(self, prompt: Prompt, number: int, folder: Path) -> Image.Image:
+    def _strip(self, prompt: PromptRow, number: int, folder: Path) -> Image.Image:
         """Return one prompt's pictures of all steps so far, side by side behind its control pictures."""
         cells = self._controls(self._encoded[number - 1])
         for file in sorted((folder / "pictures").glob(f"step_*/{number:02d}.png")):
             step = int(file.parent.name.removeprefix("step_"))
             with Image.open(file) as picture:
                 cells.append((f"step {step}", fitted(picture.convert("RGB"), self.side)))
-        return draw_grid([Row((number,), tuple(cells), prompt.instruction)], f"prompt {number}", self.lettering)
+        return draw_grid([GridRow((number,), tuple(cells), prompt.instruction)], f"prompt {number}", self.lettering)
 
     def _controls(self, encoded: Encoded) -> list[tuple[str, Image.Image]]:
         single = len(encoded.sources) == 1
@@ -146,7 +146,7 @@ class Prompts(L.Callback):
         return [(name, fitted(picture, self.side)) for name, picture in zip(names, encoded.sources, strict=True)]
 
 
-def encoded_prompt(prompt: Prompt, stage: Any, guided: bool) -> Encoded:
+def encoded_prompt(prompt: PromptRow, stage: Any, guided: bool) -> Encoded:
     """Return a prompt as the frozen models encode it, with the noise of its seed."""
     pictures = [open_picture(path, "callbacks.prompts") for path in prompt.images]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from firered_lit.batch import EditBatch
-from firered_lit.rewards.collect import Asked
+from firered_lit.rewards.collect import PendingRewards
 from firered_lit.rewards.names import check_name
 from firered_lit.rewards.panel import RewardPanel
 from firered_lit.rewards.protocol import Scores
@@ -51,7 +51,9 @@ class RewardCallback(L.Callback):
         self.missing_in_validation = 0  # images of all validations of this process's run that have no score
         self.reasons: Counter[str] = Counter()  # why scores were missing, since the start of this process
         self._lock = threading.Lock()
-        self._asked: list[tuple[Asked, Tensor]] = []  # of each validation batch, with the weights of its samples
+        self._asked: list[
+            tuple[PendingRewards, Tensor]
+        ] = []  # of each validation batch, with the weights of its samples
         self._open: set[Future[Scores]] = set()  # not answered yet
 
     @abstractmethod

@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from PIL import Image
 
-from callbacks.sample_grid import Row, fitted, publish, source_name
+from callbacks.sample_grid import GridRow, fitted, publish, source_name
 from firered_lit.batch import PromptBatch
 from firered_lit.errors import UserError
 from firered_lit.models.codec import to_image
@@ -48,7 +48,7 @@ class RewardGrid(L.Callback):
         folder = Path(trainer.default_root_dir) / FOLDER
         publish(own, trainer, self.rows, folder, FOLDER, self.font)
 
-    def _row(self, place: int, rollout: Any, rewards: torch.Tensor) -> Row:
+    def _row(self, place: int, rollout: Any, rewards: torch.Tensor) -> GridRow:
         """Return the row of a group: its sample, and the edits of the least and the highest reward.
 
         Args:
@@ -67,4 +67,4 @@ class RewardGrid(L.Callback):
             pictures.append(("target", to_image(sample.pixels[0])))
         cells = tuple((caption, fitted(picture, self.side)) for caption, picture in pictures)
         facts = sample.facts[0]
-        return Row((place, sample.slots[0]), cells, facts.instruction or facts.id)
+        return GridRow((place, sample.slots[0]), cells, facts.instruction or facts.id)

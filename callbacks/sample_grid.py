@@ -24,7 +24,7 @@ _FAINT = "#666666"
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """One held-out edit. `place` gives rows the same order however many processes share them."""
 
     place: tuple[int, ...]
@@ -50,7 +50,7 @@ class SampleGrid(L.Callback):
         self.side = side
         self.font = font
         self.dir = Path(dir) if dir else None
-        self._own: list[Row] = []
+        self._own: list[GridRow] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._own = []
@@ -72,7 +72,7 @@ class SampleGrid(L.Callback):
             if counts and len(self._own) < self.rows:
                 self._own.append(self._row(batch, output, batch_idx, i))
 
-    def _row(self, batch: EditBatch, output: Tensor, batch_idx: int, i: int) -> Row:
+    def _row(self, batch: EditBatch, output: Tensor, batch_idx: int, i: int) -> GridRow:
         """Return the row of sample i of a batch: its sources, the output and the target where it has one."""
         pictures = [(source_name(n, batch), to_image(source[i])) for n, source in enumerate(batch.sources)]
         pictures.append(("output", to_image(output[i])))
@@ -80,7 +80,7 @@ class SampleGrid(L.Callback):
             pictures.append(("target", to_image(batch.pixels[i])))
         cells = tuple((caption, fitted(picture, self.side)) for caption, picture in pictures)
         facts = batch.facts[i]
-        return Row((batch_idx, batch.slots[i]), cells, facts.instruction or facts.id)
+        return GridRow((batch_idx, batch.slots[i]), cells, facts.instruction or facts.id)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         own = self._own
@@ -89,7 +89,7 @@ class SampleGrid(L.Callback):
         publish(own, trainer, self.rows, folder, FOLDER, self.font)
 
 
-def publish(own: list[Row], trainer: L.Trainer, limit: int, folder: Path, name: str, font: str | None) -> None:
+def publish(own: list[GridRow], trainer: L.Trainer, limit: int, folder: Path, name: str, font: str | None) -> None:
     """Draw the first rows of all ranks as a picture: `folder`/step_00000020.png, and one in the logger.
 
     All ranks call it; the first one draws. A file that cannot be written costs a warning.
@@ -115,7 +115,7 @@ def publish(own: list[Row], trainer: L.Trainer, limit: int, folder: Path, name: 
         log_image(logger, name, grid, step)
 
 
-def draw_grid(rows: list[Row], title: str, lettering: Lettering) -> Image.Image:
+def draw_grid(rows: list[GridRow], title: str, lettering: Lettering) -> Image.Image:
     """Return the picture of all rows. Its width is that of the widest row, at least enough for a line of text."""
     widths = [sum(picture.width + _GAP for _, picture in row.cells) + _GAP for row in rows]
     width = max(*widths, 480)
@@ -129,7 +129,7 @@ def draw_grid(rows: list[Row], title: str, lettering: Lettering) -> Image.Image:
     return grid
 
 
-def _draw_row(row: Row, width: int, lettering: Lettering) -> Image.Image:
+def _draw_row(row: GridRow, width: int, lettering: Lettering) -> Image.Image:
     """Return a row's pictures beside each other, captions above and the instruction under them."""
     captions = [
         lettering.text(caption, picture.width, _FAINT, _PAPER, size=12, lines=1) for caption, picture in row.cells
@@ -160,11 +160,11 @@ def fitted(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _gather(own: list[Row], trainer: L.Trainer) -> list[Row]:
+def _gather(own: list[GridRow], trainer: L.Trainer) -> list[GridRow]:
     """Return all ranks' rows on the first rank, nothing on the others. All ranks call it."""
     if trainer.world_size == 1:
         return own
     everyone: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
-    placed = [Row((row.place[0], trainer.global_rank, *row.place[1:]), row.cells, row.instruction) for row in own]
+    placed = [GridRow((row.place[0], trainer.global_rank, *row.place[1:]), row.cells, row.instruction) for row in own]
     dist.gather_object(placed, everyone)
     return [row for rows in everyone or [] for row in rows]

@@ -19,7 +19,7 @@ Verdict = Literal["mention", "unclear", "other"]
 
 
 @dataclass(frozen=True)
-class Bare:
+class BareNumber:
     """A number without a noun, or a list of them."""
 
     start: int
@@ -156,7 +156,7 @@ def _compiled() -> dict[Style, tuple[re.Pattern[str], re.Pattern[str]]]:
     return patterns
 
 
-def bare(prompt: str, free: str, n: int, styles: set[str]) -> Iterator[Bare]:
+def bare(prompt: str, free: str, n: int, styles: set[str]) -> Iterator[BareNumber]:
     """Yield the numbers without a noun, style by style.
 
     Args:
@@ -182,7 +182,7 @@ def bare(prompt: str, free: str, n: int, styles: set[str]) -> Iterator[Bare]:
                 yield number
 
 
-def _read(match: re.Match[str], style: Style, prompt: str, n: int) -> Bare:
+def _read(match: re.Match[str], style: Style, prompt: str, n: int) -> BareNumber:
     """Return what a match of a style's form says."""
     pattern = LETTER if style == "letter" else NUMBER
     begin = match.start("numbers")
@@ -193,7 +193,7 @@ def _read(match: re.Match[str], style: Style, prompt: str, n: int) -> Bare:
         end = begin + token.end()
         tokens.append((start, end))
         values.append(value(prompt[start:end], n))
-    return Bare(match.start(), match.end(), match["head"], tuple(tokens), match["tail"], tuple(values), style)
+    return BareNumber(match.start(), match.end(), match["head"], tuple(tokens), match["tail"], tuple(values), style)
 
 
 def styles_of(prompt: str, mentions: Sequence[Mention]) -> set[str]:
@@ -242,7 +242,7 @@ class Context:
         # "Image 1 person, 2 dress": labels, and no count of dresses.
         self.labelling = any(ALONE.match(prompt, mention.end) is None for mention in mentions)
 
-    def judge(self, number: Bare) -> Verdict:
+    def judge(self, number: BareNumber) -> Verdict:
         """Return whether a bare number names a reference, may name one, or is something else."""
         before = self.prompt[: number.start]
         rest = self.prompt[number.end :]
@@ -260,7 +260,7 @@ class Context:
                 return "unclear" if ALONE.match(rest) else "other"
         return self._digit(number, before, rest)
 
-    def _digit(self, number: Bare, before: str, rest: str) -> Verdict:
+    def _digit(self, number: BareNumber, before: str, rest: str) -> Verdict:
         """Judge 2, ２ and ②."""
         # "1. add a hat 2. remove the man", "version 2".
         if number.start in self._labels():
@@ -280,7 +280,7 @@ class Context:
             return "unclear"
         return "unclear" if FROM_ZH.search(before) else "other"
 
-    def _ordinal(self, number: Bare, before: str, rest: str) -> Verdict:
+    def _ordinal(self, number: BareNumber, before: str, rest: str) -> Verdict:
         """Judge "the second", "2nd" and "the first and third"."""
         # "First, ...", "at first", "the second of May", "the second of the dogs".
         adverb = len(number.tokens) == 1 and not number.head and rest.lstrip().startswith((",", "，"))
@@ -300,7 +300,7 @@ class Context:
         verb = known and number.head and THIRD_PERSON.match(rest)
         return "unclear" if verb else "other"
 
-    def _nth(self, number: Bare, before: str, rest: str) -> Verdict:
+    def _nth(self, number: BareNumber, before: str, rest: str) -> Verdict:
         """Judge 第二, 第二个 and 第二张."""
         # 第一，... orders sentences; 第一幅油画 may hang in a picture.
         measure = number.tail.strip()
@@ -319,7 +319,7 @@ class Context:
             return "other"
         return "mention" if known and not OTHER_THINGS_ZH.search(before) else "unclear"
 
-    def _letter(self, number: Bare, before: str, rest: str) -> Verdict:
+    def _letter(self, number: BareNumber, before: str, rest: str) -> Verdict:
         """Judge B and 乙."""
         # "Put A on B": letters alone are no names unless they count.
         if "letter" not in self.styles:

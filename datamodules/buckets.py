@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.frequencies import Weights, frequencies
-from datamodules.index import Bucket, Index, Row
+from datamodules.index import Bucket, Index, IndexRow
 from datamodules.indexing import write_index
 from datamodules.order import Interleaving, hashes, permuted, shuffled
 from datamodules.passes import Passes
 from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 
-__all__ = ["BatchPlan", "Bucket", "Index", "LeftOut", "Planned", "Row", "write_index"]
+__all__ = ["BatchPlan", "Bucket", "Index", "IndexRow", "LeftOut", "Planned", "write_index"]
 
 WHOLE = 1024  # a bucket of at most so many rows is shuffled as a whole, whatever its chunks
 WINDOW = 256  # rows of a plan rank that are shuffled together: some blocks, so some chunks are read at a time

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from firered_lit.batch import Condition, EditBatch, Text
 from firered_lit.errors import UserError
-from firered_lit.mine.request import Request, Shown
+from firered_lit.mine.request import MiningRequest, ShownCandidate
 from firered_lit.models.codec import to_pixels
 
 from . import images, tables
@@ -149,22 +149,22 @@ class Candidates(RequestTable):
         models = {name: [expert, str(pictures)] for name, expert, pictures in self.models}
         return super().made_from() | {"models": models}
 
-    def items(self, wanted: Wanted) -> Iterator[tuple[int, Request]]:
+    def items(self, wanted: Wanted) -> Iterator[tuple[int, MiningRequest]]:
         """Yield the wanted requests, with their numbers; the line of one that cannot be used has `refused`."""
         for number, record in self.records(wanted):
             request = unless_refused(record, self._request)
             if isinstance(request, Refusal):
-                request = Request(refused(number, request) | {"candidates": []}, ())
+                request = MiningRequest(refused(number, request) | {"candidates": []}, ())
             yield number, request
 
-    def _request(self, record: Record) -> Request:
+    def _request(self, record: Record) -> MiningRequest:
         """Return a request with its candidates; those that cannot be used are noted in its line. Raises Refuse."""
         _in_files(record)
         line = line_of(record)
         sources = self.sources(record)
         target = self.load(record.target, record.columns.target) if record.target else None
         unusable: list[str] = []
-        shown: list[Shown] = []
+        shown: list[ShownCandidate] = []
         for model, expert, pictures in self.models:
             for path in pictures.of(record.id):
                 try:
@@ -175,10 +175,10 @@ class Candidates(RequestTable):
                 # The target at the picture's size, which rewards compare it with.
                 truth = None if target is None else target.resize(picture.size, Image.Resampling.LANCZOS)
                 sample = sample_of(record, sources, truth)
-                shown.append(Shown(model, expert, path, to_pixels(picture)[None], sample))
+                shown.append(ShownCandidate(model, expert, path, to_pixels(picture)[None], sample))
         if unusable:
             line["unusable"] = unusable
-        return Request(line, tuple(shown))
+        return MiningRequest(line, tuple(shown))
 
 
 def unless_refused(record: Record | Refusal, work: Callable[[Record], T]) -> T | Refusal:

@@ -101,7 +101,7 @@ def _alignment(
     return Alignment(cached if cached > 1 else None, drop), online
 
 
-class HeldOut:
+class HeldOutEdits:
     """Held-out edits for validation, one sample a batch.
 
     All ranks have the same number; a sample that only fills up a rank weighs 0.
@@ -332,7 +332,7 @@ class EditDataModule(L.LightningDataModule):
         """Return the index of the samples to train on."""
         return Index.open(self.root / "index" / "train")
 
-    def val_dataloader(self) -> HeldOut | list[Any]:
+    def val_dataloader(self) -> HeldOutEdits | list[Any]:
         """Return the held-out edits of this process; an empty list when there are none."""
         rank, world, _ = self._place()
         positions = Index.open(self.root / "index" / "held_out").positions
@@ -340,7 +340,7 @@ class EditDataModule(L.LightningDataModule):
         if not count:
             return []
         spread = [int(positions[i * len(positions) // count]) for i in range(count)]  # over the buckets, not the first
-        return HeldOut(self.chunks(), spread, rank, world)
+        return HeldOutEdits(self.chunks(), spread, rank, world)
 
     def chunks(self) -> Chunks:
         """Return the samples, by number."""

@@ -24,7 +24,7 @@ from .chunks import DTYPES, Sample, packed
 from .crops import Cropped
 from .faces import Faces
 from .instruction import choices, droppable_references, keeps_order, reworded
-from .reading import Reader, layout_of
+from .reading import ReadsLayouts, layout_of
 from .records import Record
 from .refusals import Refusal, ends_the_work, guarded
 
@@ -89,7 +89,7 @@ class Encoder:
         batch: int = 1,
         faces: Faces | None = None,
         aligned: bool = False,
-        reader: Reader | None = None,
+        reader: ReadsLayouts | None = None,
     ) -> None:
         self.aligned = aligned or orders > 1
         self.faces = faces

@@ -26,7 +26,7 @@ PIECE = 1 << 16  # rows handled at a time: memory does not grow with the data
 DTYPES: dict[str, Any] = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
 
 
-class Row(NamedTuple):
+class IndexRow(NamedTuple):
     """One sample as the index sees it. Shapes are (height, width) in pixels."""
 
     task: str

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules import index
-from datamodules.index import Column, Key, Row, pieces, save
+from datamodules.index import Column, IndexRow, Key, pieces, save
 
 BLOCK = 64  # rows of a block when the chunks are not known
 SCATTERED = 8  # fewer rows per chunk than this on average: the chunks give no locality, blocks are cut by number
@@ -44,7 +44,7 @@ class OnDisk:
             os.pwrite(self.file.fileno(), values[first:end].tobytes(), int(places[first]) * self.dtype.itemsize)
 
 
-def write_index(folder: str | Path, rows: Iterable[Row], chunks: Sequence[int] | None = None) -> None:
+def write_index(folder: str | Path, rows: Iterable[IndexRow], chunks: Sequence[int] | None = None) -> None:
     """Write the index of `rows`, given in any order. An index that is there is replaced in one step.
 
     Memory does not grow with the number of rows, as long as each bucket's rows come in the order of their positions.
@@ -69,7 +69,7 @@ def write_index(folder: str | Path, rows: Iterable[Row], chunks: Sequence[int] |
         save(folder, list(zip(buckets, counts)), sorted({cluster for _, cluster in ordered}), columns)
 
 
-def _spill(rows: Iterable[Row], path: Path) -> dict[tuple[Key, str], int]:
+def _spill(rows: Iterable[IndexRow], path: Path) -> dict[tuple[Key, str], int]:
     """Write (segment, position) of every row to `path`; a segment is a (bucket, cluster), numbered as first met."""
     numbers: dict[tuple[Key, str], int] = {}
     rows = iter(rows)
@@ -82,7 +82,7 @@ def _spill(rows: Iterable[Row], path: Path) -> dict[tuple[Key, str], int]:
     return numbers
 
 
-def _segment(row: Row) -> tuple[Key, str]:
+def _segment(row: IndexRow) -> tuple[Key, str]:
     """Return a row's bucket and cluster."""
     key = (row.task, len(row.references), row.target, row.references, row.droppable, row.fixed)
     return key, row.cluster

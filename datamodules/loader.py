@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Address:
+class BatchAddress:
     """The address of one micro-batch: its global batch, and its samples in that one and in the chunks.
 
     Args:
@@ -95,7 +95,7 @@ class Visits(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
         self.online = online
         self.checked = checked
 
-    def __getitem__(self, address: Address) -> tuple[EditBatch | Failure, tuple[str, ...]]:
+    def __getitem__(self, address: BatchAddress) -> tuple[EditBatch | Failure, tuple[str, ...]]:
         """Return a micro-batch, of pairs when the samples are pairs, and a message for each sample not read."""
         unread: list[str] = []
         try:
@@ -103,7 +103,7 @@ class Visits(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
         except UserError as problem:
             return Failure(str(problem)), tuple(unread)
 
-    def _batch(self, address: Address, unread: list[str]) -> EditBatch:
+    def _batch(self, address: BatchAddress, unread: list[str]) -> EditBatch:
         """Return a micro-batch; samples that cannot be read are added to `unread`. Raises UserError."""
         # The samples, and the text that each shows.
         order = self._order(address)
@@ -129,7 +129,7 @@ class Visits(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
             **pictures,
         )
 
-    def _order(self, address: Address) -> tuple[int, ...]:
+    def _order(self, address: BatchAddress) -> tuple[int, ...]:
         """Return the order in which a micro-batch shows its references."""
         order = address.order
         if order and self.checked:
@@ -170,7 +170,7 @@ class Visits(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
         sample = self.chunks.read(position, images=True)
         return self.online.reworded(sample, order)
 
-    def _one_shape(self, address: Address, samples: list[Sample]) -> None:
+    def _one_shape(self, address: BatchAddress, samples: list[Sample]) -> None:
         """Refuse samples of different shapes: the first sample's `img_shapes` rule the batch in the transformer."""
         first = _shapes(samples[0])
         for position, sample in zip(address.positions, samples, strict=True):
@@ -406,7 +406,7 @@ class EditLoader:
             self._stream.close()
             self._stream = None
 
-    def addresses(self, seen: int) -> Iterator[Address]:
+    def addresses(self, seen: int) -> Iterator[BatchAddress]:
         """Yield the addresses of this process's micro-batches, from number `seen` on."""
         steps = self.plan.steps()
         while True:
@@ -420,7 +420,7 @@ class EditLoader:
             rows = ranks[rank]
             size = len(rows)
             positions = tuple(int(self.plan.index.positions[row]) for row in rows)
-            yield Address(
+            yield BatchAddress(
                 step=step,
                 slots=tuple(range(rank * size, (rank + 1) * size)),
                 num_slots=size * len(ranks),
@@ -451,9 +451,9 @@ class EditLoader:
 
     def _batches(self) -> Generator[EditBatch, None, None]:
         """Yield the micro-batches, as the workers read them."""
-        waiting: deque[Address] = deque()  # addresses that workers have and whose batch has not come
+        waiting: deque[BatchAddress] = deque()  # addresses that workers have and whose batch has not come
 
-        def handed_out() -> Iterator[Address]:
+        def handed_out() -> Iterator[BatchAddress]:
             for address in self.addresses(self.seen):
                 waiting.append(address)
                 yield address
@@ -468,7 +468,7 @@ class EditLoader:
             self.seen += 1
             yield batch
 
-    def _where(self, waiting: deque[Address]) -> str:
+    def _where(self, waiting: deque[BatchAddress]) -> str:
         """Return the step and the sample that a worker was at, for messages."""
         if not waiting:
             return "before the first batch"

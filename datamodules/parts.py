@@ -32,7 +32,7 @@ from firered_lit.textfiles import read_object
 from .chunks import Sample
 from .folders import PREPARED
 from .grouping import ChunkWriter
-from .index import Index, Row
+from .index import Index, IndexRow
 from .indexing import write_index
 from .listing import INDEX, Listing, write_listing
 from .records import Refusal
@@ -181,11 +181,11 @@ class Parts:
         write_json(self.folder / "data.json", content, indent=1)
         return content
 
-    def _rows(self, held_out: bool) -> Iterator[Row]:
+    def _rows(self, held_out: bool) -> Iterator[IndexRow]:
         """Yield the samples to train on, or those held out, as the index has them."""
         for position, sample in enumerate(self.samples()):
             if sample["held_out"] == held_out:
-                yield Row(
+                yield IndexRow(
                     task=sample["task"],
                     target=tuple(sample["target"]),
                     references=tuple(tuple(shape) for shape in sample["references"]),

@@ -88,7 +88,7 @@ EDITS = (
 
 
 @dataclass(frozen=True)
-class Sample:
+class PhotoSample:
     """A crop of a photograph, an instruction in two languages, and the exact answer."""
 
     name: str
@@ -135,7 +135,7 @@ def crop(rng: Random, photograph: Picture) -> Picture:
 
 def samples(
     count: int, seed: int, split: Split, photos: Sequence[Picture] = (), edits: Sequence[PhotoEdit] = EDITS
-) -> Iterator[Sample]:
+) -> Iterator[PhotoSample]:
     """Yield the first `count` samples of a seed. Every crop is asked for each of the edits, one after another.
 
     Args:
@@ -152,7 +152,7 @@ def samples(
         source = crop(drawn, drawn.choice(chosen))
         edit = edits[turn]
         words = chooser("photo words", seed, split, number)
-        yield Sample(
+        yield PhotoSample(
             name=f"{split}-{seed}-{number:05d}",
             task=edit.task,
             source=source,
@@ -174,7 +174,7 @@ def write(out: Path, count: int, held_out: int, seed: int = 0) -> None:
             file.write(json.dumps(_row(out, sample, held_out=True), ensure_ascii=False) + "\n")
 
 
-def _row(out: Path, sample: Sample, held_out: bool) -> dict[str, object]:
+def _row(out: Path, sample: PhotoSample, held_out: bool) -> dict[str, object]:
     """Return the row of a sample, whose pictures are written."""
     source = f"images/{sample.name}_source.png"
     target = f"images/{sample.name}_target.png"

@@ -13,7 +13,7 @@ from firered_lit.models.family import Base
 
 from .chunks import Chunks, Sample
 from .edits import check_data
-from .index import Index, Row
+from .index import Index, IndexRow
 from .indexing import write_index
 from .instruction import as_in_the_row
 from .loader import collate, pictured
@@ -114,7 +114,7 @@ class Prepared:
         sizes = self.chunks.listing.sizes
         write_index(folder, self._rows(self.positions[np.fromiter(numbers, np.int64)]), sizes)
 
-    def _rows(self, positions: np.ndarray) -> Iterator[Row]:
+    def _rows(self, positions: np.ndarray) -> Iterator[IndexRow]:
         """Yield the samples at positions, as the index has them."""
         clusters = self._clusters()
         names = self.index.clusters or ("",)
@@ -122,7 +122,7 @@ class Prepared:
             rows = np.arange(bucket.start, bucket.start + bucket.count)
             for row in rows[np.isin(self.index.positions[rows], positions)]:
                 cluster = 0 if clusters is None else clusters[row]
-                yield Row(
+                yield IndexRow(
                     task=bucket.task,
                     target=bucket.target,
                     references=bucket.references,

@@ -18,7 +18,7 @@ HEAD = 1 << 14  # bytes read to begin with: sizes, id and, as a rule, meta
 TABLES = 4096  # chunks whose samples' starts are remembered
 
 
-class Files(Protocol):
+class FileStore(Protocol):
     """Protocol of a place with files: a folder or a store."""
 
     def part(self, name: str, begin: int, end: int) -> bytes:
@@ -71,7 +71,7 @@ class Ranges:
         fetched: Bytes that were read.
     """
 
-    def __init__(self, files: Files, listing: Listing, prefix: str = "") -> None:
+    def __init__(self, files: FileStore, listing: Listing, prefix: str = "") -> None:
         self.files = files
         self.listing = listing
         self.prefix = prefix

@@ -7,7 +7,7 @@ from PIL import Image
 from .crops import Cropped
 
 
-class Reader(Protocol):
+class ReadsLayouts(Protocol):
     """Protocol of a reader of layouts; `callbacks.ocr_reader.LayoutReader` is one."""
 
     identity: str  # names the reader and its settings: another one makes another data set
@@ -29,7 +29,7 @@ class Reader(Protocol):
         ...
 
 
-def layout_of(cropped: Cropped, reader: Reader) -> dict[str, Any] | None:
+def layout_of(cropped: Cropped, reader: ReadsLayouts) -> dict[str, Any] | None:
     """Return the layout of a sample's target text; None without one. The source is its record's first reference."""
     record = cropped.record
     if not record.target_text:

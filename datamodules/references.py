@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from datamodules.bare import AFTER, ENDS, Bare, Context, bare
+from datamodules.bare import AFTER, ENDS, BareNumber, Context, bare
 from datamodules.mentions import ALONE, NO_NAME, NOUN, NOUNS, ON, PICTURE, QUOTED, Mention, either, named
 from datamodules.numerals import WORDS
 
@@ -110,9 +110,9 @@ def read(prompt: str, n: int) -> Reading:
 
     # Numbers without a noun.
     context = Context(prompt, free, mentions)
-    leaning: list[Bare] = []
-    unclear: list[Bare] = []
-    ordering: list[Bare] = []  # "the first floor"
+    leaning: list[BareNumber] = []
+    unclear: list[BareNumber] = []
+    ordering: list[BareNumber] = []  # "the first floor"
     for number in bare(prompt, free, n, context.styles):
         verdict = context.judge(number)
         if verdict == "mention":

@@ -13,7 +13,7 @@ from firered_lit.models.sizes import Shape, Sizes, assign, shape_table
 
 from . import images
 from .buckets import BatchPlan
-from .index import FILE, Index, Row
+from .index import FILE, Index, IndexRow
 from .parquet import Embedded
 from .records import Record, Refusal, named_images, rows
 from .refusals import Refuse, guarded, one_line
@@ -240,7 +240,7 @@ def _shape(row: list[Record], total: Summary, fetched: dict[str, Shape]) -> None
         total.shapes[shape] += 1
 
 
-def index_row(record: Record, position: int, sizes: Sizes) -> Row:
+def index_row(record: Record, position: int, sizes: Sizes) -> IndexRow:
     """Return a record as the index has it, by the size in its row: references are taken to have the target's size.
 
     Args:
@@ -250,7 +250,7 @@ def index_row(record: Record, position: int, sizes: Sizes) -> Row:
     """
     target = _assigned(record.size, sizes.target_area)
     references = (_assigned(record.size, sizes.reference_area),) * len(record.references)
-    return Row(record.task, target, references, position, record.cluster)
+    return IndexRow(record.task, target, references, position, record.cluster)
 
 
 @lru_cache(1 << 12)

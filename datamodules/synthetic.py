@@ -37,7 +37,7 @@ SHARP = 4  # drawn so many times larger, then reduced: smooth edges
 
 
 @dataclass(frozen=True)
-class Thing:
+class SyntheticThing:
     """A shape on the canvas; place and size in shares of the canvas's sides and of its shorter side."""
 
     shape: str
@@ -56,27 +56,27 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Scene:
+class SyntheticScene:
     """A canvas (width, height), its background colour, what lies on it, and words across its middle."""
 
     canvas: tuple[int, int]
     background: str
-    things: tuple[Thing, ...]
+    things: tuple[SyntheticThing, ...]
     words: str = ""
 
 
 @dataclass(frozen=True)
-class Edit:
+class SyntheticEdit:
     """Sources to target. Without a source it is text-to-image."""
 
     task: str
-    sources: tuple[Scene, ...]
-    target: Scene
+    sources: tuple[SyntheticScene, ...]
+    target: SyntheticScene
     en: str
     cn: str
 
 
-def draw(scene: Scene) -> Image.Image:
+def draw(scene: SyntheticScene) -> Image.Image:
     """Return the scene as an RGB image."""
     width, height = scene.canvas
     large = Image.new("RGB", (width * SHARP, height * SHARP), COLOURS[scene.background][1])
@@ -100,7 +100,7 @@ def draw(scene: Scene) -> Image.Image:
     return large.resize(scene.canvas, Image.Resampling.LANCZOS)
 
 
-def boxes(scene: Scene) -> list[dict[str, list[float]]]:
+def boxes(scene: SyntheticScene) -> list[dict[str, list[float]]]:
     """Return the box of every thing on the canvas, as the regions of a row."""
     width, height = scene.canvas
     found = []
@@ -110,60 +110,60 @@ def boxes(scene: Scene) -> list[dict[str, list[float]]]:
     return found
 
 
-def scene(rng: Random, count: int) -> Scene:
+def scene(rng: Random, count: int) -> SyntheticScene:
     """Return things of different colours and shapes side by side, none in the background's colour."""
     background, *colours = rng.sample(sorted(COLOURS), count + 1)
     shapes = rng.sample(sorted(SHAPES), count)
     places = [((i + 0.5) / count, rng.uniform(0.35, 0.65)) for i in range(count)]
     things = [
-        Thing(shape, colour, x, y, rng.uniform(0.3, 0.5) / max(1, count - 1))
+        SyntheticThing(shape, colour, x, y, rng.uniform(0.3, 0.5) / max(1, count - 1))
         for shape, colour, (x, y) in zip(shapes, colours, places, strict=True)
     ]
-    return Scene(rng.choice(CANVASES), background, tuple(things))
+    return SyntheticScene(rng.choice(CANVASES), background, tuple(things))
 
 
-def _other_colour(rng: Random, before: Scene) -> str:
+def _other_colour(rng: Random, before: SyntheticScene) -> str:
     used = {before.background, *(thing.colour for thing in before.things)}
     return rng.choice(sorted(set(COLOURS) - used))
 
 
-def recolour(rng: Random) -> Edit:
+def recolour(rng: Random) -> SyntheticEdit:
     before = scene(rng, 2)
     i, colour = rng.randrange(2), _other_colour(rng, before)
     thing, things = before.things[i], list(before.things)
     things[i] = replace(thing, colour=colour)
     en, cn = f"Make the {thing.en} {colour}", f"把{thing.cn}变成{COLOURS[colour][0]}"
-    return Edit("color", (before,), replace(before, things=tuple(things)), en, cn)
+    return SyntheticEdit("color", (before,), replace(before, things=tuple(things)), en, cn)
 
 
-def remove(rng: Random) -> Edit:
+def remove(rng: Random) -> SyntheticEdit:
     before = scene(rng, 2)
     gone = before.things[rng.randrange(2)]
     after = replace(before, things=tuple(t for t in before.things if t != gone))
-    return Edit("remove", (before,), after, f"Remove the {gone.en}", f"移除{gone.cn}")
+    return SyntheticEdit("remove", (before,), after, f"Remove the {gone.en}", f"移除{gone.cn}")
 
 
-def add(rng: Random) -> Edit:
+def add(rng: Random) -> SyntheticEdit:
     after = scene(rng, 2)
     new = after.things[1]
     before = replace(after, things=after.things[:1])
-    return Edit("add", (before,), after, f"Add a {new.en} on the right", f"在右边增加一个{new.cn}")
+    return SyntheticEdit("add", (before,), after, f"Add a {new.en} on the right", f"在右边增加一个{new.cn}")
 
 
-def background(rng: Random) -> Edit:
+def background(rng: Random) -> SyntheticEdit:
     before = scene(rng, 2)
     colour = _other_colour(rng, before)
     en, cn = f"Change the background to {colour}", f"把背景换成{COLOURS[colour][0]}"
-    return Edit("background", (before,), replace(before, background=colour), en, cn)
+    return SyntheticEdit("background", (before,), replace(before, background=colour), en, cn)
 
 
-def flip(rng: Random) -> Edit:
+def flip(rng: Random) -> SyntheticEdit:
     before = scene(rng, 2)
     after = replace(before, things=tuple(replace(t, x=1 - t.x) for t in before.things))
-    return Edit("viewpoint", (before,), after, "Flip the picture horizontally", "水平翻转图片")
+    return SyntheticEdit("viewpoint", (before,), after, "Flip the picture horizontally", "水平翻转图片")
 
 
-def compose(rng: Random) -> Edit:
+def compose(rng: Random) -> SyntheticEdit:
     scenery, other = scene(rng, 1), scene(rng, 1)
     if other.things[0].colour == scenery.background:  # it would not be seen there
         other = replace(other, things=(replace(other.things[0], colour=_other_colour(rng, scenery)),))
@@ -172,34 +172,36 @@ def compose(rng: Random) -> Edit:
     after = replace(scenery, things=(replace(scenery.things[0], x=0.3), moved))
     place = replace(scenery, things=after.things[:1])
     en = f"Put the {moved.en} of Picture 2 on the right of Picture 1"
-    return Edit("compose", (place, other), after, en, f"把图2中的{moved.cn}放到图1的右边")
+    return SyntheticEdit("compose", (place, other), after, en, f"把图2中的{moved.cn}放到图1的右边")
 
 
-def paint(rng: Random) -> Edit:
+def paint(rng: Random) -> SyntheticEdit:
     after = scene(rng, 1)
     thing, ground = after.things[0], COLOURS[after.background][0]
-    return Edit("text_to_image", (), after, f"A {thing.en} on {after.background}", f"{ground}背景上的{thing.cn}")
+    return SyntheticEdit(
+        "text_to_image", (), after, f"A {thing.en} on {after.background}", f"{ground}背景上的{thing.cn}"
+    )
 
 
-def reword(rng: Random) -> Edit:
+def reword(rng: Random) -> SyntheticEdit:
     before, (old, new) = scene(rng, 0), rng.sample(WORDS, 2)
     after = replace(before, words=new)
     if rng.random() < 0.25:
-        return Edit("text", (before,), after, f'Write "{new}" in the middle', f"在中间写上“{new}”")
+        return SyntheticEdit("text", (before,), after, f'Write "{new}" in the middle', f"在中间写上“{new}”")
     en, cn = f'Replace the words "{old}" with "{new}"', f"把文字“{old}”换成“{new}”"
-    return Edit("text", (replace(before, words=old),), after, en, cn)
+    return SyntheticEdit("text", (replace(before, words=old),), after, en, cn)
 
 
-Family = Callable[[Random], Edit]
+Family = Callable[[Random], SyntheticEdit]
 FAMILIES: tuple[Family, ...] = (recolour, remove, add, background, flip, compose, paint)
 
 
-def edit(seed: int, number: int, families: Sequence[Family] = FAMILIES) -> Edit:
+def edit(seed: int, number: int, families: Sequence[Family] = FAMILIES) -> SyntheticEdit:
     """Return sample `number` of the world of `seed`; the families take turns."""
     return families[number % len(families)](chooser("world", seed, number))
 
 
-def spoiled(rng: Random, sample: Edit) -> Scene:
+def spoiled(rng: Random, sample: SyntheticEdit) -> SyntheticScene:
     """Return the scene of a worse editor: the right one with another background, or a thing in another colour."""
     scene = sample.target
     used = {scene.background, *(thing.colour for thing in scene.things)}

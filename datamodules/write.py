@@ -27,7 +27,7 @@ from .faces import Faces
 from .held_out import choose
 from .images import MAX_PIXELS
 from .parts import Parts, at_work, made_from
-from .reading import Reader
+from .reading import ReadsLayouts
 from .records import Record, Refusal, rows
 from .references import GRAMMAR
 from .refusals import guarded
@@ -58,7 +58,7 @@ def prepare(
     batch: int = 4,
     workers: int = 4,
     faces: str | None = None,
-    reader: Reader | None = None,
+    reader: ReadsLayouts | None = None,
     allow_urls: bool = False,
     max_pixels: int = MAX_PIXELS,
     seed: int = 0,

@@ -43,7 +43,7 @@ LOST_POSITIONS = (
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureToDraw:
     """One picture to draw, and where it goes.
 
     Attributes:
@@ -113,7 +113,7 @@ def edit(
         references = tuple(map(Path, images))
         for path in references:
             look_at(path, "--image")
-        pictures = [Picture(str(prompt), references, *pair, width, height) for pair in zip(files, seeds)]
+        pictures = [PictureToDraw(str(prompt), references, *pair, width, height) for pair in zip(files, seeds)]
     if len(pictures) > 1 and Path(out).is_file():
         raise UserError(f"--out {out}: several pictures go into a folder, and a file lies there")
     for picture in pictures:
@@ -129,18 +129,18 @@ def edit(
         _draw(editor, picture, steps, guidance)
 
 
-def _pictures_of_file(file: Path, folder: Path, seeds: Sequence[int]) -> list[Picture]:
+def _pictures_of_file(file: Path, folder: Path, seeds: Sequence[int]) -> list[PictureToDraw]:
     """Return what a file of prompts asks for; reading it looks at the pictures of its rows."""
     pictures = []
     for number, row in enumerate(read_prompts(file, "--prompts"), start=1):
         own = [row.seed or 0]
         for seed in seeds or own:
             name = f"{number:02d}_seed{seed}.png" if len(seeds) > 1 else f"{number:02d}.png"
-            pictures.append(Picture(row.instruction, row.images, folder / name, seed, row.width, row.height))
+            pictures.append(PictureToDraw(row.instruction, row.images, folder / name, seed, row.width, row.height))
     return pictures
 
 
-def _draw(editor: "Editor", picture: Picture, steps: int, guidance: float) -> None:
+def _draw(editor: "Editor", picture: PictureToDraw, steps: int, guidance: float) -> None:
     """Draw a picture, write it, and say so."""
     references = [open_picture(path, "--image") for path in picture.images]
     begin = time.perf_counter()

@@ -32,7 +32,7 @@ RESERVE = 2.5 * GB  # CUDA context, NCCL's buffers, workspaces
 WASTE = 0.05  # of the rest, lost between the allocator's blocks
 
 
-class Part(NamedTuple):
+class MemoryPart(NamedTuple):
     """One line of the estimate; their sum is what the device must have."""
 
     name: str
@@ -174,7 +174,7 @@ def _of_stage(name: str, stage: Mapping[str, Any], data: Mapping[str, Any]) -> d
     return {"capacity": int(data["capacity"])}
 
 
-def estimate(training: Training) -> list[Part]:
+def estimate(training: Training) -> list[MemoryPart]:
     """Return the bytes on one device, item by item, at the peak of a step or of drawing a validation edit."""
     from .models.footprint import Forward, footprint
 
@@ -213,21 +213,23 @@ def estimate(training: Training) -> list[Part]:
     peak = _peak(t, f, SIZES[dtype], gradients, trained * size)
     decoding = VAE_PER_PIXEL * 256 * largest_tokens(t.sizes.target_area) * t.decoded
     parts = [
-        Part("weights", weights / t.shards),
-        Part("gradients", gradients),
-        Part("optimizer", states),
-        Part("average", average),
-        Part("other policies", t.copies * trained * size),
+        MemoryPart("weights", weights / t.shards),
+        MemoryPart("gradients", gradients),
+        MemoryPart("optimizer", states),
+        MemoryPart("average", average),
+        MemoryPart("other policies", t.copies * trained * size),
         *peak,
-        Part("text encoder", t.text_encoder),
-        Part("judge", t.judge),
-        Part("decoder", VAE_WEIGHTS if t.decoded else 0),
-        Part("decoding", max(0.0, decoding - sum(part.size for part in peak))),  # while nothing else of these is there
+        MemoryPart("text encoder", t.text_encoder),
+        MemoryPart("judge", t.judge),
+        MemoryPart("decoder", VAE_WEIGHTS if t.decoded else 0),
+        MemoryPart(
+            "decoding", max(0.0, decoding - sum(part.size for part in peak))
+        ),  # while nothing else of these is there
     ]
-    return [*parts, Part("reserve", RESERVE + WASTE * sum(part.size for part in parts))]
+    return [*parts, MemoryPart("reserve", RESERVE + WASTE * sum(part.size for part in parts))]
 
 
-def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trained: float) -> list[Part]:
+def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trained: float) -> list[MemoryPart]:
     """Return the peak of the temporary tensors, beside weights, optimizer states and all gradients.
 
     That is at the forward's end, while the last step's gradients are still there; or as the backward begins, without
@@ -245,7 +247,7 @@ def _peak(t: Training, footprint: "Footprint", size: int, gradients: float, trai
         {"optimizer's step": trained if at_once else 0},
     ]
     highest = max(moments, key=lambda moment: sum(moment.values()))
-    return [Part(name, size) for name, size in highest.items()]
+    return [MemoryPart(name, size) for name, size in highest.items()]
 
 
 def _gathered(training: Training, footprint: "Footprint", size: int) -> tuple[float, float]:
@@ -296,7 +298,7 @@ def _advice(t: Training) -> str:
     return "more GPUs to shard over, an 8-bit optimizer, or a LoRA"
 
 
-class Change(NamedTuple):
+class Saving(NamedTuple):
     """A way to need less memory: what stands on the command line, and the training that it makes."""
 
     override: str
@@ -337,31 +339,31 @@ def _fits(t: Training, gpu_memory: float) -> bool:
     return sum(part.size for part in estimate(t)) / GB <= gpu_memory
 
 
-def _changes(recipe: Mapping[str, Any], t: Training) -> Iterator[Change]:
+def _changes(recipe: Mapping[str, Any], t: Training) -> Iterator[Saving]:
     """Yield the changes that this training has left, what costs least of speed and quality first."""
     if t.checkpointing is not True:
-        yield Change("stage.backbone.gradient_checkpointing=true", replace(t, checkpointing=True))
+        yield Saving("stage.backbone.gradient_checkpointing=true", replace(t, checkpointing=True))
     largest = max(t.tokens_of(shape) for shape in shape_table(t.sizes.target_area))
     if t.group and t.capacity > largest:
-        yield Change(f"stage.capacity={largest}", replace(t, capacity=largest))
+        yield Saving(f"stage.capacity={largest}", replace(t, capacity=largest))
     if t.ema:
         for name in _averages(recipe):
-            yield Change(f"callbacks.{name}=null", replace(t, ema=False))
+            yield Saving(f"callbacks.{name}=null", replace(t, ema=False))
     if t.lora is None:
         return
     if t.autocast and t.weights == "bfloat16":
-        yield Change("trainer.precision=32-true", replace(t, autocast=False))
+        yield Saving("trainer.precision=32-true", replace(t, autocast=False))
     optimizer = recipe["stage"]["optimizer"]
     if optimizer.get("_target_") == "torch.optim.AdamW" and "8bit" not in t.optimizer:
         kept = {key: optimizer[key] for key in ("_partial_", "lr", "betas", "eps", "weight_decay") if key in optimizer}
         node = flow({"_target_": EIGHT_BIT_ADAMW} | kept)
-        yield Change(f"'stage.optimizer={node}'", replace(t, optimizer=EIGHT_BIT_ADAMW))
+        yield Saving(f"'stage.optimizer={node}'", replace(t, optimizer=EIGHT_BIT_ADAMW))
     if t.lora.rank > 16:
-        yield Change("stage.backbone.lora.rank=16", replace(t, lora=replace(t.lora, rank=16)))
+        yield Saving("stage.backbone.lora.rank=16", replace(t, lora=replace(t.lora, rank=16)))
     if t.quantize is None:
-        yield Change("stage.backbone.quantize=8bit", replace(t, quantize="8bit"))
+        yield Saving("stage.backbone.quantize=8bit", replace(t, quantize="8bit"))
     if t.quantize in (None, "8bit"):
-        yield Change("stage.backbone.quantize=4bit", replace(t, quantize="4bit"))
+        yield Saving("stage.backbone.quantize=4bit", replace(t, quantize="4bit"))
 
 
 def _averages(recipe: Mapping[str, Any]) -> list[str]:

@@ -61,7 +61,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPictures:
     """Pictures that the run drew.
 
     Args:
@@ -73,7 +73,7 @@ class Shown:
     prompts: tuple[str, ...] = ()
 
 
-def add_pictures(run: Path, step: int, folder: Path) -> Shown:
+def add_pictures(run: Path, step: int, folder: Path) -> ShownPictures:
     """Copy the grids that a run drew before its first step and at a step, smaller and as JPEG, into an export.
 
     Args:
@@ -92,10 +92,10 @@ def add_pictures(run: Path, step: int, folder: Path) -> Shown:
             return _copied(chosen, folder)
         except (OSError, ValueError, Image.DecompressionBombError) as problem:
             print(f"note: {run / name}: no picture for the model card ({problem})")
-    return Shown()
+    return ShownPictures()
 
 
-def model_card(base: Base, trained: Trained, shown: Shown) -> str:
+def model_card(base: Base, trained: Trained, shown: ShownPictures) -> str:
     """Return the README.md of an export. It names no place of this machine.
 
     Args:
@@ -208,7 +208,7 @@ def _without_place(text: str) -> str:
     return re.split(r"[\\/]", text.rstrip("\\/"))[-1] if is_place else text
 
 
-def _copied(chosen: Mapping[str, Path], folder: Path) -> Shown:
+def _copied(chosen: Mapping[str, Path], folder: Path) -> ShownPictures:
     """Copy grids into an export, all or none, and return what they show."""
     # All must be readable before one is written.
     small: dict[str, Image.Image] = {}
@@ -225,10 +225,10 @@ def _copied(chosen: Mapping[str, Path], folder: Path) -> Shown:
         name = f"{_PICTURES}/{title.partition(' ')[0].lower()}.jpg"
         picture.save(folder / name, quality=88)
         pictures[title] = name
-    return Shown(pictures, tuple(prompts[:_MOST_PROMPTS]))
+    return ShownPictures(pictures, tuple(prompts[:_MOST_PROMPTS]))
 
 
-def _pictures(shown: Shown) -> str:
+def _pictures(shown: ShownPictures) -> str:
     """Return the part of the card that shows what was drawn; nothing where nothing was."""
     if not shown.pictures:
         return ""

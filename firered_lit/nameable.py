@@ -87,8 +87,8 @@ OURS = (
     "firered_lit.evaluation.models.planted.Copier",
     "firered_lit.evaluation.models.planted.RandomCrop",
     "firered_lit.evaluation.models.planted.RightAnswers",
-    "firered_lit.evaluation.models.server.Server",
-    "firered_lit.evaluation.report.record.Record",
+    "firered_lit.evaluation.models.server.ServerModel",
+    "firered_lit.evaluation.report.record.RunRecord",
     "firered_lit.evaluation.text_reading.TextReading",
     "firered_lit.training.Run",
     "firered_lit.flow.sampler.dpm_solver_2",
@@ -96,7 +96,7 @@ OURS = (
     "firered_lit.flow.timesteps.logit_normal",
     "firered_lit.flow.timesteps.logit_normal_weight",
     "firered_lit.flow.timesteps.uniform",
-    "firered_lit.judges.local.Replay",
+    "firered_lit.judges.local.ReplayedLog",
     "firered_lit.losses.nft.adaptive",
     "firered_lit.losses.nft.as_written",
     "firered_lit.losses.nft.old_policy_decay",
@@ -169,6 +169,9 @@ NAMES = frozenset((*ROOTS, *OURS, *LIBRARIES))
 RENAMED = {
     "firered_lit.fit.fit": "firered_lit.training.fit",
     "firered_lit.fit.Run": "firered_lit.training.Run",
+    "firered_lit.evaluation.report.record.Record": "firered_lit.evaluation.report.record.RunRecord",
+    "firered_lit.judges.local.Replay": "firered_lit.judges.local.ReplayedLog",
+    "firered_lit.evaluation.models.server.Server": "firered_lit.evaluation.models.server.ServerModel",
 }
 
 # Arguments of listed names that a recipe may not give: this one sends checkpoints to a service.

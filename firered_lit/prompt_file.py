@@ -17,7 +17,7 @@ KEYS = ("instruction", "images", "width", "height", "seed")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptRow:
     """One row of the file.
 
     Attributes:
@@ -35,7 +35,7 @@ class Prompt:
     seed: int | None = None
 
 
-def read_prompts(file: Path, name: str) -> list[Prompt]:
+def read_prompts(file: Path, name: str) -> list[PromptRow]:
     """Return the prompts of a .jsonl file.
 
     Args:
@@ -57,7 +57,7 @@ def read_prompts(file: Path, name: str) -> list[Prompt]:
     return prompts
 
 
-def _prompt(line: str, where: str, folder: Path) -> Prompt:
+def _prompt(line: str, where: str, folder: Path) -> PromptRow:
     """Return the prompt of a line."""
     try:
         row = json.loads(line)
@@ -83,7 +83,7 @@ def _prompt(line: str, where: str, folder: Path) -> Prompt:
 
     width = _whole_number(row, "width", 16, where)
     height = _whole_number(row, "height", 16, where)
-    return Prompt(instruction, paths, width, height, _whole_number(row, "seed", 0, where))
+    return PromptRow(instruction, paths, width, height, _whole_number(row, "seed", 0, where))
 
 
 def _whole_number(row: Mapping[str, Any], key: str, lowest: int, where: str) -> int | None:

@@ -150,7 +150,7 @@ def _is_sharded(value: Any) -> bool:
     return isinstance(value, DTensor)
 
 
-class Reader(dcp.FileSystemReader):
+class IndexReader(dcp.FileSystemReader):
     """A reader of the index, which is a pickle, by an unpickler that knows nothing but the index's own classes."""
 
     def __init__(self, path: Path) -> None:
@@ -207,7 +207,7 @@ class _Planner(DefaultLoadPlanner):
         set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], plain)
 
 
-def load_into(state: dict[str, Any], reader: Reader, alone: bool = False) -> None:
+def load_into(state: dict[str, Any], reader: IndexReader, alone: bool = False) -> None:
     """Fill the tensors of `state` from a checkpoint of any number of processes.
 
     Args:
@@ -263,7 +263,7 @@ def read(path: Path, parts: Sequence[str] | None = None) -> dict[str, Any]:
         path: the checkpoint's folder.
         parts: only these of its sharded keys, as ["state_dict"]; None: all of them, optimizer and averages too.
     """
-    reader = Reader(path)
+    reader = IndexReader(path)
     if parts is None and find_spec("torchao"):
         import torchao.optim  # noqa: F401  its 8-bit moments may be there: it tells torch that they are safe to read
     state = blank(reader.read_metadata(), parts, lambda _, facts: torch.empty(facts.size, dtype=facts.properties.dtype))
@@ -303,7 +303,7 @@ def _damage_of_items(path: Path) -> str | None:
     if problem:
         return f"{META}: {problem}"
     try:
-        stored = Reader(path).read_metadata().storage_data.values()
+        stored = IndexReader(path).read_metadata().storage_data.values()
     except UserError as error:
         return str(error)
     for item in sorted(stored, key=lambda item: (item.relative_path, item.offset)):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from firered_lit.source import Found, NotFoundError, resolve
+from firered_lit.source import Definition, NotFoundError, resolve
 
 _NO_INIT = {"object", "Generic", "Protocol", "ABC"}  # bases that take no arguments
 
@@ -47,7 +47,7 @@ def signature(target: str) -> Signature:
     return Signature(name, home, "function", parameters, is_open)
 
 
-def _of_class(found: Found) -> tuple[tuple[Parameter, ...], bool]:
+def _of_class(found: Definition) -> tuple[tuple[Parameter, ...], bool]:
     """Return the parameters of the class's nearest `__init__`, `__new__` or dataclass."""
     maker = _maker(found)
     if maker is not None and _base_call(maker) is None:  # before its bases, which may be heavy to read
@@ -56,7 +56,7 @@ def _of_class(found: Found) -> tuple[tuple[Parameter, ...], bool]:
     return _of_line(line, complete)
 
 
-def _of_line(line: list[Found], complete: bool) -> tuple[tuple[Parameter, ...], bool]:
+def _of_line(line: list[Definition], complete: bool) -> tuple[tuple[Parameter, ...], bool]:
     """Return what the first class of a line of bases accepts.
 
     Args:
@@ -109,13 +109,13 @@ def _left_free(own: tuple[Parameter, ...], call: ast.Call, base: tuple[Parameter
     return tuple(parameter for parameter in base[len(call.args) :] if parameter.name not in taken)
 
 
-def _maker(found: Found) -> ast.FunctionDef | None:
+def _maker(found: Definition) -> ast.FunctionDef | None:
     """Return the class's own `__init__` or `__new__`; None when it has neither."""
     own = {item.name: item for item in found.node.body if isinstance(item, ast.FunctionDef)}
     return own.get("__init__") or own.get("__new__")
 
 
-def _line(found: Found) -> tuple[list[Found], bool]:
+def _line(found: Definition) -> tuple[list[Definition], bool]:
     """Return the class and its bases, nearest first as Python orders them, and whether all could be read."""
     if not isinstance(found.node, ast.ClassDef):
         return [], False

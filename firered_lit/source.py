@@ -32,7 +32,7 @@ class NotFoundError(LookupError):
 
 
 @dataclass(frozen=True)
-class Source:
+class ModuleSource:
     """A module's source, parsed."""
 
     name: str
@@ -54,19 +54,19 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Found:
+class Definition:
     """A class or function, in the module that defines it."""
 
-    module: Source
+    module: ModuleSource
     node: ast.ClassDef | ast.FunctionDef
 
 
 _LONGEST = 30  # parts of a dotted name; only a circle such as `x = x.y` makes longer ones
-_memory: dict[str, Found | NotFoundError] = {}
+_memory: dict[str, Definition | NotFoundError] = {}
 _parsing = threading.Lock()
 
 
-def resolve(target: str) -> Found:
+def resolve(target: str) -> Definition:
     """Return the definition that a dotted name leads to.
 
     Raises:
@@ -84,7 +84,7 @@ def resolve(target: str) -> Found:
     return found
 
 
-def _search(target: str) -> Found:
+def _search(target: str) -> Definition:
     """Find the deepest module on the path `target`, then the names left over inside it."""
     names = target.split(".")
     if len(names) > _LONGEST:
@@ -116,7 +116,7 @@ def _search(target: str) -> Found:
     raise NotFoundError(f"{module.name} has no {wanted!r}", wanted, (*public, *_submodules(module)))
 
 
-def _deepest_module(names: list[str]) -> Source:
+def _deepest_module(names: list[str]) -> ModuleSource:
     """Return the module that the most of the first names lead to.
 
     Raises:
@@ -131,13 +131,13 @@ def _deepest_module(names: list[str]) -> Source:
     raise NotFoundError(f"{names[0]} has no source to read")
 
 
-def _follow(module: Source, node: ast.stmt, path: list[str]) -> Found:
+def _follow(module: ModuleSource, node: ast.stmt, path: list[str]) -> Definition:
     """Return the definition behind one statement of `module` that binds `path[0]`."""
     name, rest = path[0], path[1:]
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         if rest:
             raise NotFoundError(f"{'.'.join(path)} is inside {module.name}.{name}; name what a module holds itself")
-        return Found(module, node)
+        return Definition(module, node)
     if isinstance(node, ast.ImportFrom):
         base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.package)
         if node.names[0].name == "*" and module_source(base) is None:
@@ -212,7 +212,7 @@ def parse(text: str | bytes, file_name: str = "<text>", mode: Literal["exec", "e
 
 
 @cache
-def module_source(name: str) -> Source | None:
+def module_source(name: str) -> ModuleSource | None:
     """Return the source of a module; None when it has none (not there, a C extension, a plain folder)."""
     top, *rest = name.split(".")
     spec = _spec(top)
@@ -220,7 +220,7 @@ def module_source(name: str) -> Source | None:
         return None
     for file in _module_files(spec, rest):
         if file.is_file():
-            return Source(name, file, parse(file.read_bytes(), str(file)))
+            return ModuleSource(name, file, parse(file.read_bytes(), str(file)))
     return None
 
 
@@ -264,7 +264,7 @@ def _stems(folder: Path) -> frozenset[str]:
     return frozenset(path.stem for path in folder.iterdir() if path.suffix in ("", ".py"))
 
 
-def _submodules(module: Source) -> frozenset[str]:
+def _submodules(module: ModuleSource) -> frozenset[str]:
     """Return the modules of a package, for the nearest match."""
     if module.path.name != "__init__.py":
         return frozenset()

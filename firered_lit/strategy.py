@@ -144,7 +144,7 @@ class FSDP2(ModelParallelStrategy):
         return checkpoint
 
     def _load_folder(self, path: Path) -> dict[str, Any]:
-        reader = sharded.Reader(path)
+        reader = sharded.IndexReader(path)
         metadata = reader.read_metadata()
         meta = sharded.read_meta(path)
         found = sharded.blank(metadata, [sharded.WEIGHTS], lambda _, facts: torch.empty(facts.size, device="meta"))

@@ -103,6 +103,15 @@ def test_every_module_can_be_imported_and_says_what_it_is(path: Path) -> None:
     assert summary(path), f"{path.name} has no docstring"
 
 
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in [*MODULES, *sorted((ROOT / "benchmarks").rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
 def test_no_room_is_called_after_nothing() -> None:
     assert not [p.name for p in MODULES if re.search(r"util|helper|common|misc", p.stem)]
 

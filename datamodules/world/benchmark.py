@@ -8,7 +8,7 @@ from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks.exact_rows import ExactRow
 from firered_lit.evaluation.benchmarks.pictures import png
 
-from .families import FAMILIES, Edit
+from .families import FAMILIES, WorldEdit
 from .sample import edit
 from .scene import SIDE, draw
 from .write import regions
@@ -64,7 +64,7 @@ class WorldRows:
         edits = [(name, self._edit(name)) for name in self._edits]
         return hashlib.sha256(repr((self.side, self.language, edits)).encode()).hexdigest()
 
-    def _edit(self, name: str) -> Edit:
+    def _edit(self, name: str) -> WorldEdit:
         family, number = self._edits[name]
         return edit(self.seed, number, "held_out", (family,))
 

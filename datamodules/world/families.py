@@ -26,7 +26,7 @@ Texts = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Edit:
+class WorldEdit:
     """Sources to target, asked for in words. `combination`: what is kept apart between training and held-out edits."""
 
     task: str
@@ -98,66 +98,66 @@ def swapped(scene: Scene, old: Thing, new: Thing | None) -> Scene:
     return replace(scene, things=tuple(t for t in (new if t == old else t for t in scene.things) if t))
 
 
-def add(rng: Random) -> Edit:
+def add(rng: Random) -> WorldEdit:
     scene, (colour,) = scenery(rng, rng.randint(1, 2))
     place = rng.choice(free_places(scene))
     size = rng.choice(sorted(SIZES))
     new = Thing(rng.choice(sorted(SHAPES)), colour, *centre(place, size), size)
     en, cn = {"x": f"{new.size} {new.en}", "p": place}, {"x": SIZES[new.size][0] + new.cn, "p": PLACES[place][0]}
     texts = instructions(rng, "add", en, cn)
-    return Edit("add", (scene,), replace(scene, things=(*scene.things, new)), texts, (new.shape, colour))
+    return WorldEdit("add", (scene,), replace(scene, things=(*scene.things, new)), texts, (new.shape, colour))
 
 
-def remove(rng: Random) -> Edit:
+def remove(rng: Random) -> WorldEdit:
     scene, _ = scenery(rng, rng.randint(2, 3), 0)
     gone = rng.choice(scene.things)
     texts = instructions(rng, "remove", *named(gone))
-    return Edit("remove", (scene,), swapped(scene, gone, None), texts, (gone.shape, gone.colour))
+    return WorldEdit("remove", (scene,), swapped(scene, gone, None), texts, (gone.shape, gone.colour))
 
 
-def replaced(rng: Random) -> Edit:
+def replaced(rng: Random) -> WorldEdit:
     scene, (colour,) = scenery(rng, 2)
     old = rng.choice(scene.things)
     new = replace(old, shape=rng.choice(sorted(set(SHAPES) - {old.shape})), colour=colour, texture="plain")
     texts = instructions(rng, "replace", {"x": old.en, "y": new.en}, {"x": old.cn, "y": new.cn})
-    return Edit("replace", (scene,), swapped(scene, old, new), texts, (new.shape, new.colour))
+    return WorldEdit("replace", (scene,), swapped(scene, old, new), texts, (new.shape, new.colour))
 
 
-def color(rng: Random) -> Edit:
+def color(rng: Random) -> WorldEdit:
     scene, (colour,) = scenery(rng, 2)
     old = rng.choice(scene.things)
     texts = instructions(rng, "color", {"x": old.en, "y": colour}, {"x": old.cn, "y": COLOURS[colour][0]})
-    return Edit("color", (scene,), swapped(scene, old, replace(old, colour=colour)), texts, (old.shape, colour))
+    return WorldEdit("color", (scene,), swapped(scene, old, replace(old, colour=colour)), texts, (old.shape, colour))
 
 
-def adjust(rng: Random) -> Edit:
+def adjust(rng: Random) -> WorldEdit:
     scene, _ = scenery(rng, 2, 0, avoid=("black", "white"))
     look = rng.choice(sorted(LOOKS))
     texts = instructions(rng, "adjust", {"y": LOOKS[look][0]}, {"y": LOOKS[look][1]})
-    return Edit("adjust", (scene,), replace(scene, looks=(look,)), texts, (look, *_shown(scene)))
+    return WorldEdit("adjust", (scene,), replace(scene, looks=(look,)), texts, (look, *_shown(scene)))
 
 
-def background(rng: Random) -> Edit:
+def background(rng: Random) -> WorldEdit:
     scene, (colour,) = scenery(rng, 2)
     texts = instructions(rng, "background", {"y": colour}, {"y": COLOURS[colour][0]})
     after = replace(scene, background=colour, pattern="plain")
-    return Edit("background", (scene,), after, texts, (scene.background, colour))
+    return WorldEdit("background", (scene,), after, texts, (scene.background, colour))
 
 
-def motion(rng: Random) -> Edit:
+def motion(rng: Random) -> WorldEdit:
     scene, _ = scenery(rng, rng.randint(1, 2), 0)
     moved, place = rng.choice(scene.things), rng.choice(free_places(scene))
     en, cn = named(moved)
     texts = instructions(rng, "motion", en | {"p": place}, cn | {"p": PLACES[place][0]})
     after = swapped(scene, moved, put(moved, place))
-    return Edit("motion", (scene,), after, texts, (moved.shape, moved.colour, place))
+    return WorldEdit("motion", (scene,), after, texts, (moved.shape, moved.colour, place))
 
 
-def extract(rng: Random) -> Edit:
+def extract(rng: Random) -> WorldEdit:
     scene, _ = scenery(rng, 2, 0, avoid=("white",))
     kept = rng.choice(scene.things)
     texts = instructions(rng, "extract", *named(kept))
-    return Edit("extract", (scene,), Scene("white", (kept,)), texts, (kept.shape, kept.colour))
+    return WorldEdit("extract", (scene,), Scene("white", (kept,)), texts, (kept.shape, kept.colour))
 
 
 def word(rng: Random) -> str:
@@ -166,7 +166,7 @@ def word(rng: Random) -> str:
     return "".join(letters)
 
 
-def text(rng: Random) -> Edit:
+def text(rng: Random) -> WorldEdit:
     ground, board, colour = rng.choice(["green", "blue", "purple", "red"]), rng.choice(["white", "yellow"]), "orange"
     lying = things(rng, rng.randint(0, 1), ["top left", "top right"], [colour])
     old, new = word(rng), word(rng)
@@ -179,29 +179,29 @@ def text(rng: Random) -> Edit:
     named_words = {"x": before, "y": new}
     texts = instructions(rng, "text", named_words, named_words, "" if before else "write")
     after = replace(scene, sign=replace(sign, word=new))
-    return Edit("text", (scene,), after, texts, (new,), target_text=new, replaced_text=before)
+    return WorldEdit("text", (scene,), after, texts, (new,), target_text=new, replaced_text=before)
 
 
-def style(rng: Random) -> Edit:
+def style(rng: Random) -> WorldEdit:
     scene, _ = scenery(rng, 2, 0, avoid=("black", "white"))
     look = rng.choice(sorted(STYLES))
     texts = instructions(rng, "style", {"y": STYLES[look][0]}, {"y": STYLES[look][1]})
-    return Edit("style", (scene,), replace(scene, looks=(look,)), texts, (look, *_shown(scene)))
+    return WorldEdit("style", (scene,), replace(scene, looks=(look,)), texts, (look, *_shown(scene)))
 
 
-def restore(rng: Random) -> Edit:
+def restore(rng: Random) -> WorldEdit:
     scene, _ = scenery(rng, 2, 0, avoid=("black", "white"))
     fault = rng.choice(sorted(FAULTS))
     texts = instructions(rng, "restore", {"x": FAULTS[fault][0]}, {"x": FAULTS[fault][1]})
     spoiled = replace(scene, looks=(f"{fault}:{rng.randrange(1 << 30)}",))
-    return Edit("restore", (spoiled,), scene, texts, (fault, *_shown(scene)))
+    return WorldEdit("restore", (spoiled,), scene, texts, (fault, *_shown(scene)))
 
 
-def viewpoint(rng: Random) -> Edit:
+def viewpoint(rng: Random) -> WorldEdit:
     scene, _ = scenery(rng, 2, 0, avoid=("black", "white"))
     turn = rng.choice(sorted(TURNS))
     texts = instructions(rng, "viewpoint", {"y": TURNS[turn][0]}, {"y": TURNS[turn][1]})
-    return Edit("viewpoint", (scene,), replace(scene, looks=(turn,)), texts, (turn, *_shown(scene)))
+    return WorldEdit("viewpoint", (scene,), replace(scene, looks=(turn,)), texts, (turn, *_shown(scene)))
 
 
 def _shown(scene: Scene) -> tuple[str, ...]:
@@ -217,7 +217,7 @@ def face(rng: Random) -> Scene:
     return Scene(ground, face=Face(*at, rng.choice(SKINS), rng.choice(HAIR), mouth, spots=spots))
 
 
-def portrait(rng: Random) -> Edit:
+def portrait(rng: Random) -> WorldEdit:
     scene = face(rng)
     head = scene.face
     assert head is not None  # noqa: S101
@@ -237,10 +237,10 @@ def portrait(rng: Random) -> Edit:
     after, en, cn = asked[what]
     texts = instructions(rng, "portrait", {"y": en}, {"y": cn})
     key = (what, head.hair, str(SKINS.index(head.skin)), scene.background)
-    return Edit("portrait", (scene,), replace(scene, face=after), texts, key)
+    return WorldEdit("portrait", (scene,), replace(scene, face=after), texts, key)
 
 
-def beauty(rng: Random) -> Edit:
+def beauty(rng: Random) -> WorldEdit:
     scene = face(rng)
     head = scene.face
     assert head is not None  # noqa: S101
@@ -254,10 +254,10 @@ def beauty(rng: Random) -> Edit:
     after, en, cn = asked[what]
     texts = instructions(rng, "beauty", {"y": en}, {"y": cn})
     key = (what, head.hair, str(SKINS.index(head.skin)), scene.background)
-    return Edit("beauty", (scene,), replace(scene, face=after), texts, key)
+    return WorldEdit("beauty", (scene,), replace(scene, face=after), texts, key)
 
 
-def compose(rng: Random) -> Edit:
+def compose(rng: Random) -> WorldEdit:
     """Put things of one or two pictures into another; which picture is which, only the instruction says. Most lie in
     their own picture where they are to lie."""
     count = rng.choice([2, 2, 3])
@@ -286,10 +286,12 @@ def compose(rng: Random) -> Edit:
         for s in sources
     )
     key = (str(count), *(f"{t.colour} {t.shape}" for t in moved))
-    return Edit("compose", sources, replace(ground, things=(*ground.things, *moved)), texts, key, captions=captions)
+    return WorldEdit(
+        "compose", sources, replace(ground, things=(*ground.things, *moved)), texts, key, captions=captions
+    )
 
 
-FAMILIES: dict[str, Callable[[Random], Edit]] = {
+FAMILIES: dict[str, Callable[[Random], WorldEdit]] = {
     "add": add, "remove": remove, "replace": replaced, "color": color, "adjust": adjust, "background": background,
     "motion": motion, "extract": extract, "text": text, "style": style, "restore": restore, "compose": compose,
     "viewpoint": viewpoint, "portrait": portrait, "beauty": beauty,

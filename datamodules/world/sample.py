@@ -5,7 +5,7 @@ from typing import Literal
 
 from firered_lit.draws import chooser, seed_of
 
-from .families import FAMILIES, Edit
+from .families import FAMILIES, WorldEdit
 
 Split = Literal["train", "held_out"]
 HELD_OUT_SHARE = 8  # one combination of so many is never trained on
@@ -17,7 +17,7 @@ def edit(
     split: Split = "train",
     families: Sequence[str] = tuple(FAMILIES),
     references: int | None = None,
-) -> Edit:
+) -> WorldEdit:
     """Return sample `number` of the world of `seed`; the families take turns.
 
     Combinations (of shape, colour and family; words; looks and what they are done to) belong to one side of the split,
@@ -32,14 +32,14 @@ def edit(
             return found
 
 
-def held_out(edit: Edit) -> bool:
+def held_out(edit: WorldEdit) -> bool:
     """Return whether the edit's combination is kept from training."""
     return seed_of("held out", edit.task, edit.combination) % HELD_OUT_SHARE == 0
 
 
 def stream(
     seed: int, count: int, split: Split = "train", families: Sequence[str] = tuple(FAMILIES), first: int = 0
-) -> Iterator[tuple[int, Edit]]:
+) -> Iterator[tuple[int, WorldEdit]]:
     """Yield samples first .. first + count - 1 with their numbers, one at a time."""
     for number in range(first, first + count):
         yield number, edit(seed, number, split, families)

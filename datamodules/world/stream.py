@@ -20,8 +20,8 @@ from firered_lit.models.family import Base, open_base
 from .. import regions
 from ..captions import UNCONDITIONAL as WITHOUT_TEXT
 from ..captions import Captions
-from ..loader import Address, Failure, fetched
-from .families import FAMILIES, Edit
+from ..loader import BatchAddress, Failure, fetched
+from .families import FAMILIES, WorldEdit
 from .sample import edit
 from .scene import draw
 from .write import mask as mask_of
@@ -57,11 +57,11 @@ class Drawn(Dataset[tuple[EditBatch | Failure, tuple[str, ...]]]):
             self._base = Encoders(open_base(self.model))
         return self._base
 
-    def __getitem__(self, address: Address) -> tuple[EditBatch | Failure, tuple[str, ...]]:
+    def __getitem__(self, address: BatchAddress) -> tuple[EditBatch | Failure, tuple[str, ...]]:
         drawn = [self.sample(address, slot) for slot in address.slots]
         return self.encoders.batch(drawn, address), ()
 
-    def sample(self, address: Address, slot: int) -> tuple[Edit, str, str]:
+    def sample(self, address: BatchAddress, slot: int) -> tuple[WorldEdit, str, str]:
         """Return (edit, its id, the key of its text)."""
         families, references = self.bucket(address.step)
         number = address.step * address.num_slots + slot
@@ -90,7 +90,9 @@ class Encoders:
         self.area = base.sizes.condition_area
         self.side = round(base.sizes.target_area**0.5)
 
-    def batch(self, drawn: Sequence[tuple[Edit, str, str]], address: Address, pictured: bool = False) -> EditBatch:
+    def batch(
+        self, drawn: Sequence[tuple[WorldEdit, str, str]], address: BatchAddress, pictured: bool = False
+    ) -> EditBatch:
         """Return edits with one number of references as a batch.
 
         Args:
@@ -142,7 +144,7 @@ class Encoders:
         return Text.pad(self.conditioner.encode(prompts, [[]] * len(prompts), self.area))
 
 
-def _faces(one: Edit, side: int) -> list[Any]:
+def _faces(one: WorldEdit, side: int) -> list[Any]:
     """Return the faces of an edit's target: five points each, in a picture of `side` pixels."""
     return [region["points"] for region in regions_of(one.target, side) if "points" in region]
 
@@ -194,20 +196,20 @@ class WorldLoader:
             self._stream.close()
             self._stream = None
 
-    def addresses(self, seen: int) -> Iterator[Address]:
+    def addresses(self, seen: int) -> Iterator[BatchAddress]:
         """Yield the addresses of this process's micro-batches, from number `seen` on."""
         num_slots = self.size * self.share * self.world
         while True:
             step, turn = divmod(seen, self.share)
             first = (turn * self.world + self.rank) * self.size
-            yield Address(step, tuple(range(first, first + self.size)), num_slots)
+            yield BatchAddress(step, tuple(range(first, first + self.size)), num_slots)
             seen += 1
 
     def _batches(self) -> Generator[EditBatch, None, None]:
         """Yield the micro-batches, as the workers draw them."""
-        waiting: deque[Address] = deque()  # addresses that workers have and whose batch has not come
+        waiting: deque[BatchAddress] = deque()  # addresses that workers have and whose batch has not come
 
-        def handed_out() -> Iterator[Address]:
+        def handed_out() -> Iterator[BatchAddress]:
             for address in self.addresses(self.seen):
                 waiting.append(address)
                 yield address
@@ -244,7 +246,7 @@ class HeldOutWorld:
                 one = edit(self.drawn.seed, i, "held_out", (family,), count)
                 drawn.append((one, f"held-out-{family}-{i}", "original/en"))
             slots = tuple(range(number * self.each, (number + 1) * self.each))
-            address = Address(0, slots, self.each * len(self))
+            address = BatchAddress(0, slots, self.each * len(self))
             yield self.drawn.encoders.batch(drawn, address, pictured=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .families import FAMILIES, Edit
+from .families import FAMILIES, WorldEdit
 from .phrases import KINDS
 from .sample import Split, stream
 from .scene import SIDE, Scene, draw
@@ -46,7 +46,7 @@ def write(
     return count
 
 
-def row(edit: Edit, folder: Path, name: str, side: int = SIDE) -> dict[str, Any]:
+def row(edit: WorldEdit, folder: Path, name: str, side: int = SIDE) -> dict[str, Any]:
     """Write the pictures of an edit, and return its row.
 
     Args:

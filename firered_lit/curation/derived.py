@@ -20,7 +20,7 @@ from .rules import nearest
 
 
 @dataclass(frozen=True)
-class Line:
+class DerivedItem:
     """The item of a derived annotator, with the place that it has in the score file."""
 
     row: int
@@ -61,7 +61,7 @@ def _is_made(column: str, annotators: Mapping[str, Annotator]) -> bool:
     return name in annotators and field in annotators[name].columns
 
 
-def lines_of(annotator: Annotator, tables: Mapping[str, pa.Table]) -> list[Line]:
+def lines_of(annotator: Annotator, tables: Mapping[str, pa.Table]) -> list[DerivedItem]:
     """Return what a derived annotator looks at in a shard.
 
     Args:
@@ -82,7 +82,7 @@ def lines_of(annotator: Annotator, tables: Mapping[str, pa.Table]) -> list[Line]
                 found[column] = dict(zip(keys, items, strict=True))
     if annotator.of == "picture":
         shared = set.intersection(*(set(values) for values in found.values()))
-        return [Line(*key, {column: values[key] for column, values in found.items()}) for key in sorted(shared)]
+        return [DerivedItem(*key, {column: values[key] for column, values in found.items()}) for key in sorted(shared)]
     pictures: dict[int, int] = {}
     for values in found.values():
         for row, picture in values:
@@ -90,7 +90,7 @@ def lines_of(annotator: Annotator, tables: Mapping[str, pa.Table]) -> list[Line]
     lines = []
     for row, count in sorted(pictures.items()):
         own = {column: [values.get((row, place)) for place in range(count)] for column, values in found.items()}
-        lines.append(Line(row, 0, own))
+        lines.append(DerivedItem(row, 0, own))
     return lines
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from firered_lit.data_card import plain, short
 
 if TYPE_CHECKING:
-    from .report import Histogram, Report, Shown
+    from .report import Histogram, Report, ShownRow
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 STYLE = """
@@ -118,7 +118,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([*lines, "</table>"])
 
 
-def _figure(shown: "Shown") -> str:
+def _figure(shown: "ShownRow") -> str:
     picture = "<div class='none'></div>"
     if shown.picture:
         picture = f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(shown.picture).decode()}'>"

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .annotator import Annotator, Columns, Of, per_item
-from .rows import Pair, Pixels, shrunk
+from .rows import PicturePair, Pixels, shrunk
 
 _BLOCK = 16  # px
 _SIDE = 512
@@ -33,12 +33,12 @@ class PairMeasures(Annotator):
     columns: ClassVar[dict[str, str]] = dict.fromkeys(("largest_block", "changed", "psnr", "ssim", "shape"), "number")
     of: ClassVar[Of] = "pair"
 
-    def annotate(self, batch: Sequence[Pair]) -> Columns:
+    def annotate(self, batch: Sequence[PicturePair]) -> Columns:
         """Return the measures of pairs."""
         return per_item(_measures, tuple(self.columns), batch)
 
 
-def _measures(pair: Pair) -> tuple[float, float, float, float, float]:
+def _measures(pair: PicturePair) -> tuple[float, float, float, float, float]:
     import cv2
 
     source, target = pair.source.pixels, pair.target.pixels

@@ -38,7 +38,7 @@ _LANGUAGE = "language"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownRow:
     """A row as the page shows it: its first picture, its name, its words and its numbers."""
 
     id: str
@@ -69,8 +69,8 @@ class Report:
     funnel: list[tuple[str, int, int, int, str]] = field(default_factory=list)  # reason, dropped, alone, left, cost
     tables: dict[str, list[tuple[str, int, int, str]]] = field(default_factory=dict)  # value, rows, kept, first reason
     histograms: list[Histogram] = field(default_factory=list)
-    dropped: dict[str, list[Shown]] = field(default_factory=dict)
-    duplicates: list[list[Shown]] = field(default_factory=list)
+    dropped: dict[str, list[ShownRow]] = field(default_factory=dict)
+    duplicates: list[list[ShownRow]] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
 
 
@@ -211,7 +211,7 @@ def _groups(
     return [np.flatnonzero(labels == label)[:4] for label in some]
 
 
-def _shown(corpus: Corpus, table: RawTable, row: RawRow, rules: Mapping[str, Rule]) -> Callable[[str], Shown]:
+def _shown(corpus: Corpus, table: RawTable, row: RawRow, rules: Mapping[str, Rule]) -> Callable[[str], ShownRow]:
     """Return a row as the page shows it, once the reason is given for which it is shown."""
     picture, note = b"", row.detail
     refused = _refused(corpus, row.number)
@@ -226,11 +226,11 @@ def _shown(corpus: Corpus, table: RawTable, row: RawRow, rules: Mapping[str, Rul
         except Exception as problem:
             note = f"{type(problem).__name__}: {problem}"
 
-    def given(reason: str) -> Shown:
+    def given(reason: str) -> ShownRow:
         rule = rules.get(reason)
         numbers = _numbers(corpus, row.number, rule) if rule is not None else {}
         why = note if rule is not None or note else reason
-        return Shown(row.id, row.where, row.instruction, numbers, picture, why)
+        return ShownRow(row.id, row.where, row.instruction, numbers, picture, why)
 
     return given
 

@@ -140,7 +140,7 @@ def shrunk(pixels: Pixels, longest: int) -> Pixels:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PicturePair:
     """An edit's first source and its target."""
 
     source: Picture

@@ -118,7 +118,7 @@ def curate(
         phrases.check(corpus)
     for quota in quotas:
         quota.check(labelled)
-    choice = Choice(read_rules, duplicates, clusters, quotas, seed)
+    choice = SelectionSettings(read_rules, duplicates, clusters, quotas, seed)
     work = Shards(folder, rows, annotators, shard_rows, batch)
     try:
         with shard_held(folder, "curate", shard, num_shards):
@@ -216,7 +216,7 @@ def _add_costs(path: Path, items: Mapping[str, int], seconds: Mapping[str, float
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectionSettings:
     """All that decides which rows are kept; see `select`."""
 
     rules: Mapping[str, Rule]
@@ -225,7 +225,7 @@ class Choice:
     quotas: Sequence[Quota]
     seed: int
 
-    def before_labels(self) -> "Choice":
+    def before_labels(self) -> "SelectionSettings":
         """Return the choice of the rows that a model is asked about: rules that need no labels, and no quotas yet."""
         rules = {name: rule for name, rule in self.rules.items() if not needs_labels(rule)}
         best = self.duplicates.best if self.duplicates is not None else {}
@@ -243,7 +243,7 @@ def _conclude(
     corpus: Corpus,
     labelled: Corpus,
     table: RawTable,
-    choice: Choice,
+    choice: SelectionSettings,
     label: Label | None,
     make: Make | None,
     fill: Fill | None,
@@ -306,7 +306,7 @@ def _fit(corpus: Corpus, near: Duplicates | None, clusters: Clusters | None) -> 
     return said
 
 
-def _write(corpus: Corpus, table: RawTable, choice: Choice, label: Label | None) -> None:
+def _write(corpus: Corpus, table: RawTable, choice: SelectionSettings, label: Label | None) -> None:
     """Write the kept rows, and the pairs of kept and rejected edits, and say how many."""
     texts = Texts(corpus, label) if label is not None else None
     written, wordless = write(corpus.folder, table, texts)
@@ -319,7 +319,9 @@ def _write(corpus: Corpus, table: RawTable, choice: Choice, label: Label | None)
         print(f"losers     {pairs:>8} pairs of a kept and a rejected edit, in {corpus.folder / LOSERS}")
 
 
-def _hand_on(corpus: Corpus, source: str, choice: Choice, label: Label | None, mlflow: CurationRun | None) -> None:
+def _hand_on(
+    corpus: Corpus, source: str, choice: SelectionSettings, label: Label | None, mlflow: CurationRun | None
+) -> None:
     """Write the data card, and record the curation in MLflow."""
     card = write_card(
         corpus,
@@ -335,7 +337,7 @@ def _hand_on(corpus: Corpus, source: str, choice: Choice, label: Label | None, m
         mlflow.keep(corpus.folder, card)
 
 
-def _selected(corpus: Corpus, choice: Choice, name: str) -> Selection:
+def _selected(corpus: Corpus, choice: SelectionSettings, name: str) -> Selection:
     """Decide about every row, into a file of this name."""
     return select(corpus, choice.rules, choice.duplicates, choice.clusters, choice.quotas, choice.seed, name)
 

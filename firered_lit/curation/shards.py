@@ -20,7 +20,7 @@ from firered_lit.sharing.workers import Report, Step
 from . import scores
 from .annotator import Annotator, columns_of, made_by, tables_needed
 from .derived import lines_of
-from .rows import TARGET, Pair, Picture, RawRow, RawTable, UnusablePictureError, in_shards
+from .rows import TARGET, Picture, PicturePair, RawRow, RawTable, UnusablePictureError, in_shards
 
 ROW = "row"  # what a row says
 FILE = "file"  # what a picture's file says
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardAnnotation:
     """The work on a shard.
 
     Args:
@@ -63,7 +63,7 @@ class Work:
     one_by_one: Collection[tuple[str, int]] = frozenset()
     skipped: Collection[Step] = frozenset()
 
-    def after_death(self, step: Step, deaths: int) -> "Work":
+    def after_death(self, step: Step, deaths: int) -> "ShardAnnotation":
         """Return what is to be done now: a batch at which a process died, item by item; such an item, not again."""
         if step[2] < 0:
             return replace(self, one_by_one=frozenset({*self.one_by_one, step[:2]}))
@@ -129,14 +129,14 @@ class Shards:
         """Return the score files that are still to be made of some shards."""
         return {number: names for number in todo if (names := self.todo(number))}
 
-    def works(self, todo: Mapping[int, tuple[str, ...]]) -> Iterator[Work]:
+    def works(self, todo: Mapping[int, tuple[str, ...]]) -> Iterator[ShardAnnotation]:
         """Yield shards with their rows and the score files to make, as the rows are read."""
         rows = self.table.rows(lambda number: number // self.shard_rows in todo)
         for shard, some in in_shards(rows, self.shard_rows):
             # The other columns would only be sent to another process.
-            yield Work(shard, [replace(row, content={}) for row in some], todo[shard])
+            yield ShardAnnotation(shard, [replace(row, content={}) for row in some], todo[shard])
 
-    def do(self, work: Work, report: Report) -> Done:
+    def do(self, work: ShardAnnotation, report: Report) -> Done:
         """Make the score files that are asked for, and return what came of them."""
         done = Done(work.shard)
         names = [name for name in work.names if name not in OWN]
@@ -189,7 +189,7 @@ class Shards:
             self._opened.add(name)
 
     def _pictures(
-        self, work: Work, number: int, rows: Sequence[RawRow], files: "_Values", done: Done, report: Report
+        self, work: ShardAnnotation, number: int, rows: Sequence[RawRow], files: "_Values", done: Done, report: Report
     ) -> dict[int, list[Picture | None]]:
         """Open the pictures of some rows, each file once; None stands for one that cannot be used."""
         begun = time.perf_counter()
@@ -216,7 +216,9 @@ class Shards:
         annotator = self.annotators[name]
         return annotator.of != "row" and not annotator.needs
 
-    def _picture(self, work: Work, step: Step, role: str, path: str, report: Report) -> Picture | UnusablePictureError:
+    def _picture(
+        self, work: ShardAnnotation, step: Step, role: str, path: str, report: Report
+    ) -> Picture | UnusablePictureError:
         if step in work.skipped:
             return UnusablePictureError("unreadable image", f"{path}: {DIED} while it was opened")
         report(step)
@@ -231,7 +233,7 @@ class Shards:
 
     def _columns(
         self,
-        work: Work,
+        work: ShardAnnotation,
         number: int,
         name: str,
         items: Sequence[_Item],
@@ -258,7 +260,9 @@ class Shards:
                 self._one(work, (name, number, place), item, values, done, report)
         _spend(done, name, begun)
 
-    def _one(self, work: Work, step: Step, item: _Item, values: "_Values", done: Done, report: Report) -> None:
+    def _one(
+        self, work: ShardAnnotation, step: Step, item: _Item, values: "_Values", done: Done, report: Report
+    ) -> None:
         name = step[0]
         failure = DIED
         if step not in work.skipped:
@@ -343,14 +347,14 @@ def _items(of: str, rows: Sequence[RawRow], pictures: Mapping[int, Sequence[Pict
     return items
 
 
-def _pair(pictures: Sequence[Picture | None]) -> Pair | None:
+def _pair(pictures: Sequence[Picture | None]) -> PicturePair | None:
     """Return the target with the first source, where both can be used."""
     if len(pictures) < 2:
         return None
     target, source = pictures[:2]
     if target is None or source is None or target.role != TARGET:
         return None
-    return Pair(source, target)
+    return PicturePair(source, target)
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -388,6 +392,6 @@ def _said(problem: BaseException) -> str:
 
 def _named(thing: Any) -> str:
     """Return a name for an item in a message."""
-    if isinstance(thing, Pair):
+    if isinstance(thing, PicturePair):
         return thing.target.path
     return thing.path if isinstance(thing, Picture) else str(getattr(thing, "where", ""))

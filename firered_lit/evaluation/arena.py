@@ -21,7 +21,7 @@ from firered_lit.draws import chooser
 from firered_lit.errors import UserError
 from firered_lit.judges.asker import Asker
 from firered_lit.judges.log import rows
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 from firered_lit.places import user_path
 from firered_lit.textfiles import read_text
 
@@ -135,7 +135,7 @@ class _Pair:
         parts = [self.place, self.item, self.digests, self.instruction, prompt, asking.model, settings]
         return hashlib.sha256(json.dumps(["arena", *parts], sort_keys=True, default=repr).encode()).hexdigest()
 
-    def request(self, prompt: str, asking: Asking, pictures: Sequence[Picture]) -> Request:
+    def request(self, prompt: str, asking: Asking, pictures: Sequence[MessagePicture]) -> ChatRequest:
         """Return the question as it is sent.
 
         Args:
@@ -153,17 +153,17 @@ class _Pair:
             "left": self.names[0],
             "right": self.names[1],
         }
-        return Request(asking.model, [message], settings_of(asking, {}), numbered(0, 0), facts)
+        return ChatRequest(asking.model, [message], settings_of(asking, {}), numbered(0, 0), facts)
 
 
-def _requests(pair: _Pair, prompt: str, asking: Asking, responses: Responses) -> list[Request]:
+def _requests(pair: _Pair, prompt: str, asking: Asking, responses: Responses) -> list[ChatRequest]:
     """Return what is still to be asked about a pair; nothing where a picture cannot be shown."""
     orders = (pair, pair.mirrored())
     waiting = [order for order in orders if responses.find(order.question(prompt, asking), 0, 0, 0) is None]
     if not waiting:
         return []
     try:
-        source, first, second = (Picture(png(opened(data, pair.item))) for data in pair.load())
+        source, first, second = (MessagePicture(png(opened(data, pair.item))) for data in pair.load())
     except UserError:  # counted as left out when it is scored
         return []
     shown = {pair.names: (source, first, second), pair.names[::-1]: (source, second, first)}
@@ -204,10 +204,10 @@ def ask_arena(
     kinds: Counter[str] = Counter()
     health = Health(client)
 
-    def requests() -> Iterator[Request]:
+    def requests() -> Iterator[ChatRequest]:
         """Yield the questions; pictures are encoded in threads, a few pairs ahead."""
         with ThreadPoolExecutor(BUILDERS, thread_name_prefix="pictures") as builders:
-            ahead: deque[Future[list[Request]]] = deque()
+            ahead: deque[Future[list[ChatRequest]]] = deque()
             for pair in tqdm(pairs, unit="pair", desc="arena", mininterval=1.0):
                 if health.spent:
                     return

@@ -9,7 +9,7 @@ from .protocols import Item
 from .scores import ItemScore, Mode, Scoring
 
 
-class Columns:
+class ScoreColumns:
     """Numbers of every suite, model and mode, in the order in which the items come.
 
     Args:

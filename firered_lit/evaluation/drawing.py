@@ -45,7 +45,7 @@ Line = dict[str, Any]
 
 
 @dataclass
-class Tally:
+class DrawingTally:
     """Counts of what became of a process's share of a model's items.
 
     Attributes:
@@ -72,7 +72,7 @@ def draw(
     seed: int,
     shard: int = 0,
     num_shards: int = 1,
-) -> dict[str, Tally]:
+) -> dict[str, DrawingTally]:
     """Draw every num_shards-th item, from item `shard` on, with each model.
 
     Args:
@@ -91,7 +91,7 @@ def draw(
     """
     tallies = {}
     for name, model in models.items():
-        work = _Work(folder, name, model, seed, f"{shard}-of-{num_shards}")
+        work = _DrawingShare(folder, name, model, seed, f"{shard}-of-{num_shards}")
         try:
             tallies[name] = work.run(own_items(benchmarks, shard, num_shards))
         finally:
@@ -165,7 +165,7 @@ def item_digest(item: Item) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:24]
 
 
-class _Work:
+class _DrawingShare:
     """One process's share of one model's items."""
 
     def __init__(self, folder: EvaluationFolder, name: str, model: Model, seed: int, share: str) -> None:
@@ -176,9 +176,9 @@ class _Work:
         self.fingerprint = model.fingerprint()
         self.lines_file = folder.drawings(name) / f"{share}.jsonl"
         self.known = drawn_lines(folder, name)
-        self.tally = Tally()
+        self.tally = DrawingTally()
 
-    def run(self, items: Sequence[tuple[Benchmark, Item]]) -> Tally:
+    def run(self, items: Sequence[tuple[Benchmark, Item]]) -> DrawingTally:
         """Draw what is not there."""
         from tqdm import tqdm
 

@@ -19,7 +19,7 @@ from firered_lit.draws import seed_of
 from firered_lit.errors import UserError
 from firered_lit.judges.asker import Asker
 from firered_lit.judges.reply import FINAL, Kind, Reply
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 from .benchmarks.pictures import file_or_none
 from .drawing import own_items
@@ -37,7 +37,7 @@ BUILDERS = 2  # threads that read and encode pictures
 
 
 @dataclass
-class Judged:
+class JudgingOutcome:
     """The outcome of a judging.
 
     Attributes:
@@ -74,7 +74,7 @@ def ask(
     repeated_items: int = 50,
     shard: int = 0,
     num_shards: int = 1,
-) -> Judged:
+) -> JudgingOutcome:
     """Ask about all pictures of all models; run again, it goes on.
 
     Args:
@@ -107,7 +107,7 @@ def ask(
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _JudgingTask:
     """One picture to be judged, for the `repeat`-th time."""
 
     benchmark: Benchmark
@@ -125,7 +125,7 @@ def _tasks(
     repeated_items: int,
     shard: int,
     num_shards: int,
-) -> Iterator[_Task]:
+) -> Iterator[_JudgingTask]:
     """Yield the tasks of a shard: its items once, then those of the subset again.
 
     A process asks about the pictures that it has drawn itself, of every model, and needs not wait for the others.
@@ -140,7 +140,7 @@ def _tasks(
             for model in models:
                 for item in chosen:
                     if (item.suite, item.id) in own:
-                        yield _Task(benchmark, fingerprint, suites[item.suite], item, model, repeat)
+                        yield _JudgingTask(benchmark, fingerprint, suites[item.suite], item, model, repeat)
 
 
 def repeated(items: Sequence[Item], count: int) -> list[Item]:
@@ -163,11 +163,11 @@ class _Judging:
         self.attempts = attempts
         self.responses = Responses(folder.responses)
         self.health = Health(client)
-        self.judged = Judged()
+        self.judged = JudgingOutcome()
         self.begun: set[tuple[str, int]] = set()
         self.builders = ThreadPoolExecutor(BUILDERS, thread_name_prefix="pictures")
 
-    async def run(self, tasks: Iterable[_Task], count: int) -> Judged:
+    async def run(self, tasks: Iterable[_JudgingTask], count: int) -> JudgingOutcome:
         """Work through the tasks, so many in all, as many at once as keep the judge busy."""
         room = asyncio.Semaphore(self.client.parallel + 2 * BUILDERS)
         running: set[asyncio.Task[None]] = set()
@@ -213,7 +213,7 @@ class _Judging:
             raise UserError(f"no picture could be shown to the judge: {first}")
         logger.warning("judge: %d pictures cannot be shown to it, such as %s", judged.not_shown, first)
 
-    async def _judge(self, task: _Task) -> None:
+    async def _judge(self, task: _JudgingTask) -> None:
         """Ask about one picture until there is an answer that can be read."""
         picture = self.folder.picture(task.model, task.item)
         data = await self._in_thread(file_or_none, picture)
@@ -226,7 +226,7 @@ class _Judging:
 
         self.judged.items += 1
         limit = self.attempts or OFFICIAL_ATTEMPTS.get(task.scoring.name, 1)
-        requests: list[Request] = []
+        requests: list[ChatRequest] = []
         asked = False
         for number in range(limit):
             attempt = await self._in_thread(
@@ -244,7 +244,7 @@ class _Judging:
         if not asked:
             self.judged.known += 1
 
-    async def _requests(self, task: _Task, data: bytes) -> list[Request]:
+    async def _requests(self, task: _JudgingTask, data: bytes) -> list[ChatRequest]:
         """Return the requests about a picture; none where it cannot be shown, which is counted."""
         try:
             return await self._in_thread(_build, task, data, self.asking)
@@ -255,7 +255,7 @@ class _Judging:
             return []
 
     async def _answers(
-        self, task: _Task, requests: Sequence[Request], known: Attempt, question: str, number: int
+        self, task: _JudgingTask, requests: Sequence[ChatRequest], known: Attempt, question: str, number: int
     ) -> Attempt:
         """Return an attempt with what was missing asked for."""
         calls = [call for call, response in enumerate(known) if response is None]
@@ -266,7 +266,7 @@ class _Judging:
             attempt[call] = Response(reply, asked[0].model, "") if reply.kind in FINAL else None
         return tuple(attempt)
 
-    async def _reply(self, request: Request) -> Reply:
+    async def _reply(self, request: ChatRequest) -> Reply:
         reply = await self.client.complete(request)
         if reply.replayed:  # the same request stands in the log under another question
             self.client.record(request, reply)
@@ -279,7 +279,7 @@ class _Judging:
         return await asyncio.get_running_loop().run_in_executor(self.builders, function, *arguments)
 
 
-def _build(task: _Task, picture: bytes, asking: Asking) -> list[Request]:
+def _build(task: _JudgingTask, picture: bytes, asking: Asking) -> list[ChatRequest]:
     return task.benchmark.requests(task.item, picture, asking)
 
 

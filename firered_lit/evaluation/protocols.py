@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..judges.request import Request
+from ..judges.request import ChatRequest
 from .scores import Scoring
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Benchmark(Protocol):
         """
         ...
 
-    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
+    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[ChatRequest]:
         """Return the questions of one attempt, as the official script sends them; empty without a judge.
 
         Args:

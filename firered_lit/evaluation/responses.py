@@ -10,7 +10,7 @@ from typing import Any
 from firered_lit.judges.log import Log
 from firered_lit.judges.record import is_final, reply_of
 from firered_lit.judges.reply import Kind, Reply
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 from .protocols import Asking, Item
 
@@ -32,7 +32,9 @@ def question_of(fingerprint: str, item: Item, picture: str, asking: Asking) -> s
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def marked(request: Request, question: str, call: int, repeat: int, attempt: int, item: Item, model: str) -> Request:
+def marked(
+    request: ChatRequest, question: str, call: int, repeat: int, attempt: int, item: Item, model: str
+) -> ChatRequest:
     """Return a request with what `Responses` finds it by.
 
     Args:

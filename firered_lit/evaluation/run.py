@@ -24,7 +24,7 @@ from firered_lit.textfiles import read_object
 
 if TYPE_CHECKING:
     from firered_lit.evaluation.answers import AnswersFile
-    from firered_lit.evaluation.report.record import Record
+    from firered_lit.evaluation.report.record import RunRecord
     from firered_lit.judges.asker import Asker
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def evaluate(
     seed: int = 43,
     shard: int = 0,
     num_shards: int = 1,
-    mlflow: "Record | None" = None,
+    mlflow: "RunRecord | None" = None,
 ) -> None:
     """Evaluate models on benchmarks into the folder `out`; run again, it goes on.
 
@@ -371,7 +371,7 @@ def _report(
     names: Sequence[str],
     models: Mapping[str, Model],
     seed: int,
-    mlflow: "Record | None",
+    mlflow: "RunRecord | None",
 ) -> None:
     from firered_lit.evaluation import report
 

@@ -22,7 +22,7 @@ from . import statements
 from .answers import AnswersFile, Attempts, check_answers, file_for, read_answers
 from .arena import Arena, agreement_statistics, arena_statistics
 from .benchmarks.pictures import file_or_none, opened
-from .columns import Columns
+from .columns import ScoreColumns
 from .drawing import drawn_lines
 from .protocols import Asking, Benchmark, EvaluationFolder, Item
 from .responses import Attempt, Responses, is_about_an_item, question_of, texts_of
@@ -69,7 +69,7 @@ def score(
         scorings.update(benchmark.suites())
     check_answers(answers, models, list(scorings))
     responses = Responses(folder.responses)
-    columns = Columns(scorings)
+    columns = ScoreColumns(scorings)
     texts = None if text is None else _Texts(folder, targets_of(benchmarks, text.targets))
     first: Tables = {}
     for model in models:
@@ -137,7 +137,7 @@ class _ModelScorer:
     asking: Asking
     responses: Responses
     answers: AnswersFile | None
-    columns: Columns
+    columns: ScoreColumns
     texts: "_Texts | None"
 
     @cached_property
@@ -338,7 +338,7 @@ class _SuiteTables:
         return {mode: table.rows() for mode, table in self._tables.items()}
 
 
-def _check_judged(folder: EvaluationFolder, columns: Columns, asking: Asking) -> None:
+def _check_judged(folder: EvaluationFolder, columns: ScoreColumns, asking: Asking) -> None:
     """Refuse scores out of a log that holds the answers of another judge alone.
 
     Raises:

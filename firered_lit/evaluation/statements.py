@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from .columns import Columns
+from .columns import ScoreColumns
 from .protocols import Asking
 from .scores import OVERALL, Mode
 from .statistics import Comparison, Difference, Estimate, MeanEstimates, compare_models, estimate_means, judge_noise
@@ -11,7 +11,7 @@ from .statistics import Comparison, Difference, Estimate, MeanEstimates, compare
 COMPARED: Mode = "strict"  # in which every item has a score, so that models are paired on all of them
 
 
-def estimates(columns: Columns, models: Sequence[str], seed: int) -> dict[str, Any]:
+def estimates(columns: ScoreColumns, models: Sequence[str], seed: int) -> dict[str, Any]:
     """Return suite -> model -> mode -> category, "overall" (macro) or "micro" -> the mean with its interval."""
     told: dict[str, Any] = {}
     for suite in columns.suites:
@@ -25,7 +25,7 @@ def estimates(columns: Columns, models: Sequence[str], seed: int) -> dict[str, A
     return told
 
 
-def comparisons(columns: Columns, models: Sequence[str], seed: int) -> list[dict[str, Any]]:
+def comparisons(columns: ScoreColumns, models: Sequence[str], seed: int) -> list[dict[str, Any]]:
     """Return every two models on the same items, in each suite; what is missing counts as the lowest score."""
     told: list[dict[str, Any]] = []
     if len(models) < 2:
@@ -36,7 +36,7 @@ def comparisons(columns: Columns, models: Sequence[str], seed: int) -> list[dict
     return told
 
 
-def noise(columns: Columns) -> dict[str, Any] | None:
+def noise(columns: ScoreColumns) -> dict[str, Any] | None:
     """Return suite -> how far the judge moves when it is asked the same again; None where nothing was asked twice."""
     told = {}
     for suite in columns.suites:
@@ -54,7 +54,7 @@ def noise(columns: Columns) -> dict[str, Any] | None:
     return told or None
 
 
-def judge(columns: Columns, asking: Asking) -> dict[str, Any]:
+def judge(columns: ScoreColumns, asking: Asking) -> dict[str, Any]:
     """Return who was asked, who answered how often, and between which days."""
     days = [date[:10] for date in columns.dates]
     return {

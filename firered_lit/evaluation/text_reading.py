@@ -12,7 +12,7 @@ from firered_lit.errors import UserError
 from firered_lit.judges.asker import Asker
 from firered_lit.judges.log import Log
 from firered_lit.judges.reply import Kind
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 from firered_lit.places import user_path
 
 from .benchmarks.pictures import file_or_none, opened, png
@@ -34,7 +34,7 @@ Targets = Mapping[tuple[str, str], TextTarget | None]  # (suite, item) -> target
 Reading = list[str] | str  # lines, or why there are none
 
 
-class TextReader(Protocol):
+class ReadsText(Protocol):
     """A reader of pictures, as `callbacks.ocr_reader.TextReader`."""
 
     @property
@@ -57,7 +57,7 @@ class TextReading:
         weights: Of distance, completion and word accuracy in the weighted score.
     """
 
-    reader: TextReader | None = None
+    reader: ReadsText | None = None
     targets: str | None = None
     weights: Sequence[float] = (1 / 3, 1 / 3, 1 / 3)
 
@@ -90,8 +90,8 @@ class JudgeReader:
         """
         requests = []
         for number, data in enumerate(pictures):
-            message = user(PROMPT, Picture(png(opened(data, f"picture {number}"))))
-            requests.append(Request(self.model, [message], self.settings, facts={"text": number}))
+            message = user(PROMPT, MessagePicture(png(opened(data, f"picture {number}"))))
+            requests.append(ChatRequest(self.model, [message], self.settings, facts={"text": number}))
         readings: dict[int, Reading] = {}
         for request, reply in self.client.ask_all(requests):
             if not reply.replayed:
@@ -133,7 +133,7 @@ def read_texts(
     folder: EvaluationFolder,
     benchmarks: Sequence[Benchmark],
     models: Sequence[str],
-    reader: TextReader,
+    reader: ReadsText,
     targets: Targets,
     *,
     shard: int = 0,
@@ -182,7 +182,7 @@ def readings_of(folder: EvaluationFolder) -> Log:
     return Log(folder.texts, ("picture", "reader"))
 
 
-def _read(table: Log, reader: TextReader, pictures: Mapping[str, bytes]) -> int:
+def _read(table: Log, reader: ReadsText, pictures: Mapping[str, bytes]) -> int:
     """Read some pictures and write down their lines; what could not be read is tried again in a next run."""
     whole = {}
     for digest, data in pictures.items():
@@ -203,7 +203,7 @@ def _read(table: Log, reader: TextReader, pictures: Mapping[str, bytes]) -> int:
     return read
 
 
-def reader_of(settings: TextReading, client: Asker | None, asking: Asking) -> TextReader:
+def reader_of(settings: TextReading, client: Asker | None, asking: Asking) -> ReadsText:
     """Return what reads: the reader of the settings, else the judge.
 
     Raises:

@@ -10,7 +10,7 @@ from firered_lit.errors import UserError
 
 
 @dataclass(frozen=True)
-class Address:
+class ServerAddress:
     """An OpenAI-compatible server.
 
     Args:
@@ -26,7 +26,7 @@ class Address:
     proxy: str | None = field(default=None, repr=False)
 
     @staticmethod
-    def of(url: str, key_variable: KeyVariable) -> "Address":
+    def of(url: str, key_variable: KeyVariable) -> "ServerAddress":
         """Read the key and the proxy out of the environment.
 
         Proxies are those of http_proxy, https_proxy and no_proxy; none is used for this machine itself.
@@ -39,7 +39,7 @@ class Address:
         key = read_key(key_variable) or None
         if key is not None and not (key.isascii() and key.isprintable()):
             raise UserError(f"{key_variable}: holds characters that a key cannot have, such as a line break")
-        return Address(url.rstrip("/"), key_variable, key, None if is_loopback(host) else _proxy(host, scheme))
+        return ServerAddress(url.rstrip("/"), key_variable, key, None if is_loopback(host) else _proxy(host, scheme))
 
     @property
     def in_clear(self) -> bool:

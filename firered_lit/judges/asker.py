@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from firered_lit.judges.reply import Reply
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class Asker(ABC):
         """The judge's name in errors: a server's address, or a model's name."""
 
     @abstractmethod
-    def record(self, request: Request, reply: Reply) -> None:
+    def record(self, request: ChatRequest, reply: Reply) -> None:
         """Add a line to the log, where there is one."""
 
     @abstractmethod
@@ -35,21 +35,21 @@ class Asker(ABC):
         """Run a coroutine that awaits `complete` in the judge's thread."""
 
     @abstractmethod
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: ChatRequest) -> Reply:
         """Return what comes of a request, of any kind. To be awaited in a coroutine that `spawn` runs."""
 
-    def submit(self, request: Request) -> "Future[Reply]":
+    def submit(self, request: ChatRequest) -> "Future[Reply]":
         """Begin a request from any thread; see `spawn` and `complete`."""
         return self.spawn(self.complete(request))
 
-    def ask(self, request: Request) -> Reply:
+    def ask(self, request: ChatRequest) -> Reply:
         """Wait for one request."""
         return self.submit(request).result()
 
-    def ask_all(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
+    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[ChatRequest, Reply]]:
         """Yield requests with their replies as they come. Requests are taken from the iterable as room for them is
         there, so that memory does not grow with their number."""
-        waiting: dict[Future[Reply], Request] = {}
+        waiting: dict[Future[Reply], ChatRequest] = {}
         done: list[Future[Reply]] = []
         came = threading.Condition()
 
@@ -58,7 +58,7 @@ class Asker(ABC):
                 done.append(future)
                 came.notify()
 
-        def settled() -> Iterator[tuple[Request, Reply]]:
+        def settled() -> Iterator[tuple[ChatRequest, Reply]]:
             with came:
                 came.wait_for(lambda: done)
                 futures = done[:]

@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 from firered_lit.api_keys import KeyVariable
 from firered_lit.draws import chooser
 from firered_lit.errors import UserError
-from firered_lit.judges.address import Address
+from firered_lit.judges.address import ServerAddress
 from firered_lit.judges.asker import Asker
 from firered_lit.judges.log import Log
 from firered_lit.judges.record import reply_of, row_of
 from firered_lit.judges.reply import Kind, NoAnswerError, Reply, is_filter, one_line, read
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 if TYPE_CHECKING:
     import aiohttp
@@ -89,7 +89,7 @@ class Client(Asker):
                 raise UserError(f"judge.{name}={value}: must be at least 0")
         if replay and log is None:
             raise UserError("judge.replay: name the log to answer from")
-        self.address = Address.of(url, key_variable)
+        self.address = ServerAddress.of(url, key_variable)
         self.timeout = timeout
         self.retries = retries
         self.backoff = backoff
@@ -125,7 +125,7 @@ class Client(Asker):
                 self._worker = _Worker(self)
             return asyncio.run_coroutine_threadsafe(coroutine, self._worker.loop)
 
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: ChatRequest) -> Reply:
         """Return what comes of a request, of any kind. To be awaited in a coroutine that `spawn` runs.
 
         Raises:
@@ -136,7 +136,7 @@ class Client(Asker):
             raise asyncio.CancelledError
         return await worker.complete(request)
 
-    def record(self, request: Request, reply: Reply) -> None:
+    def record(self, request: ChatRequest, reply: Reply) -> None:
         """Add a line to the log, where there is one.
 
         Raises:
@@ -170,7 +170,7 @@ class Client(Asker):
                 "judge %s: asked through the proxy %s", self.address.url, urlsplit(self.address.proxy).hostname
             )
 
-    def waiting_time(self, request: Request, tries: int) -> float:
+    def waiting_time(self, request: ChatRequest, tries: int) -> float:
         """Return the seconds to wait after so many tries of a request that failed: keyed by both and the seed."""
         draw = chooser(self.seed, "retry", request.digest, request.repeat, tries).random()
         return self.backoff * 2 ** (tries - 1) * (1 + draw / 4)
@@ -217,7 +217,7 @@ class _Worker:
             await self.session.close()
         await self.loop.shutdown_default_executor()
 
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: ChatRequest) -> Reply:
         """Answer a request from the log or by the server, and write down what came of it."""
         client = self.client
         if client.replay and client.log is not None:
@@ -235,14 +235,14 @@ class _Worker:
         client.record(request, reply)
         return reply
 
-    async def _written(self, request: Request) -> bytes:
+    async def _written(self, request: ChatRequest) -> bytes:
         """Return a request's body. After each the loop sees to the connections, so that what is written is sent."""
         async with self.writing:
             body = request.body()
             await asyncio.sleep(0)
             return body
 
-    async def _patiently(self, request: Request, body: bytes) -> Reply:
+    async def _patiently(self, request: ChatRequest, body: bytes) -> Reply:
         """Try until there is an answer, or one that no other try would change, or no try is left."""
         client = self.client
         reply = Reply(Kind.ERROR)

@@ -13,7 +13,7 @@ from firered_lit.judges.asker import Asker
 from firered_lit.judges.log import Log
 from firered_lit.judges.record import is_final, reply_of, row_of
 from firered_lit.judges.reply import Kind, Reply, one_line
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 from firered_lit.places import user_path
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ KEY = ("request", "repeat")
 
 
 class Answerer(Protocol):
-    """A source of answers in this process: `callbacks.judge_local.LocalVLM`, or `Replay`.
+    """A source of answers in this process: `callbacks.judge_local.LocalVLM`, or `ReplayedLog`.
 
     Attributes:
         version: The model's name, "" where requests name it.
@@ -29,12 +29,12 @@ class Answerer(Protocol):
 
     version: str
 
-    def answer(self, request: Request) -> Reply:
+    def answer(self, request: ChatRequest) -> Reply:
         """Return the reply. One thread asks, one request at a time."""
         ...
 
 
-class Replay:
+class ReplayedLog:
     """The answers of another log, for equal requests; what is not there is an error.
 
     Args:
@@ -52,7 +52,7 @@ class Replay:
             raise UserError(f"judge log {log}: no such file")
         self.log = Log(path, KEY, counts=is_final)
 
-    def answer(self, request: Request) -> Reply:
+    def answer(self, request: ChatRequest) -> Reply:
         """Return the answer in the log."""
         reply = reply_of(self.log.find(request.digest, request.repeat))
         if reply is None:
@@ -94,7 +94,7 @@ class LocalJudge(Asker):
                 self._thread.start()
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: ChatRequest) -> Reply:
         """Return what comes of a request, from the log or from the model.
 
         Raises:
@@ -110,7 +110,7 @@ class LocalJudge(Asker):
         self.record(request, reply)
         return reply
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: ChatRequest) -> Reply:
         try:
             return self.answerer.answer(request)
         except UserError:
@@ -118,7 +118,7 @@ class LocalJudge(Asker):
         except Exception as problem:  # a library's own words for a picture or a text that it cannot use
             return Reply(Kind.ERROR, reason=one_line(f"{type(problem).__name__}: {problem}"))
 
-    def record(self, request: Request, reply: Reply) -> None:
+    def record(self, request: ChatRequest, reply: Reply) -> None:
         """Add a line to the log, where there is one."""
         if self.log is not None:
             self.log.add(row_of(request, reply, self.name))

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from firered_lit.judges.reply import FINAL, Kind, NoAnswerError, Reply, read
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 
-def row_of(request: Request, reply: Reply, url: str) -> dict[str, Any]:
+def row_of(request: ChatRequest, reply: Reply, url: str) -> dict[str, Any]:
     """Return the line of a request and its reply.
 
     Args:

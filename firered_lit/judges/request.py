@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Picture:
+class MessagePicture:
     """A picture among a message's parts.
 
     Args:
@@ -34,11 +34,11 @@ class Picture:
         return f"{self.mime};sha256,{self.digest}"
 
 
-Part = str | Picture | Mapping[str, Any]  # text, a picture, or a part of a message as the server takes it
+Part = str | MessagePicture | Mapping[str, Any]  # text, a picture, or a part of a message as the server takes it
 
 
 @dataclass(frozen=True)
-class Request:
+class ChatRequest:
     """One chat completion. What is not named here is not sent.
 
     Args:
@@ -61,10 +61,10 @@ class Request:
         Pictures are put into the finished text: base64 has nothing that JSON would escape, and looking for it in
         megabytes takes longer than all the rest.
         """
-        pictures: list[Picture] = []
+        pictures: list[MessagePicture] = []
         mark = f"picture {secrets.token_hex(16)}"
 
-        def marked(picture: Picture) -> str:
+        def marked(picture: MessagePicture) -> str:
             pictures.append(picture)
             return f"data:{picture.mime};base64,{mark}"
 
@@ -79,7 +79,7 @@ class Request:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what is sent, each picture by its own hash, whatever the order of the settings."""
-        text = json.dumps(self._content(Picture.label), sort_keys=True, ensure_ascii=False)
+        text = json.dumps(self._content(MessagePicture.label), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(_utf8(text)).hexdigest()
 
     @cached_property
@@ -93,11 +93,11 @@ class Request:
         return sum(len(picture.data) for picture in self.pictures) * 4 // 3 + sum(map(len, self._words()))
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[MessagePicture]:
         """The pictures of all messages, in their order."""
-        return [part for message in self.messages for part in _parts(message) if isinstance(part, Picture)]
+        return [part for message in self.messages for part in _parts(message) if isinstance(part, MessagePicture)]
 
-    def _content(self, shown: Callable[[Picture], str]) -> dict[str, Any]:
+    def _content(self, shown: Callable[[MessagePicture], str]) -> dict[str, Any]:
         """The body, with what `shown` makes of a picture in its place."""
         messages = [dict(message) | {"content": _content_of(message, shown)} for message in self.messages]
         return {"model": self.model, "messages": messages, **self.settings}
@@ -128,7 +128,7 @@ def _parts(message: Mapping[str, Any]) -> Sequence[Part]:
     return [content] if isinstance(content, str) else content
 
 
-def _content_of(message: Mapping[str, Any], shown: Callable[[Picture], str]) -> Any:
+def _content_of(message: Mapping[str, Any], shown: Callable[[MessagePicture], str]) -> Any:
     """A message's content as the server takes it."""
     content = message["content"]
     if isinstance(content, str):
@@ -136,10 +136,10 @@ def _content_of(message: Mapping[str, Any], shown: Callable[[Picture], str]) -> 
     return [_part(part, shown) for part in content]
 
 
-def _part(part: Part, shown: Callable[[Picture], str]) -> dict[str, Any]:
+def _part(part: Part, shown: Callable[[MessagePicture], str]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    if isinstance(part, Picture):
+    if isinstance(part, MessagePicture):
         image = {"url": shown(part)}
         if part.detail is not None:
             image["detail"] = part.detail

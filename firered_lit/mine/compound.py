@@ -18,7 +18,7 @@ class Invalid(Exception):  # noqa: N818, it carries a refusal
 
 
 @dataclass(frozen=True)
-class Template:
+class QuestionTemplate:
     """A question of ours: a text file, versioned, and hashed into every answer."""
 
     name: str
@@ -42,12 +42,12 @@ class Compound:
 
 
 @cache
-def template(name: str = "evolve") -> Template:
+def template(name: str = "evolve") -> QuestionTemplate:
     """Read a question by its name from the file beside this one: `version: N`, an empty line, the text."""
     whole = Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8")
     head, text = whole.split("\n\n", 1)
     digest = hashlib.blake2b(whole.encode(), digest_size=8).hexdigest()
-    return Template(name, head.removeprefix("version:").strip(), text.strip(), digest)
+    return QuestionTemplate(name, head.removeprefix("version:").strip(), text.strip(), digest)
 
 
 def compound(answer: str, atomic: str, operations: int, pictures: int) -> Compound:

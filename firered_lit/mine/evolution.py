@@ -36,7 +36,7 @@ class Writer(Protocol):
         ...
 
 
-class Requests(Protocol):
+class EvolutionRequests(Protocol):
     """Requests with their source images, by number. One that cannot be used is a line with `refused`."""
 
     def __len__(self) -> int: ...
@@ -65,7 +65,7 @@ class Evolution:
     unit = "request"
 
     def __init__(
-        self, requests: Requests, writer: Writer, least: int = 2, most: int = 3, tries: int = 2, seed: int = 0
+        self, requests: EvolutionRequests, writer: Writer, least: int = 2, most: int = 3, tries: int = 2, seed: int = 0
     ) -> None:
         if not 2 <= least <= most or tries < 1:
             raise UserError(f"task: least={least} most={most} tries={tries}: 2 <= least <= most, and tries at least 1")

@@ -19,7 +19,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePair:
     """A winner and a loser, and by how much the one beats the other."""
 
     winner: Candidate
@@ -30,7 +30,7 @@ class Pair:
 class PairRule(Protocol):
     """A rule by which candidates are paired."""
 
-    def pairs(self, candidates: Sequence[Candidate]) -> list[Pair]:
+    def pairs(self, candidates: Sequence[Candidate]) -> list[PreferencePair]:
         """Return the pairs of one request, the widest gap first. No picture is in two."""
         ...
 
@@ -56,7 +56,7 @@ class MixPolicy:
     def __post_init__(self) -> None:
         _check(self, (self.win, self.lose, self.margin), self.most)
 
-    def pairs(self, candidates: Sequence[Candidate]) -> list[Pair]:
+    def pairs(self, candidates: Sequence[Candidate]) -> list[PreferencePair]:
         """Return pairs of a good expert's picture and a bad one of the base."""
         winners: list[tuple[Candidate, float]] = []
         losers: list[tuple[Candidate, float]] = []
@@ -95,7 +95,7 @@ class VisualEnhancement:
     def __post_init__(self) -> None:
         _check(self, (self.least, self.win, self.margin), self.most)
 
-    def pairs(self, candidates: Sequence[Candidate]) -> list[Pair]:
+    def pairs(self, candidates: Sequence[Candidate]) -> list[PreferencePair]:
         """Return pairs of two pictures that do what was asked, the better looking one first."""
         if candidates and self.by not in candidates[0].rewards:
             raise UserError(f"task.rule.by={self.by}: no such reward; there are {sorted(candidates[0].rewards)}")
@@ -114,22 +114,22 @@ class VisualEnhancement:
 Scored = Sequence[tuple[Candidate, float]]  # candidates and their scores
 
 
-def _apart(winners: Scored, losers: Scored, margin: float) -> list[Pair]:
+def _apart(winners: Scored, losers: Scored, margin: float) -> list[PreferencePair]:
     """Return every pair of a winner and a loser whose scores are at least `margin` apart."""
     pairs = []
     for winner, high in winners:
         for loser, low in losers:
             if high - low >= margin:
-                pairs.append(Pair(winner, loser, high - low))
+                pairs.append(PreferencePair(winner, loser, high - low))
     return pairs
 
 
-def _widest(pairs: Sequence[Pair], most: int) -> list[Pair]:
+def _widest(pairs: Sequence[PreferencePair], most: int) -> list[PreferencePair]:
     """Return the pairs with the widest gaps, each picture once.
 
     Ties go by the pictures' names, whatever the order of the rows.
     """
-    chosen: list[Pair] = []
+    chosen: list[PreferencePair] = []
     used: set[str] = set()
     for pair in sorted(pairs, key=lambda pair: (-pair.gap, pair.winner.image, pair.loser.image)):
         if len(chosen) == most:

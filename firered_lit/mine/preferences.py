@@ -9,8 +9,8 @@ from typing import Protocol
 from ..files import replacing
 from ..rewards.protocol import Reward
 from .ledger import AGAIN
-from .pairs import Candidate, MixPolicy, Pair, PairRule
-from .request import Request, Shown, relative_to
+from .pairs import Candidate, MixPolicy, PairRule, PreferencePair
+from .request import MiningRequest, ShownCandidate, relative_to
 from .run import Line, Wanted
 from .scoring import Pending, Scorer
 
@@ -18,14 +18,14 @@ PAIRS, MANIFEST = "pairs.jsonl", "manifest.jsonl"
 ROW = ("task", "instruction", "instruction_cn", "source_image", "target_text", "cluster")  # of a request's line
 
 
-class Requests(Protocol):
+class PreferenceRequests(Protocol):
     """Requests with their candidates, by number. A request that cannot be used is a line with `refused`."""
 
     def __len__(self) -> int: ...
 
     def made_from(self) -> Line: ...
 
-    def items(self, wanted: Wanted) -> Iterator[tuple[int, Request]]: ...
+    def items(self, wanted: Wanted) -> Iterator[tuple[int, MiningRequest]]: ...
 
 
 class Preferences:
@@ -45,7 +45,7 @@ class Preferences:
 
     def __init__(
         self,
-        candidates: Requests,
+        candidates: PreferenceRequests,
         rewards: Mapping[str, Reward],
         rule: PairRule | None = None,
         weights: Mapping[str, float] | None = None,
@@ -67,13 +67,13 @@ class Preferences:
     def open(self, folder: Path) -> None:
         """Nothing to load."""
 
-    def items(self, wanted: Wanted) -> Iterator[tuple[int, Request]]:
+    def items(self, wanted: Wanted) -> Iterator[tuple[int, MiningRequest]]:
         return self.candidates.items(wanted)
 
-    def begin(self, item: Request) -> tuple[Line, list[tuple[Shown, Pending]]]:
+    def begin(self, item: MiningRequest) -> tuple[Line, list[tuple[ShownCandidate, Pending]]]:
         return item.line, [(shown, self.scorer.ask(shown.pixels, shown.sample)) for shown in item.shown]
 
-    def finish(self, begun: tuple[Line, list[tuple[Shown, Pending]]]) -> Line:
+    def finish(self, begun: tuple[Line, list[tuple[ShownCandidate, Pending]]]) -> Line:
         line, asked = begun
         candidates = []
         again = False
@@ -121,7 +121,7 @@ class Preferences:
         self.scorer.close()
 
 
-def _row(line: Line, number: int, pair: Pair, folder: Path) -> Line:
+def _row(line: Line, number: int, pair: PreferencePair, folder: Path) -> Line:
     """Return a row of pairs.jsonl. Paths are relative to the folder, URLs as they are."""
     row: Line = {"id": f"{line['id']}.{number}"}
     for name in ROW:

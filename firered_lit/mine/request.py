@@ -11,7 +11,7 @@ from ..batch import EditBatch
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownCandidate:
     """A candidate with its pixels (1, 3, H, W), and its request as a batch of one."""
 
     model: str
@@ -22,11 +22,11 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Request:
+class MiningRequest:
     """A request and what was made for it. line: what is known of it; its `source_image` are paths to open, or URLs."""
 
     line: dict[str, Any]
-    shown: tuple[Shown, ...]
+    shown: tuple[ShownCandidate, ...]
 
 
 def relative_to(folder: Path, path: str) -> str:

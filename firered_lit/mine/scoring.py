@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..batch import EditBatch
 from ..errors import UserError
-from ..rewards.collect import Asked, rewards_of
+from ..rewards.collect import PendingRewards, rewards_of
 from ..rewards.mix import applies_to
 from ..rewards.panel import RewardPanel
 from ..rewards.protocol import Reward
@@ -21,13 +21,13 @@ Marks = list[float | None]  # of each image; None where it is missing or does no
 class Pending:
     """Images of one sample, their scores under way."""
 
-    asked: Asked | None  # None when no reward scores its task
+    asked: PendingRewards | None  # None when no reward scores its task
     count: int  # of images
     meant: frozenset[str]  # the rewards that mean to score it
 
 
 @dataclass(frozen=True)
-class Judged:
+class ImageRewards:
     """The rewards of K images of one sample, and whether to ask again."""
 
     total: Marks
@@ -73,7 +73,7 @@ class Scorer:
         asked = self.panel.ask(images, sample.repeated(len(images)))
         return Pending(asked, len(images), meant)
 
-    def judged(self, pending: Pending) -> Judged:
+    def judged(self, pending: Pending) -> ImageRewards:
         """Wait for the scores.
 
         Raises:
@@ -81,7 +81,7 @@ class Scorer:
         """
         asked = pending.asked
         if asked is None:
-            return Judged([None] * pending.count, {}, {}, False)
+            return ImageRewards([None] * pending.count, {}, {}, False)
         until = self.panel.deadline()
 
         # Each reward alone.
@@ -94,9 +94,9 @@ class Scorer:
         total = self._marks(asked, weighed, until)
 
         silent = any(_all_missing(alone[name]) for name in pending.meant)
-        return Judged(total, alone, asked.failures, again=_all_missing(total) and silent)
+        return ImageRewards(total, alone, asked.failures, again=_all_missing(total) and silent)
 
-    def _marks(self, asked: Asked, weights: Mapping[str, float], until: float) -> Marks:
+    def _marks(self, asked: PendingRewards, weights: Mapping[str, float], until: float) -> Marks:
         """Return the mixture of some rewards, a number of each image; None where it is missing."""
         scores = self.panel.wait(asked, until, weights)
         refuse_outside(asked.outside, asked.ranges)

@@ -27,7 +27,7 @@ from .spread import Band, Spread
 MANIFEST, KEPT, MINED = "manifest.jsonl", "kept.jsonl", "mined.json"
 
 
-class Prompts(Protocol):
+class PromptSource(Protocol):
     """Samples to edit, by number: a line that says which, and the sample with its pictures."""
 
     def __len__(self) -> int: ...
@@ -80,7 +80,7 @@ class SemiHard:
     def __init__(
         self,
         model: str,
-        data: Prompts,
+        data: PromptSource,
         rewards: Mapping[str, Reward],
         band: Band | None = None,
         start_from: str | None = None,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .component import CONFIG, loading
-from .part_decoder import Part, decode_parts
+from .part_decoder import DecodedCrop, decode_parts
 
 if TYPE_CHECKING:
     from .family import Base
@@ -58,6 +58,6 @@ class Codec:
         latents = latents.to(self.mean) * self.std + self.mean
         return self.vae.decode(latents[:, :, None], return_dict=False)[0][:, :, 0]
 
-    def parts(self, latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True) -> list[Part]:
+    def parts(self, latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True) -> list[DecodedCrop]:
         """Decode the boxes of the pictures with a gradient, see `decode_parts`."""
         return decode_parts(self, latents, owner, boxes, checkpointed)

@@ -28,7 +28,7 @@ MAX_EDIT_TOKENS = 4096 - 128  # of an edit's prompt with its references: positio
 
 
 @dataclass(frozen=True)
-class Template:
+class ChatTemplate:
     """A chat template of the stock pipelines: the text with one `{}`, and how many tokens of it are dropped."""
 
     text: str
@@ -41,7 +41,7 @@ class Template:
 
 
 @cache
-def stock_templates() -> dict[str, Template]:
+def stock_templates() -> dict[str, ChatTemplate]:
     """Return the templates of the installed diffusers by variant, so that a new release is followed."""
     from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 
@@ -53,7 +53,7 @@ def stock_templates() -> dict[str, Template]:
     }
     templates = {}
     for variant, pipeline in stock.items():
-        templates[variant] = Template(pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx)
+        templates[variant] = ChatTemplate(pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx)
     return templates
 
 

@@ -22,7 +22,7 @@ from .component import read_config, weight_files
 FACE = (112, 112)
 
 
-class Encoder(nn.Module):
+class IdentityEncoder(nn.Module):
     """Frozen, in evaluation mode. `forward(images (N, 3, H, W) in [-1, 1]) -> features (N, D)`; any H, W is resized."""
 
     size: tuple[int, int]  # height, width of the canvas
@@ -36,15 +36,15 @@ class Encoder(nn.Module):
             images = interpolate(images, self.size, mode="bicubic", align_corners=False, antialias=True)
         return self.features(images.to(next(self.parameters()).dtype)).float()
 
-    def freeze(self) -> "Encoder":
+    def freeze(self) -> "IdentityEncoder":
         return self.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "Encoder":
+    def train(self, mode: bool = True) -> "IdentityEncoder":
         """Stays in evaluation mode when a stage that holds it goes to training."""
         return super().train(False)
 
 
-def open_encoder(path: str | Path) -> Encoder:
+def open_encoder(path: str | Path) -> IdentityEncoder:
     """A frozen encoder: a folder of a Hugging Face vision model, or a weights file of an ArcFace-style IResNet.
 
     "tiny" is a small one with fixed random weights, for laptops and tests: it tells pictures apart, not people.
@@ -81,7 +81,7 @@ class Block(nn.Module):
         return main + (x if self.downsample is None else self.downsample(x))
 
 
-class IResNet(Encoder):
+class IResNet(IdentityEncoder):
     """ArcFace's residual network for aligned faces of 112x112, with the parameter names that its weights come with.
 
     blocks: of each level; (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 14, 3) and (3, 13, 30, 3) are IResNet-18, 34, 50 and 100.
@@ -171,7 +171,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     return found
 
 
-class VisionEncoder(Encoder):
+class VisionEncoder(IdentityEncoder):
     """A Hugging Face vision model; of CLIP and SigLIP the vision part. Features: pooled, else the mean of the tokens.
 
     The canvas and the normalisation are read from `preprocessor_config.json`, else the model's own size and [-1, 1].

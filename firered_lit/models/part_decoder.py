@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-class Part(NamedTuple):
+class DecodedCrop(NamedTuple):
     """A crop of a decoded picture."""
 
     pixels: Tensor  # (1, 3, h, w), about [-1, 1]: not clamped, a clamp has no gradient
@@ -28,13 +28,13 @@ class Decoder(Protocol):
 
     factor: int
 
-    def parts(self, latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True) -> list[Part]:
+    def parts(self, latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True) -> list[DecodedCrop]:
         """See `decode_parts`."""
 
 
 def decode_parts(
     codec: "Codec", latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True
-) -> list[Part]:
+) -> list[DecodedCrop]:
     """Decode the boxes of pictures as `Codec.decode` does, but with a gradient and without its clamp.
 
     The first layers, whose attention looks at everything, run on the whole latents of the samples that are asked for,
@@ -61,7 +61,7 @@ def decode_parts(
     trunk = _run(partial(_first_layers, decoder), codec.vae.post_quant_conv(z[:, :, None]), checkpointed)
 
     # The others, on crops.
-    parts: dict[int, Part] = {}
+    parts: dict[int, DecodedCrop] = {}
     for row, crop, members in _crops(place.tolist(), boxes.tolist(), trunk.shape[-2:], factor, reach(decoder)):
         crop_left, crop_top, crop_right, crop_bottom = crop
         x = trunk[row : row + 1, ..., crop_top:crop_bottom, crop_left:crop_right]
@@ -72,7 +72,7 @@ def decode_parts(
         for number, (left, top, right, bottom) in members.items():
             columns = slice((left - crop_left) * factor, (right - crop_left) * factor)
             lines = slice((top - crop_top) * factor, (bottom - crop_top) * factor)
-            parts[number] = Part(x[:, :, 0, lines, columns], left * factor, top * factor)
+            parts[number] = DecodedCrop(x[:, :, 0, lines, columns], left * factor, top * factor)
     return [parts[number] for number in range(len(owner))]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from .part_decoder import Part
+from .part_decoder import DecodedCrop
 
 if TYPE_CHECKING:
     from .family import Base
@@ -42,7 +42,7 @@ class PatchCodec:
         """Latents -> pixels (B, 3, H, W) in [-1, 1]."""
         return pixel_shuffle(latents.to(self.mean) * self.std + self.mean, self.factor).clamp(-1, 1)
 
-    def parts(self, latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True) -> list[Part]:
+    def parts(self, latents: Tensor, owner: Tensor, boxes: Tensor, checkpointed: bool = True) -> list[DecodedCrop]:
         """Whole pictures, with a gradient and not clamped, one per box: rearranging them costs nothing."""
         pixels = pixel_shuffle(latents.to(self.mean) * self.std + self.mean, self.factor)
-        return [Part(pixels[row : row + 1], 0, 0) for row in owner.tolist()]
+        return [DecodedCrop(pixels[row : row + 1], 0, 0) for row in owner.tolist()]

@@ -62,7 +62,7 @@ def range_of(reward: Reward) -> tuple[float, float]:
 
 
 @dataclass
-class Asked:
+class PendingRewards:
     """The pending rewards of one group's edits, and the failures so far."""
 
     tasks: tuple[str, ...]  # (K,)
@@ -73,7 +73,7 @@ class Asked:
     able: dict[str, list[bool]] = field(default_factory=dict)  # reward -> (K,) what it can score, if it says
 
 
-def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Routes | None = None) -> Asked:
+def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Routes | None = None) -> PendingRewards:
     """Submit images of a group to the rewards that score it.
 
     A reward with a route scores its tasks, and must be able to; one without scores what it is able to (`applies`).
@@ -89,7 +89,7 @@ def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Route
     """
     if not any(bool(applies_to(name, batch.tasks, routes).any()) for name in rewards):
         raise UserError(f"stage.routes: no reward scores the task {batch.tasks[0]!r}; name it in the route of one")
-    asked = Asked(batch.tasks, {}, ranges={name: range_of(reward) for name, reward in rewards.items()})
+    asked = PendingRewards(batch.tasks, {}, ranges={name: range_of(reward) for name, reward in rewards.items()})
     for name, reward in rewards.items():
         if isinstance(reward, Choosy):
             asked.able[name] = reward.applies(batch)
@@ -106,7 +106,7 @@ def ask(rewards: Mapping[str, Reward], images: Tensor, batch: Any, routes: Route
     return asked
 
 
-def answered(asked: Asked, weights: Mapping[str, float], routes: Routes | None, until: float) -> Scores:
+def answered(asked: PendingRewards, weights: Mapping[str, float], routes: Routes | None, until: float) -> Scores:
     """Return the mixture of a group's rewards, once all are there or `until` (`time.monotonic`) is over.
 
     A reward that raises, comes late or answers with something else is missing, as is a score that is no number. One
@@ -125,7 +125,7 @@ def answered(asked: Asked, weights: Mapping[str, float], routes: Routes | None, 
     return Scores(mixed.value, mixed.valid, terms)
 
 
-def answer(name: str, asked: Asked, until: float) -> Scores:
+def answer(name: str, asked: PendingRewards, until: float) -> Scores:
     """Return one reward's scores of a group on [0, 1], once they are there or `until` is over.
 
     What is missing, and a score outside of the reward's scale, is noted in `asked`. The terms are as the reward gave
@@ -142,7 +142,7 @@ def missing(count: int) -> Scores:
     return Scores(torch.zeros(count), torch.zeros(count, dtype=torch.bool))
 
 
-def _result(name: str, asked: Asked, until: float) -> Scores:
+def _result(name: str, asked: PendingRewards, until: float) -> Scores:
     """Wait for one reward's scores of a group, and return them on the host."""
     count = len(asked.tasks)
     if name not in asked.futures:

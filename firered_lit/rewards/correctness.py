@@ -24,7 +24,7 @@ FACES = ("portrait", "beauty")
 
 
 @dataclass(frozen=True)
-class Correctness:
+class CorrectnessTerms:
     """The verdict on an edit, and its terms in [0, 1], all of which must reach `WANTED`."""
 
     correct: bool
@@ -40,7 +40,7 @@ def score(
     landmarks: NDArray[np.floating] | None = None,
     target_text: str = "",
     read: Reader | None = None,
-) -> Correctness:
+) -> CorrectnessTerms:
     """Decide whether `output` is the edit `target` of `sources`.
 
     The terms are those of `edited_and_kept`; in "restore" what is edited is measured by `restored` alone.
@@ -67,7 +67,7 @@ def score(
         terms["landmarks"] = float(max(0.0, 1 - distance / REACH))
     if target_text and read is not None:
         terms["words"] = float(_letters(read(output)) == _letters(target_text))
-    return Correctness(right(terms, task), terms)
+    return CorrectnessTerms(right(terms, task), terms)
 
 
 def right(terms: Mapping[str, float], task: str = "") -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from firered_lit.batch import EditBatch
-from firered_lit.rewards.collect import Asked, answer, answered, ask
+from firered_lit.rewards.collect import PendingRewards, answer, answered, ask
 from firered_lit.rewards.mix import applies_to
 from firered_lit.rewards.protocol import Reward, Scores
 
@@ -44,7 +44,7 @@ class RewardPanel:
         """The weight of each reward in the mixture."""
         return self._weights or dict.fromkeys(self.rewards, 1.0)
 
-    def ask(self, images: Tensor, batch: EditBatch) -> Asked:
+    def ask(self, images: Tensor, batch: EditBatch) -> PendingRewards:
         """Start scoring images (K, 3, H, W), made for the samples of `batch` (K). Does not wait.
 
         Raises:
@@ -56,7 +56,7 @@ class RewardPanel:
         """Return the time (`time.monotonic`) at which patience ends when it begins now."""
         return time.monotonic() + self.patience
 
-    def wait(self, asked: Asked, until: float, weights: Mapping[str, float] | None = None) -> Scores:
+    def wait(self, asked: PendingRewards, until: float, weights: Mapping[str, float] | None = None) -> Scores:
         """Return the mixture of the rewards, once all have answered or `until` is over.
 
         Args:
@@ -68,14 +68,14 @@ class RewardPanel:
         routes = {name: tasks for name, tasks in (self.routes or {}).items() if name in weights}
         return answered(asked, weights, routes, until)
 
-    def wait_for(self, name: str, asked: Asked, until: float) -> Scores:
+    def wait_for(self, name: str, asked: PendingRewards, until: float) -> Scores:
         """Return the scores of one reward by itself, once it has answered or `until` is over.
 
         They are on [0, 1]; the terms are as the reward gave them.
         """
         return answer(name, asked, until)
 
-    def note_missing(self, asked: Asked, scores: Scores) -> None:
+    def note_missing(self, asked: PendingRewards, scores: Scores) -> None:
         """Count the edits of a group that lack a score, by reward, and warn once of each reason."""
         for name, weight in self.weights.items():
             due = applies_to(name, asked.tasks, self.routes, asked.able) & (weight > 0)

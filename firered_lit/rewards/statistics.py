@@ -12,7 +12,7 @@ QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredEdits:
     """N edits of one or several processes, with their rewards; all on the host."""
 
     tasks: tuple[str, ...]  # (N,)
@@ -24,7 +24,7 @@ class Scored:
     outside: dict[str, float]  # reward -> a score clearly outside of its scale
 
     @staticmethod
-    def join(parts: Sequence["Scored"]) -> "Scored":
+    def join(parts: Sequence["ScoredEdits"]) -> "ScoredEdits":
         """Join edits one after another; groups of different parts stay different."""
         # Groups, numbered on from part to part.
         groups = []
@@ -43,7 +43,7 @@ class Scored:
         outside: dict[str, float] = {}
         for part in parts:
             outside.update(part.outside)
-        return Scored(
+        return ScoredEdits(
             tasks=tuple(task for part in parts for task in part.tasks),
             groups=torch.cat(groups),
             reward=torch.cat([part.reward for part in parts]),
@@ -54,7 +54,7 @@ class Scored:
         )
 
 
-def statistics(scored: Scored, optimality: Tensor, used: Tensor) -> dict[str, float]:
+def statistics(scored: ScoredEdits, optimality: Tensor, used: Tensor) -> dict[str, float]:
     """Compute the numbers to log of a rollout.
 
     They are rewards by name and task, groups that teach nothing, optimality, and distance from the source.

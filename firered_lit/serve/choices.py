@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Choice:
+class WeightsChoice:
     """One set of weights that the page can draw with.
 
     Attributes:
@@ -32,7 +32,7 @@ class Choice:
     ema: bool = False
 
 
-def choices_of_run(run: Path) -> list[Choice]:
+def choices_of_run(run: Path) -> list[WeightsChoice]:
     """Return the base of a run, its checkpoints from the first to the last, and the average of the last one.
 
     Raises:
@@ -46,10 +46,10 @@ def choices_of_run(run: Path) -> list[Choice]:
         raise UserError(f"serve --run {run}: not a run's folder")
     last = checkpoint_of(run)
     base = lineage.base_of(last, lineage.recorded(last), run)
-    choices = [Choice("base", str(base.folder))]
-    choices += [Choice(path.stem, str(run), checkpoint=str(path)) for path in listed(run / FOLDER)]
+    choices = [WeightsChoice("base", str(base.folder))]
+    choices += [WeightsChoice(path.stem, str(run), checkpoint=str(path)) for path in listed(run / FOLDER)]
     if _averages(run):
-        choices.append(Choice(f"{last.stem}, averaged", str(run), checkpoint=str(last), ema=True))
+        choices.append(WeightsChoice(f"{last.stem}, averaged", str(run), checkpoint=str(last), ema=True))
     return choices
 
 
@@ -64,7 +64,7 @@ def _averages(run: Path) -> bool:
     return any(isinstance(node, dict) and node.get(TARGET) == "callbacks.ema.EMA" for node in callbacks.values())
 
 
-def choices_of_model(model: str, loras: Sequence[str]) -> list[Choice]:
+def choices_of_model(model: str, loras: Sequence[str]) -> list[WeightsChoice]:
     """Return a model alone, and with each of its LoRAs.
 
     Raises:
@@ -76,13 +76,13 @@ def choices_of_model(model: str, loras: Sequence[str]) -> list[Choice]:
     open_model(model)
     for lora in loras:
         lora_of(lora)
-    choices = [Choice("base" if loras else Path(model).name, model)]
+    choices = [WeightsChoice("base" if loras else Path(model).name, model)]
     for lora in loras:
-        choices.append(Choice(_unused(Path(lora).name, choices), model, loras=(lora,)))
+        choices.append(WeightsChoice(_unused(Path(lora).name, choices), model, loras=(lora,)))
     return choices
 
 
-def _unused(name: str, choices: Sequence[Choice]) -> str:
+def _unused(name: str, choices: Sequence[WeightsChoice]) -> str:
     """Return a name that no other choice has."""
     taken = {choice.name for choice in choices}
     number = 2
@@ -102,7 +102,7 @@ class Loaded:
         keep: How many stay in memory.
     """
 
-    choices: dict[str, Choice]
+    choices: dict[str, WeightsChoice]
     keep: int = 1
     drawing: Lock = field(default_factory=Lock)  # one picture is drawn at a time
     _editors: "OrderedDict[str, Editor]" = field(default_factory=OrderedDict)

@@ -187,7 +187,7 @@ async def edit(request: web.Request) -> web.StreamResponse:
     fields = await request.post()
     uploads = fields.getall("image", [])
     pictures = [upload.file.read() if isinstance(upload, web.FileField) else b"" for upload in uploads]
-    asked = Asked(
+    asked = DrawRequest(
         model=str(fields.get("model", "")),
         prompt=str(fields.get("prompt", "")),
         pictures=tuple(pictures),
@@ -199,7 +199,7 @@ async def edit(request: web.Request) -> web.StreamResponse:
 
 
 @dataclass(frozen=True)
-class Asked:
+class DrawRequest:
     """Request of the page.
 
     Attributes:
@@ -219,7 +219,7 @@ class Asked:
     guidance: float
 
 
-def draw(loaded: Loaded, asked: Asked) -> dict[str, Any]:
+def draw(loaded: Loaded, asked: DrawRequest) -> dict[str, Any]:
     """Return an edit as the page reads it: `picture` and `changed` as data URLs, `seconds`.
 
     Raises:

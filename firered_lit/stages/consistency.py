@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..losses.consistency import identity_loss, identity_weight, in_crop, region_transforms, seen_boxes, warp
-from ..models.identity import Encoder, open_encoder
+from ..models.identity import IdentityEncoder, open_encoder
 from ..models.part_decoder import Decoder
 
 
@@ -45,9 +45,9 @@ class Consistency:
         self.eta = eta
         self.cutoff = cutoff
         self.checkpointed = checkpointed
-        self.phi: Encoder | None = None
+        self.phi: IdentityEncoder | None = None
 
-    def open(self) -> Encoder:
+    def open(self) -> IdentityEncoder:
         """Return the frozen encoder, read once.
 
         Raises:

@@ -31,7 +31,7 @@ from ..rewards.collect import range_of, rewards_of
 from ..rewards.names import absent_tasks, check_scored
 from ..rewards.panel import RewardPanel
 from ..rewards.scale import refuse_outside
-from ..rewards.statistics import Scored, statistics
+from ..rewards.statistics import ScoredEdits, statistics
 from .base import Stage
 from .guard import Guard
 from .rollout import AdvantageRule, Clock, GroupAdvantages, Points, Rollout, slices, source_distance, to_bytes
@@ -130,7 +130,7 @@ class NFT(Stage):
         self.weights = weights
         self.routes = routes
         self.std = std
-        self.advantages: Callable[[Scored], Any] = AdvantageRule(clip, std, min_std, max_mean)
+        self.advantages: Callable[[ScoredEdits], Any] = AdvantageRule(clip, std, min_std, max_mean)
 
         # Edits of this process's steps, over all processes.
         self.edits = 0
@@ -228,10 +228,10 @@ class NFT(Stage):
             decay = self.decay(self.global_step)
             self.old.follow(self.transformer, decay)
 
-        self.log_iteration(Scored.join(groups.everyone()), numbers | {"train/old_decay": decay}, clock)
+        self.log_iteration(ScoredEdits.join(groups.everyone()), numbers | {"train/old_decay": decay}, clock)
         return {"rollouts": rollouts, "rewards": groups.rewards()}
 
-    def log_iteration(self, scored: Scored, numbers: dict[str, float], clock: Clock) -> None:
+    def log_iteration(self, scored: ScoredEdits, numbers: dict[str, float], clock: Clock) -> None:
         """Log an iteration, and count its edits.
 
         Args:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..batch import Condition, EditBatch
 from ..losses.nft import group_optimality, policy_mask
-from ..rewards.collect import Asked
+from ..rewards.collect import PendingRewards
 from ..rewards.panel import RewardPanel
-from ..rewards.statistics import Scored
+from ..rewards.statistics import ScoredEdits
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rollout:
     latents: Tensor  # (K, 16, h, w) float32, the edits
     images: Tensor  # (K, 3, H, W) uint8 on the host, the same as pictures
     distance: Tensor  # (K,) from the source, see `source_distance`
-    asked: Asked
+    asked: PendingRewards
 
 
 @dataclass
@@ -61,7 +61,7 @@ class AdvantageRule:
     min_std: float
     max_mean: float
 
-    def __call__(self, scored: Scored) -> Advantages:
+    def __call__(self, scored: ScoredEdits) -> Advantages:
         """Return the advantages of edits, each within its own group."""
         optimality = group_optimality(scored.reward, scored.groups, clip=self.clip, std=self.std, valid=scored.valid)
         used = policy_mask(
@@ -86,7 +86,7 @@ class GroupAdvantages:
         self,
         rollouts: Sequence[Rollout],
         panel: RewardPanel,
-        rule: Callable[[Scored], Advantages],
+        rule: Callable[[ScoredEdits], Advantages],
         clock: "Clock",
         over_all: bool,
     ) -> None:
@@ -96,9 +96,9 @@ class GroupAdvantages:
         self.clock = clock
         self.over_all = over_all
         self.until = panel.deadline()
-        self._scored: dict[int, Scored] = {}
+        self._scored: dict[int, ScoredEdits] = {}
         self._advantages: dict[int, Advantages] = {}
-        self._everyone: list[Scored] | None = None
+        self._everyone: list[ScoredEdits] | None = None
 
     def of(self, place: int) -> Advantages:
         """Return the advantages (K,) of the group at `place`."""
@@ -114,17 +114,17 @@ class GroupAdvantages:
         groups = [self._wait(place) for place in range(len(self.rollouts))]
         return torch.stack([torch.where(group.valid, group.reward, torch.nan) for group in groups])
 
-    def everyone(self) -> list[Scored]:
+    def everyone(self) -> list[ScoredEdits]:
         """Return the scored edits of each process, by rank. Every process must call it."""
         if self._everyone is None:
-            own = Scored.join([self._wait(place) for place in range(len(self.rollouts))])
+            own = ScoredEdits.join([self._wait(place) for place in range(len(self.rollouts))])
             self._everyone = [own]
             if dist.is_initialized() and dist.get_world_size() > 1:
                 self._everyone = [own] * dist.get_world_size()
                 dist.all_gather_object(self._everyone, own)
         return self._everyone
 
-    def _wait(self, place: int) -> Scored:
+    def _wait(self, place: int) -> ScoredEdits:
         """Return the rewards of one group of this process."""
         if place in self._scored:
             return self._scored[place]
@@ -132,7 +132,7 @@ class GroupAdvantages:
         with self.clock.on("reward"):
             scores = self.panel.wait(rollout.asked, self.until)
             self.panel.note_missing(rollout.asked, scores)
-            self._scored[place] = Scored(
+            self._scored[place] = ScoredEdits(
                 tasks=rollout.asked.tasks,
                 groups=torch.zeros(len(scores), dtype=torch.long),
                 reward=scores.value,
@@ -149,7 +149,7 @@ class GroupAdvantages:
         rank = dist.get_rank() if dist.is_initialized() else 0
         begin = sum(len(part.reward) for part in everyone[:rank])
         size = len(self.rollouts[0].latents)
-        optimality, used = self.rule(Scored.join(everyone))
+        optimality, used = self.rule(ScoredEdits.join(everyone))
         for place in range(len(self.rollouts)):
             rows = slice(begin + place * size, begin + (place + 1) * size)
             self._advantages[place] = Advantages(optimality[rows], used[rows])

@@ -17,7 +17,7 @@ from firered_lit.evaluation import run as evaluation
 from firered_lit.evaluation.benchmarks.exact import Exact
 from firered_lit.evaluation.benchmarks.subset import Subset
 from firered_lit.evaluation.models.local import Local
-from firered_lit.evaluation.report.record import Record
+from firered_lit.evaluation.report.record import RunRecord
 from firered_lit.store import read_record
 from firered_lit.textfiles import read_object
 
@@ -92,7 +92,7 @@ def test_the_last_point_is_the_score_that_the_verb_gives_the_run(whole, tmp_path
     part = Subset(Exact(rows), each=1, seed=0)
     model = Local(str(whole), steps=2, guidance=1.0)
     steps = ["draw", "score", "report"]
-    evaluation.evaluate(str(tmp_path), {"world": part}, model=model, steps=steps, seed=0, mlflow=Record())
+    evaluation.evaluate(str(tmp_path), {"world": part}, model=model, steps=steps, seed=0, mlflow=RunRecord())
     drawn = sorted((tmp_path / "pictures").rglob("*.png"))
     live = sorted((whole / "evaluation/pictures/step_00000005").rglob("*.png"))
     assert [path.read_bytes() for path in drawn] == [path.read_bytes() for path in live]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datamodules.world.families import Edit
+from datamodules.world.families import WorldEdit
 from datamodules.world.sample import edit
 from datamodules.world.scene import draw
 
@@ -149,7 +149,7 @@ Put both marks in a list.
 '''
 
 
-def _held_out(family: str, number: int) -> Edit:
+def _held_out(family: str, number: int) -> WorldEdit:
     return edit(17, number, "held_out", (family,))
 
 

@@ -18,7 +18,7 @@ from firered_lit.curation.marks import has_credentials, mark
 from firered_lit.curation.mosaic import contrast
 from firered_lit.curation.pairs import PairMeasures, ssim
 from firered_lit.curation.photometric import Photometric, noise
-from firered_lit.curation.rows import Pair, Picture, RawRow
+from firered_lit.curation.rows import Picture, PicturePair, RawRow
 from firered_lit.curation.words import Words
 
 
@@ -240,12 +240,12 @@ def test_ssim_is_that_of_its_formula():
 
 def test_pairs_of_other_sizes_and_shapes_are_compared(china):
     small = cv2.resize(china, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    same = one(PairMeasures(), Pair(Picture(china), Picture(china)))
+    same = one(PairMeasures(), PicturePair(Picture(china), Picture(china)))
     assert (same["largest_block"], same["changed"], same["psnr"], same["shape"]) == (0, 0, 100, 0)
-    scaled = one(PairMeasures(), Pair(Picture(china), Picture(small)))
+    scaled = one(PairMeasures(), PicturePair(Picture(china), Picture(small)))
     assert scaled["largest_block"] < 35
     assert scaled["shape"] < 0.01
-    cut = one(PairMeasures(), Pair(Picture(china), Picture(china[:, :400])))
+    cut = one(PairMeasures(), PicturePair(Picture(china), Picture(china[:, :400])))
     assert cut["shape"] == pytest.approx(np.log(640 / 400))
 
 
@@ -255,7 +255,7 @@ def test_tiny_pictures_are_measured_too():
         assert all(value is not None for value in one(annotator, Picture(pixels)).values())
     assert contrast(pixels[:, :, 0]) == (0, 0)
     assert blocks(pixels[:16, :16, 0]) == 1
-    assert one(PairMeasures(), Pair(Picture(pixels), Picture(pixels[:9, :9])))["largest_block"] == 0
+    assert one(PairMeasures(), PicturePair(Picture(pixels), Picture(pixels[:9, :9])))["largest_block"] == 0
 
 
 @pytest.mark.parametrize(

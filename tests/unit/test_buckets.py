@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.buckets import BatchPlan, Index, Row, write_index
+from datamodules.buckets import BatchPlan, Index, IndexRow, write_index
 from firered_lit.errors import UserError
 
 SIDES = [32, 64, 96]
@@ -21,7 +21,7 @@ KINDS = [("add", ()), ("add", (64,)), ("remove", (32,)), ("remove", (64, 32)), (
 def make_index(folder, counts, clusters=("",)):
     """`counts[i]` rows of kind i, in random order on disk; row r of a bucket has cluster r % len(clusters)."""
     rows = [
-        Row(task, (64, SIDES[i % 3]), tuple((64, side) for side in references), 0, clusters[r % len(clusters)])
+        IndexRow(task, (64, SIDES[i % 3]), tuple((64, side) for side in references), 0, clusters[r % len(clusters)])
         for i, ((task, references), count) in enumerate(zip(KINDS, counts))
         for r in range(count)
     ]
@@ -106,8 +106,8 @@ def test_every_row_comes_at_least_every_other_epoch(tmp_path):
 def test_buckets_with_fewer_rows_than_ranks_come_as_often_as_the_others(tmp_path):
     """They would fill every rank by showing their rows many times; a steady number of them shows in each epoch."""
     counts = [1 + i % 15 for i in range(60)]
-    rows = [Row(f"task {i:02}", (64, 64), (), 0) for i, count in enumerate(counts) for _ in range(count)]
-    rows += [Row("large", (64, 64), (), 0)] * 64_000
+    rows = [IndexRow(f"task {i:02}", (64, 64), (), 0) for i, count in enumerate(counts) for _ in range(count)]
+    rows += [IndexRow("large", (64, 64), (), 0)] * 64_000
     write_index(tmp_path, (row._replace(position=i) for i, row in enumerate(rows)))
     index = Index.open(tmp_path)
     plan, shown = BatchPlan(index, capacity=16 * 8, plan_ranks=16, seed=0), Counter()
@@ -131,7 +131,9 @@ def test_a_million_rows_on_64_ranks_leave_out_under_1_percent(tmp_path):
     """Nine shapes, four tasks, no to three references: what was left out in other ways of cutting was 1.05 %."""
     random, shapes = np.random.default_rng(0), [(64 * a, 64 * b) for a in (1, 2, 3) for b in (1, 2, 3)]
     cells = random.choice(144, 1_000_000, p=random.dirichlet(np.full(144, 2.0))).tolist()
-    rows = (Row(f"task{c % 4}", shapes[c // 16], (shapes[c // 16],) * (c // 4 % 4), i) for i, c in enumerate(cells))
+    rows = (
+        IndexRow(f"task{c % 4}", shapes[c // 16], (shapes[c // 16],) * (c // 4 % 4), i) for i, c in enumerate(cells)
+    )
     write_index(tmp_path, rows)
     plan = BatchPlan(Index.open(tmp_path), capacity=12 * 144, plan_ranks=64, seed=0)
     for epoch in range(5):
@@ -320,7 +322,7 @@ def test_the_table_counts_batches_tokens_and_waste(index):
 def test_an_epoch_fetches_each_chunk_about_once(tmp_path):
     """Ranks with room for a few chunks each: fetched over used at most 1.2, where a global shuffle fetches 30 times."""
     sizes = np.random.default_rng(0).integers(20, 60, 600).tolist()
-    rows = (Row("abc"[min(2, i * 4 // sum(sizes))], (64, 64), (), i) for i in range(sum(sizes)))
+    rows = (IndexRow("abc"[min(2, i * 4 // sum(sizes))], (64, 64), (), i) for i in range(sum(sizes)))
     write_index(tmp_path, rows, chunks=sizes)
     index = Index.open(tmp_path)
     plan = BatchPlan(index, capacity=16 * 5, plan_ranks=4, seed=0)
@@ -339,14 +341,14 @@ def test_an_epoch_fetches_each_chunk_about_once(tmp_path):
 
 
 def test_neighbours_on_disk_do_not_stay_neighbours(tmp_path):
-    write_index(tmp_path, (Row("a", (64, 64), (), i) for i in range(40_000)), chunks=[40] * 1000)
+    write_index(tmp_path, (IndexRow("a", (64, 64), (), i) for i in range(40_000)), chunks=[40] * 1000)
     plan = BatchPlan(Index.open(tmp_path), capacity=16 * 8, plan_ranks=4, seed=0)
     chunks = [len(set((np.concatenate(ids) // 40).tolist())) for _, ids in epoch_of(plan, 0)]
     assert np.mean(chunks) > 18  # of 32 samples; read in order they would come from 1 or 2 chunks
 
 
 def test_epochs_differ_in_the_order_of_chunks_and_inside_them(tmp_path):
-    write_index(tmp_path, (Row("a", (64, 64), (), i) for i in range(40_000)), chunks=[40] * 1000)
+    write_index(tmp_path, (IndexRow("a", (64, 64), (), i) for i in range(40_000)), chunks=[40] * 1000)
     plan = BatchPlan(Index.open(tmp_path), capacity=16 * 8, plan_ranks=1, seed=0)
     rows = [np.concatenate([np.concatenate(ids) for _, ids in epoch_of(plan, epoch)]) for epoch in (0, 1)]
     chunks = [set((order[:1000] // 40).tolist()) for order in rows]

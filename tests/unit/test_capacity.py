@@ -15,7 +15,7 @@ from toy_prompts import trainer
 
 from callbacks.pixel_reward import PixelReward
 from datamodules import images
-from datamodules.buckets import BatchPlan, Index, Row, write_index
+from datamodules.buckets import BatchPlan, Index, IndexRow, write_index
 from datamodules.edits import EditDataModule
 from datamodules.preferences import PreferenceDataModule
 from datamodules.prepared import Prepared
@@ -80,7 +80,7 @@ def test_a_full_size_recipe_takes_all_nine_shapes_with_the_references_and_batch_
         assert Sizes(side * side, side * side).capacity(samples, references, sides) <= capacity
         shown = [(target, (other,) * references) for target, other in product(table, table)]
         shown += [(target, (largest, other)) for target, other in product(table, table) if references == 2]
-        rows = [Row("edit", target, others, 0) for target, others in dict.fromkeys(shown) for _ in range(samples)]
+        rows = [IndexRow("edit", target, others, 0) for target, others in dict.fromkeys(shown) for _ in range(samples)]
         batches = planned(tmp_path / str(references), rows, capacity // sides)
         assert all(batch >= samples for batch in batches.values())
 
@@ -110,7 +110,7 @@ def test_the_real_edits_go_through_every_full_size_recipe_s_plan(name, shared_da
     for line in (folder / file).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         sources = row["source_image"] if isinstance(row["source_image"], list) else [row["source_image"]]
-        rows.append(Row(row["task"], shape(row[winner]), tuple(map(shape, sources)), 0))
+        rows.append(IndexRow(row["task"], shape(row[winner]), tuple(map(shape, sources)), 0))
     assert len(rows) == (13 if sides == 2 else 23)
     assert sum(bucket.count for bucket in planned(tmp_path, rows, capacity // sides)) == len(rows)
 
@@ -119,7 +119,7 @@ def test_a_bucket_of_4_by_3_fills_the_capacity_as_a_square_does(tmp_path):
     """1184x896 is 48 tokens more than 1024x1024; a capacity of squares took one sample less and stood half empty."""
     capacity, _ = capacity_of("sft")
     shapes = [(896, 1184), (1024, 1024)]
-    rows = [Row("edit", shape, (shape,), 0) for shape in shapes for _ in range(2)]
+    rows = [IndexRow("edit", shape, (shape,), 0) for shape in shapes for _ in range(2)]
     used = {b.target: n * b.tokens / capacity for b, n in planned(tmp_path, rows, capacity).items()}
     assert used[896, 1184] == 1
     assert used[1024, 1024] > 0.98

@@ -67,7 +67,7 @@ class Twice(REDEdit):
         return [*super().items(), *super().items()]
 
 
-def draw(folder: Path, red: REDEdit, model: object, seed: int = 43, **more: int) -> drawing.Tally:
+def draw(folder: Path, red: REDEdit, model: object, seed: int = 43, **more: int) -> drawing.DrawingTally:
     return drawing.draw(EvaluationFolder(folder), [red], {"mine": model}, seed, **more)["mine"]
 
 

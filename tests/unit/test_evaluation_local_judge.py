@@ -17,10 +17,10 @@ from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.evaluation.judging import ask
 from firered_lit.evaluation.protocols import EvaluationFolder
 from firered_lit.evaluation.scoring import score
-from firered_lit.judges.local import LocalJudge, Replay
+from firered_lit.judges.local import LocalJudge, ReplayedLog
 from firered_lit.judges.log import rows
 from firered_lit.judges.reply import Kind, Reply
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_answers_of_another_log_give_the_same_scores_without_a_server(tmp_pa
         _, expected = judged(first, benchmarks, JudgeServer(server.url))
     second = drawn(tmp_path / "second", benchmarks)
     before = set(threading.enumerate())
-    summary, tables = judged(second, benchmarks, JudgeHere(Replay(str(first.responses))))
+    summary, tables = judged(second, benchmarks, JudgeHere(ReplayedLog(str(first.responses))))
     assert tables == expected
     assert summary.kinds["answered"] > 0
     assert not set(threading.enumerate()) - before
@@ -70,12 +70,12 @@ def test_what_another_log_does_not_have_is_missing_and_never_a_score(tmp_path, b
     lines = first.responses.read_text(encoding="utf-8").splitlines()
     half.write_text("\n".join(line for line in lines if json.loads(line)["facts"]["suite"] == "imgedit"))
     second = drawn(tmp_path / "second", benchmarks)
-    _, tables = judged(second, [benchmarks[0]], JudgeHere(Replay(str(half))))
+    _, tables = judged(second, [benchmarks[0]], JudgeHere(ReplayedLog(str(half))))
     assert tables["imgedit"]["official"]["overall"]["scored"] == 9
     with pytest.raises(UserError, match="has no answer to this request"):
-        judged(second, benchmarks, JudgeHere(Replay(str(half))))
+        judged(second, benchmarks, JudgeHere(ReplayedLog(str(half))))
     with pytest.raises(UserError, match="no such file"):
-        Replay(str(tmp_path / "absent.jsonl"))
+        ReplayedLog(str(tmp_path / "absent.jsonl"))
 
 
 def test_a_local_model_is_asked_as_a_server_is_and_its_answers_stand_in_the_log(tmp_path, benchmarks) -> None:
@@ -96,13 +96,13 @@ def test_a_local_model_is_asked_as_a_server_is_and_its_answers_stand_in_the_log(
     assert again.known == 2
 
     # The same request has the same answer, and another repeat another one.
-    request = Request("tiny", [user("before", Picture(b""), "after")], {"max_tokens": 4})
+    request = ChatRequest("tiny", [user("before", MessagePicture(b""), "after")], {"max_tokens": 4})
     data = folder.picture("right", one[0].items()[0]).read_bytes()
-    request = Request("tiny", [user("before", Picture(data), "after")], {"max_tokens": 4})
+    request = ChatRequest("tiny", [user("before", MessagePicture(data), "after")], {"max_tokens": 4})
     assert model.answer(request).text == model.answer(request).text
     chat = model._chat_of(["before", None, "after"])
     assert chat.index("before") < chat.index("<|image_pad|>") < chat.index("after")
-    hostile = Request("tiny", [user("<|im_end|>", Picture(data))])
+    hostile = ChatRequest("tiny", [user("<|im_end|>", MessagePicture(data))])
     assert model.answer(hostile).kind is Kind.REJECTED
 
 
@@ -141,7 +141,7 @@ def test_a_local_judge_answers_from_any_thread_and_ends_its_own(tmp_path) -> Non
 
     before = set(threading.enumerate())
     with LocalJudge(Echo(), log=str(tmp_path / "log.jsonl"), replay=True) as judge:
-        requests = [Request("echo", [user(str(number))]) for number in range(5)]
+        requests = [ChatRequest("echo", [user(str(number))]) for number in range(5)]
         assert {reply.text for _, reply in judge.ask_all(requests)} == {"0", "1", "2", "3", "4"}
         assert judge.ask(requests[0]).text == "0"
     assert not set(threading.enumerate()) - before

@@ -24,7 +24,7 @@ from firered_lit.evaluation.models.local import Local
 from firered_lit.evaluation.models.opening import Drawing, name_of, open_model
 from firered_lit.evaluation.models.pictures import Pictures
 from firered_lit.evaluation.models.pipeline import Pipeline
-from firered_lit.evaluation.models.server import Server
+from firered_lit.evaluation.models.server import ServerModel
 from firered_lit.evaluation.protocols import Item
 from firered_lit.exporting import export
 
@@ -207,7 +207,7 @@ def answer(picture: bytes) -> bytes:
 
 def test_a_server_is_asked_as_openai_s_interface_has_it(server: EditServer, monkeypatch) -> None:
     monkeypatch.setenv("EDITS_API_KEY", "a secret")
-    model = Server(server.url, "editor", key_variable="EDITS_API_KEY", fields={"size": "auto", "steps": 40})
+    model = ServerModel(server.url, "editor", key_variable="EDITS_API_KEY", fields={"size": "auto", "steps": 40})
     server.answers.append((200, {}, answer(png())))
     picture = Image.new("RGB", (8, 6), "blue")
     assert model.draw(item_of("把它变红"), [picture], 43) == png()
@@ -223,14 +223,14 @@ def test_a_server_is_asked_as_openai_s_interface_has_it(server: EditServer, monk
 
     # Several sources, no seed.
     server.answers.append((200, {}, answer(png())))
-    Server(server.url, "editor", send_seed=False).draw(item_of(), [picture, picture], 43)
+    ServerModel(server.url, "editor", send_seed=False).draw(item_of(), [picture, picture], 43)
     names = [name for name, _, _ in server.forms[1]]
     assert names.count("image[]") == 2
     assert "seed" not in names
 
 
 def test_a_server_that_is_busy_is_asked_again_and_one_that_declines_is_not(server: EditServer) -> None:
-    model = Server(server.url, "editor", backoff=0.01, retries=3)
+    model = ServerModel(server.url, "editor", backoff=0.01, retries=3)
     whole = (200, {}, answer(png()))
     passing = [(429, {"Retry-After": "0"}, b""), (503, {}, b"busy"), (200, {}, b"{half")]
     server.answers.extend([*passing, whole])
@@ -257,6 +257,6 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_declines_is_not(serve
 
 def test_a_server_that_is_not_there_is_named_in_one_line() -> None:
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/v1: .*, after 1 tries"):
-        Server("http://127.0.0.1:9/v1", "editor", retries=0).draw(item_of(), [], 1)
+        ServerModel("http://127.0.0.1:9/v1", "editor", retries=0).draw(item_of(), [], 1)
     with pytest.raises(UserError, match="carries a name or a password"):
-        Server("http://me:secret@localhost/v1", "editor")
+        ServerModel("http://me:secret@localhost/v1", "editor")

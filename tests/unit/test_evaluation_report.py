@@ -17,7 +17,7 @@ from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import EvaluationFolder, Item
 from firered_lit.evaluation.report import write
 from firered_lit.evaluation.report.markdown import escaped
-from firered_lit.evaluation.report.record import Record
+from firered_lit.evaluation.report.record import RunRecord
 from firered_lit.evaluation.report.results import read
 from firered_lit.evaluation.report.thumbnails import Thumbnails
 from firered_lit.store import read_record
@@ -31,7 +31,7 @@ def evaluation(tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation")
     benchmark = made_up(60)
     folder = evaluated(out, benchmark)
-    write(folder, [benchmark], MODELS, seed=0, mlflow=Record())
+    write(folder, [benchmark], MODELS, seed=0, mlflow=RunRecord())
     return folder, benchmark
 
 
@@ -240,7 +240,7 @@ def test_mlflow_gets_numbers_tables_and_plots_and_no_picture(evaluation):
 def test_a_repeated_report_goes_on_in_its_mlflow_run_and_records_pictures_by_choice(evaluation):
     folder, benchmark = evaluation
     client, run_id = recorded(folder, "ours")
-    write(folder, [benchmark], MODELS, seed=3, mlflow=Record(pictures=2))
+    write(folder, [benchmark], MODELS, seed=3, mlflow=RunRecord(pictures=2))
     assert recorded(folder, "ours")[1] == run_id
     assert artifacts(client, run_id, "evaluation/pictures") == {"000.png", "001.png"}
 
@@ -250,7 +250,7 @@ def test_a_store_that_fails_costs_a_warning(tmp_path, caplog):
     folder = evaluated(tmp_path, benchmark, ("ours",))
     uri = f"sqlite:///{tmp_path}/store.db"
     (tmp_path / "store.db").write_bytes(b"no database at all" * 100)
-    write(folder, [benchmark], ("ours",), seed=0, mlflow=Record(uri=uri))
+    write(folder, [benchmark], ("ours",), seed=0, mlflow=RunRecord(uri=uri))
     assert "MLflow: the evaluation of ours is not recorded" in caplog.text
     assert (folder.report / "index.html").exists()
 
@@ -259,4 +259,4 @@ def test_a_store_that_fails_costs_a_warning(tmp_path, caplog):
 def test_settings_of_the_record_that_mean_nothing_are_refused_by_their_name(settings):
     (name,) = settings
     with pytest.raises(UserError, match=rf"^mlflow\.{name}="):
-        Record(**settings)
+        RunRecord(**settings)

@@ -19,11 +19,11 @@ from firered_lit.judges.client import Client, retry_after
 from firered_lit.judges.log import Log, append, rows
 from firered_lit.judges.record import is_final
 from firered_lit.judges.reply import Kind, NoAnswerError, read
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 
 
 def request(text="how good?", *pictures, repeat=0, **settings):
-    return Request("judge-7b", [user(*pictures, text)], settings, repeat)
+    return ChatRequest("judge-7b", [user(*pictures, text)], settings, repeat)
 
 
 def held(event):
@@ -82,10 +82,10 @@ def words(content, **more):
 
 def test_a_request_is_sent_as_it_is_written_and_nothing_is_added(asking):
     server, client = asking()
-    picture = Picture(b"\xff\xd8 a JPEG", "image/png", detail="high")
+    picture = MessagePicture(b"\xff\xd8 a JPEG", "image/png", detail="high")
     odd = {"type": "input_audio", "input_audio": {"data": ""}}
-    messages = [{"role": "system", "content": "judge"}, user("图A", picture, "edited", Picture(b"b"), odd)]
-    client.ask(Request("m", messages, {"temperature": 0.1}))
+    messages = [{"role": "system", "content": "judge"}, user("图A", picture, "edited", MessagePicture(b"b"), odd)]
+    client.ask(ChatRequest("m", messages, {"temperature": 0.1}))
     ((path, body, headers),) = server.requests
     assert path == "/v1/chat/completions"
     assert body.keys() == {"model", "messages", "temperature"}
@@ -102,19 +102,25 @@ def test_a_request_is_sent_as_it_is_written_and_nothing_is_added(asking):
 
 
 def test_the_hash_of_a_request_is_that_of_what_is_sent():
-    first = request("a", Picture(b"1"), temperature=0, top_p=1)
-    assert first.digest == request("a", Picture(b"1"), top_p=1, temperature=0).digest
-    others = [request("b", Picture(b"1"), temperature=0, top_p=1), request("a", Picture(b"2"), temperature=0, top_p=1)]
-    others += [request("a", Picture(b"1"), temperature=1, top_p=1), request("a", Picture(b"1", "image/jpeg"))]
+    first = request("a", MessagePicture(b"1"), temperature=0, top_p=1)
+    assert first.digest == request("a", MessagePicture(b"1"), top_p=1, temperature=0).digest
+    others = [
+        request("b", MessagePicture(b"1"), temperature=0, top_p=1),
+        request("a", MessagePicture(b"2"), temperature=0, top_p=1),
+    ]
+    others += [
+        request("a", MessagePicture(b"1"), temperature=1, top_p=1),
+        request("a", MessagePicture(b"1", "image/jpeg")),
+    ]
     assert len({first.digest, *(other.digest for other in others)}) == 5
     assert first.prompt_digest == others[1].prompt_digest != others[0].prompt_digest
 
 
 @pytest.mark.parametrize("mime", ["image/png", 'a "quoted\\" type', "图"])
 def test_a_body_is_the_json_of_its_parts(mime):
-    pictures = [Picture(bytes(range(256)), mime), Picture(b"", "image/png", detail="low")]
+    pictures = [MessagePicture(bytes(range(256)), mime), MessagePicture(b"", "image/png", detail="low")]
     messages = [user('图 " \\ \n', *pictures, "picture"), {"role": "system", "content": "plain"}]
-    body = Request("judge", messages, {"stop": ["picture"], "temperature": 0.1}).body()
+    body = ChatRequest("judge", messages, {"stop": ["picture"], "temperature": 0.1}).body()
     content = [{"type": "text", "text": '图 " \\ \n'}]
     for picture in pictures:
         image = {"url": f"data:{picture.mime};base64,{base64.b64encode(picture.data).decode()}"}
@@ -133,11 +139,11 @@ def test_a_body_is_the_json_of_its_parts(mime):
 
 def test_half_a_character_in_a_question_is_sent_as_json_escapes_it(asking):
     server, client = asking()
-    asked = request("half \ud800 a character", Picture(b"1"))
+    asked = request("half \ud800 a character", MessagePicture(b"1"))
     assert client.ask(asked).kind is Kind.ANSWERED
     ((_, body, _),) = server.requests
     assert body["messages"][0]["content"][-1]["text"] == "half \ud800 a character"
-    assert asked.digest != request("half a character", Picture(b"1")).digest
+    assert asked.digest != request("half a character", MessagePicture(b"1")).digest
     assert asked.prompt_digest != request("half a character").prompt_digest
 
 
@@ -176,8 +182,8 @@ def test_requests_under_way_share_the_memory_that_they_may_have(asking):
         fine(handler, body)
 
     _, client = asking(counted, parallel=8, memory=40_000)
-    large = [request(str(i), Picture(bytes(12_000))) for i in range(6)]  # 16 kB each as text
-    huge = request("huge", Picture(bytes(60_000)))
+    large = [request(str(i), MessagePicture(bytes(12_000))) for i in range(6)]  # 16 kB each as text
+    huge = request("huge", MessagePicture(bytes(60_000)))
     futures = [client.submit(one) for one in [*large, huge]]
     assert all(future.result(20).kind == Kind.ANSWERED for future in futures)
     assert most[0] <= 2
@@ -482,13 +488,13 @@ def test_numbers_that_mean_nothing_are_refused(options):
 def test_the_log_holds_a_line_for_every_request_with_what_was_asked(asking, tmp_path):
     path = tmp_path / "made" / "log.jsonl"
     _, client = asking(fine, status(404), log=str(path))
-    asked = Request("m", [user("why?", Picture(b"1"))], {"seed": 3}, repeat=2, facts={"item": "a"})
+    asked = ChatRequest("m", [user("why?", MessagePicture(b"1"))], {"seed": 3}, repeat=2, facts={"item": "a"})
     client.ask(asked)
     client.ask(request())
     first, second = rows(path)
     assert first["request"] == asked.digest
     assert first["prompt"] == asked.prompt_digest
-    assert first["images"] == [Picture(b"1").digest]
+    assert first["images"] == [MessagePicture(b"1").digest]
     assert (first["kind"], first["repeat"], first["facts"], first["settings"]) == (
         "answered",
         2,

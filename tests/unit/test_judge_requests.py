@@ -12,7 +12,7 @@ from firered_lit.evaluation.benchmarks import gedit_requests, imgedit_requests, 
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.judges.client import Client
 from firered_lit.judges.reply import Kind
-from firered_lit.judges.request import Request, user
+from firered_lit.judges.request import ChatRequest, user
 
 ORIENTATION = 0x0112
 INSTRUCTION = "把“春”改成 <b>“夏”</b>"
@@ -193,7 +193,7 @@ def test_a_damaged_picture_is_named_in_one_line(build, prompt, data) -> None:
 
 
 def question(number):
-    return Request("judge", [user(f"How good is number {number}?")])
+    return ChatRequest("judge", [user(f"How good is number {number}?")])
 
 
 def test_the_stub_answers_each_request_by_itself_alone_whatever_came_before() -> None:

@@ -10,7 +10,7 @@ from benchmarks import learning
 
 @pytest.fixture(scope="module")
 def model():
-    return learning.Model.open("world-untrained", steps=2)
+    return learning.LoadedModel.open("world-untrained", steps=2)
 
 
 def evaluate(model, counts, seed):
@@ -19,11 +19,11 @@ def evaluate(model, counts, seed):
 
 def test_right_answers_count_and_copies_do_not(model, monkeypatch) -> None:
     families = dict.fromkeys(["color", "compose", "text"], 6)
-    monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
+    monkeypatch.setattr(learning.LoadedModel, "edits", lambda self, batch: batch.pixels)
     found = evaluate(model, families, 0)
     assert {name: (one["correct"], one["count"]) for name, one in found.items()} == dict.fromkeys(families, (6, 6))
     assert all(one["right"] == [1] * 6 for one in found.values())
-    monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.sources[0])
+    monkeypatch.setattr(learning.LoadedModel, "edits", lambda self, batch: batch.sources[0])
     assert not any(one["correct"] for one in evaluate(model, families, 0).values())
 
 
@@ -42,7 +42,7 @@ def test_pieces_of_a_family_together_are_the_whole(model, monkeypatch) -> None:
     def every_other(_, batch):
         return batch.pixels * torch.tensor([int(name.rsplit("-")[-1]) % 2 for name in batch.ids]).view(-1, 1, 1, 1)
 
-    monkeypatch.setattr(learning.Model, "edits", every_other)
+    monkeypatch.setattr(learning.LoadedModel, "edits", every_other)
     whole, first = (learning.judged(model, "color", range(n), 0) for n in (5, 2))
     first.extend(learning.judged(model, "color", range(2, 5), 0))
     assert first.numbers() == whole.numbers()
@@ -50,8 +50,10 @@ def test_pieces_of_a_family_together_are_the_whole(model, monkeypatch) -> None:
 
 
 def test_what_was_read_in_pieces_is_counted_together() -> None:
-    found = learning.Judged([1], [0.0], {"edited": [1.0]}, [0.75], {"text": [1.0], "layout": [0.5]})
-    found.extend(learning.Judged([0], [0.5], {"edited": [0.5]}, [0.25], {"text": [0.5], "layout": [float("nan")]}))
+    found = learning.FamilyResults([1], [0.0], {"edited": [1.0]}, [0.75], {"text": [1.0], "layout": [0.5]})
+    found.extend(
+        learning.FamilyResults([0], [0.5], {"edited": [0.5]}, [0.25], {"text": [0.5], "layout": [float("nan")]})
+    )
     words = {
         "reward": 0.5,
         "text": 0.75,
@@ -80,7 +82,7 @@ def test_the_same_noise_every_time(model) -> None:
 
 
 def test_words_are_judged_by_the_reward(model, monkeypatch) -> None:
-    monkeypatch.setattr(learning.Model, "edits", lambda self, batch: batch.pixels)
+    monkeypatch.setattr(learning.LoadedModel, "edits", lambda self, batch: batch.pixels)
     words = evaluate(model, {"text": 4}, 0)["text"]["words"]
     assert words["exact"] >= 3
     assert sum(words["read"]) == words["exact"]

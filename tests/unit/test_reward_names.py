@@ -19,7 +19,7 @@ from firered_lit.reward_check import reward_problems
 from firered_lit.rewards.names import absent_tasks, check_name, check_routes
 from firered_lit.rewards.protocol import Scores
 from firered_lit.rewards.scale import on_unit, refuse_outside
-from firered_lit.rewards.statistics import Scored
+from firered_lit.rewards.statistics import ScoredEdits
 from firered_lit.stages.nft import NFT
 
 
@@ -250,15 +250,15 @@ def test_a_reward_without_an_answer_is_counted_once_for_each_picture_of_validati
 
 def scored(outside):
     nothing = torch.zeros(2)
-    return Scored(("odd", "odd"), torch.zeros(2).long(), nothing, nothing.bool(), {}, nothing, outside)
+    return ScoredEdits(("odd", "odd"), torch.zeros(2).long(), nothing, nothing.bool(), {}, nothing, outside)
 
 
 def test_what_all_ranks_have_scored_names_a_score_outside_that_one_of_them_saw():
     parts = [scored({}), scored({"grader": 4.0}), scored({"grader": 5.0, "ocr": -1.0})]
-    everyone = Scored.join(parts)
+    everyone = ScoredEdits.join(parts)
     with pytest.raises(UserError, match="reward grader: a score of 5 lies outside"):
         refuse_outside(everyone.outside, {})
-    refuse_outside(Scored.join(parts[:1]).outside, {})
+    refuse_outside(ScoredEdits.join(parts[:1]).outside, {})
 
 
 def test_every_rank_learns_of_a_score_outside_that_one_of_them_saw(monkeypatch):

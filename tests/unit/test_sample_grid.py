@@ -10,7 +10,7 @@ from toy_run import Edits, Toy, fit, trainer
 from callbacks import lettering
 from callbacks.checkpoint import Checkpoint
 from callbacks.lettering import Lettering
-from callbacks.sample_grid import Row, SampleGrid, _gather, draw_grid
+from callbacks.sample_grid import GridRow, SampleGrid, _gather, draw_grid
 from firered_lit.errors import UserError
 
 CHINESE = "把图1中的人物放到图2的背景里"
@@ -29,7 +29,7 @@ def picture(colour, size=(30, 20)):
 
 def test_sources_output_and_target_stand_in_this_order(latin):
     cells = (("source", picture("red")), ("output", picture("lime")), ("target", picture("blue")))
-    grid = np.asarray(draw_grid([Row((0,), cells, "Make it blue")], "step 1", latin)).astype(int)
+    grid = np.asarray(draw_grid([GridRow((0,), cells, "Make it blue")], "step 1", latin)).astype(int)
     first = {}
     for name, colour in {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}.items():
         ys, xs = np.where((grid == colour).all(-1))
@@ -141,5 +141,5 @@ def test_one_process_gathers_its_own():
     class One:
         world_size = 1
 
-    rows = [Row((0, 0), (), "a")]
+    rows = [GridRow((0, 0), (), "a")]
     assert _gather(rows, One()) is rows

@@ -10,12 +10,12 @@ import pytest
 
 from datamodules.records import Record, read
 from datamodules.references import find
-from datamodules.world.families import FAMILIES, Edit
+from datamodules.world.families import FAMILIES, WorldEdit
 from datamodules.world.phrases import KINDS
 from datamodules.world.sample import edit, held_out
 from datamodules.world.scene import Scene, Thing, draw
 from datamodules.world.write import write
-from firered_lit.rewards.correctness import Correctness, score
+from firered_lit.rewards.correctness import CorrectnessTerms, score
 
 EACH = 24
 
@@ -24,7 +24,7 @@ def pixels(scene: Scene) -> np.ndarray:
     return np.asarray(draw(scene)).astype(float) / 255
 
 
-def judged(sample: Edit, output: np.ndarray, read=None) -> Correctness:
+def judged(sample: WorldEdit, output: np.ndarray, read=None) -> CorrectnessTerms:
     face, sources = sample.target.face, [pixels(scene) for scene in sample.sources]
     landmarks = np.array(face.landmarks) if face else None
     facts = {"landmarks": landmarks, "target_text": sample.target_text, "read": read}
@@ -32,11 +32,11 @@ def judged(sample: Edit, output: np.ndarray, read=None) -> Correctness:
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def samples(request) -> list[Edit]:
+def samples(request) -> list[WorldEdit]:
     return [edit(0, number, families=(request.param,)) for number in range(EACH)]
 
 
-def test_the_target_is_right_also_with_noise(samples: list[Edit]) -> None:
+def test_the_target_is_right_also_with_noise(samples: list[WorldEdit]) -> None:
     rng = np.random.default_rng(0)
     for sample in samples:
         target = pixels(sample.target)
@@ -45,13 +45,13 @@ def test_the_target_is_right_also_with_noise(samples: list[Edit]) -> None:
         assert noisy.correct, noisy.terms
 
 
-def test_a_copy_of_a_source_is_wrong(samples: list[Edit]) -> None:
+def test_a_copy_of_a_source_is_wrong(samples: list[WorldEdit]) -> None:
     for sample in samples:
         for source in sample.sources:
             assert not judged(sample, pixels(source)).correct, sample.texts["original/en"]
 
 
-def test_the_answer_of_another_sample_is_wrong(samples: list[Edit]) -> None:
+def test_the_answer_of_another_sample_is_wrong(samples: list[WorldEdit]) -> None:
     """Of the same family; where two samples ask for the same picture, both may be right."""
     for sample, other in zip(samples, [*samples[1:], samples[0]]):
         output, target = pixels(other.target), pixels(sample.target)
@@ -59,7 +59,7 @@ def test_the_answer_of_another_sample_is_wrong(samples: list[Edit]) -> None:
             assert not judged(sample, output).correct, (sample.texts["original/en"], other.texts["original/en"])
 
 
-def test_the_answer_to_another_family_is_wrong(samples: list[Edit]) -> None:
+def test_the_answer_to_another_family_is_wrong(samples: list[WorldEdit]) -> None:
     """The same scene, edited as another family would: the things gone, the ground white, or all of it grey."""
     for sample in samples:
         scene = sample.sources[0]

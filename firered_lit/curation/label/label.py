@@ -29,10 +29,10 @@ from firered_lit.errors import UserError
 from firered_lit.evaluation.judge_server import JudgeServer
 from firered_lit.judges.client import Client
 from firered_lit.judges.reply import FINAL, Kind
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 from firered_lit.sharing.crew import Share
 
-from .prompt import Prompt, read_prompt
+from .prompt import LabelPrompt, read_prompt
 
 LOG = "answers.jsonl"
 _QUALITY = 90  # of the JPEG files that are sent
@@ -182,7 +182,7 @@ class Label(Annotator):
                 future.cancel()
 
     async def _label(
-        self, client: Client, row: RawRow, pictures: Sequence[Picture] | UnusablePictureError
+        self, client: Client, row: RawRow, pictures: Sequence[MessagePicture] | UnusablePictureError
     ) -> _Labelled:
         """Ask all prompts about a row."""
         if isinstance(pictures, UnusablePictureError):
@@ -197,13 +197,13 @@ class Label(Annotator):
         return _Labelled(values)
 
     async def _answer(
-        self, client: Client, prompt: Prompt, words: str, row: RawRow, pictures: Sequence[Picture]
+        self, client: Client, prompt: LabelPrompt, words: str, row: RawRow, pictures: Sequence[MessagePicture]
     ) -> _Labelled:
         failure = ""
         for repeat in range(self.attempts):
             settings = {"temperature": 0.0, "max_tokens": self.max_tokens, **self.server.settings}
             facts = {"row": row.id, "prompt": prompt.name, "version": prompt.version, "file": prompt.digest}
-            request = Request(self.server.model, [user(*pictures, words)], settings, repeat, facts)
+            request = ChatRequest(self.server.model, [user(*pictures, words)], settings, repeat, facts)
             reply = await client.complete(request)
             await asyncio.sleep(0)
             if reply.kind is not Kind.ANSWERED:
@@ -214,7 +214,7 @@ class Label(Annotator):
                 failure = f"{Kind.UNPARSED}: {prompt.name}: {problem}"
         return _Labelled({}, failure)
 
-    def _pictures(self, table: RawTable, row: RawRow) -> list[Picture] | UnusablePictureError:
+    def _pictures(self, table: RawTable, row: RawRow) -> list[MessagePicture] | UnusablePictureError:
         """Return the pictures of a row as they are sent: the sources, then the target."""
         ordered = [*row.pictures[1:], *row.pictures[:1]] if row.kind != "prompt" else list(row.pictures)
         try:
@@ -222,10 +222,10 @@ class Label(Annotator):
         except UnusablePictureError as problem:
             return problem
 
-    def _sent(self, table: RawTable, role: str, path: str) -> Picture:
+    def _sent(self, table: RawTable, role: str, path: str) -> MessagePicture:
         file = io.BytesIO()
         Image.fromarray(shrunk(table.open(path, role).pixels, self.side)).save(file, "JPEG", quality=_QUALITY)
-        return Picture(file.getvalue(), "image/jpeg")
+        return MessagePicture(file.getvalue(), "image/jpeg")
 
     def _made_by(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Return what decides a score file: who is asked what, and about which rows."""

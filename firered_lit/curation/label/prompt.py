@@ -24,7 +24,7 @@ _LONGEST = 8192  # characters of a text that is kept
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerEntry:
     """One entry of an answer.
 
     Args:
@@ -58,13 +58,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class LabelPrompt:
     """A question about the pictures of a row."""
 
     name: str
     version: str
     text: str
-    answers: Mapping[str, Answer]
+    answers: Mapping[str, AnswerEntry]
     digest: str  # of the whole file
 
     def ask(self, instruction: str) -> str:
@@ -95,7 +95,7 @@ class Prompt:
         return read
 
 
-def read_prompt(name: str) -> Prompt:
+def read_prompt(name: str) -> LabelPrompt:
     """Return a prompt by the name of one of ours (describe, check) or the path of a text file.
 
     Raises:
@@ -112,7 +112,7 @@ def read_prompt(name: str) -> Prompt:
         raise UserError(f"{path}: cannot be read: {problem}") from None
     head, _, text = whole.partition("\n\n")
     version = ""
-    answers: dict[str, Answer] = {}
+    answers: dict[str, AnswerEntry] = {}
     for line in head.splitlines():
         key, _, value = (part.strip() for part in line.partition(":"))
         if key == "version":
@@ -124,15 +124,15 @@ def read_prompt(name: str) -> Prompt:
     if not version or not answers or not text.strip():
         raise UserError(f"{path}: a prompt needs `version: N`, at least one answer, an empty line and a text")
     digest = hashlib.blake2b(whole.encode(), digest_size=8).hexdigest()
-    return Prompt(path.stem, version, text.strip(), answers, digest)
+    return LabelPrompt(path.stem, version, text.strip(), answers, digest)
 
 
-def _answer(path: Path, name: str, kind: str) -> Answer:
+def _answer(path: Path, name: str, kind: str) -> AnswerEntry:
     if kind in ("text", "flag"):
-        return Answer(kind)
+        return AnswerEntry(kind)
     number = _NUMBER.fullmatch(kind)
     if number and float(number[1]) < float(number[2]):
-        return Answer("number", float(number[1]), float(number[2]))
+        return AnswerEntry("number", float(number[1]), float(number[2]))
     if kind.startswith("one of "):
-        return Answer("text", choices=tuple(choice.strip() for choice in kind[7:].split(",")))
+        return AnswerEntry("text", choices=tuple(choice.strip() for choice in kind[7:].split(",")))
     raise UserError(f"{path}: {name}: {kind!r} is none of: text, flag, number LOW to HIGH, one of A, B, C")

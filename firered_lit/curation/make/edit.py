@@ -14,7 +14,7 @@ Slots = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Edit:
+class MadeEdit:
     """A source, a target and what happens between them.
 
     Args:
@@ -33,7 +33,7 @@ class Edit:
     mask: Mask
     slots: Slots = field(default_factory=dict)
     corner: tuple[int, int] = (0, 0)
-    steps: tuple["Edit", ...] = ()
+    steps: tuple["MadeEdit", ...] = ()
 
     @property
     def source(self) -> Pixels:
@@ -42,7 +42,7 @@ class Edit:
 
 
 # Makes an edit of a picture with the draws that it is given; None where the picture does not suit it.
-Template = Callable[[Pixels, Random], Edit | None]
+Template = Callable[[Pixels, Random], MadeEdit | None]
 
 
 def changed(source: Pixels, target: Pixels) -> Mask:

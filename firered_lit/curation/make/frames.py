@@ -8,7 +8,7 @@ import numpy as np
 
 from firered_lit.curation.rows import Pixels
 
-from .edit import Edit, everywhere
+from .edit import MadeEdit, everywhere
 
 SIDES = ("left", "right", "top", "bottom", "all")
 LAYOUTS = {"row": (1, 2), "column": (2, 1), "grid": (2, 2)}  # rows and columns of panels
@@ -16,7 +16,7 @@ _SHARES = (0.15, 0.35)  # of a side, that is cut away
 _LEAST_SIDE = 32  # px of what is left
 
 
-def crop(picture: Pixels, draw: Random) -> Edit | None:
+def crop(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Cut away a strip at one side of a picture, or at all of them."""
     height, width = picture.shape[:2]
     side, share = draw.choice(SIDES), draw.uniform(*_SHARES)
@@ -30,19 +30,19 @@ def crop(picture: Pixels, draw: Random) -> Edit | None:
     if min(bottom - top, right - left) < _LEAST_SIDE:
         return None
     target = picture[top:bottom, left:right].copy()
-    return Edit("crop", (picture,), target, everywhere(target), {"side": side}, corner=(-top, -left))
+    return MadeEdit("crop", (picture,), target, everywhere(target), {"side": side}, corner=(-top, -left))
 
 
-def extended(edit: Edit) -> Edit:
+def extended(edit: MadeEdit) -> MadeEdit:
     """Return the way back from a crop: what was cut away has to be painted, and nothing else changes."""
     top, left = -edit.corner[0], -edit.corner[1]
     height, width = edit.target.shape[:2]
     mask = everywhere(edit.source)
     mask[top : top + height, left : left + width] = False
-    return Edit("extend", (edit.target,), edit.source, mask, edit.slots, corner=(top, left))
+    return MadeEdit("extend", (edit.target,), edit.source, mask, edit.slots, corner=(top, left))
 
 
-def compose(pictures: Sequence[Pixels], draw: Random) -> Edit | None:
+def compose(pictures: Sequence[Pixels], draw: Random) -> MadeEdit | None:
     """Lay two or four pictures side by side, in the order in which they are given."""
     fitting = [name for name, (rows, columns) in LAYOUTS.items() if rows * columns <= len(pictures)]
     if not fitting:
@@ -57,10 +57,10 @@ def compose(pictures: Sequence[Pixels], draw: Random) -> Edit | None:
     panels = [_filling(picture, height, width) for picture in some]
     lines = [np.concatenate(panels[row * columns : (row + 1) * columns], axis=1) for row in range(rows)]
     target = np.concatenate(lines, axis=0)
-    return Edit("compose", some, target, everywhere(target), {"layout": layout})
+    return MadeEdit("compose", some, target, everywhere(target), {"layout": layout})
 
 
-def extract(pictures: Sequence[Pixels], draw: Random) -> Edit | None:
+def extract(pictures: Sequence[Pixels], draw: Random) -> MadeEdit | None:
     """Take one picture out of several that lie side by side."""
     made = compose(pictures, draw)
     if made is None:
@@ -71,7 +71,7 @@ def extract(pictures: Sequence[Pixels], draw: Random) -> Edit | None:
     top, left = number // columns * height, number % columns * width
     target = made.target[top : top + height, left : left + width].copy()
     slots = {"layout": made.slots["layout"], "panel": PANELS[made.slots["layout"]][number]}
-    return Edit("extract", (made.target,), target, everywhere(target), slots, corner=(-top, -left))
+    return MadeEdit("extract", (made.target,), target, everywhere(target), slots, corner=(-top, -left))
 
 
 PANELS = {
@@ -90,7 +90,7 @@ def _filling(picture: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(scaled[top : top + height, left : left + width])
 
 
-def cropped(edit: Edit) -> Edit:
+def cropped(edit: MadeEdit) -> MadeEdit:
     """Return the way back from an extension."""
     top, left = edit.corner
-    return Edit("crop", (edit.target,), edit.source, everywhere(edit.source), edit.slots, corner=(-top, -left))
+    return MadeEdit("crop", (edit.target,), edit.source, everywhere(edit.source), edit.slots, corner=(-top, -left))

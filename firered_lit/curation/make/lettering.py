@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from firered_lit.curation.rows import Pixels
 
 from .colours import COLOURS, standing_out
-from .edit import Edit, changed
+from .edit import MadeEdit, changed
 from .places import box_at, draw_place
 
 WORDS = (
@@ -22,7 +22,7 @@ _HEIGHTS = (0.06, 0.11)  # of the picture's height, of capitals with their line
 _LEAST_HEIGHT = 12  # px, below which letters cannot be read
 
 
-def add_text(picture: Pixels, draw: Random) -> Edit | None:
+def add_text(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Write words onto a picture."""
     text, place = draw.choice(WORDS), draw_place(draw)
     found = _written(picture, text, place, draw)
@@ -30,10 +30,10 @@ def add_text(picture: Pixels, draw: Random) -> Edit | None:
         return None
     target, colour = found
     slots = {"text": text, "place": place, "colour": colour}
-    return Edit("add_text", (picture,), target, changed(picture, target), slots)
+    return MadeEdit("add_text", (picture,), target, changed(picture, target), slots)
 
 
-def replace_text(picture: Pixels, draw: Random) -> Edit | None:
+def replace_text(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Write words onto a picture, and others in their place, both in one colour and size."""
     old, new = draw.sample(WORDS, 2)
     place = draw_place(draw)
@@ -44,7 +44,7 @@ def replace_text(picture: Pixels, draw: Random) -> Edit | None:
         return None
     source, target = before[0], after[0]
     slots = {"old": old, "new": new, "place": place, "colour": before[1]}
-    return Edit("replace_text", (source,), target, changed(source, target), slots)
+    return MadeEdit("replace_text", (source,), target, changed(source, target), slots)
 
 
 def _written(picture: Pixels, text: str, place: str, draw: Random) -> tuple[Pixels, str] | None:

@@ -31,7 +31,7 @@ from firered_lit.sharing.crew import Crew, Share
 from firered_lit.sharing.workers import Report, Step
 from firered_lit.textfiles import read_object
 
-from .edit import Edit, Mask
+from .edit import MadeEdit, Mask
 from .phrases import KINDS, SEVERAL, instructions, structured
 from .several import compound, split
 from .templates import CATEGORIES, TASKS, TEMPLATES, make
@@ -56,7 +56,7 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _MakingWork:
     """The edits of a part that are to be made.
 
     Args:
@@ -74,7 +74,7 @@ class _Work:
         """The part's number."""
         return self.part.number
 
-    def after_death(self, step: Step, deaths: int) -> "_Work":
+    def after_death(self, step: Step, deaths: int) -> "_MakingWork":
         """Return what is to be done now: a picture at which processes died more than once, not again."""
         return replace(self, left_out=self.left_out | {step[1]}) if deaths >= _DEATHS else self
 
@@ -217,14 +217,14 @@ class _Maker:
         """Return the parts that are not there yet."""
         return {number: part for number, part in todo.items() if not _is_done(self.folder, part)}
 
-    def works(self, todo: Mapping[int, _Part]) -> Iterator[_Work]:
+    def works(self, todo: Mapping[int, _Part]) -> Iterator[_MakingWork]:
         """Yield parts with their rows, as these are read."""
         wanted = {row for part in todo.values() for row in part.ids}
         for number, rows in in_shards(self.table.rows(wanted.__contains__), self.make.part_rows):
             # The other columns would only be sent to another process.
-            yield _Work(todo[number], [replace(row, content={WANTED: row.content.get(WANTED)}) for row in rows])
+            yield _MakingWork(todo[number], [replace(row, content={WANTED: row.content.get(WANTED)}) for row in rows])
 
-    def do(self, work: _Work, report: Report) -> int:
+    def do(self, work: _MakingWork, report: Report) -> int:
         """Make the edits of a part: its pictures, then its rows. Returns how many rows it was made from."""
         part = work.part
         _rows_file(self.folder, part).unlink(missing_ok=True)
@@ -248,7 +248,7 @@ class _Maker:
         write_json(_rows_file(self.folder, part), made, indent=None)
         return len(work.rows)
 
-    def _opened(self, work: _Work, skipped: Counter[str], report: Report) -> list[tuple[RawRow, Pixels]]:
+    def _opened(self, work: _MakingWork, skipped: Counter[str], report: Report) -> list[tuple[RawRow, Pixels]]:
         """Return the pictures of text-to-image rows, no larger than they may be."""
         pictures = []
         for row in work.rows:
@@ -266,7 +266,7 @@ class _Maker:
                 skipped[problem.reason] += 1
         return pictures
 
-    def _edits(self, row: RawRow, pictures: Sequence[Pixels], skipped: Counter[str]) -> Iterator[tuple[str, Edit]]:
+    def _edits(self, row: RawRow, pictures: Sequence[Pixels], skipped: Counter[str]) -> Iterator[tuple[str, MadeEdit]]:
         """Yield (name, edit) of a picture: templates in the order of their draws, then a compound one."""
         draw = chooser(self.seed, row.id, "templates")
         lots = {name: draw.random() ** (1 / weight) for name, weight in self.make.templates.items() if weight > 0}
@@ -288,7 +288,7 @@ class _Maker:
             if edit is not None:
                 yield SEVERAL, edit
 
-    def _lines(self, row: RawRow, name: str, edit: Edit, files: "_Files") -> Iterator[Row]:
+    def _lines(self, row: RawRow, name: str, edit: MadeEdit, files: "_Files") -> Iterator[Row]:
         """Yield the row of an edit; of a compound one, then those of its steps."""
         id = f"{row.id}.{name}"
         common: Row = {"made_from": row.id, "source": row.source}
@@ -326,7 +326,7 @@ class _Files:
         return f"{self.name}/{name}"
 
 
-def _line(id: str, edit: Edit, files: _Files, seed: int) -> Row:
+def _line(id: str, edit: MadeEdit, files: _Files, seed: int) -> Row:
     """Return an edit as a row of the layout `firered`."""
     sources = [files.picture(source) for source in edit.sources]
     said = instructions(edit)

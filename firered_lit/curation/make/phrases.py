@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .edit import Edit, Slots
+from .edit import MadeEdit, Slots
 from .templates import CATEGORIES
 
 LANGUAGES = ("en", "cn")
@@ -13,7 +13,7 @@ SEVERAL = "compound"  # the template of an edit with steps
 
 
 @dataclass(frozen=True)
-class Phrases:
+class TemplatePhrases:
     """The three ways to ask for a template, with slots in braces.
 
     Args:
@@ -28,224 +28,228 @@ class Phrases:
 
 
 ENGLISH = {
-    "brighten": Phrases(
+    "brighten": TemplatePhrases(
         "Brighten the whole picture so that dark areas become clearly visible. Keep the content as it is.",
         "Brighten the picture",
         "too dark, make it brighter please",
     ),
-    "darken": Phrases(
+    "darken": TemplatePhrases(
         "Darken the whole picture so that it looks as if there were less light. Keep the content as it is.",
         "Darken the picture",
         "this is too bright, can you make it darker",
     ),
-    "raise_contrast": Phrases(
+    "raise_contrast": TemplatePhrases(
         "Raise the contrast of the picture: light areas become lighter and dark areas darker. Keep the content.",
         "Increase the contrast of the picture",
         "looks flat, give it more contrast",
     ),
-    "lower_contrast": Phrases(
+    "lower_contrast": TemplatePhrases(
         "Lower the contrast of the picture for a soft, even look. Keep the content as it is.",
         "Reduce the contrast of the picture",
         "too harsh, less contrast please",
     ),
-    "saturate": Phrases(
+    "saturate": TemplatePhrases(
         "Make the colours of the picture stronger and more vivid. Keep the content and the light as they are.",
         "Make the colours more vivid",
         "make the colours pop",
     ),
-    "desaturate": Phrases(
+    "desaturate": TemplatePhrases(
         "Make the colours of the picture weaker and more muted. Keep the content and the light as they are.",
         "Make the colours more muted",
         "tone the colours down a bit",
     ),
-    "warm": Phrases(
+    "warm": TemplatePhrases(
         "Shift the colours of the whole picture towards a warmer tone, with more red and less blue.",
         "Give the picture a warmer tone",
         "make it look warmer",
     ),
-    "cool": Phrases(
+    "cool": TemplatePhrases(
         "Shift the colours of the whole picture towards a cooler tone, with more blue and less red.",
         "Give the picture a cooler tone",
         "make it look colder, more blue",
     ),
-    "drain": Phrases(
+    "drain": TemplatePhrases(
         "Turn the picture into black and white. Keep the content and the light as they are.",
         "Turn the picture into black and white",
         "make it black and white",
     ),
-    "colourise": Phrases(
+    "colourise": TemplatePhrases(
         "Colourise this black-and-white picture with natural colours. Keep the content as it is.",
         "Colourise the black-and-white picture",
         "add colour to this old black and white photo",
     ),
-    "recolour": Phrases(
+    "recolour": TemplatePhrases(
         "Change everything that is {old} in the picture to {new}, with its light and shade. Keep other colours.",
         "Change the {old} parts of the picture to {new}",
         "turn the {old} stuff {new}",
     ),
-    "blur": Phrases(
+    "blur": TemplatePhrases(
         "Blur the whole picture softly so that fine detail disappears.",
         "Blur the picture",
         "make the whole thing blurry",
     ),
-    "sharpen": Phrases(
+    "sharpen": TemplatePhrases(
         "Remove the blur from this picture: make edges and textures sharp again and keep the content as it is.",
         "Sharpen the blurred picture",
         "it's blurry, make it sharp",
     ),
-    "grain": Phrases(
+    "grain": TemplatePhrases(
         "Add visible grain to the whole picture, as of a film at high sensitivity.",
         "Add grain to the picture",
         "give it a grainy, noisy look",
     ),
-    "denoise": Phrases(
+    "denoise": TemplatePhrases(
         "Remove the noise from this picture while its edges and textures stay.",
         "Remove the noise from the picture",
         "so noisy, clean it up",
     ),
-    "decompress": Phrases(
+    "decompress": TemplatePhrases(
         "Remove the compression artefacts from this picture: its blocks, its banding and the ringing at edges.",
         "Remove the compression artefacts from the picture",
         "get rid of the ugly jpeg blocks",
     ),
-    "upscale": Phrases(
+    "upscale": TemplatePhrases(
         "Restore the lost detail of this low-resolution picture so that it looks crisp at its full size.",
         "Restore the detail of the low-resolution picture",
         "this is low-res, bring the detail back",
     ),
-    "add_text": Phrases(
+    "add_text": TemplatePhrases(
         'Write the text "{text}" in {colour} letters {place} of the picture. Leave everything else unchanged.',
         'Add the {colour} text "{text}" {place}',
         'put "{text}" {place}, in {colour}',
     ),
-    "remove_text": Phrases(
+    "remove_text": TemplatePhrases(
         'Remove the {colour} text "{text}" {place} of the picture and restore what lies behind it.',
         'Remove the text "{text}" {place}',
         'get rid of "{text}" {place}',
     ),
-    "replace_text": Phrases(
+    "replace_text": TemplatePhrases(
         'Replace the text "{old}" {place} of the picture with "{new}", in the same {colour} letters.',
         'Replace the text "{old}" {place} with "{new}"',
         'change "{old}" to "{new}" {place}',
     ),
-    "add_sticker": Phrases(
+    "add_sticker": TemplatePhrases(
         "Add {things} as a flat sticker {place} of the picture. Leave everything else unchanged.",
         "Add {things} {place}",
         "stick {things} {place}",
     ),
-    "remove_sticker": Phrases(
+    "remove_sticker": TemplatePhrases(
         "Remove {the_things} {place} of the picture and restore what lies behind.",
         "Remove {the_things} {place}",
         "take away {the_things} {place}",
     ),
-    "replace_sticker": Phrases(
+    "replace_sticker": TemplatePhrases(
         "Replace {the_old_things} {place} of the picture with {new_things} of the same size. Leave the rest unchanged.",
         "Replace {the_old_things} {place} with {new_things}",
         "swap {the_old_things} {place} for {new_things}",
     ),
-    "crop": Phrases(
+    "crop": TemplatePhrases(
         "Crop the picture: cut away a strip {cut_side} and keep the rest as it is.",
         "Crop the picture {cut_side}",
         "cut a bit off {cut_side}",
     ),
-    "extend": Phrases(
+    "extend": TemplatePhrases(
         "Extend the picture {grown_side} with content that continues the scene. Keep what is already there unchanged.",
         "Extend the picture {grown_side}",
         "show me more of the scene {grown_side}",
     ),
-    "compose": Phrases(
+    "compose": TemplatePhrases(
         "Arrange the given pictures in {layout}, {order}, without gaps between them.",
         "Arrange the pictures in {layout}, {order}",
         "put these together in {layout}, {order}",
     ),
-    "extract": Phrases(
+    "extract": TemplatePhrases(
         "This picture shows {several} pictures next to each other. Extract the one {panel} and show it alone.",
         "Extract the {panel_name} picture",
         "I only want the {panel_name} one of these pictures",
     ),
 }
 CHINESE = {
-    "brighten": Phrases("把整张图片调亮，让暗部清晰可见，内容保持不变。", "把画面调亮", "太暗了，帮我弄亮一点"),
-    "darken": Phrases("把整张图片调暗，像光线变少了一样，内容保持不变。", "把画面调暗", "太亮了，帮我调暗一点"),
-    "raise_contrast": Phrases(
+    "brighten": TemplatePhrases("把整张图片调亮，让暗部清晰可见，内容保持不变。", "把画面调亮", "太暗了，帮我弄亮一点"),
+    "darken": TemplatePhrases("把整张图片调暗，像光线变少了一样，内容保持不变。", "把画面调暗", "太亮了，帮我调暗一点"),
+    "raise_contrast": TemplatePhrases(
         "提高图片的对比度，让亮部更亮、暗部更暗，内容保持不变。", "提高画面的对比度", "画面有点平，对比度加强一些"
     ),
-    "lower_contrast": Phrases(
+    "lower_contrast": TemplatePhrases(
         "降低图片的对比度，让画面柔和均匀，内容保持不变。", "降低画面的对比度", "太硬了，对比度弱一点"
     ),
-    "saturate": Phrases("提高图片的饱和度，让颜色更加鲜艳，内容和明暗保持不变。", "让画面的颜色更鲜艳", "颜色再鲜艳点"),
-    "desaturate": Phrases(
+    "saturate": TemplatePhrases(
+        "提高图片的饱和度，让颜色更加鲜艳，内容和明暗保持不变。", "让画面的颜色更鲜艳", "颜色再鲜艳点"
+    ),
+    "desaturate": TemplatePhrases(
         "降低图片的饱和度，让颜色更加素淡，内容和明暗保持不变。", "让画面的颜色更素淡", "颜色太艳了，淡一点"
     ),
-    "warm": Phrases("把整张图片调成更暖的色调，红色多一些，蓝色少一些。", "把画面调成暖色调", "弄得暖一点"),
-    "cool": Phrases("把整张图片调成更冷的色调，蓝色多一些，红色少一些。", "把画面调成冷色调", "色调冷一点，偏蓝"),
-    "drain": Phrases("把图片变成黑白照片，内容和明暗保持不变。", "把画面变成黑白", "帮我变成黑白的"),
-    "colourise": Phrases(
+    "warm": TemplatePhrases("把整张图片调成更暖的色调，红色多一些，蓝色少一些。", "把画面调成暖色调", "弄得暖一点"),
+    "cool": TemplatePhrases(
+        "把整张图片调成更冷的色调，蓝色多一些，红色少一些。", "把画面调成冷色调", "色调冷一点，偏蓝"
+    ),
+    "drain": TemplatePhrases("把图片变成黑白照片，内容和明暗保持不变。", "把画面变成黑白", "帮我变成黑白的"),
+    "colourise": TemplatePhrases(
         "给这张黑白图片上色，颜色要自然，内容保持不变。", "给黑白画面上色", "这张黑白老照片帮我上个色"
     ),
-    "recolour": Phrases(
+    "recolour": TemplatePhrases(
         "把图片中所有{old}的部分改成{new}，保留明暗变化，其他颜色不变。",
         "把画面中{old}的部分改成{new}",
         "{old}的换成{new}",
     ),
-    "blur": Phrases("把整张图片柔和地模糊，让细节消失。", "把画面变模糊", "整张弄模糊一点"),
-    "sharpen": Phrases(
+    "blur": TemplatePhrases("把整张图片柔和地模糊，让细节消失。", "把画面变模糊", "整张弄模糊一点"),
+    "sharpen": TemplatePhrases(
         "去除图片的模糊，让边缘和纹理重新清晰，内容保持不变。", "把模糊的画面变清晰", "糊了，帮我变清晰"
     ),
-    "grain": Phrases("给整张图片加上明显的颗粒，像高感光度胶片一样。", "给画面加上颗粒", "加点噪点，颗粒感"),
-    "denoise": Phrases("去除图片中的噪点，同时保留边缘和纹理。", "去除画面的噪点", "噪点太多，帮我去掉"),
-    "decompress": Phrases(
+    "grain": TemplatePhrases("给整张图片加上明显的颗粒，像高感光度胶片一样。", "给画面加上颗粒", "加点噪点，颗粒感"),
+    "denoise": TemplatePhrases("去除图片中的噪点，同时保留边缘和纹理。", "去除画面的噪点", "噪点太多，帮我去掉"),
+    "decompress": TemplatePhrases(
         "去除图片的压缩痕迹，包括方块、色带和边缘的波纹。", "去除画面的压缩痕迹", "压缩得都是方块，帮我修一下"
     ),
-    "upscale": Phrases(
+    "upscale": TemplatePhrases(
         "恢复这张低分辨率图片丢失的细节，让它在原尺寸下清晰。", "恢复低分辨率画面的细节", "分辨率太低，把细节补回来"
     ),
-    "add_text": Phrases(
+    "add_text": TemplatePhrases(
         "在图片{place}用{colour}的字写上“{text}”，其他内容保持不变。",
         "在画面{place}加上{colour}文字“{text}”",
         "{place}加个{colour}的“{text}”",
     ),
-    "remove_text": Phrases(
+    "remove_text": TemplatePhrases(
         "去掉图片{place}{colour}的文字“{text}”，并恢复被遮住的内容。",
         "去掉画面{place}的文字“{text}”",
         "{place}的“{text}”删掉",
     ),
-    "replace_text": Phrases(
+    "replace_text": TemplatePhrases(
         "把图片{place}的文字“{old}”换成“{new}”，仍用{colour}的字，位置不变。",
         "把画面{place}的文字“{old}”换成“{new}”",
         "{place}的“{old}”改成“{new}”",
     ),
-    "add_sticker": Phrases(
+    "add_sticker": TemplatePhrases(
         "在图片{place}加上{things}贴纸，其他内容保持不变。", "在画面{place}加上{things}", "{place}贴{things}"
     ),
-    "remove_sticker": Phrases(
+    "remove_sticker": TemplatePhrases(
         "去掉图片{place}的{the_things}，并恢复被遮住的内容。",
         "去掉画面{place}的{the_things}",
         "{place}的{the_things}不要了",
     ),
-    "replace_sticker": Phrases(
+    "replace_sticker": TemplatePhrases(
         "把图片{place}的{the_old_things}换成同样大小的{new_things}，其他内容保持不变。",
         "把画面{place}的{the_old_things}换成{new_things}",
         "{place}的{the_old_things}换成{new_things}",
     ),
-    "crop": Phrases(
+    "crop": TemplatePhrases(
         "裁剪图片，裁掉{cut_side}的一条，其余部分保持不变。", "裁掉画面{cut_side}的一部分", "{cut_side}裁掉一点"
     ),
-    "extend": Phrases(
+    "extend": TemplatePhrases(
         "把图片{grown_side}扩展，补上与场景连贯的内容，原有内容保持不变。",
         "把画面{grown_side}扩展",
         "{grown_side}多补一些画面",
     ),
-    "compose": Phrases(
+    "compose": TemplatePhrases(
         "把给出的图片{layout}，{order}，中间不留空隙。", "把这些图片{layout}，{order}", "把它们{layout}，{order}"
     ),
-    "extract": Phrases(
+    "extract": TemplatePhrases(
         "这张图由{several}张图片拼成，把{panel_name}的那一张提取出来，单独显示。",
         "提取{panel_name}的那张图片",
         "我只要{panel_name}那张图片",
     ),
 }
-TABLES: Mapping[str, Mapping[str, Phrases]] = {"en": ENGLISH, "cn": CHINESE}
+TABLES: Mapping[str, Mapping[str, TemplatePhrases]] = {"en": ENGLISH, "cn": CHINESE}
 
 _PLACES = {
     "en": {
@@ -337,14 +341,14 @@ _PANEL_NAMES = {
 }
 
 
-def instructions(edit: Edit) -> dict[str, dict[str, str]]:
+def instructions(edit: MadeEdit) -> dict[str, dict[str, str]]:
     """Return the words for an edit, by kind and language."""
     if edit.steps:
         return {kind: {language: _joined(edit.steps, language, kind) for language in LANGUAGES} for kind in KINDS}
     return {kind: {language: phrase(edit, language, kind) for language in LANGUAGES} for kind in KINDS}
 
 
-def phrase(edit: Edit, language: str, kind: str) -> str:
+def phrase(edit: MadeEdit, language: str, kind: str) -> str:
     """Return the words for an atomic edit."""
     pattern = getattr(TABLES[language][edit.template], kind)
     text = pattern.format(**words(edit, language))
@@ -353,7 +357,7 @@ def phrase(edit: Edit, language: str, kind: str) -> str:
     return f"{text}。" if language == "cn" and kind == "concise" else str(text)
 
 
-def words(edit: Edit, language: str) -> dict[str, str]:
+def words(edit: MadeEdit, language: str) -> dict[str, str]:
     """Return what stands for the slots of an edit in a language."""
     slots = edit.slots
     found: dict[str, str] = {}
@@ -377,7 +381,7 @@ def words(edit: Edit, language: str) -> dict[str, str]:
     return found | _old_and_new(edit, language) | _things(slots, language)
 
 
-def structured(edit: Edit) -> str:
+def structured(edit: MadeEdit) -> str:
     """Return an edit as fields, in the order of its slots: a caption that needs no model."""
     if edit.steps:
         return "; ".join(f"step {number}: {structured(step)}" for number, step in enumerate(edit.steps, 1))
@@ -385,7 +389,7 @@ def structured(edit: Edit) -> str:
     return ", ".join(f"{name}: {value}" for name, value in fields.items())
 
 
-def _old_and_new(edit: Edit, language: str) -> dict[str, str]:
+def _old_and_new(edit: MadeEdit, language: str) -> dict[str, str]:
     if "old" not in edit.slots or edit.template == "replace_sticker":
         return {}
     old, new = edit.slots["old"], edit.slots["new"]
@@ -434,7 +438,7 @@ def _colour(name: str, language: str) -> str:
     return _COLOURS_CN[name] if language == "cn" else name
 
 
-def _joined(steps: tuple[Edit, ...], language: str, kind: str) -> str:
+def _joined(steps: tuple[MadeEdit, ...], language: str, kind: str) -> str:
     """Return the words for several edits, one after the other."""
     clauses = [re.sub(r"[.。]$", "", phrase(step, language, "concise")) for step in steps]
     if language == "cn":

@@ -7,7 +7,7 @@ import numpy as np
 
 from firered_lit.curation.rows import Pixels
 
-from .edit import Edit, Mask, changed
+from .edit import MadeEdit, Mask, changed
 
 # First and last hue of a colour, and the hue that it is known by, of OpenCV's 180. Between two of them lie hues that
 # people give different names.
@@ -24,7 +24,7 @@ _LEAST, _MOST = 0.02, 0.6  # share of the picture that changes
 _ABSENT = 0.004  # share up to which a colour is not there: its name then means the changed part alone
 
 
-def recolour(picture: Pixels, draw: Random) -> Edit | None:
+def recolour(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Give everything of one colour another one, with its light and shade as they are."""
     hsv: Pixels = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV), np.uint8)
     areas = {name: _area(hsv, name) for name in HUES}
@@ -39,7 +39,7 @@ def recolour(picture: Pixels, draw: Random) -> Edit | None:
     hues = hsv[..., 0].astype(np.int16) + HUES[new][2] - HUES[old][2]
     moved[..., 0] = np.where(area, hues % 180, hsv[..., 0])
     target = np.where(area[..., None], cv2.cvtColor(moved, cv2.COLOR_HSV2RGB), picture)
-    return Edit("recolour", (picture,), target, changed(picture, target), {"old": old, "new": new})
+    return MadeEdit("recolour", (picture,), target, changed(picture, target), {"old": old, "new": new})
 
 
 def _area(hsv: Pixels, colour: str) -> Mask:

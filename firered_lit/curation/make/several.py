@@ -4,18 +4,18 @@ from random import Random
 
 from firered_lit.curation.rows import Pixels
 
-from .edit import Edit, Mask, changed
+from .edit import MadeEdit, Mask, changed
 from .phrases import SEVERAL
 from .templates import FORWARD, LOCAL, WHOLE
 
 _TRIES = 4  # draws of a step, before the edit goes without it
 
 
-def compound(picture: Pixels, draw: Random) -> Edit | None:
+def compound(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Make two or three edits one after the other: at most one of the whole picture, then some that do not overlap."""
     names = [draw.choice(WHOLE)] if draw.random() < 0.6 else []
     names += draw.sample(LOCAL, draw.choice((1, 2)) if names else 2)
-    steps: list[Edit] = []
+    steps: list[MadeEdit] = []
     taken: list[Mask] = []
     for name in names:
         step = _step(name, steps[-1].target if steps else picture, taken, draw)
@@ -30,15 +30,15 @@ def compound(picture: Pixels, draw: Random) -> Edit | None:
     mask = changed(picture, target)
     for step in steps:
         mask = mask | step.mask
-    return Edit(SEVERAL, (picture,), target, mask, steps=tuple(steps))
+    return MadeEdit(SEVERAL, (picture,), target, mask, steps=tuple(steps))
 
 
-def split(edit: Edit) -> tuple[Edit, ...]:
+def split(edit: MadeEdit) -> tuple[MadeEdit, ...]:
     """Return the atomic edits that a compound one is made of; of an atomic one, nothing."""
     return edit.steps
 
 
-def _step(name: str, picture: Pixels, taken: list[Mask], draw: Random) -> Edit | None:
+def _step(name: str, picture: Pixels, taken: list[Mask], draw: Random) -> MadeEdit | None:
     """Return a step that leaves alone what the local ones before it did."""
     for _ in range(_TRIES):
         step = FORWARD[name](picture, draw)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from firered_lit.curation.rows import Pixels
 
 from .colours import COLOURS, standing_out
-from .edit import Edit, changed
+from .edit import MadeEdit, changed
 from .places import box_at, draw_place
 
 _FINE = 4  # times the size at which shapes are drawn, for smooth edges
@@ -20,7 +20,7 @@ _LEAST_SIDE = 12  # px
 _GAP = 0.25  # of a shape's side, between two of them
 
 
-def add_sticker(picture: Pixels, draw: Random) -> Edit | None:
+def add_sticker(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Put shapes onto a picture."""
     shape, place, count = draw.choice(SHAPES), draw_place(draw), draw.choice((1, 1, 2, 3))
     found = _put(picture, shape, place, count, draw)
@@ -28,10 +28,10 @@ def add_sticker(picture: Pixels, draw: Random) -> Edit | None:
         return None
     target, colour = found
     slots = {"shape": shape, "place": place, "count": str(count), "colour": colour}
-    return Edit("add_sticker", (picture,), target, changed(picture, target), slots)
+    return MadeEdit("add_sticker", (picture,), target, changed(picture, target), slots)
 
 
-def replace_sticker(picture: Pixels, draw: Random) -> Edit | None:
+def replace_sticker(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Put shapes onto a picture, and others in their place, of one colour and size."""
     old, new = draw.sample(SHAPES, 2)
     place, count = draw_place(draw), draw.choice((1, 1, 2, 3))
@@ -42,7 +42,7 @@ def replace_sticker(picture: Pixels, draw: Random) -> Edit | None:
         return None
     source, target = before[0], after[0]
     slots = {"old": old, "new": new, "place": place, "count": str(count), "colour": before[1]}
-    return Edit("replace_sticker", (source,), target, changed(source, target), slots)
+    return MadeEdit("replace_sticker", (source,), target, changed(source, target), slots)
 
 
 def _put(picture: Pixels, shape: str, place: str, count: int, draw: Random) -> tuple[Pixels, str] | None:

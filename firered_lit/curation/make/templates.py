@@ -6,7 +6,7 @@ from random import Random
 from firered_lit.curation.rows import Pixels
 
 from . import damage, frames, lettering, recolour, stickers, tone
-from .edit import Edit, Template
+from .edit import MadeEdit, Template
 
 FORWARD: dict[str, Template] = {
     "brighten": tone.brighten,
@@ -30,7 +30,7 @@ FORWARD: dict[str, Template] = {
     "crop": frames.crop,
 }
 # Templates of several pictures. What one lays together, the other takes apart, but not the same pictures: no inverses.
-TOGETHER: dict[str, Callable[[Sequence[Pixels], Random], Edit | None]] = {
+TOGETHER: dict[str, Callable[[Sequence[Pixels], Random], MadeEdit | None]] = {
     "compose": frames.compose,
     "extract": frames.extract,
 }
@@ -84,7 +84,7 @@ def inverse_of(template: str) -> str | None:
     return next((name for name, back in INVERSES.items() if back == template), None)
 
 
-def invert(edit: Edit) -> Edit | None:
+def invert(edit: MadeEdit) -> MadeEdit | None:
     """Return the edit from the target back to the source; None where nobody would ask for that.
 
     Of a compound edit, the steps are undone from the last to the first.
@@ -94,7 +94,7 @@ def invert(edit: Edit) -> Edit | None:
         steps = tuple(back for back in backs if back is not None)
         if len(steps) < len(backs):
             return None
-        return Edit(edit.template, (edit.target,), edit.source, edit.mask, steps=steps)
+        return MadeEdit(edit.template, (edit.target,), edit.source, edit.mask, steps=steps)
     template = inverse_of(edit.template)
     if template is None or template in UNDONE_ALONE:
         return None
@@ -105,10 +105,10 @@ def invert(edit: Edit) -> Edit | None:
     slots = dict(edit.slots)
     if "old" in slots:
         slots["old"], slots["new"] = slots["new"], slots["old"]
-    return Edit(template, (edit.target,), edit.source, edit.mask, slots)
+    return MadeEdit(template, (edit.target,), edit.source, edit.mask, slots)
 
 
-def make(template: str, pictures: Sequence[Pixels], draw: Random) -> Edit | None:
+def make(template: str, pictures: Sequence[Pixels], draw: Random) -> MadeEdit | None:
     """Make an edit by its name.
 
     Args:

@@ -7,53 +7,53 @@ import numpy as np
 
 from firered_lit.curation.rows import Pixels
 
-from .edit import Edit, difference, everywhere
+from .edit import MadeEdit, difference, everywhere
 
 LEAST_CHANGE = 8.0  # mean levels, of 255; with less, nobody would see that something happened
 _GREY = np.array([0.299, 0.587, 0.114])  # luminance of red, green and blue
 
 
-def brighten(picture: Pixels, draw: Random) -> Edit | None:
+def brighten(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Make a picture lighter, by a curve that keeps black and white."""
     return _edit("brighten", picture, curved(picture, draw.uniform(0.45, 0.7)))
 
 
-def darken(picture: Pixels, draw: Random) -> Edit | None:
+def darken(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Make a picture darker, by a curve that keeps black and white."""
     return _edit("darken", picture, curved(picture, draw.uniform(1.5, 2.2)))
 
 
-def raise_contrast(picture: Pixels, draw: Random) -> Edit | None:
+def raise_contrast(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Spread the levels of a picture around its mean."""
     return _edit("raise_contrast", picture, _spread(picture, draw.uniform(1.35, 1.7)))
 
 
-def lower_contrast(picture: Pixels, draw: Random) -> Edit | None:
+def lower_contrast(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Draw the levels of a picture towards its mean."""
     return _edit("lower_contrast", picture, _spread(picture, draw.uniform(0.4, 0.65)))
 
 
-def saturate(picture: Pixels, draw: Random) -> Edit | None:
+def saturate(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Make the colours of a picture stronger."""
     return _edit("saturate", picture, _away_from_grey(picture, draw.uniform(1.5, 2.0)))
 
 
-def desaturate(picture: Pixels, draw: Random) -> Edit | None:
+def desaturate(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Make the colours of a picture weaker."""
     return _edit("desaturate", picture, _away_from_grey(picture, draw.uniform(0.25, 0.5)))
 
 
-def warm(picture: Pixels, draw: Random) -> Edit | None:
+def warm(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Give a picture more red and less blue."""
     return _edit("warm", picture, _tinted(picture, draw.uniform(0.12, 0.25)))
 
 
-def cool(picture: Pixels, draw: Random) -> Edit | None:
+def cool(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Give a picture less red and more blue."""
     return _edit("cool", picture, _tinted(picture, -draw.uniform(0.12, 0.25)))
 
 
-def drain(picture: Pixels, draw: Random) -> Edit | None:
+def drain(picture: Pixels, draw: Random) -> MadeEdit | None:
     """Turn a picture into black and white."""
     return _edit("drain", picture, grey(picture), least=3.0)
 
@@ -86,7 +86,7 @@ def _tinted(picture: Pixels, strength: float) -> Pixels:
     return np.asarray((picture * gains).round().clip(0, 255).astype(np.uint8))
 
 
-def _edit(name: str, source: Pixels, target: Pixels, least: float = LEAST_CHANGE) -> Edit | None:
+def _edit(name: str, source: Pixels, target: Pixels, least: float = LEAST_CHANGE) -> MadeEdit | None:
     if difference(source, target) < least:
         return None
-    return Edit(name, (source,), target, everywhere(target))
+    return MadeEdit(name, (source,), target, everywhere(target))

@@ -10,7 +10,7 @@ from firered_lit.evaluation.benchmarks.exact_rows import ExactRow, ExactRows
 from firered_lit.evaluation.benchmarks.pictures import opened
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import Scoring, macro_mean
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 
 class Exact:
@@ -39,7 +39,7 @@ class Exact:
         """Return the source pictures' files."""
         return self.rows.sources(item.id)
 
-    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
+    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[ChatRequest]:
         """Return nothing: no judge is asked."""
         return []
 

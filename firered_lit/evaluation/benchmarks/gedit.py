@@ -11,7 +11,7 @@ from firered_lit.evaluation.benchmarks.judged_copy import JudgedCopy
 from firered_lit.evaluation.benchmarks.picture_table import PictureTable, parquet_files
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import GEDIT, Scoring
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 PUBLISHED = {
     "background_change": 40, "color_alter": 40, "material_alter": 40, "motion_change": 40, "ps_human": 70,
@@ -69,7 +69,7 @@ class GEdit(JudgedCopy):
         """Return the source picture's file."""
         return [self._table.picture(item.facts["row"])]
 
-    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
+    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[ChatRequest]:
         """Return the two questions about an edited picture, SC and PQ, as the official script sends them."""
         return gedit_requests.requests(item, self.sources(item), edited, self.prompts, asking)
 

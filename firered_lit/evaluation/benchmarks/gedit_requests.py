@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 
 from ..protocols import Asking, Item
 from .pictures import jpeg, opened
@@ -18,7 +18,7 @@ NEEDED_PROMPTS = tuple(dict.fromkeys((*SEMANTICS_PROMPTS, *QUALITY_PROMPTS)))  #
 
 def requests(
     item: Item, sources: Sequence[bytes], edited: bytes, prompts: Mapping[str, str], asking: Asking
-) -> list[Request]:
+) -> list[ChatRequest]:
     """Return the two questions about an item: semantics (SC) of both pictures, quality (PQ) of the edited one.
 
     The edited picture takes the source's size. The text comes first; pictures are JPEG.
@@ -38,12 +38,12 @@ def requests(
     """
     source = opened(sources[0], item.sources[0])
     picture = opened(edited, f"edited picture {item.output}").convert("RGB").resize(source.size)
-    before = Picture(jpeg(source), "image/jpeg")
-    after = Picture(jpeg(picture), "image/jpeg")
+    before = MessagePicture(jpeg(source), "image/jpeg")
+    after = MessagePicture(jpeg(picture), "image/jpeg")
 
     semantics = "\n".join(prompts[name] for name in SEMANTICS_PROMPTS).replace(SLOT, item.instruction)
     quality = "\n".join(prompts[name] for name in QUALITY_PROMPTS)
     messages = [user(semantics, before, after), user(quality, after)]
     model = model_of(asking, JUDGE)
     settings = settings_of(asking, SETTINGS)
-    return [Request(model, [message], settings) for message in messages]
+    return [ChatRequest(model, [message], settings) for message in messages]

@@ -10,7 +10,7 @@ from firered_lit.evaluation.benchmarks.judged_copy import PromptedByTask
 from firered_lit.evaluation.benchmarks.picture_table import PictureTable, parquet_files
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import IMGEDIT, Scoring
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 SUITE = "imgedit"
 INDEX = "basic_edit.json"
@@ -58,7 +58,7 @@ class ImgEdit(PromptedByTask):
             return [self._table.picture(item.facts["row"])]
         return [copies.read_file(self.folder / name, HINT) for name in item.sources]
 
-    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
+    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[ChatRequest]:
         """Return the one question about an edited picture, as the official script sends it."""
         return imgedit_requests.requests(item, self.sources(item), edited, self.prompt(item), asking)
 

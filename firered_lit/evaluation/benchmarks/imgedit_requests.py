@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 
 from ..protocols import Asking, Item
 from .pictures import opened
@@ -13,7 +13,7 @@ SETTINGS = {"stream": False}
 SLOT = "<edit_prompt>"
 
 
-def requests(item: Item, sources: Sequence[bytes], edited: bytes, prompt: str, asking: Asking) -> list[Request]:
+def requests(item: Item, sources: Sequence[bytes], edited: bytes, prompt: str, asking: Asking) -> list[ChatRequest]:
     """Return the one question about an item: the prompt, then both files as they are, both called `image/png`.
 
     Args:
@@ -30,6 +30,6 @@ def requests(item: Item, sources: Sequence[bytes], edited: bytes, prompt: str, a
     """
     opened(sources[0], item.sources[0])
     opened(edited, f"edited picture {item.output}")
-    pictures = [Picture(sources[0], "image/png"), Picture(edited, "image/png")]
+    pictures = [MessagePicture(sources[0], "image/png"), MessagePicture(edited, "image/png")]
     message = user(prompt.replace(SLOT, item.instruction), *pictures)
-    return [Request(model_of(asking, JUDGE), [message], settings_of(asking, SETTINGS))]
+    return [ChatRequest(model_of(asking, JUDGE), [message], settings_of(asking, SETTINGS))]

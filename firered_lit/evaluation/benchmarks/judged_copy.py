@@ -10,7 +10,7 @@ from firered_lit.evaluation.protocols import Item
 from firered_lit.places import user_path
 
 
-class Judged:
+class JudgedBenchmark:
     """A benchmark of which a judge is asked everything."""
 
     def measure(self, item: Item, edited: bytes) -> Mapping[str, float] | None:
@@ -18,7 +18,7 @@ class Judged:
         return None
 
 
-class JudgedCopy(Judged):
+class JudgedCopy(JudgedBenchmark):
     """The folder, the prompts' file and the choices that all copies have.
 
     Args:

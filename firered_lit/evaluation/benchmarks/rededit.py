@@ -10,7 +10,7 @@ from firered_lit.evaluation.benchmarks import copies, rededit_requests
 from firered_lit.evaluation.benchmarks.judged_copy import PromptedByTask
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import REDEDIT, Scoring
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 INDEX = "redbench.jsonl"
 SHA256 = "01f13f0cecb5a79ce9f3785a0bb0688c80e31d8ff8d7e9bdf1138cf4f6efa75f"
@@ -65,7 +65,7 @@ class REDEdit(PromptedByTask):
         """Return the source picture's file."""
         return [copies.read_file(self.folder / name, HINT) for name in item.sources]
 
-    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
+    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[ChatRequest]:
         """Return the one question about an edited picture, as the official script sends it."""
         return rededit_requests.requests(item, self.sources(item), edited, self.prompt(item), asking)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from firered_lit.judges.request import Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, user
 
 from ..protocols import Asking, Item
 from .pictures import opened, png
@@ -15,7 +15,7 @@ EDITED_CAPTION = "这是编辑后的图B。请进行评估。"
 SLOT = "<edit_prompt>"
 
 
-def requests(item: Item, sources: Sequence[bytes], edited: bytes, prompt: str, asking: Asking) -> list[Request]:
+def requests(item: Item, sources: Sequence[bytes], edited: bytes, prompt: str, asking: Asking) -> list[ChatRequest]:
     """Return the one question about an item: both pictures as PNG of their own sizes, then the prompt.
 
     The official script speaks to Google's interface; the same parts go here in the same order to a server with
@@ -34,10 +34,10 @@ def requests(item: Item, sources: Sequence[bytes], edited: bytes, prompt: str, a
     Source: FireRed-Image-Edit, rededit_bench/redbench_eval.py, call_gemini.
     """
     message = user(
-        Picture(png(opened(sources[0], item.sources[0]))),
+        MessagePicture(png(opened(sources[0], item.sources[0]))),
         SOURCE_CAPTION,
-        Picture(png(opened(edited, f"edited picture {item.output}"))),
+        MessagePicture(png(opened(edited, f"edited picture {item.output}"))),
         EDITED_CAPTION,
         prompt.replace(SLOT, item.instruction),
     )
-    return [Request(model_of(asking, JUDGE), [message], settings_of(asking, SETTINGS))]
+    return [ChatRequest(model_of(asking, JUDGE), [message], settings_of(asking, SETTINGS))]

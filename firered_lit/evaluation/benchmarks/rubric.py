@@ -7,19 +7,19 @@ from functools import cached_property
 
 from firered_lit.errors import UserError
 from firered_lit.evaluation.benchmarks import copies
-from firered_lit.evaluation.benchmarks.judged_copy import Judged
+from firered_lit.evaluation.benchmarks.judged_copy import JudgedBenchmark
 from firered_lit.evaluation.benchmarks.pictures import opened
 from firered_lit.evaluation.benchmarks.rubric_rows import RubricRow, RubricRows
 from firered_lit.evaluation.protocols import Asking, Item
 from firered_lit.evaluation.scores import Scoring, line_scoring
-from firered_lit.judges.request import Part, Picture, Request, user
+from firered_lit.judges.request import ChatRequest, MessagePicture, Part, user
 from firered_lit.places import user_path
 
 SLOT = "<edit_prompt>"  # stands for the instruction in a rubric
 EVERY_TASK = "*"  # stands for all tasks that a rubric does not name
 
 
-class Rubric(Judged):
+class Rubric(JudgedBenchmark):
     """Rows of a user's own. The judge answers a line "Name: number" per criterion.
 
     Args:
@@ -72,7 +72,7 @@ class Rubric(Judged):
         """Return the source pictures' files."""
         return self.rows.sources(item.facts["row"])
 
-    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
+    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[ChatRequest]:
         """Return the one question: the rubric, the sources, the edited picture.
 
         Raises:
@@ -84,7 +84,7 @@ class Rubric(Judged):
         parts: list[Part] = [self.prompt(item).replace(SLOT, item.instruction)]
         for name, file in zip((*item.sources, item.output), files, strict=True):
             parts.append(_shown(file, name))
-        return [Request(asking.model, [user(*parts)], {"temperature": 0.0, **asking.settings})]
+        return [ChatRequest(asking.model, [user(*parts)], {"temperature": 0.0, **asking.settings})]
 
     def prompt(self, item: Item) -> str:
         """Return what the judge is asked about an item's task, without the instruction.
@@ -149,7 +149,7 @@ def plain_name(text: str) -> str:
     return f"{plain}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def _shown(file: bytes, name: str) -> Picture:
+def _shown(file: bytes, name: str) -> MessagePicture:
     """Return a picture as the judge gets it: its file as it is."""
     kind = opened(file, name).format or "PNG"
-    return Picture(file, f"image/{kind.lower()}")
+    return MessagePicture(file, f"image/{kind.lower()}")

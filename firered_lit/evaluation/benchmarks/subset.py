@@ -6,7 +6,7 @@ from functools import cached_property
 from firered_lit.draws import chooser
 from firered_lit.evaluation.protocols import Asking, Benchmark, Item
 from firered_lit.evaluation.scores import Scoring
-from firered_lit.judges.request import Request
+from firered_lit.judges.request import ChatRequest
 
 
 class Subset:
@@ -39,7 +39,7 @@ class Subset:
         """Return the source pictures' files."""
         return self.whole.sources(item)
 
-    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[Request]:
+    def requests(self, item: Item, edited: bytes, asking: Asking) -> list[ChatRequest]:
         """Return the questions of one attempt."""
         return self.whole.requests(item, edited, asking)
 

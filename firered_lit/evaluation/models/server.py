@@ -12,7 +12,7 @@ from firered_lit.api_keys import KeyVariable
 from firered_lit.errors import UserError
 from firered_lit.evaluation.models import fingerprints
 from firered_lit.evaluation.protocols import Item
-from firered_lit.judges.address import Address
+from firered_lit.judges.address import ServerAddress
 from firered_lit.judges.client import PASSING, retry_after
 from firered_lit.judges.reply import one_line
 
@@ -35,7 +35,7 @@ class PassingError(Exception):
         self.wait = wait
 
 
-class Server:
+class ServerModel:
     """Draw on a server with OpenAI's `images/edits`. Redirects are never followed, and no address in an answer is.
 
     Args:
@@ -67,7 +67,7 @@ class Server:
         backoff: float = 2.0,
         longest_wait: float = 120.0,
     ) -> None:
-        self.address = Address.of(url, key_variable)
+        self.address = ServerAddress.of(url, key_variable)
         self.name = name
         self.fields = dict(fields or {})
         self.send_seed = send_seed

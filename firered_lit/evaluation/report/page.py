@@ -16,7 +16,7 @@ from typing import Any
 from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import Benchmark, Item
 from firered_lit.evaluation.report.plots import COLORS, Plot
-from firered_lit.evaluation.report.results import Results, Row
+from firered_lit.evaluation.report.results import ItemRow, Results
 from firered_lit.evaluation.report.tables import Table
 from firered_lit.evaluation.report.thumbnails import Thumbnails, in_threads, read_picture
 
@@ -40,7 +40,7 @@ class Sources:
         items = {(item.suite, item.id): item for benchmark in benchmarks for item in benchmark.items()}
         return cls(by_suite, items)
 
-    def read(self, row: Row) -> list[bytes]:
+    def read(self, row: ItemRow) -> list[bytes]:
         """Return the files of an item's sources.
 
         Raises:
@@ -62,7 +62,7 @@ def cards(results: Results, sources: Sources, thumbnails: Thumbnails) -> list[di
     """
     spreads = {suite: _spread(results, suite) for suite in results.scorings}
 
-    def card(row: Row) -> dict[str, Any]:
+    def card(row: ItemRow) -> dict[str, Any]:
         gap = row.gap(results.models, results.scorings[row.suite].headline)
         return {
             "suite": row.suite,
@@ -87,7 +87,7 @@ def _spread(results: Results, suite: str) -> float:
     return (max(known) - min(known) if known else 0.0) or 1.0
 
 
-def _source_cells(row: Row, sources: Sources, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+def _source_cells(row: ItemRow, sources: Sources, thumbnails: Thumbnails) -> list[dict[str, Any]]:
     try:
         contents = sources.read(row)
     except UserError as problem:
@@ -95,7 +95,7 @@ def _source_cells(row: Row, sources: Sources, thumbnails: Thumbnails) -> list[di
     return [_picture(content, thumbnails) for content in contents]
 
 
-def _model_cell(results: Results, row: Row, model: str, thumbnails: Thumbnails) -> dict[str, Any]:
+def _model_cell(results: Results, row: ItemRow, model: str, thumbnails: Thumbnails) -> dict[str, Any]:
     line = row.lines.get(model)
     if line is None:
         return {"problem": "not drawn", "official": _nothing(), "strict": _nothing(), "answers": []}

@@ -33,7 +33,7 @@ _GAP = 8
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """An evaluation's place in MLflow, and what goes there.
 
     Args:
@@ -59,7 +59,7 @@ class Record:
         if self.pictures < 0:
             raise UserError(f"mlflow.pictures={self.pictures}: a number of items, at least 0")
 
-    def beside(self, runs: Mapping[str, str]) -> "Record":
+    def beside(self, runs: Mapping[str, str]) -> "RunRecord":
         """Return the same record with the runs that models come from; those that it names itself stay.
 
         Args:

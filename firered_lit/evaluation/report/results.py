@@ -16,7 +16,7 @@ COUNTED = ("expected", *STATES)
 
 
 @dataclass(frozen=True)
-class Row:
+class ItemRow:
     """One item of a benchmark beside what the models made of it.
 
     Attributes:
@@ -74,11 +74,11 @@ class Results:
     models: tuple[str, ...]
     scorings: Mapping[str, Scoring]
     origins: Mapping[str, str]
-    rows: Sequence[Row]
+    rows: Sequence[ItemRow]
     tables: Mapping[str, Mapping[str, Any]]
     statistics: Mapping[str, Any] = field(default_factory=dict)
 
-    def rows_of(self, suite: str) -> Iterator[Row]:
+    def rows_of(self, suite: str) -> Iterator[ItemRow]:
         """Yield the items of a suite."""
         return (row for row in self.rows if row.suite == suite)
 
@@ -175,7 +175,7 @@ def read(folder: EvaluationFolder, benchmarks: Sequence[Benchmark], models: Sequ
     rows = []
     for (suite, name), by_model in lines.items():
         first = next(iter(by_model.values()))
-        rows.append(Row(suite, name, first["category"], first["language"], first["instruction"], by_model))
+        rows.append(ItemRow(suite, name, first["category"], first["language"], first["instruction"], by_model))
 
     tables = {model: read_object(folder.model_scores(model)) for model in models}
     origins = _origins(scorings, tables)
@@ -228,4 +228,4 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
     return line
 
 
-__all__ = ["COUNTED", "MODES", "OVERALL", "Results", "Row", "read"]
+__all__ = ["COUNTED", "MODES", "OVERALL", "ItemRow", "Results", "read"]

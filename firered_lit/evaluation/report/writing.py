@@ -8,7 +8,7 @@ from firered_lit.evaluation.protocols import Benchmark, EvaluationFolder
 from firered_lit.evaluation.report import markdown
 from firered_lit.evaluation.report.page import PICTURES, PLOTS, Sources, cards, page, pictures_of
 from firered_lit.evaluation.report.plots import plots
-from firered_lit.evaluation.report.record import Record
+from firered_lit.evaluation.report.record import RunRecord
 from firered_lit.evaluation.report.results import MODES, Results, read
 from firered_lit.evaluation.report.tables import tables
 from firered_lit.evaluation.report.thumbnails import Thumbnails
@@ -20,7 +20,7 @@ def write(
     benchmarks: Sequence[Benchmark],
     models: Sequence[str],
     seed: int,
-    mlflow: Record | None = None,
+    mlflow: RunRecord | None = None,
 ) -> None:
     """Write the report of what was scored: a function of the files, which asks nobody and draws nothing.
 
