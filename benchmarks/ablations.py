@@ -45,7 +45,7 @@ def curve(run: Path, name: str) -> list[tuple[int, float]]:
     """Return (step, value) of a metric of a run."""
     from mlflow.tracking import MlflowClient
 
-    from firered_lit.store import read_record
+    from firered_lit.run.store import read_record
 
     record = read_record(run)
     client = MlflowClient(record["mlflow_uri"])
@@ -105,7 +105,7 @@ def preferred(run: Path, before: Path) -> Measures:
 def borrowed(number: int, split: Literal["train", "held_out"], turned: bool = False) -> "WorldEdit":
     """A picture that takes the background of another, which the world's own edits never do: the pretrained weights
     have seen no order of its references. The picture comes first, or last when `turned`; the instruction says which."""
-    from datamodules.instruction import reindex
+    from datamodules.references.instruction import reindex
     from datamodules.world.sample import edit
     from datamodules.world.scene import Scene
     from datamodules.world.vocabulary import COLOURS
@@ -172,8 +172,8 @@ def gradient_noise(strata: str, seed: int, before: Path) -> Measures:
     import torch
 
     from benchmarks.strata import independent
-    from datamodules.captions import Captions
-    from datamodules.loader import BatchAddress
+    from datamodules.loading.loader import BatchAddress
+    from datamodules.sampling.captions import Captions
     from datamodules.world.families import FAMILIES
     from datamodules.world.stream import Drawn
     from firered_lit.flow.timesteps import uniform
@@ -216,7 +216,7 @@ def speed(run: Path, _: Path) -> Measures:
 def faces_alike(run: Path, _: Path) -> Measures:
     """Return the cosine of held-out faces' features with the exact answers', and the share of edits that are right."""
     from benchmarks import learning
-    from callbacks.consistency_reward import ConsistencyReward
+    from callbacks.rewards.consistency import ConsistencyReward
     from firered_lit.rewards.correctness import FACES
 
     model, judge = learning.LoadedModel.open(exported(run, "--ema"), learning.STEPS), learning.Correctness()

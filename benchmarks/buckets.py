@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from datamodules.buckets import BatchPlan, Index, IndexRow, write_index
+from datamodules.sampling.buckets import BatchPlan, Index, IndexRow, write_index
+from firered_lit.config.recipe import load
 from firered_lit.models.sizes import Shape, assign, cover, largest_tokens, shape_table, tokens
-from firered_lit.recipe import load
 
 RECIPES = {"pretrain": 512 * 512, "sft": 1024 * 1024}  # the pixel area that each prepares its data at
 

@@ -52,9 +52,9 @@ def write_crops(folder: Path, count: int, side: int) -> None:
 
 def pictures(count: int, side: int, against: bool) -> None:
     """Milliseconds a picture, the median of some rounds, of decoding, of every annotator, and of others' checks."""
-    from datamodules.raw import RawRows
-    from firered_lit.build import build
-    from firered_lit.recipe import load
+    from datamodules.sources.raw import RawRows
+    from firered_lit.config.build import build
+    from firered_lit.config.recipe import load
 
     cv2.setNumThreads(1)
     recipe = load("recipes/curate/laptop.yaml").root

@@ -282,10 +282,10 @@ def measure(
     seed: int = 0,
 ) -> tuple[list[Detection], float]:
     """Plant defects, curate, and return what each kind's rule found, with the share of clean crops that are kept."""
-    from datamodules.raw import RawRows
-    from firered_lit.build import build
+    from datamodules.sources.raw import RawRows
+    from firered_lit.config.build import build
+    from firered_lit.config.recipe import load
     from firered_lit.curation.run import curate
-    from firered_lit.recipe import load
 
     read = load(recipe).root
     annotators = build(read["annotators"], key="annotators")
@@ -368,10 +368,10 @@ def settled(recipe: str, photos: Sequence[Pixels], count: int, seed: int = 0) ->
 
     Near duplicates are settled after the rules, as `select` does it, and before them.
     """
-    from datamodules.raw import RawRows
-    from firered_lit.build import build
+    from datamodules.sources.raw import RawRows
+    from firered_lit.config.build import build
+    from firered_lit.config.recipe import load
     from firered_lit.curation.run import curate
-    from firered_lit.recipe import load
 
     read = load(recipe).root
     annotators = build(read["annotators"], key="annotators")

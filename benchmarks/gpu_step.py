@@ -25,9 +25,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from firered_lit.batch import Condition, Text
 from firered_lit.draws import generator
-from firered_lit.memory import GB, TEXT, Training, estimate
+from firered_lit.models.cost.flops import forward_flops, peak, training_flops
+from firered_lit.models.cost.memory import GB, TEXT, Training, estimate
 from firered_lit.models.family import FULL_SIZE
-from firered_lit.models.flops import forward_flops, peak, training_flops
 from firered_lit.models.lora import LoRA, add_adapter
 from firered_lit.models.qwen_image import freeze_unused, velocity
 from firered_lit.models.shard import skeleton

@@ -173,7 +173,7 @@ def of_checkpoint(run: Path) -> str:
     """Return the digest of a run's newest checkpoint: weights, old policy, average and optimizer state."""
     import torch
 
-    from firered_lit.checkpoint import newest
+    from firered_lit.checkpoints.checkpoint import newest
 
     path = newest(run)
     if path is None:

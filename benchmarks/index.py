@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from datamodules.buckets import BatchPlan, Index
-from datamodules.index import save
+from datamodules.sampling.buckets import BatchPlan, Index
+from datamodules.sampling.index import save
 from firered_lit.models.sizes import shape_table
 
 AREA = 1024 * 1024

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from callbacks.correctness import Correctness
-from callbacks.ocr_reward import OCRReward
-from datamodules.loader import BatchAddress
+from callbacks.rewards.correctness import Correctness
+from callbacks.rewards.ocr import OCRReward
+from datamodules.loading.loader import BatchAddress
 from datamodules.world.families import FAMILIES, WorldEdit
 from datamodules.world.sample import Split, edit
 from datamodules.world.scene import draw

@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.chunks import Sample
+from datamodules.chunks.samples import Sample
 from datamodules.edits import EditDataModule
-from datamodules.parts import Parts
+from datamodules.prepare.parts import Parts
 
 TOKENS, WIDTH = 320, 3584  # of a prompt with one reference, as Qwen2.5-VL-7B embeds it
 BATCH = 4

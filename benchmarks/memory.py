@@ -6,8 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from firered_lit.memory import GB, estimate, training_of
-from firered_lit.recipe import load
+from firered_lit.config.recipe import load
+from firered_lit.models.cost.memory import GB, estimate, training_of
 
 CARDS = (80, 141)  # gigabytes of an H100 and an H200
 COUNTS = (1, 8, 32, 128)  # GPUs

@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datamodules.prompts import PromptDataModule
 from datamodules.synthetic import write
 from firered_lit.batch import Condition, EditBatch, PromptBatch, Text
-from firered_lit.build import build
 from firered_lit.cli import main as firered_lit
+from firered_lit.config.build import build
 from firered_lit.draws import gaussian
 from firered_lit.flow.path import interpolate
 from firered_lit.flow.sampler import euler, schedule
@@ -316,7 +316,7 @@ def main() -> None:
             table(f"local {name}", measure(data, reward, given.points, given.rounds))
 
 
-LOCAL = {"pixel": "callbacks.pixel_reward.PixelReward", "ocr": "callbacks.ocr_reward.OCRReward"}
+LOCAL = {"pixel": "callbacks.rewards.pixel.PixelReward", "ocr": "callbacks.rewards.ocr.OCRReward"}
 
 if __name__ == "__main__":
     main()

@@ -22,16 +22,16 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import cv2
 import numpy as np
 from rendered import length, paper, write
 
-from callbacks.ocr_closeup import score_where_due
-from callbacks.ocr_engine import PaddleEngine, Picture, paddle
-from callbacks.ocr_layout import Layout, cut, read_layouts
-from callbacks.ocr_models import OCRModel, offline_models
+from callbacks.ocr.closeup import score_where_due
+from callbacks.ocr.engine import PaddleEngine, Picture, paddle
+from callbacks.ocr.layout import Layout, cut, read_layouts
+from callbacks.ocr.models import OCRModel, offline_models
 from firered_lit.draws import chooser
 from firered_lit.models.cache import cache_folder
 from firered_lit.rewards.layout_ocr import cells, fold, joined, nearest_run, text_score

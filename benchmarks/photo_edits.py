@@ -21,8 +21,8 @@ import torch
 from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from callbacks.grids.sample_grid import GridRow, draw_grid, fitted
 from callbacks.lettering import Lettering
-from callbacks.sample_grid import GridRow, draw_grid, fitted
 from datamodules.photos import EDITS, PhotoSample, Picture, samples
 from firered_lit.batch import Condition, Text
 from firered_lit.cli import quiet

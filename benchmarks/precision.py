@@ -21,12 +21,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from firered_lit.batch import Condition, EditBatch, PreferenceBatch, Text
-from firered_lit.build import build
+from firered_lit.config.build import build
+from firered_lit.config.recipe import load
 from firered_lit.draws import gaussian
 from firered_lit.facts import Facts
 from firered_lit.models.backbone import Backbone
 from firered_lit.optim import parameter_groups, stochastic_adamw8bit
-from firered_lit.recipe import load
 
 KEPT = ("lr", "betas", "weight_decay")
 WAYS = ("as the recipe has it", "bfloat16, rounded stochastically", "bfloat16, rounded to the nearest")

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.chunks import Sample
-from datamodules.crops import Cropped, Opening
-from datamodules.encode import Encoder
-from datamodules.records import Record
+from datamodules.chunks.samples import Sample
+from datamodules.prepare.crops import Cropped, Opening
+from datamodules.prepare.encode import Encoder
+from datamodules.sources.records import Record
 from firered_lit.models.family import open_base
 from firered_lit.models.sizes import Sizes
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datamodules.buckets import Index, IndexRow, write_index
-from datamodules.records import Refusal, read
+from datamodules.sampling.buckets import Index, IndexRow, write_index
+from datamodules.sources.records import Refusal, read
 from datamodules.summary import index_row
 from firered_lit.models.sizes import RATIOS, Sizes
 

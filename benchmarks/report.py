@@ -318,7 +318,7 @@ def run(folders: Sequence[Path], out: Path) -> None:
     """
     from mlflow.tracking import MlflowClient
 
-    from firered_lit.store import read_record
+    from firered_lit.run.store import read_record
 
     found: dict[str, Any] = {}
     curves: dict[str, list[tuple[int, float]]] = {}

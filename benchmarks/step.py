@@ -36,7 +36,7 @@ from callbacks.progress import Progress
 from callbacks.signals import Signals
 from callbacks.throughput import Throughput
 from firered_lit.batch import Condition, EditBatch, Text
-from firered_lit.checkpoint import AtomicCheckpointIO
+from firered_lit.checkpoints.checkpoint import AtomicCheckpointIO
 from firered_lit.draws import gaussian, generator
 from firered_lit.facts import Facts
 from firered_lit.flow.path import interpolate, velocity
@@ -49,8 +49,8 @@ from firered_lit.models.lora import LoRA, add_adapter
 from firered_lit.models.shard import skeleton
 from firered_lit.models.tiny import cached_tiny, vae_config
 from firered_lit.optim import constant, parameter_groups
+from firered_lit.run.tracking import MLflow
 from firered_lit.stages.sft import SFT
-from firered_lit.tracking import MLflow
 
 SIDE, TEXT, SEED, RATE = 256, (24, 40), 0, 1e-5  # pixels, tokens of a prompt: a sixteenth of the full-size ones
 SMALL = {**FULL_SIZE, "num_attention_heads": 2, "joint_attention_dim": 3584 // 12}

@@ -10,8 +10,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from firered_lit.background import Background
-from firered_lit.checkpoint import BEST, FOLDER, AtomicCheckpointIO, listed, name_of, remove, step_of
+from firered_lit.checkpoints.background import Background
+from firered_lit.checkpoints.checkpoint import BEST, FOLDER, AtomicCheckpointIO, listed, name_of, remove, step_of
 from firered_lit.errors import UserError
 from firered_lit.files import write_text
 from firered_lit.textfiles import read_object

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from firered_lit.checkpoint import check_architecture
+from firered_lit.checkpoints.checkpoint import check_architecture
 from firered_lit.errors import UserError
 from firered_lit.models.shard import local, placed_like
 

@@ -9,16 +9,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
+from callbacks.grids.sample_grid import GridRow, draw_grid, fitted
 from callbacks.lettering import Lettering
 from callbacks.live import Encoded, draw, encode
-from callbacks.sample_grid import GridRow, draw_grid, fitted
 from callbacks.signals import stopped_by_signal
 from firered_lit.draws import gaussian
 from firered_lit.errors import UserError
 from firered_lit.files import replacing
-from firered_lit.grids import save_grid
-from firered_lit.prompt_file import PromptRow, open_picture, read_prompts
-from firered_lit.tracking import log_image
+from firered_lit.inference.prompt_file import PromptRow, open_picture, read_prompts
+from firered_lit.run.grids import save_grid
+from firered_lit.run.tracking import log_image
 
 FOLDER = "prompts"
 

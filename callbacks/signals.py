@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 
 from callbacks.checkpoint import Checkpoint
-from firered_lit import stopping
 from firered_lit.errors import UserError
-from firered_lit.stopping import INTERRUPTED, REQUEUE
+from firered_lit.process import stopping
+from firered_lit.process.stopping import INTERRUPTED, REQUEUE
 
 _CODES: dict[int, int] = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: INTERRUPTED}
 _PATIENCE = 15.0  # seconds that a failed process may take to end by itself

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.profilers import Profiler
 
 from firered_lit.batch import EditBatch
-from firered_lit.models.flops import peak
+from firered_lit.models.cost.flops import peak
 
 
 class Throughput(L.Callback):

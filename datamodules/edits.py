@@ -16,14 +16,14 @@ from firered_lit.models.family import Base
 from firered_lit.models.sizes import Sizes
 from firered_lit.textfiles import read_object
 
-from .buckets import BatchPlan, Index
-from .captions import UNCONDITIONAL, Captions
-from .chunks import DTYPES, Chunks
-from .instruction import Alignment
-from .loader import EditLoader, TrainingLoader, Visits, collate, pictured
-from .online import Online
-from .references import GRAMMAR
-from .remote import open_root
+from .chunks.remote import open_root
+from .chunks.samples import DTYPES, Chunks
+from .loading.loader import EditLoader, TrainingLoader, Visits, collate, pictured
+from .loading.online import Online
+from .references.instruction import Alignment
+from .references.prompt import GRAMMAR
+from .sampling.buckets import BatchPlan, Index
+from .sampling.captions import UNCONDITIONAL, Captions
 
 
 def check_data(root: str | Path, base: Base | None = None) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class EditDataModule(L.LightningDataModule):
     """Edits that `prepare` encoded, batched by bucket.
 
     Args:
-        root: Folder that `prepare` wrote, or s3://bucket/prefix with a copy of one, see `datamodules.remote`.
+        root: Folder that `prepare` wrote, or s3://bucket/prefix with a copy of one, see `datamodules.chunks.remote`.
         capacity: Visual tokens of a micro-batch.
         workers: Processes that read.
         seed: Seed of the plan and of all draws.
@@ -163,7 +163,7 @@ class EditDataModule(L.LightningDataModule):
             Diffusion-DPO.
         captions: Weights of the kinds of instruction, see `Captions`; None for the original alone.
         languages: Weights of the languages, see `Captions`.
-        weights: Frequencies of samples by group, see `datamodules.frequencies`.
+        weights: Frequencies of samples by group, see `datamodules.sampling.frequencies`.
         alignment: Draw an order of the references for each global batch. Its texts are those that `prepare` encoded;
             where that left them to the training, or with "online", they are encoded in the step.
         reference_drop: Probability, from 0 to below 1, that a reference which may be dropped is.

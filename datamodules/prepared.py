@@ -11,13 +11,13 @@ from firered_lit.errors import UserError
 from firered_lit.facts import from_meta
 from firered_lit.models.family import Base
 
-from .chunks import Chunks, Sample
+from .chunks.remote import open_root
+from .chunks.samples import Chunks, Sample
 from .edits import check_data
-from .index import Index, IndexRow
-from .indexing import write_index
-from .instruction import as_in_the_row
-from .loader import collate, pictured
-from .remote import open_root
+from .loading.loader import collate, pictured
+from .references.instruction import as_in_the_row
+from .sampling.index import Index, IndexRow
+from .sampling.indexing import write_index
 
 COLUMNS = {"original/en": "instruction", "original/cn": "instruction_cn"}
 

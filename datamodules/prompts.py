@@ -13,8 +13,8 @@ from firered_lit.errors import UserError
 from firered_lit.textfiles import read_object
 
 from .edits import EditDataModule
-from .index import Index
-from .loader import EditLoader, Visits
+from .loading.loader import EditLoader, Visits
+from .sampling.index import Index
 
 
 @runtime_checkable

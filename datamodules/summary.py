@@ -11,15 +11,15 @@ from typing import Any
 
 from firered_lit.models.sizes import Shape, Sizes, assign, shape_table
 
-from . import images
-from .buckets import BatchPlan
-from .index import FILE, Index, IndexRow
-from .parquet import Embedded
-from .records import Record, Refusal, named_images, rows
-from .refusals import Refuse, guarded, one_line
-from .regions import check_inside
-from .sources import Named
-from .tables import notes
+from .sampling.buckets import BatchPlan
+from .sampling.index import FILE, Index, IndexRow
+from .sources import images
+from .sources.parquet import Embedded
+from .sources.records import Record, Refusal, named_images, rows
+from .sources.refusals import Refuse, guarded, one_line
+from .sources.regions import check_inside
+from .sources.source import Named
+from .sources.tables import notes
 
 URL_TOTAL = 120.0  # seconds in which all addresses together are fetched
 LONGEST_LINE = 10_000  # characters of the report

@@ -20,7 +20,7 @@ _HOMES = {
     "export": "firered_lit.exporting",
     "fit": "firered_lit.api",
     "prepare": "firered_lit.api",
-    "score_images": "callbacks.ocr_reward",
+    "score_images": "callbacks.rewards.ocr",
 }
 __all__ = [
     "Editor",

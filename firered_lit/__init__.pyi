@@ -1,4 +1,4 @@
-from callbacks.ocr_reward import score_images as score_images
+from callbacks.rewards.ocr import score_images as score_images
 from firered_lit.api import check as check
 from firered_lit.api import check_data as check_data
 from firered_lit.api import curate as curate

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from firered_lit import checking, running, surroundings
+from firered_lit import checking
 from firered_lit.checking import Finding
-from firered_lit.recipe import Recipe
-from firered_lit.stopping import INTERRUPTED
+from firered_lit.config import running
+from firered_lit.config.recipe import Recipe
+from firered_lit.process import surroundings
+from firered_lit.process.stopping import INTERRUPTED
 
 Name = str | os.PathLike[str]  # a recipe's file, or the name of a shipped one
 

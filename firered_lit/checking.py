@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from firered_lit import nameable, shipped
-from firered_lit.build import problems
+from firered_lit.config import nameable, shipped
+from firered_lit.config.build import problems
+from firered_lit.config.recipe import TARGET, Overrides, load
+from firered_lit.config.reward_check import reward_problems
 from firered_lit.errors import UserError, naming
-from firered_lit.recipe import TARGET, Overrides, load
-from firered_lit.reward_check import reward_problems
 from firered_lit.textfiles import read_object
 
 _PIPELINE = "pipelines/qwenimage/pipeline_qwenimage_edit_plus.py"
@@ -115,7 +115,7 @@ def everything(folder: Path | None = None) -> list[str]:
 
 def memory(paths: Sequence[str], overrides: Overrides, gpus: int, gpu_memory: float) -> Iterator[Finding]:
     """Yield the memory that each recipe needs on every GPU, item by item, and whether it fits."""
-    from firered_lit.memory import report as lines
+    from firered_lit.models.cost.memory import report as lines
 
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # its traceback; one line says it
     for path in paths:
@@ -210,7 +210,7 @@ def data(
         for line in summary.table(path, capacity):
             yield Finding(line)
         return
-    source = importlib.import_module("datamodules.sources").from_words(path, layout, words or {})
+    source = importlib.import_module("datamodules.sources.source").from_words(path, layout, words or {})
     found = summary.summary(source, allow_urls=allow_urls)
     for line in found.lines():
         yield Finding(line)

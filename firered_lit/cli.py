@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from firered_lit import stopping
 from firered_lit.errors import UserError
+from firered_lit.process import stopping
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -36,7 +36,7 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else list(argv))
     quiet()
     try:
-        from firered_lit.surroundings import refuse_other_rooms
+        from firered_lit.process.surroundings import refuse_other_rooms
 
         refuse_other_rooms()
         code = arguments.verb.run(arguments)
@@ -191,7 +191,7 @@ def _positive(text: str) -> int:
 
 def _run_recipe(arguments: Arguments) -> int:
     """Read the recipe, refuse what does not fit, build its nodes and call its root."""
-    from firered_lit import running
+    from firered_lit.config import running
 
     recipe = running.open_recipe(arguments.verb.name, arguments.recipe, arguments.overrides, arguments.allow)
     return running.run_recipe(recipe, arguments.allow)
@@ -230,7 +230,7 @@ def _run_export(arguments: Arguments) -> int:
 
 
 def _run_average(arguments: Arguments) -> int:
-    _call("firered_lit.average.average", run=arguments.run, out=arguments.out, last=arguments.last)
+    _call("firered_lit.checkpoints.average.average", run=arguments.run, out=arguments.out, last=arguments.last)
     return 0
 
 
@@ -246,7 +246,7 @@ def _run_check(arguments: Arguments) -> int:
         return 0
     _part_overrides(arguments)
     if arguments.data:
-        from firered_lit.recipe import parse_override
+        from firered_lit.config.recipe import parse_override
 
         path, words = arguments.data, list(arguments.overrides)
         if "=" in path and not os.path.lexists(path):
@@ -271,7 +271,7 @@ def _run_serve(arguments: Arguments) -> int:
 
 def _run_recipes(arguments: Arguments) -> int:
     """List the shipped recipes, or print or write one with its bases folded in."""
-    from firered_lit import shipped
+    from firered_lit.config import shipped
 
     if not arguments.name:
         if arguments.out:
@@ -283,7 +283,7 @@ def _run_recipes(arguments: Arguments) -> int:
         print("\n".join(f"{row.name:{width}}{row.summary}" for row in rows))
         return 0
 
-    from firered_lit import recipe
+    from firered_lit.config import recipe
 
     text = recipe.fold(arguments.name)
     if not arguments.out:
@@ -318,7 +318,7 @@ def quiet() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no failure
-    from firered_lit.surroundings import quiet_libraries
+    from firered_lit.process.surroundings import quiet_libraries
 
     quiet_libraries()
 

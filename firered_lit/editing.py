@@ -18,6 +18,9 @@ from .colours import as_seen
 from .errors import UserError
 from .files import replacing
 from .flow.sampler import schedule
+from .inference.placement import Placement, offload, placement_for
+from .inference.prompt_file import look_at, open_picture, read_prompts
+from .inference.trained import Opened, checkpoint_of, is_checkpoint, is_run, open_model, read_checkpoint
 from .models.codec import to_image, to_pixels
 from .models.component import loading
 from .models.conditioning import MAX_TEXT_TOKENS, UNCONDITIONAL, Conditioner
@@ -27,11 +30,8 @@ from .models.lora_files import Factors, find_lora, read_lora
 from .models.quantize import quantize
 from .models.sampling import sample
 from .models.sizes import calculate_dimensions
-from .placement import Placement, offload, placement_for
 from .places import writable
-from .prompt_file import look_at, open_picture, read_prompts
-from .store import RECORD
-from .trained import Opened, checkpoint_of, is_checkpoint, is_run, open_model, read_checkpoint
+from .run.store import RECORD
 
 Name = str | os.PathLike[str]
 Reference = Name | Image.Image  # a file, or a picture as PIL has it

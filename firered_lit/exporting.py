@@ -11,18 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import lineage
-from .checkpoint import read_weights, resolve, sound
+from .cards.model_card import Trained, add_pictures, model_card
+from .checkpoints import lineage
+from .checkpoints.checkpoint import read_weights, resolve, sound
 from .errors import UserError
 from .files import appearing
-from .mlflow_runs import RUN
-from .model_card import Trained, add_pictures, model_card
 from .models.family import Base
 from .models.lora import delta, factors
 from .models.lora_files import pipeline_of, write_lora
 from .models.sizes import Sizes
 from .places import writable
-from .store import RECORD, read_record
+from .run.mlflow_runs import RUN
+from .run.store import RECORD, read_record
 from .textfiles import read_object, read_text
 
 PREFIX = "transformer."
@@ -101,7 +101,7 @@ def export(
     source = f"{saved.path.name}, EMA" if ema else saved.path.name
     print(f"{out}: {model} after {saved.step} steps ({source}); load it with {load}")
     if log:
-        from .tracking import log_folder
+        from .run.tracking import log_folder
 
         print(f"{out}: kept as the artifact {target.name} of MLflow run {log_folder(run, out, target.name)}")
 

@@ -56,7 +56,7 @@ def adamw8bit(
     if not all(isinstance(parameter, DTensor) for parameter in own):
         raise UserError("stage.optimizer: of the parameters some are sharded and some are not; use torch.optim.AdamW")
     refuse_without_torchao()
-    from .eight_bit import ShardedAdamW8bit
+    from .distributed.eight_bit import ShardedAdamW8bit
 
     return ShardedAdamW8bit(groups, **options)
 
@@ -86,7 +86,7 @@ def stochastic_adamw8bit(
         UserError: torchao is not installed.
     """
     refuse_without_torchao()
-    from .eight_bit import StochasticAdamW8bit
+    from .distributed.eight_bit import StochasticAdamW8bit
 
     return StochasticAdamW8bit(list(params), lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
 
@@ -118,7 +118,8 @@ def refuse_rounding(factory: Any, dtypes: Iterable[torch.dtype]) -> None:
     name = getattr(made, "__name__", type(made).__name__)
     raise UserError(
         f"stage.backbone.dtype: {name} rounds every step of {half[0]} weights to the nearest and loses the small ones;"
-        " set stage.backbone.dtype=float32 ('trainer.strategy={_target_: firered_lit.strategy.FSDP2}' shards it), or on"
+        " set stage.backbone.dtype=float32 ('trainer.strategy={_target_: firered_lit.distributed.strategy.FSDP2}'"
+        " shards it), or on"
         " one device stage.optimizer._target_=firered_lit.optim.stochastic_adamw8bit"
     )
 
@@ -147,12 +148,13 @@ def refuse_eight_bit(factory: Any, strategy: object) -> None:
         raise UserError(
             f"trainer.strategy: under {type(strategy).__name__} gradients of half-precision weights add up in half"
             " precision; with stage.optimizer=stochastic_adamw8bit use one device or"
-            " {_target_: firered_lit.strategy.FSDP2}"
+            " {_target_: firered_lit.distributed.strategy.FSDP2}"
         )
     if eight_bit(factory) and names.isdisjoint({"SingleDeviceStrategy", "DDPStrategy", "FSDP2"}):
         raise UserError(
             f"trainer.strategy: no 8-bit optimizer works under {type(strategy).__name__}; use one GPU, strategy=ddp or"
-            " 'trainer.strategy={_target_: firered_lit.strategy.FSDP2}', or stage.optimizer._target_=torch.optim.AdamW"
+            " 'trainer.strategy={_target_: firered_lit.distributed.strategy.FSDP2}', or"
+            " stage.optimizer._target_=torch.optim.AdamW"
         )
 
 

@@ -14,18 +14,18 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from . import locks, stopping
-from .checkpoint import BEST, FOLDER, AtomicCheckpointIO, best, read_facts, resolve
-from .dialect import dump, parse
+from .checkpoints.checkpoint import BEST, FOLDER, AtomicCheckpointIO, best, read_facts, resolve
+from .checkpoints.lineage import REVISION, refuse_other_base, revision_of, run_of
+from .config.dialect import dump, parse
 from .errors import UserError, naming
 from .files import write_json, write_text
-from .lineage import REVISION, refuse_other_base, revision_of, run_of
 from .optim import refuse_eight_bit, refuse_rounding
+from .process import locks, stopping
 from .rewards.protocol import Reward
+from .run.start import find_start
+from .run.steps import log_by_optimizer_steps
+from .run.store import RECORD, read_record
 from .stages.base import Stage
-from .start import find_start
-from .steps import log_by_optimizer_steps
-from .store import RECORD, read_record
 from .textfiles import read_object, read_text
 
 
@@ -370,7 +370,7 @@ def _say(folder: Path, engine: L.Trainer, remarks: Sequence[str]) -> None:
     lines += [f"note        {remark}" for remark in [*_stopped_early(engine), *remarks]]
     stores = [logger.uri for logger in engine.loggers if hasattr(logger, "uri")]
     if stores:
-        from .tracking import ui_command
+        from .run.tracking import ui_command
 
         lines += [f"look        {ui_command(uri)}" for uri in stores]
     pages = [getattr(logger, "page", None) for logger in engine.loggers]

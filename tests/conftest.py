@@ -17,6 +17,8 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each compile
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "support"))
+# A test file may take what another one makes, from whichever room.
+sys.path += sorted({str(path.parent) for path in (ROOT / "tests" / "unit").rglob("test_*.py")})
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,10 +17,10 @@ from firered_lit.models.codec import to_pixels
 from firered_lit.models.conditioning import UNCONDITIONAL
 from firered_lit.models.family import Base, open_base
 
-from .. import regions
-from ..captions import UNCONDITIONAL as WITHOUT_TEXT
-from ..captions import Captions
-from ..loader import BatchAddress, Failure, fetched
+from ..loading.loader import BatchAddress, Failure, fetched
+from ..sampling.captions import UNCONDITIONAL as WITHOUT_TEXT
+from ..sampling.captions import Captions
+from ..sources import regions
 from .families import FAMILIES, WorldEdit
 from .sample import edit
 from .scene import draw

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
+from firered_lit.config.nameable import first_name
+
 Of = Literal["picture", "pair", "row"]
 Columns = Mapping[str, Sequence[Any]]
 
@@ -70,7 +72,7 @@ def identity(annotator: Annotator) -> dict[str, Any]:
     kind = type(annotator)
     settings = {name: value for name, value in vars(annotator).items() if not name.startswith("_")}
     return {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "class": first_name(f"{kind.__module__}.{kind.__qualname__}"),
         "version": annotator.version,
         "columns": dict(annotator.columns),
         "settings": {name: _plain(value) for name, value in sorted(settings.items())},

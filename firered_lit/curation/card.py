@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from firered_lit.data_card import CARD, cards_of, digest
+from firered_lit.cards.data_card import CARD, cards_of, digest
 from firered_lit.files import write_json
 from firered_lit.textfiles import read_object
 

@@ -1,6 +1,6 @@
 """Linear heads on vectors: aesthetics, the probability that a picture was generated, how near two of them are.
 
-All of it computes from the columns of `callbacks.embeddings`, so that another head costs no picture.
+All of it computes from the columns of `callbacks.annotators.embeddings`, so that another head costs no picture.
 """
 
 from collections.abc import Mapping, Sequence

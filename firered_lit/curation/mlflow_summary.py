@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from firered_lit.data_card import CARD, Card
+from firered_lit.cards.data_card import CARD, Card
 from firered_lit.errors import UserError
 from firered_lit.files import write_json
-from firered_lit.mlflow_runs import DATA, RUN, log_params, name_parents, open_run
-from firered_lit.store import read_record, store_uri, update_record
+from firered_lit.run.mlflow_runs import DATA, RUN, log_params, name_parents, open_run
+from firered_lit.run.store import read_record, store_uri, update_record
 from firered_lit.textfiles import read_object
 
 from .corpus import STATE

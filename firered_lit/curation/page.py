@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from firered_lit.data_card import plain, short
+from firered_lit.cards.data_card import plain, short
 
 if TYPE_CHECKING:
     from .report import Histogram, Report, ShownRow

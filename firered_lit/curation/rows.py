@@ -154,7 +154,7 @@ def in_shards(rows: Iterable[RawRow], size: int) -> Iterator[tuple[int, list[Raw
 
 
 class RawTable(Protocol):
-    """The rows of a raw data set. `datamodules.raw.RawRows` reads every layout that `prepare` knows."""
+    """The rows of a raw data set. `datamodules.sources.raw.RawRows` reads every layout that `prepare` knows."""
 
     digest: str  # of what the rows are made from
 

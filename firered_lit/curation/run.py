@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from firered_lit.errors import UserError
 from firered_lit.files import write_json
-from firered_lit.locks import in_turn, shard_held
 from firered_lit.places import user_path
+from firered_lit.process.locks import in_turn, shard_held
 from firered_lit.sharing.crew import Crew, Runner, Share
 from firered_lit.textfiles import read_object
 

@@ -14,7 +14,7 @@ class JudgeHere:
     """A judge in this process, asked as a server is.
 
     Args:
-        answerer: `callbacks.judge_local.LocalVLM`, a vision-language model from a folder; or
+        answerer: `callbacks.judge.local.LocalVLM`, a vision-language model from a folder; or
             `firered_lit.judges.local.ReplayedLog`, the answers of another log to the same requests.
         model: The name of the judge in the requests; "" takes the model's own, for a replay each official script's.
         settings: What replaces or joins the official temperature, max_tokens and so on; null leaves one out.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from firered_lit.api_keys import KeyVariable
+from firered_lit.config.api_keys import KeyVariable
 from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import Asking
 from firered_lit.judges.client import Client

@@ -17,9 +17,9 @@ from firered_lit.evaluation.models.opening import FIRST, Drawing, name_of, open_
 from firered_lit.evaluation.protocols import Asking, Benchmark, EvaluationFolder, Item, Model
 from firered_lit.evaluation.text_reading import TextReading
 from firered_lit.files import write_json
-from firered_lit.locks import in_turn, shard_held
 from firered_lit.places import writable
-from firered_lit.store import read_record
+from firered_lit.process.locks import in_turn, shard_held
+from firered_lit.run.store import read_record
 from firered_lit.textfiles import read_object
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ Reading = list[str] | str  # lines, or why there are none
 
 
 class ReadsText(Protocol):
-    """A reader of pictures, as `callbacks.ocr_reader.TextReader`."""
+    """A reader of pictures, as `callbacks.ocr.reader.TextReader`."""
 
     @property
     def identity(self) -> str:
@@ -212,6 +212,6 @@ def reader_of(settings: TextReading, client: Asker | None, asking: Asking) -> Re
     if settings.reader is not None:
         return settings.reader
     if client is None or not asking.model:
-        remedy = "name an OCR engine, as callbacks.ocr_reader.TextReader, or a judge by judge.url and judge.model"
+        remedy = "name an OCR engine, as callbacks.ocr.reader.TextReader, or a judge by judge.url and judge.model"
         raise UserError(f"text.reader: nothing reads the pictures; {remedy}")
     return JudgeReader(client, asking.model, asking.settings)

@@ -5,7 +5,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from firered_lit.api_keys import KeyVariable, read_key
+from firered_lit.config.api_keys import KeyVariable, read_key
 from firered_lit.errors import UserError
 
 

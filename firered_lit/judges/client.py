@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from firered_lit.api_keys import KeyVariable
+from firered_lit.config.api_keys import KeyVariable
 from firered_lit.draws import chooser
 from firered_lit.errors import UserError
 from firered_lit.judges.address import ServerAddress

@@ -21,7 +21,7 @@ KEY = ("request", "repeat")
 
 
 class Answerer(Protocol):
-    """A source of answers in this process: `callbacks.judge_local.LocalVLM`, or `ReplayedLog`.
+    """A source of answers in this process: `callbacks.judge.local.LocalVLM`, or `ReplayedLog`.
 
     Attributes:
         version: The model's name, "" where requests name it.

@@ -24,7 +24,7 @@ Item = tuple[Line, list[Image.Image]]
 
 
 class Writer(Protocol):
-    """A vision-language model that writes, from several threads: the judge's own, see `callbacks.judge_server`."""
+    """A vision-language model that writes, from several threads: the judge's own, see `callbacks.judge.server`."""
 
     name: str
     version: str
@@ -53,7 +53,7 @@ class Evolution:
 
     Args:
         requests: a table of any layout.
-        writer: `callbacks.judge_server.Server` or `callbacks.judge_local.LocalVLM`.
+        writer: `callbacks.judge.server.Server` or `callbacks.judge.local.LocalVLM`.
         least, most: operations of a compound request, at least 2.
         tries: questions for one request, at least 1, until an answer is one that `compound.compound` takes.
         seed: of the number of operations, and of the writer's answers.

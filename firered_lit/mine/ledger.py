@@ -13,9 +13,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from firered_lit.config.nameable import with_new_names
+
 from ..errors import UserError
 from ..files import write_json
-from ..locks import in_turn, shard_held
+from ..process.locks import in_turn, shard_held
 from ..textfiles import read_object
 
 AGAIN = "again"  # a line that says so is there, but its number is tried again by the next process
@@ -146,7 +148,7 @@ def _note(folder: Path, made_from: Mapping[str, Any]) -> None:
             raise UserError(f"{folder}: not empty ({strangers[0]}) and not begun by mine; choose another out")
         write_json(path, wanted, indent=1)
         return
-    before = read_object(path)
+    before = with_new_names(read_object(path))
     for name in sorted(wanted.keys() | before.keys()):
         if wanted.get(name) != before.get(name):
             change = f"({before.get(name)}, now {wanted.get(name)})"

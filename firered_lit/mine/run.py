@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..locks import in_turn
+from ..process.locks import in_turn
 from .ledger import Ledger, opened
 
 Line = dict[str, Any]

@@ -60,7 +60,7 @@ class Scorer:
     ) -> None:
         given = [reward for reward in rewards.values() if reward is not None]
         if not given:
-            raise UserError("rewards: mining needs a reward; add one, as callbacks.pixel_reward.PixelReward")
+            raise UserError("rewards: mining needs a reward; add one, as callbacks.rewards.pixel.PixelReward")
         named = rewards_of(given, weights, routes, tasks, place="task")
         self.panel = RewardPanel(named, dict(weights) if weights else None, routes, patience)
 

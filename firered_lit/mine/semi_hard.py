@@ -14,11 +14,11 @@ from ..draws import gaussian
 from ..errors import UserError
 from ..files import replacing
 from ..flow.sampler import schedule
-from ..locks import in_turn
 from ..models.family import Base, open_base
 from ..models.sampling import sample
+from ..process.locks import in_turn
 from ..rewards.protocol import Reward
-from ..start import start_folder
+from ..run.start import start_folder
 from .ledger import AGAIN, MADE_FROM
 from .run import Line, Wanted
 from .scoring import Pending, Scorer

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..annotation import fits
+from ..config.annotation import fits
 from ..errors import UserError
 from ..textfiles import open_regular, read_object
 

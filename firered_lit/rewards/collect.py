@@ -42,7 +42,7 @@ def rewards_of(
     names = [reward.name for reward in found]
     if not found:
         raise UserError(
-            "callbacks: reinforcement learning needs a reward; add one, as callbacks.pixel_reward.PixelReward"
+            "callbacks: reinforcement learning needs a reward; add one, as callbacks.rewards.pixel.PixelReward"
         )
     for reward in found:
         check_name(reward.name)

@@ -38,9 +38,9 @@ def choices_of_run(run: Path) -> list[WeightsChoice]:
     Raises:
         UserError: The folder is no run, or has no checkpoint yet.
     """
-    from firered_lit import lineage
-    from firered_lit.checkpoint import FOLDER, listed
-    from firered_lit.trained import checkpoint_of, is_run
+    from firered_lit.checkpoints import lineage
+    from firered_lit.checkpoints.checkpoint import FOLDER, listed
+    from firered_lit.inference.trained import checkpoint_of, is_run
 
     if not is_run(run):
         raise UserError(f"serve --run {run}: not a run's folder")
@@ -55,7 +55,7 @@ def choices_of_run(run: Path) -> list[WeightsChoice]:
 
 def _averages(run: Path) -> bool:
     """Return whether the run's recipe keeps an average of the weights."""
-    from firered_lit.recipe import TARGET, load
+    from firered_lit.config.recipe import TARGET, load
 
     file = run / "recipe.yaml"
     if not file.is_file():
@@ -71,7 +71,7 @@ def choices_of_model(model: str, loras: Sequence[str]) -> list[WeightsChoice]:
         UserError: There is no such model or LoRA.
     """
     from firered_lit.editing import lora_of
-    from firered_lit.trained import open_model
+    from firered_lit.inference.trained import open_model
 
     open_model(model)
     for lora in loras:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from firered_lit.cluster import connect, spread
 from firered_lit.errors import UserError
+from firered_lit.sharing.cluster import connect, spread
 
 from . import workers as processes
 from .workers import Doer, ShardWork

@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
 from firered_lit.errors import UserError
-from firered_lit.sendable import sendable
+from firered_lit.sharing.sendable import sendable
 
 Step = tuple[str, int, int]  # what a process is at: a name, a number, and a place there or -1 for all of it
 Report = Callable[[Step], None]

@@ -12,9 +12,10 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from .. import lineage
 from ..batch import Condition, EditBatch, Unencoded
-from ..checkpoint import check_architecture
+from ..checkpoints import lineage
+from ..checkpoints.checkpoint import check_architecture
+from ..checkpoints.resume import RecipeWins, SavedOptimizer, dequantised, name_of, options_of, refuse_other_optimizer
 from ..draws import gaussian, seed_of
 from ..errors import UserError, naming
 from ..flow.path import interpolate, velocity
@@ -23,14 +24,13 @@ from ..losses.flow_matching import flow_matching_loss
 from ..models import qwen_image
 from ..models.backbone import Backbone
 from ..models.codec import Codec
+from ..models.cost.flops import training_flops
 from ..models.family import Base
-from ..models.flops import training_flops
 from ..models.lora import is_adapter
 from ..models.online import encoded
 from ..models.sampling import Preview, sample
 from ..models.shard import accumulate_in_float32, grad_norm
 from ..optim import OptimizerFactory, ScheduleFactory, parameter_groups, refuse_rounding, rounds_stochastically
-from ..resume import RecipeWins, SavedOptimizer, dequantised, name_of, options_of, refuse_other_optimizer
 from .guard import Guard
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ..flow.timesteps import TimestepDistribution, uniform
 from ..losses.dpo import double_degradation, dpo_loss, dpo_terms
 from ..losses.flow_matching import flow_matching_loss
 from ..models.backbone import Backbone
-from ..models.flops import forward_flops
+from ..models.cost.flops import forward_flops
 from ..models.sampling import Preview
 from ..models.weight_swap import WeightSwap
 from ..optim import OptimizerFactory, ScheduleFactory

@@ -22,7 +22,7 @@ from ..flow.timesteps import TimestepDistribution, stratified_uniform, uniform
 from ..losses.flow_matching import flow_matching_loss
 from ..losses.nft import PolicyLoss, adaptive, old_policy_decay
 from ..models.backbone import Backbone
-from ..models.flops import forward_flops
+from ..models.cost.flops import forward_flops
 from ..models.sampling import Preview
 from ..models.shard import grad_norm
 from ..models.weight_swap import WeightSwap

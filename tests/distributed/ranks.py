@@ -8,13 +8,14 @@ from pathlib import Path
 import lightning as L
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toy_prompts import PromptData, Prompts, trainer
 
 from callbacks.checkpoint import Checkpoint
-from callbacks.pixel_reward import PixelReward
+from callbacks.rewards.pixel import PixelReward
 from firered_lit.batch import Condition, PreferenceBatch, Text
+from firered_lit.distributed.strategy import FSDP2
 from firered_lit.draws import gaussian
 from firered_lit.facts import Facts
 from firered_lit.models.backbone import Backbone
@@ -22,7 +23,6 @@ from firered_lit.models.lora import LoRA
 from firered_lit.models.weight_swap import WeightSwap
 from firered_lit.stages.dpo import DPO
 from firered_lit.stages.nft import NFT
-from firered_lit.strategy import FSDP2
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "datamodules"))
 from test_edits import loader, mixed, write
 
 SECONDS = 60  # that a rank waits for the others before it is an error

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from firered_lit.sharded import read
+from firered_lit.checkpoints.sharded import read
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 QUICK = ["dpo-lora", "dpo-sharded", "nft-lora", "nft-sharded"]

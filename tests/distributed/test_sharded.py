@@ -14,9 +14,9 @@ import verbs
 from warm import ranks, script
 
 from datamodules.synthetic import write
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
+from firered_lit.checkpoints.sharded import read
 from firered_lit.cli import main
-from firered_lit.sharded import read
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a worker waits for a fixture of many runs
 HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from warm import Started, script
 
-from firered_lit.checkpoint import newest
-from firered_lit.store import read_record, store_uri
+from firered_lit.checkpoints.checkpoint import newest
+from firered_lit.run.store import read_record, store_uri
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toy_run import Edits, Toy, trainer
 
 import callbacks.signals
 from callbacks.checkpoint import Checkpoint
+from callbacks.grids.sample_grid import SampleGrid
 from callbacks.progress import Progress
-from callbacks.sample_grid import SampleGrid
 from callbacks.signals import Signals
 from callbacks.throughput import Throughput
-from firered_lit.checkpoint import resolve
-from firered_lit.tracking import MLflow
+from firered_lit.checkpoints.checkpoint import resolve
+from firered_lit.run.tracking import MLflow
 
 torch.set_num_threads(1)
 folder, what, culprit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -9,14 +9,14 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from test_ema import History, drive, flat, slow
 from toy_run import Edits, Toy, trainer
 
 from callbacks.checkpoint import Checkpoint
 from callbacks.ema import EMA
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from damage import damaged
 from PIL import Image
 
-from datamodules.layouts import LAYOUTS
+from datamodules.sources.layouts import LAYOUTS
 
 ROWS = 25  # of a table
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "formats.md"

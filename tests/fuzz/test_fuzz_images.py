@@ -14,11 +14,11 @@ from damage import damaged, one_line
 from PIL import Image
 from time_limit import within
 
-from datamodules import images
-from datamodules.crops import Cropped, Opening
-from datamodules.images import BadImageError
-from datamodules.parquet import Embedded
-from datamodules.records import Record, Refusal
+from datamodules.prepare.crops import Cropped, Opening
+from datamodules.sources import images
+from datamodules.sources.images import BadImageError
+from datamodules.sources.parquet import Embedded
+from datamodules.sources.records import Record, Refusal
 from firered_lit.models.sizes import Sizes
 
 QUICK, SLOW = 1000, 30_000

@@ -13,11 +13,12 @@ from commands import Reached, ended_well
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 import callbacks.signals
-import datamodules.write
+import datamodules.prepare.write
 import firered_lit.mine.run
-from firered_lit import checking, recipe
-from firered_lit.dialect import dump
-from firered_lit.nameable import NAMES, ROOTS
+from firered_lit import checking
+from firered_lit.config import recipe
+from firered_lit.config.dialect import dump
+from firered_lit.config.nameable import NAMES, ROOTS
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK, SLOW = 500, 10_000
@@ -62,7 +63,7 @@ def stopped(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(L.Trainer, "_run_stage", reach)
     monkeypatch.setattr(_SubprocessScriptLauncher, "launch", reach)  # of several processes
     monkeypatch.setattr(callbacks.signals, "_PATIENCE", 1e6)  # after which one of several ends its process
-    monkeypatch.setattr(datamodules.write, "Encoder", reach)
+    monkeypatch.setattr(datamodules.prepare.write, "Encoder", reach)
     monkeypatch.setattr(firered_lit.mine.run, "_work", reach)
     monkeypatch.chdir(tmp_path)
     for name in ("data", "rows"):

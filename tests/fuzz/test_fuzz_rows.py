@@ -17,13 +17,13 @@ from damage import one_line
 from hostile_rows import ROWS, TABLES, pictures, write
 from time_limit import within
 
-from datamodules import tables
-from datamodules.chunks import Packed
-from datamodules.crops import Cropped, Opening
-from datamodules.encode import Encoder
-from datamodules.records import Record, Refusal, rows
+from datamodules.chunks.samples import Packed
+from datamodules.prepare.crops import Cropped, Opening
+from datamodules.prepare.encode import Encoder
+from datamodules.prepare.write import prepare
+from datamodules.sources import tables
+from datamodules.sources.records import Record, Refusal, rows
 from datamodules.summary import summary
-from datamodules.write import prepare
 from firered_lit.errors import UserError
 from firered_lit.models.family import open_base
 from firered_lit.models.sizes import Sizes

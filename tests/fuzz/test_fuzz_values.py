@@ -10,10 +10,10 @@ from commands import Reached, ended_well
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 import callbacks.signals
-from firered_lit import build, recipe
-from firered_lit.dialect import flow
+from firered_lit.config import build, recipe
+from firered_lit.config.dialect import flow
+from firered_lit.config.nameable import NAMES
 from firered_lit.errors import UserError
-from firered_lit.nameable import NAMES
 
 QUICK, SLOW = 40, 600
 SECONDS = 120.0  # of one fit

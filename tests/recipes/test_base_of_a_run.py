@@ -11,11 +11,11 @@ import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
 
-from firered_lit.checkpoint import AtomicCheckpointIO, newest, read_facts
+from firered_lit.checkpoints.checkpoint import AtomicCheckpointIO, newest, read_facts
+from firered_lit.checkpoints.lineage import facts_of, recorded, refuse_other_base
 from firered_lit.cli import main
-from firered_lit.lineage import facts_of, recorded, refuse_other_base
 from firered_lit.models.family import open_base
-from firered_lit.store import read_record
+from firered_lit.run.store import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 LORA = ["fit", "--recipe", str(ROOT / "recipes" / "tiny" / "sft_lora.yaml")]

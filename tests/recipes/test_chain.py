@@ -17,9 +17,9 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from datamodules.synthetic import write_pairs
-from firered_lit import build, recipe
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
+from firered_lit.config import build, recipe
 from firered_lit.draws import gaussian
 from firered_lit.models import qwen_image
 from firered_lit.models.family import open_base

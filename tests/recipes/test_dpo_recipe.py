@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from datamodules.synthetic import write_pairs
-from firered_lit import build, recipe
-from firered_lit.average import average
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.average import average
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
+from firered_lit.config import build, recipe
 from firered_lit.models.family import open_base
 
 QUICK = ["run.validate_every=null", "callbacks.progress=null", "data.workers=0"]

@@ -10,7 +10,7 @@ from stub_judge import StubJudge
 
 from callbacks.evaluation import Evaluation
 from datamodules.world.benchmark import WorldRows
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
 from firered_lit.errors import UserError
 from firered_lit.evaluation import run as evaluation
@@ -18,7 +18,7 @@ from firered_lit.evaluation.benchmarks.exact import Exact
 from firered_lit.evaluation.benchmarks.subset import Subset
 from firered_lit.evaluation.models.local import Local
 from firered_lit.evaluation.report.record import RunRecord
-from firered_lit.store import read_record
+from firered_lit.run.store import read_record
 from firered_lit.textfiles import read_object
 
 FIT = ["fit", "--recipe", "recipes/tiny/sft_evaluated.yaml", "callbacks.progress=null", "checkpoint.every=2"]

@@ -8,10 +8,10 @@ from lightning.pytorch import Trainer
 
 from callbacks.checkpoint import Checkpoint
 from datamodules.synthetic import write
-from firered_lit.checkpoint import resolve
+from firered_lit.checkpoints.checkpoint import resolve
 from firered_lit.cli import main
 from firered_lit.errors import UserError
-from firered_lit.store import read_record
+from firered_lit.run.store import read_record
 
 FORBIDDEN = ["/proc/nothing/out", "/dev/null/out", "under a file"]
 

@@ -18,10 +18,10 @@ from datamodules import synthetic
 from datamodules.preferences import PreferenceDataModule
 from datamodules.prepared import Prepared
 from datamodules.prompts import PromptDataModule
-from datamodules.records import read
-from firered_lit import build, recipe
-from firered_lit.checkpoint import newest
+from datamodules.sources.records import read
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
+from firered_lit.config import build, recipe
 from firered_lit.draws import chooser
 
 SEMI_HARD = ["mine", "--recipe", "recipes/tiny/mine_semi_hard.yaml"]
@@ -225,11 +225,11 @@ def gone_on_with(out: Path, results: tuple[str, ...], again: Callable[[], int]) 
 
 def test_of_two_pictures_that_obey_the_better_looking_one_wins(galleries: Path, tmp_path: Path) -> None:
     """Looks are the judge's alone: they weigh nothing in whether a picture does what was asked."""
-    out, judge = tmp_path / "pairs", "callbacks.judge_local.LocalVLM, model: tiny, max_tokens: 4, area: 12544"
+    out, judge = tmp_path / "pairs", "callbacks.judge.local.LocalVLM, model: tiny, max_tokens: 4, area: 12544"
     given = ["mine", "--recipe", "recipes/tiny/mine_preferences.yaml", f"out={out}"]
     given += [f"task.candidates.requests={galleries / 'world' / 'color' / 'edits.jsonl'}"]
     given += [f"task.candidates.experts={{expert: {galleries / 'expert'}}}", "task.candidates.base={}"]
-    given += [f"task.rewards.looks={{_target_: callbacks.judge_reward.JudgeReward, judge: {{_target_: {judge}}}}}"]
+    given += [f"task.rewards.looks={{_target_: callbacks.rewards.judge.JudgeReward, judge: {{_target_: {judge}}}}}"]
     given += [
         "task.rewards.looks.prompt=aesthetic",
         "task.rewards.looks.name=looks",
@@ -314,7 +314,7 @@ def writer(monkeypatch):
 
 
 def evolve(source: Path, out: Path, server: Writer, *more: str) -> int:
-    node = f"_target_: callbacks.judge_server.Server, url: 'http://127.0.0.1:{server.server_port}/v1', model: m"
+    node = f"_target_: callbacks.judge.server.Server, url: 'http://127.0.0.1:{server.server_port}/v1', model: m"
     given = ["mine", "--recipe", "recipes/mine_evolution.yaml", f"task.requests.source={source}", f"out={out}"]
     return main([*given, f"task.writer={{{node}, retries: 0}}", *more])
 

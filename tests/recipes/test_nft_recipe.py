@@ -10,7 +10,7 @@ import pytest
 import torch
 from process import Process
 
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
 
 QUICK = ["run.validate_every=null", "logger=null", "callbacks.progress=null", "data.workers=1"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 sys.path.append(str(Path(__file__).resolve().parents[1] / "old_work"))
 from opened import unpack
 
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "tiny"

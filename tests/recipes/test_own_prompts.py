@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from callbacks.prompts import Prompts
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
 from firered_lit.errors import UserError
-from firered_lit.prompt_file import read_prompts
+from firered_lit.inference.prompt_file import read_prompts
 
 FIT = ["fit", "--recipe", "recipes/tiny/sft_lora.yaml", "run.validate_every=null", "callbacks.progress=null"]
 

@@ -13,11 +13,11 @@ from PIL import Image
 from process import Process
 from warm import Started, inline
 
-from firered_lit import build, recipe
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
+from firered_lit.config import build, recipe
 from firered_lit.models.family import open_base
-from firered_lit.store import read_record
+from firered_lit.run.store import read_record
 
 FIT = ["fit", "--recipe", "recipes/tiny/sft.yaml"]
 QUICK = ["run.validate_every=null", "logger=null", "callbacks.progress=null"]

@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_one_line_and_writes_nothing(tmp_path, monkeypatch,
 def test_a_mapping_changes_a_part_and_replaces_a_plain_mapping(work):
     settings = {"data.root": work / "data", "run.dir": work / "run"}
     captions = {"captions": {"original": 1.0}}
-    from firered_lit.recipe import load
+    from firered_lit.config.recipe import load
 
     plain = load("tiny/sft", settings).root
     changed = load("tiny/sft", {**settings, "data": captions, "stage": {"optimizer": {"lr": 0.5}}}).root
@@ -123,7 +123,7 @@ def test_a_stopped_run_ends_as_python_is_stopped(tmp_path, monkeypatch, code, ra
     (tmp_path / f"mine_stopped_{code}.py").write_text(f"def run(run):\n    return {code}\n")
     (tmp_path / "r.yaml").write_text(f"_target_: mine_stopped_{code}.run\nrun: {{dir: x}}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    from firered_lit import nameable
+    from firered_lit.config import nameable
 
     ours = patch.dict(nameable.ROOTS, {f"mine_stopped_{code}.run": "fit"}, clear=True)
     with ours, pytest.raises(raised) as stopped:

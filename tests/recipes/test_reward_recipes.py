@@ -25,7 +25,7 @@ def lettered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "source", 12, families=(reword, FAMILIES[0]))
     prepare = ["prepare", "--recipe", "recipes/tiny/prepare.yaml", f"source={folder / 'source'}"]
     prepare += [f"out={folder / 'data'}", "held_out=0.2"]
-    assert main([*prepare, "reader={_target_: callbacks.ocr_reader.LayoutReader}"]) == 0
+    assert main([*prepare, "reader={_target_: callbacks.ocr.reader.LayoutReader}"]) == 0
     return folder / "data"
 
 
@@ -103,10 +103,10 @@ def test_a_judges_record_is_played_again_to_the_same_run(fit: Callable[..., tupl
 
 
 def test_any_stage_scores_its_validation_images_by_every_reward(fit: Callable[..., tuple[Path, Logged]]) -> None:
-    rewards = {"ocr": "ocr_reward.OCRReward, threads: 1", "consistency": "consistency_reward.ConsistencyReward"}
+    rewards = {"ocr": "rewards.ocr.OCRReward, threads: 1", "consistency": "rewards.consistency.ConsistencyReward"}
     rewards["consistency"] += ", encoder: tiny"
-    rewards["judge"] = "judge_reward.JudgeReward, prompt: edit_direct, "
-    rewards["judge"] += "judge: {_target_: callbacks.judge_local.LocalVLM, model: tiny, area: 12544}"
+    rewards["judge"] = "rewards.judge.JudgeReward, prompt: edit_direct, "
+    rewards["judge"] += "judge: {_target_: callbacks.judge.local.LocalVLM, model: tiny, area: 12544}"
     settings = [f"callbacks.{name}={{_target_: callbacks.{what}}}" for name, what in rewards.items()]
     _, rows = fit("sft", *settings, sft=True)
     scored = {key: value for row in rows for key, value in row.items() if key.startswith("reward/")}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
 
 FIT = ["fit", "--recipe", "recipes/tiny/sft_consistency.yaml"]

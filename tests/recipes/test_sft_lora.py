@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
 from firered_lit.models.family import open_base
 from firered_lit.models.lora_files import COMFYUI, DIFFUSERS

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
 
 TASK = {

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datamodules.held_out import choose
-from datamodules.records import Record
-from firered_lit.build import build
+from datamodules.prepare.held_out import choose
+from datamodules.sources.records import Record
 from firered_lit.cli import main
-from firered_lit.recipe import load
+from firered_lit.config.build import build
+from firered_lit.config.recipe import load
 
 
 def row(group: str, held_out: bool | None = None) -> list[Record]:

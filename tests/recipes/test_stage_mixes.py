@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.captions import Captions
+from datamodules.sampling.captions import Captions
 from datamodules.world.write import write
-from firered_lit.checkpoint import newest
+from firered_lit.checkpoints.checkpoint import newest
 from firered_lit.cli import main
-from firered_lit.recipe import load
+from firered_lit.config.recipe import load
 
 QUICK = ["run.validate_every=null", "logger=null", "callbacks.progress=null", "data.workers=0", "trainer.max_steps=3"]
 CHAIN = ("pretrain", "continued_pretrain", "sft")

@@ -7,10 +7,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 
-from firered_lit import ranges, recipe
 from firered_lit.cli import main
-from firered_lit.nameable import NAMES
-from firered_lit.signature import signature
+from firered_lit.config import ranges, recipe
+from firered_lit.config.nameable import NAMES
+from firered_lit.config.signature import signature
 
 ROOT = Path(__file__).resolve().parents[2]
 

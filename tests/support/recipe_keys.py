@@ -8,19 +8,20 @@ from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
-from firered_lit import checking, recipe
-from firered_lit.nameable import OURS, ROOTS
-from firered_lit.ranges import range_of
-from firered_lit.recipe import TARGET
-from firered_lit.signature import Parameter, _line, signature
-from firered_lit.source import module_source, resolve
+from firered_lit import checking
+from firered_lit.config import recipe
+from firered_lit.config.nameable import OURS, ROOTS
+from firered_lit.config.ranges import range_of
+from firered_lit.config.recipe import TARGET
+from firered_lit.config.signature import Parameter, _line, signature
+from firered_lit.config.source import module_source, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "recipes.md"
 BEGIN = "<!-- Below this line: written by `python tests/test_architecture.py`. -->"
 # A section of the page, and the modules whose names it has.
 SECTIONS = {
-    "Runs": "firered_lit.training firered_lit.strategy firered_lit.tracking",
+    "Runs": "firered_lit.training firered_lit.distributed.strategy firered_lit.run.tracking",
     "Stages": "firered_lit.stages firered_lit.models firered_lit.flow firered_lit.losses firered_lit.optim",
     "Data": "datamodules",
     "Callbacks and rewards": "callbacks",

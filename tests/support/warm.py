@@ -22,8 +22,8 @@ LIBRARIES = [  # of the server: what a training, an export and a notebook import
     *("torch._dynamo", "torch.distributed.fsdp", "lightning", "peft", "mlflow.tracking", "matplotlib.pyplot"),
     "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus",
     *("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "transformers.models.qwen2_5_vl.processing_qwen2_5_vl"),
-    *("firered_lit.training", "firered_lit.tracking", "firered_lit.exporting", "firered_lit.stages.nft"),
-    *("datamodules.edits", "datamodules.write", "callbacks.sample_grid", "callbacks.signals"),
+    *("firered_lit.training", "firered_lit.run.tracking", "firered_lit.exporting", "firered_lit.stages.nft"),
+    *("datamodules.edits", "datamodules.prepare.write", "callbacks.grids.sample_grid", "callbacks.signals"),
 ]
 
 

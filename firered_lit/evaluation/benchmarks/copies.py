@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from firered_lit.dialect import is_text
+from firered_lit.config.dialect import is_text
 from firered_lit.errors import UserError
 from firered_lit.evaluation.protocols import Item
 from firered_lit.textfiles import MEGABYTE, read_bytes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from firered_lit.errors import UserError
 from firered_lit.evaluation.models import fingerprints
 from firered_lit.evaluation.protocols import Item
+from firered_lit.inference.trained import Opened, is_run, open_model
 from firered_lit.places import user_path
-from firered_lit.trained import Opened, is_run, open_model
 
 if TYPE_CHECKING:
     from PIL import Image

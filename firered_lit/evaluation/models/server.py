@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from firered_lit.api_keys import KeyVariable
+from firered_lit.config.api_keys import KeyVariable
 from firered_lit.errors import UserError
 from firered_lit.evaluation.models import fingerprints
 from firered_lit.evaluation.protocols import Item

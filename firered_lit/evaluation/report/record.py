@@ -17,8 +17,8 @@ from firered_lit.evaluation.protocols import EvaluationFolder
 from firered_lit.evaluation.report.page import PICTURES, PLOTS
 from firered_lit.evaluation.report.results import COUNTED, OVERALL, Results
 from firered_lit.evaluation.report.tables import Table
-from firered_lit.mlflow_runs import open_run
-from firered_lit.store import RECORD, read_record, store_uri
+from firered_lit.run.mlflow_runs import open_run
+from firered_lit.run.store import RECORD, read_record, store_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -1,0 +1,1 @@
+"""Annotators of the corpus engine that need a model: vectors, and the area of text."""

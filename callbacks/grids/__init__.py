@@ -1,0 +1,1 @@
+"""Grids of pictures that a run draws."""

@@ -1,0 +1,1 @@
+"""Rewards as callbacks: each scores edits in validation, reinforcement and mining."""

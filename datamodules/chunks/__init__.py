@@ -1,0 +1,1 @@
+"""Encoded samples in chunks, on a disk or in a store."""

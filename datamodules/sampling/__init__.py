@@ -1,0 +1,1 @@
+"""Which samples a step sees: the index, the plan of batches, frequencies, orders, captions."""

@@ -1,0 +1,1 @@
+"""Cards: what a data set and a model are made of."""

@@ -1,0 +1,1 @@
+"""Checkpoints: written whole, in one file or sharded, checked, resumed, averaged."""

@@ -1,0 +1,1 @@
+"""Training over several processes: sharding, and an optimizer whose state can be cut anew."""

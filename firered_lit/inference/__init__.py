@@ -1,0 +1,1 @@
+"""Models that draw: which weights, where their parts lie, which prompts."""
