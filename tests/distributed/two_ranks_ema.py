@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "callbacks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from test_ema import History, drive, flat, slow
 from toy_run import Edits, Toy, trainer

@@ -40,7 +40,7 @@ def test_every_refusals_reason_is_documented(root):
     said = (root / "docs" / "formats.md").read_text(encoding="utf-8").partition("## What is refused")[2]
     calls = [
         node
-        for path in (root / "datamodules").glob("*.py")
+        for path in (root / "datamodules").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in REASON
     ]

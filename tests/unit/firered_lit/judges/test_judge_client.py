@@ -603,10 +603,10 @@ def test_what_is_cancelled_is_broken_off_and_its_place_is_free(asking, release):
 SCRIPT = """
 import sys
 from firered_lit.judges.client import Client
-from firered_lit.judges.request import Request, user
+from firered_lit.judges.request import ChatRequest, user
 assert "aiohttp" not in sys.modules and "torch" not in sys.modules
 client = Client(sys.argv[1])
-client.submit(Request("m", [user("x")]))
+client.submit(ChatRequest("m", [user("x")]))
 sys.stdin.readline()
 assert client.spent == 1
 print("asked", flush=True)
