@@ -35,6 +35,15 @@ def test_the_shift_moves_to_noise_and_more_for_larger_targets() -> None:
     assert torch.equal(resolution_shift(ends, 4096, config), ends)
 
 
+@pytest.mark.parametrize("odds", [1.0, 3.0])
+def test_a_shift_that_is_the_same_for_all_sizes_is_the_stock_schedulers(odds: float) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=odds, use_dynamic_shifting=False)
+    sigma = torch.linspace(1, 0.1, 10)
+    scheduler.set_timesteps(sigmas=sigma.numpy())
+    shifted = resolution_shift(sigma, 4096, {"shift": odds, "use_dynamic_shifting": False})
+    assert torch.allclose(shifted, scheduler.sigmas[:-1], atol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [{"use_karras_sigmas": True}, {"time_shift_type": "linear"}])
 def test_another_familys_scheduler_is_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="Qwen-Image family"):
@@ -176,3 +185,14 @@ def test_guidance_of_one_is_the_condition_and_norms_are_kept() -> None:
     assert torch.allclose(norms(guided), norms(positive), rtol=1e-4)
     away = ((guided - positive) * (positive - negative)).sum()
     assert away > 0  # away from the unconditional
+
+
+def test_guidance_scales_each_token_by_one_factor() -> None:
+    """A token is the vector of its 2 x 2 latents, all channels: its direction stays the combined one's."""
+    positive, negative = torch.randn(2, 1, 16, 4, 6, dtype=torch.float64)
+    combined = negative + 4.0 * (positive - negative)
+    ratio = guide(positive, negative, 4.0) / combined
+    for top in (0, 2):
+        for left in (0, 2, 4):
+            one = ratio[0, :, top : top + 2, left : left + 2]
+            assert torch.allclose(one, one[:1, :1, :1].expand_as(one), rtol=1e-9)
