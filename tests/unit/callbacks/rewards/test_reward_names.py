@@ -194,6 +194,20 @@ def test_check_holds_the_weights_of_a_mining_against_its_rewards(tmp_path):
 # scales
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, 5.0), (-2.0, -1.0), (-100.0, 10.0)])
+def test_a_scale_is_laid_on_the_unit_from_its_lowest_to_its_highest_value(low: float, high: float) -> None:
+    span = high - low
+    values = torch.tensor([low, low + span / 4, high, low - span / 10, high + span / 10])
+    laid, stranger = on_unit(Scores(values, torch.ones(5, dtype=torch.bool)), (low, high))
+    assert torch.allclose(laid.value[:3], torch.tensor([0.0, 0.25, 1.0]))
+    assert laid.valid.tolist() == [True, True, True, False, False]
+    assert stranger == pytest.approx(low - span / 10)
+
+    # On one side alone.
+    _, stranger = on_unit(Scores(torch.tensor([high + span / 10]), torch.ones(1, dtype=torch.bool)), (low, high))
+    assert stranger == pytest.approx(high + span / 10)
+
+
 def test_values_are_laid_linearly_on_the_unit_interval():
     scores = Scores(torch.tensor([0, 5, 2]), torch.tensor([True, True, True]), {"t": torch.tensor([7.0, 8.0, 9.0])})
     laid, stranger = on_unit(scores, (0, 5))
