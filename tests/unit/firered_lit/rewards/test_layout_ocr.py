@@ -251,6 +251,11 @@ def test_cells_divide_the_line_equally():
     assert layout_ocr_reward(word("AB限", 10, 20, 30), "AB 限", got).text == 1
 
 
+def test_boxes_of_a_picture_that_is_stretched_are_stretched_with_it():
+    (box,) = scale([Char("a", 10.0, 20.0, 30.0, 40.0)], (100, 200), (300, 100))
+    assert (box.x, box.y, box.w, box.h) == (5.0, 60.0, 15.0, 120.0)
+
+
 @pytest.mark.parametrize("factor", [(0.5, 0.5), (2, 2), (1.5, 3)])
 def test_a_picture_of_another_size_is_scaled_first(factor):
     read = [*COVER, *moved(word("2nd Editiom"), 5, 5)]
