@@ -133,6 +133,14 @@ def test_gradients_of_zero_are_no_usual_ones():
     assert not guard.norms.count(0.0)
 
 
+def test_the_usual_norm_is_the_median_which_a_few_large_ones_do_not_move():
+    guard = Guard(spike=5.0, window=20)
+    for step in range(20):
+        assert guard.admits(4.0 if step % 5 == 0 else 1.0, step)  # below the spike, and among the usual ones
+    assert guard.admits(4.9, 20)
+    assert not guard.admits(5.1, 21)
+
+
 @pytest.mark.parametrize("given", [{"spike": 1.0}, {"window": 3}, {"patience": 0}])
 def test_nonsense_is_refused(given):
     with pytest.raises(UserError, match=r"stage\.guard"):
