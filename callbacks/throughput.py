@@ -17,7 +17,7 @@ class Throughput(L.Callback):
     Time is fetching plus stepping: validation and saving are left out. A token is a 2x2 patch of latents, of targets
     and references. `perf/data_wait_share` is the share of the time that waits for the loader, the mean over ranks.
     Also `perf/tflops`: 10^12 operations a second on each device, of what the stage counts as `flops`, and where the
-    device's best is known (`models.flops`), `perf/mfu`: their share of it.
+    device's best is known (`models.cost.flops`), `perf/mfu`: their share of it.
 
     Args:
         every: Optimizer steps between two lines of the log.

@@ -1,7 +1,7 @@
 """Samples of chunks by parts: of each, only the bytes that a visit shows are read, from a folder or from a store.
 
 A chunk of LitData holds a uint32 count n, n + 1 uint32 offsets, and the samples. A sample is the uint32 sizes of its
-leaves, and the leaves: `id` and `meta` first, then `tensors`, `images` and `orders` (`chunks.pack`).
+leaves, and the leaves: `id` and `meta` first, then `tensors`, `images` and `orders` (`samples.pack`).
 """
 
 import os

@@ -78,7 +78,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of a picture. `looks` are done to the whole picture, in their order (`datamodules.world.looks`)."""
+    """The content of a picture. `looks` are done to the whole picture, in their order (`done`)."""
 
     background: str
     things: tuple[Thing, ...] = ()

@@ -19,7 +19,7 @@ from typing import Any
 from firered_lit.config.annotation import fits
 from firered_lit.config.api_keys import is_key_variable
 from firered_lit.config.dialect import MISSING, kind
-from firered_lit.config.nameable import LIBRARIES, NAMES, RENAMED, ROOTS, WITHHELD
+from firered_lit.config.nameable import LIBRARIES, MOVED, NAMES, RENAMED, ROOTS, WITHHELD
 from firered_lit.config.ranges import outside
 from firered_lit.config.recipe import PARTIAL, TARGET, Recipe, join, nearest
 from firered_lit.config.signature import Parameter, Signature, signature
@@ -274,7 +274,13 @@ def _hints(thing: Any) -> dict[str, Any]:
 def _import(target: str, allow: Sequence[str], nested: bool) -> Any:
     """Return the admitted class or function itself, from the module that defines it."""
     found = admit(target, allow, nested)
-    thing = getattr(importlib.import_module(found.home), found.name, None)
+    try:
+        thing = getattr(importlib.import_module(found.home), found.name, None)
+    except ModuleNotFoundError as problem:
+        if problem.name not in MOVED:
+            raise
+        new = MOVED[problem.name]
+        raise UserError(f"{found.home}: {problem.name!r} is now called {new!r}; import it by the new name") from None
     if not (inspect.isclass(thing) or inspect.isfunction(thing)):
         raise UserError(f"{target!r} is {type(thing).__name__} once imported, not a class or function")
     if target not in NAMES and target not in allow and not _within(thing.__module__, allow):

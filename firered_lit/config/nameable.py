@@ -178,6 +178,7 @@ MOVED = {
     "callbacks.ocr_reader": "callbacks.ocr.reader",
     "callbacks.ocr_reward": "callbacks.rewards.ocr",
     "callbacks.pixel_reward": "callbacks.rewards.pixel",
+    "callbacks.reward": "callbacks.rewards.base",
     "callbacks.reward_grid": "callbacks.grids.reward_grid",
     "callbacks.sample_grid": "callbacks.grids.sample_grid",
     "callbacks.text_area": "callbacks.annotators.text_area",

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from firered_lit.config.nameable import RENAMED
 from firered_lit.config.recipe import TARGET, Recipe
 from firered_lit.config.signature import signature
 from firered_lit.config.source import NotFoundError
@@ -79,11 +80,11 @@ def _at(node: Any, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _is_judged(node: Any) -> bool:
-    """Return whether a callback's name as a reward is known, or that it is none."""
+    """Return whether a callback's name as a reward is known, or that it is none; not of a name that is refused."""
     if node is None:
         return True
     target = node.get(TARGET) if isinstance(node, dict) else None
-    return isinstance(target, str) and target.startswith((OURS, LIBRARIES))
+    return isinstance(target, str) and target.startswith((OURS, LIBRARIES)) and target not in RENAMED
 
 
 def _name(node: Any) -> Any:

@@ -58,8 +58,8 @@ class Annotator:
         """Return the columns of a batch.
 
         Args:
-            batch: Pictures (`rows.Picture`), pairs (`rows.Pair`) or rows (`rows.RawRow`), as `of` says; values of
-                other columns where it `needs` some.
+            batch: Pictures (`rows.Picture`), pairs (`rows.PicturePair`) or rows (`rows.RawRow`), as `of` says;
+                values of other columns where it `needs` some.
 
         Returns:
             By column, a value for each item of the batch; None where it has none.

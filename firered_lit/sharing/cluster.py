@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from firered_lit.errors import UserError
@@ -90,9 +91,14 @@ def _installed() -> tuple[Any, Any]:
     Raises:
         UserError: They are not installed.
     """
-    try:
-        import daft
-        import ray
-    except ImportError:
-        raise UserError("runner=ray needs Daft and Ray: pip install '.[cluster]'") from None
+    needs_cluster()
+    import daft
+    import ray
+
     return daft, ray
+
+
+def needs_cluster() -> None:
+    """Raise UserError where Daft and Ray are not installed."""
+    if find_spec("daft") is None or find_spec("ray") is None:
+        raise UserError("runner=ray needs Daft and Ray: pip install -c constraints.txt '.[cluster]'")

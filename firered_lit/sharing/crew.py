@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar, get_args
 from firered_lit.errors import UserError
 
 from . import workers
+from .cluster import needs_cluster
 from .workers import Doer, Heard, ShardWork, ignored
 
 Runner = Literal["processes", "ray"]
@@ -70,6 +71,8 @@ class Crew:
     def __post_init__(self) -> None:
         if self.runner not in get_args(Runner):
             raise UserError(f"runner={self.runner}: one of {', '.join(get_args(Runner))}")
+        if self.runner == "ray":
+            needs_cluster()
 
     def do(
         self,

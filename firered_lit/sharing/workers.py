@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
+from tqdm import tqdm
+
 from firered_lit.errors import UserError
+from firered_lit.process.surroundings import quiet_libraries
 from firered_lit.sharing.sendable import sendable
 
 Step = tuple[str, int, int]  # what a process is at: a name, a number, and a place there or -1 for all of it
@@ -238,6 +242,11 @@ def _after_death(process: _Process[W], key: str) -> _Job[W]:
     assert job is not None  # noqa: S101, only busy processes are looked at
     job.deaths[step] = job.deaths.get(step, 0) + 1
     if sum(job.deaths.values()) > _SHARD_DEATHS or job.deaths.get(_BEFORE_ANY, 0) > _UNNAMED_DEATHS:
+        if not process.started:
+            raise UserError(
+                f"processes cannot start: a script needs `if __name__ == '__main__':` around the call, and one that is"
+                f" read from stdin can have none; or take {key}=0"
+            )
         raise UserError(f"shard {job.work.shard}: its processes die again and again; try {key}=0 to see why")
     job.work = job.work.after_death(step, job.deaths[step])
     return job
@@ -246,6 +255,9 @@ def _after_death(process: _Process[W], key: str) -> _Job[W]:
 def _serve(doer: bytes, connection: Connection, key: str) -> None:
     """Do what comes, until the parent is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    quiet_libraries()
+    tqdm.set_lock(threading.RLock())  # no bar is drawn here, and a lock between processes would be left behind
     _one_thread()
     try:
         step: Any = pickle.loads(doer)  # noqa: S301, from the process that has started this one

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.references.instruction import keeps_order, reindex
+from datamodules.references.instruction import droppable_references, keeps_order, reindex
 from datamodules.references.numerals import HAN, LETTERS, ORDINALS, STEMS, WORDS
 from datamodules.references.prompt import find, read
 
@@ -189,3 +189,14 @@ def test_ordinary_instructions_are_rarely_kept_in_order(shared_data):
     assert len(texts) > 1500
     for n in (2, 3):
         assert sum(keeps_order(both, n) for both in texts) < 0.02 * len(texts)
+
+
+def test_the_picture_that_is_edited_stays_where_one_prompt_does_not_name_it():
+    captions = [{"en": "a dog"}, {"en": "a cat"}]
+    assert droppable_references(["Put image 1 beside image 2", "Put image 2 left of image 1"], 2, captions) == (1, 2)
+    assert droppable_references(["Put image 1 beside image 2", "Make image 2 red"], 2, captions) == (2,)
+
+
+def test_two_references_that_are_named_in_words_keep_their_order():
+    assert keeps_order(["Make the former look like the latter"], 2)
+    assert not keeps_order(["Make the former look like the latter"], 1)

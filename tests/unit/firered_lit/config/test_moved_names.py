@@ -10,7 +10,7 @@ import pytest
 from callbacks.annotators.text_area import TextArea
 from firered_lit.cli import main
 from firered_lit.config import nameable, recipe
-from firered_lit.config.build import admit
+from firered_lit.config.build import admit, build
 from firered_lit.config.nameable import MOVED, OURS, RENAMED, ROOTS, first_name
 from firered_lit.curation.annotator import identity
 from firered_lit.errors import UserError
@@ -68,3 +68,20 @@ def test_scores_of_an_annotator_keep_their_name():
     assert first_name("callbacks.annotators.embeddings.Embeddings") == "callbacks.embeddings.Embeddings"
     assert first_name("mine.annotators.Sharpness") == "mine.annotators.Sharpness"
     assert not set(nameable.OURS) & set(RENAMED)
+
+
+def test_a_users_file_that_imports_a_moved_module_is_one_line_with_the_new_name(tmp_path, monkeypatch):
+    (tmp_path / "written_before.py").write_text("from callbacks.reward import RewardCallback\n\nclass Mine: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"'callbacks\.reward' is now called 'callbacks\.rewards\.base'"):
+        build({"_target_": "written_before.Mine"}, allow=["written_before"])
+
+
+def test_old_names_of_rewards_are_all_that_is_said_of_them(tmp_path, capfd):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(with_old_names(recipe.fold("nft")), encoding="utf-8")
+    assert main(["check", "--recipe", str(mine), "data.root=x", "run.dir=x"]) == 2
+    said = "".join(capfd.readouterr())
+    assert "'callbacks.ocr_reward.OCRReward' is now called" in said
+    assert "stage.weights" not in said
+    assert "stage.routes" not in said
